@@ -1,0 +1,70 @@
+"""Everything that pinspect raises on purpose, as one tree.
+
+    PinspectError                      a user's or a file's fault, told in one line (exit code 2)
+    ├── ParamsError                    params.yaml: unknown key, value out of range
+    ├── CaptureError                   a capture or its row in labels.csv cannot be used
+    │   └── ImageError                 the image file itself cannot be read as a photograph
+    ├── UnitSpaceError                 the references of a shape make no unit space
+    │   └── AlignmentError             a capture cannot be laid over the unit space
+    ├── AnswerFormatError              an answer breaks the contract
+    ├── AnswerCheckFailed              rows of the chat dataset fail validation
+    ├── ModelError                     base, adapter or processor is missing, corrupt or of another kind
+    ├── StageInputError                a file that an earlier stage makes is missing
+    ├── RegistryError                  the MLflow registry cannot be reached or used
+    └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
+
+Command-line entry points catch `PinspectError`, print its text and leave with `exit_code`; anything else is a
+defect of pinspect and keeps its traceback.
+"""
+
+
+class PinspectError(Exception):
+    """Base of all errors that pinspect explains to its user in one line."""
+
+    exit_code = 2
+
+
+class ParamsError(PinspectError):
+    """`params.yaml` holds an unknown key or a value that cannot be used."""
+
+
+class CaptureError(PinspectError):
+    """A capture, or its row in `labels.csv`, cannot be used."""
+
+
+class ImageError(CaptureError):
+    """An image file cannot be read as a photograph."""
+
+
+class UnitSpaceError(PinspectError):
+    """The references of one shape do not make a unit space."""
+
+
+class AlignmentError(UnitSpaceError):
+    """A capture cannot be laid over the unit space of its shape."""
+
+
+class AnswerFormatError(PinspectError):
+    """An answer string breaks the answer contract."""
+
+
+class AnswerCheckFailed(PinspectError):
+    """Rows of the chat dataset failed the answer checks."""
+
+
+class ModelError(PinspectError):
+    """A base model, an adapter or a processor is missing, corrupt or of another kind."""
+
+
+class StageInputError(PinspectError):
+    """A stage was started before the stage that makes its input."""
+
+
+class RegistryError(PinspectError):
+    """The MLflow registry cannot be reached, or refuses what was asked."""
+
+
+class PromotionRefused(PinspectError):
+    """A challenger does not meet a promotion rule."""
+
+    exit_code = 3

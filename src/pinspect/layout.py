@@ -1,0 +1,71 @@
+"""The pin layout of a connector and the addresses in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+NO_ADDRESS = "NA"
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """The place of one pin: `column` counts from 1 at the left, `row` is a letter of the layout."""
+
+    column: int
+    row: str
+
+    def __str__(self) -> str:
+        return f"X:{self.column}, Y:{self.row}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows (letters, from the top) and columns (numbers 1..n, from the left) of the pin field.
+
+    Raises ValueError when a row is not one capital letter, is named twice, or no column is left.
+    """
+
+    rows: tuple[str, ...]
+    columns: int
+
+    def __post_init__(self) -> None:
+        if self.columns < 1:
+            raise ValueError(f"columns must be at least 1, found {self.columns}")
+        if not self.rows:
+            raise ValueError("rows must name at least one row")
+        for row in self.rows:
+            if not re.fullmatch(r"[A-Z]", row):
+                raise ValueError(f"a row is one capital letter, found {row!r}")
+        if len(set(self.rows)) != len(self.rows):
+            raise ValueError(f"a row is named twice in {list(self.rows)}")
+
+    @property
+    def pins(self) -> int:
+        """How many pins the connector has."""
+        return len(self.rows) * self.columns
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses, row by row from the top left."""
+        return tuple(Address(column, row) for row in self.rows for column in range(1, self.columns + 1))
+
+    def index(self, address: Address) -> int:
+        """The position of `address` in `addresses`; raises ValueError where the layout has no such pin."""
+        if address.row not in self.rows or not 1 <= address.column <= self.columns:
+            raise ValueError(f"no pin at {address}: the layout has {self}")
+        return self.rows.index(address.row) * self.columns + address.column - 1
+
+    def address(self, text: str) -> Address:
+        """Read an address such as `X:3, Y:U`; raises ValueError with what was expected."""
+        found = re.fullmatch(r"X:(\d+), Y:([A-Z])", text)
+        if not found:
+            raise ValueError(f"expected an address such as 'X:3, Y:{self.rows[0]}', found {text!r}")
+        address = Address(int(found[1]), found[2])
+        self.index(address)
+        if str(address) != text:
+            raise ValueError(f"expected '{address}', found {text!r}")
+        return address
+
+    def __str__(self) -> str:
+        return f"rows {','.join(self.rows)} and columns 1..{self.columns}"

@@ -1,0 +1,216 @@
+"""`params.yaml` as typed, checked objects: the one place that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pinspect.answers import PASSED, AnswerContract
+from pinspect.errors import ParamsError
+from pinspect.layout import Layout
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NaturalInt = Annotated[int, Field(ge=0)]
+View = Literal["RAW", "DST"]
+PromptKind = Literal["two_image", "one_image", "stacked"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LayoutParams(_Section):
+    """Rows and columns of the pin field."""
+
+    rows: list[str]
+    columns: PositiveInt
+
+    @model_validator(mode="after")
+    def _is_a_layout(self) -> LayoutParams:
+        self.layout()
+        return self
+
+    def layout(self) -> Layout:
+        """The layout as the domain object that everything else takes."""
+        return Layout(tuple(self.rows), self.columns)
+
+
+class AnswersParams(_Section):
+    """The words that an answer may use."""
+
+    shapes: Annotated[list[Annotated[str, Field(pattern=r"\A[A-Z0-9]+\z")]], Field(min_length=1)]
+    defect_modes: Annotated[list[Annotated[str, Field(pattern=r"\A[a-z]+\z")]], Field(min_length=1)]
+
+    @field_validator("defect_modes")
+    @classmethod
+    def _passed_is_no_defect(cls, modes: list[str]) -> list[str]:
+        if PASSED in modes:
+            raise ValueError(f"'{PASSED}' is not a defect; leave it out")
+        return modes
+
+
+class VirtualParams(_Section):
+    """How many captures the virtual line renders."""
+
+    train: NaturalInt
+    test: NaturalInt
+    references: Annotated[int, Field(ge=2)]
+    defective_share: Share
+    seed: NaturalInt
+
+
+class RawParams(_Section):
+    """Reading captures and splitting them."""
+
+    max_pixels: PositiveInt
+    split_salt: str
+    validation_share: Share
+    test_share: Share
+    near_duplicate_bits: NaturalInt
+    virtual: VirtualParams
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> RawParams:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on: their sum must be below 1")
+        return self
+
+
+class DstParams(_Section):
+    """NSOARTC windows, the unit space and alignment (px)."""
+
+    window: Annotated[int, Field(ge=1, le=63)]
+    stride: Annotated[int, Field(ge=1, le=64)]
+    minimum_references: Annotated[int, Field(ge=2)]
+    scale_quantile: Annotated[float, Field(gt=0.5, le=1.0)]
+    maximum_shift: Annotated[float, Field(gt=0)]
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_centre(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError(f"a window needs a centre pixel: an odd number, found {window}")
+        return window
+
+
+class CompositeParams(_Section):
+    """The pictures that the model sees."""
+
+    cell: Annotated[int, Field(ge=16, le=256)]
+    grid: bool
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)]
+
+
+class ChatParams(_Section):
+    """Which prompts the chat dataset holds."""
+
+    views: Annotated[list[View], Field(min_length=1)]
+    kinds: Annotated[list[PromptKind], Field(min_length=1)]
+    one_shot_share: Share
+    rows_per_capture: PositiveInt
+    seed: NaturalInt
+
+
+class CheckParams(_Section):
+    """The answer checks."""
+
+    minimum_rows: PositiveInt
+
+
+class TrainParams(_Section):
+    """The LoRA adapter and its training."""
+
+    base: str
+    vision: bool
+    language: bool
+    attention: bool
+    mlp: bool
+    rank: Annotated[int, Field(ge=1, le=512)]
+    alpha: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    batch_size: PositiveInt
+    epochs: Annotated[float, Field(gt=0)]
+    maximum_steps: PositiveInt
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    maximum_grad_norm: Annotated[float, Field(gt=0)]
+    seed: NaturalInt
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> TrainParams:
+        if not (self.vision or self.language) or not (self.attention or self.mlp):
+            raise ValueError("the adapter would change nothing: switch on vision or language, and attention or mlp")
+        return self
+
+
+class EvaluateParams(_Section):
+    """Scoring."""
+
+    view: View
+    batch_size: PositiveInt
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    bootstrap_samples: PositiveInt
+    seed: NaturalInt
+
+
+class RegisterParams(_Section):
+    """Where adapters are registered."""
+
+    model_name: Annotated[str, Field(pattern=r"\A[\w.-]+\z")]
+    experiment: Annotated[str, Field(min_length=1)]
+    tracking_uri: str
+
+
+class Params(_Section):
+    """The whole of `params.yaml`; its sections are named after the stages."""
+
+    layout: LayoutParams
+    answers: AnswersParams
+    raw: RawParams
+    dst: DstParams
+    composite: CompositeParams
+    chat: ChatParams
+    check: CheckParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    register_: Annotated[RegisterParams, Field(alias="register")]
+
+    def contract(self) -> AnswerContract:
+        """The answer contract of this product."""
+        return AnswerContract(self.layout.layout(), tuple(self.answers.shapes), tuple(self.answers.defect_modes))
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check `params.yaml`.
+
+    Raises ParamsError that names the file, the key, what was found and what is allowed; several problems are told at
+    once, one a line.
+    """
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run this in the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ParamsError(f"{path}: expected sections such as 'train:', found {type(found).__name__}")
+    try:
+        return Params.model_validate(found)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(path, problem) for problem in error.errors())) from None
+
+
+def _explain(path: Path, problem: dict) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: {key}: unknown key; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"{path}: {key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
