@@ -70,7 +70,7 @@ class RawParams(_Section):
     split_salt: str
     validation_share: Share
     test_share: Share
-    near_duplicate_bits: NaturalInt
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=255)]
     virtual: VirtualParams
 
     @model_validator(mode="after")
@@ -134,6 +134,7 @@ class TrainParams(_Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt
+    camera_share: Share
     epochs: Annotated[float, Field(gt=0)]
     maximum_steps: PositiveInt
     warmup_share: Share
@@ -149,9 +150,11 @@ class TrainParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """Scoring."""
+    """Scoring: what production inspects with (view, kind, the first decoding) makes the headline."""
 
     view: View
+    kind: PromptKind
+    decodings: Annotated[list[Literal["constrained", "free"]], Field(min_length=1, max_length=2)]
     batch_size: PositiveInt
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     bootstrap_samples: PositiveInt

@@ -1,0 +1,42 @@
+# `make demo`: from captures to a registered adapter.  `make test`: the promises, checked.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test install base bench-nsoartc lint lock clean
+
+demo: install
+	dvc repro
+	@pinspect demo-summary
+
+test: install
+	pytest --cov --cov-report=term --cov-fail-under=85
+
+install: $(VENV)/installed
+
+# The stamp is touched last: an interrupted installation is taken up again.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "pinspect needs Python 3.11 or 3.12, found %d.%d; try: make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --requirement requirements.lock
+	pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+base: install
+	python -m pinspect.model.base --out models/base --work build/base
+
+bench-nsoartc: install
+	python benchmarks/nsoartc.py
+
+lint: install
+	ruff check . && ruff format --check .
+
+# From an environment that holds just this project and its test extra.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --editable '.[test]'
+	build/lock/bin/pip freeze --exclude-editable --all | sed 's/+cpu$$//' | grep -v '^pip==' > requirements.lock
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,56 @@
+"""The `pinspect` command. Each sub-command is one function that calls the library, and imports it when it is called:
+`pinspect --help` must not wait for torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.errors import PinspectError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From photographs of wire-harness connectors to a vision-language inspector, and inspection with it.",
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters' file.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `add` a sub-command while it is the only one."""
+
+
+@app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images, or images/, with or without a labels.csv.")],
+    shape: Annotated[str, typer.Option(help="Pin shape of the captures whose shape no row says.")] = "",
+    captures: Annotated[Path, typer.Option(help="Where captures are kept.")] = Path("data/captures"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Copy new captures in, each image and label checked before; `dvc repro` then redoes only what changed."""
+    from pinspect.data.captures import add_captures
+    from pinspect.params import load_params
+
+    found = load_params(params)
+    report = add_captures(folder, captures, found.contract(), max_pixels=found.raw.max_pixels, shape=shape)
+    for name in report.skipped:
+        print(f"{name}: there already, skipped")
+    print(f"{len(report.added)} captures added to {captures}, {len(report.skipped)} skipped")
+    if report.added:
+        print("next: dvc repro")
+
+
+def main() -> None:
+    """Run the command line; what pinspect explains is told in its own words, without a traceback."""
+    try:
+        app()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,275 @@
+"""Evaluation of an adapter: every test row answered by real generation, then scored and told.
+
+The headline is what production does: the view, kind of prompt and first decoding of `params.evaluate`, on the
+camera's test split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from pinspect.answers import AnswerContract
+from pinspect.errors import StageInputError
+from pinspect.evaluation import metrics, plots, provenance
+from pinspect.evaluation import predictions as tables
+from pinspect.evaluation.metrics import ALL
+from pinspect.evaluation.predictions import CONSTRAINED
+from pinspect.evaluation.report import ReportInput, render_report
+from pinspect.params import EvaluateParams
+from pinspect.prompts import SHOTS, ZERO_SHOT
+
+MODEL = "adapter"
+BASELINE = "NSOARTC baseline"
+HEADLINE = (
+    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
+    *("escape_rate", "overkill_rate", "parse_rate", "auroc"),
+)
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated. facts, provenance: label -> text, for people; digests: name -> text, for machines."""
+
+    title: str
+    learning_curve: pd.DataFrame
+    facts: Mapping[str, str]
+    provenance: Mapping[str, str]
+    digests: Mapping[str, str]
+    params: str = ""
+    set_aside: Mapping[str, str] | None = None
+
+
+def answer_test_rows(
+    inspector, rows: Sequence[Row], images: Path, contract: AnswerContract, params: EvaluateParams
+) -> list[dict]:
+    """Rows of the predictions table for every test row, by generation.
+
+    The first decoding of `params.decodings` answers all rows; the others, which are told beside it, the camera's.
+    Raises StageInputError when no row asks what production asks.
+    """
+    from pinspect.model.generate import answer_rows
+
+    if not headline_rows(rows, params):
+        raise StageInputError(
+            f"data/chat/test.jsonl: none of its {len(rows)} rows is a zero-shot {params.kind} prompt on {params.view} "
+            "composites; make evaluate.view and .kind one of chat.views and .kinds, and see that captures are tested"
+        )
+    answered = []
+    for decoding in params.decodings:
+        asked = rows if decoding == params.decodings[0] else [row for row in rows if row["source"] == "camera"]
+        with tqdm(total=len(asked), desc=f"evaluate ({decoding})", unit="answer") as bar:
+            generated = answer_rows(
+                inspector,
+                asked,
+                images,
+                contract,
+                batch_size=params.batch_size,
+                constrained=decoding == CONSTRAINED,
+                progress=bar.update,
+            )
+        answered += [
+            tables.prediction(
+                row,
+                answer.text,
+                contract,
+                model=MODEL,
+                decoding=decoding,
+                p_defective=answer.p_defective,
+                latency_s=answer.seconds,
+            )
+            for row, answer in zip(asked, generated, strict=True)
+        ]
+    return answered
+
+
+def headline_rows(rows: Sequence[Row], params: EvaluateParams) -> list[Row]:
+    """The rows on which a predictor without prompts is compared: each capture once, as production would ask."""
+    return [row for row in rows if (row["view"], row["kind"], row["shot"]) == (params.view, params.kind, ZERO_SHOT)]
+
+
+def write_evaluation(
+    predictions: pd.DataFrame,
+    rows: Sequence[Row],
+    images: Path,
+    contract: AnswerContract,
+    params: EvaluateParams,
+    subject: Subject,
+    out: Path,
+) -> dict:
+    """Score `predictions` and write all that stands in `reports/eval`; metrics.json, which is returned, last.
+
+    Files: predictions.csv, scores.csv (`metrics.score_table`), detail.json, plots/*.csv, report.html, metrics.json.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    scores = metrics.score_table(
+        predictions, confidence=params.confidence, bootstrap_samples=params.bootstrap_samples, seed=params.seed
+    )
+    comparisons = compare_with_baseline(predictions, params)
+    tables.write(predictions, out / "predictions.csv")
+    scores.to_csv(out / "scores.csv", index=False, lineterminator="\n", float_format="%.6f")
+    plots.write_plot_tables(_plotted(predictions, params), out / "plots")
+    _write_json(_detail(predictions, comparisons, params, subject), out / "detail.json")
+    report = render_report(
+        ReportInput(
+            title=subject.title,
+            date=f"{date.today():%-d %B %Y}",
+            predictions=predictions,
+            scores=scores,
+            contract=contract,
+            model=MODEL,
+            baseline=BASELINE,
+            decoding=params.decodings[0],
+            view=params.view,
+            kind=params.kind,
+            confidence=params.confidence,
+            images={str(row["id"]): row["images"] for row in rows},
+            images_folder=images,
+            learning_curve=subject.learning_curve,
+            comparisons=comparisons,
+            facts=subject.facts,
+            provenance=subject.provenance,
+            params=subject.params,
+            set_aside=subject.set_aside or {},
+        )
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    headline = headline_metrics(scores, params)
+    _write_json(headline, out / "metrics.json")
+    return headline
+
+
+def headline_metrics(scores: pd.DataFrame, params: EvaluateParams) -> dict:
+    """What `dvc metrics show` prints: zero_shot, one_shot and baseline on the camera's test split, then virtual.
+
+    A score that nothing was there for, such as the overkill rate without passed captures, is left out.
+    """
+    asked = (scores["kind"] == params.kind) & (scores["view"] == params.view) & (scores["image_type"] == ALL)
+    found = scores[asked & (scores["metric"].isin(HEADLINE)) & scores["value"].notna()]
+    found = found[(found["decoding"] == params.decodings[0]) | (found["model"] == BASELINE)]
+
+    def of(source: str, model: str, shot: str) -> dict:
+        chosen = found[(found["source"] == source) & (found["model"] == model) & (found["shot"] == shot)]
+        values = chosen.set_index("metric")["value"]
+        counted = {"captures": int(chosen["captures"].max())} if len(chosen) else {}
+        return {name: round(float(values[name]), 4) for name in HEADLINE if name in values} | counted
+
+    def by_source(source: str) -> dict:
+        blocks = {shot: of(source, MODEL, shot) for shot in SHOTS} | {"baseline": of(source, BASELINE, ZERO_SHOT)}
+        return {name: block for name, block in blocks.items() if block}
+
+    virtual = by_source("virtual")
+    return by_source("camera") | ({"virtual": virtual} if virtual else {})
+
+
+def compare_with_baseline(predictions: pd.DataFrame, params: EvaluateParams) -> dict[str, metrics.McNemar]:
+    """McNemar's test of the zero-shot answers against the baseline, on the camera's captures: by exact match and by
+    judgement. Empty where the baseline was not run."""
+    ours = _headline(predictions, params, MODEL, ZERO_SHOT)
+    theirs = _headline(predictions, params, BASELINE, ZERO_SHOT)
+    if ours.empty or theirs.empty:
+        return {}
+    return {outcome: metrics.mcnemar(ours, theirs, outcome, on=("file",)) for outcome in ("exact_match", "judgement")}
+
+
+def read_subject(root: Path, base: Path, params_file: Path) -> Subject:
+    """Gather what the report says about the adapter in `root`: models/adapter, data/chat and the commit.
+
+    Raises StageInputError when the adapter is missing or incomplete.
+    """
+    adapter = root / "models/adapter"
+    sha256 = provenance.adapter_sha256(adapter)
+    training = _read_json(adapter / "training.json")
+    config = _read_json(adapter / "adapter_config.json")
+    chosen = training["params"]
+    digests = {
+        "adapter_sha256": sha256,
+        "base_sha256": training["base_sha256"],
+        "dataset_digest": provenance.dvc_directory_hash(root / "data/chat"),
+        "git_commit": provenance.git_commit(root),
+    }
+    return Subject(
+        title=f"Evaluation of adapter {sha256[:8]}",
+        learning_curve=pd.read_csv(adapter / "learning_curve.csv"),
+        facts={
+            "Adapter": f"LoRA, rank {config['r']}, alpha {config['lora_alpha']}",
+            "Adapts": _adapted_parts(chosen),
+            "Trainable": f"{training['trainable_parameters']:,} parameters, {training['trainable_share']:.1%}",
+            "File size": f"{training['adapter_bytes'] / 1e6:.2f} MB",
+            "Training": f"{training['steps']} steps in {training['seconds']:.0f} s",
+        },
+        provenance={
+            "Adapter sha256": sha256,
+            "Base": f"{base} · {digests['base_sha256']}",
+            "Dataset": digests["dataset_digest"],
+            "Commit": digests["git_commit"] or "not under version control",
+        },
+        digests=digests,
+        params=params_file.read_text(encoding="utf-8"),
+        set_aside=_set_aside(root),
+    )
+
+
+def _adapted_parts(chosen: Mapping[str, object]) -> str:
+    layers = [label for name, label in (("attention", "attention"), ("mlp", "MLP")) if chosen[name]]
+    parts = [name for name in ("vision", "language") if chosen[name]]
+    return f"{' and '.join(layers)} of {' and '.join(parts)}"
+
+
+def _set_aside(root: Path) -> dict[str, str]:
+    """Inspected test captures that the dst stage could not lay over the unit space: file -> reason."""
+    raw, dst = root / "data/raw/manifest.csv", root / "data/dst/manifest.csv"
+    if not (raw.is_file() and dst.is_file()):
+        return {}
+    captures, errors = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (raw, dst))
+    tested = captures[(captures["split"] == "test") & (captures["role"] == "inspected")]
+    joined = tested.merge(errors[["file", "error"]], on="file")
+    return dict(joined.loc[joined["error"] != "", ["capture", "error"]].itertuples(index=False))
+
+
+def _headline(predictions: pd.DataFrame, params: EvaluateParams, model: str, shot: str, source: str = "camera"):
+    wanted = {"model": model, "shot": shot, "source": source, "view": params.view, "kind": params.kind}
+    if model == MODEL:
+        wanted["decoding"] = params.decodings[0]
+    rows = predictions
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def _plotted(predictions: pd.DataFrame, params: EvaluateParams) -> dict[str, pd.DataFrame]:
+    source = "camera" if (predictions["source"] == "camera").any() else "virtual"
+    series = {shot: _headline(predictions, params, MODEL, shot, source) for shot in SHOTS}
+    return series | {"baseline": _headline(predictions, params, BASELINE, ZERO_SHOT, source)}
+
+
+def _detail(predictions: pd.DataFrame, comparisons: Mapping, params: EvaluateParams, subject: Subject) -> dict:
+    latency = _headline(predictions, params, MODEL, ZERO_SHOT)["latency_s"].dropna()
+    return {
+        **subject.digests,
+        "headline": {"view": params.view, "kind": params.kind, "decoding": params.decodings[0]},
+        "confidence": params.confidence,
+        "against_baseline": {outcome: asdict(test) for outcome, test in comparisons.items()},
+        "seconds_per_answer": {f"p{q}": round(float(latency.quantile(q / 100)), 4) for q in (50, 95) if len(latency)},
+        "set_aside": dict(subject.set_aside or {}),
+    }
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageInputError(f"{path}: not found; run the train stage first (dvc repro train)") from None
+    except json.JSONDecodeError as error:
+        raise StageInputError(f"{path}: no JSON ({error}); run dvc repro --force train") from None
+
+
+def _write_json(content: Mapping, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,478 @@
+"""The small default base: Qwen3-VL's architecture from a config, trained on pre-text alone.
+
+    python -m pinspect.model.base --out models/base --work build/base
+
+Three lessons, each with throw-away heads that give every visual token something to learn:
+
+1. see: the vision tower alone; every merged token names what happened to its pin, and its own column and row;
+2. compare: language model and vision tower; at the inspected picture's tokens the language model tells what changed
+   against the reference, and it answers in the contract's five lines, in neutral words;
+3. settle: the same with a falling learning rate.
+
+The work is saved as it goes; the same command picks up a stopped run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from pinspect import prompts
+from pinspect.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.imaging import composite
+from pinspect.layout import Layout
+from pinspect.model import pretext
+from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat
+from pinspect.model.pretext import CELL_CLASSES, SetupPool
+from pinspect.model.processor import build_processor, patchify, train_tokenizer
+from pinspect.params import load_params
+
+PATCH, MERGE = 32, 2
+VOCABULARY = 512
+MARGIN_CLASS = len(CELL_CLASSES)
+STAR_CLASS = CELL_CLASSES.index("star")
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Steps, batch sizes and learning rates of the lessons."""
+
+    see_steps: int = 700
+    see_images: int = 40
+    see_rate: float = 1.5e-3
+    compare_steps: int = 1800
+    compare_chats: int = 20
+    compare_rate: float = 1.2e-3
+    muon_rate: float = 0.01
+    warmup: int = 40
+    seed: int = 5
+
+
+def build_config(tokenizer) -> Qwen3VLConfig:
+    """The default base's shape: about 3.3 M parameters, one 64 px visual token a pin."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
+           ("image_pad", "video_pad", "vision_start", "vision_end")}
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": 160,
+            "intermediate_size": 480,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "head_dim": 32,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
+                                "mrope_interleaved": True},
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 1,
+            "out_hidden_size": 160,
+            "num_position_embeddings": 24 * 24,
+            "deepstack_visual_indexes": [1],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+    )
+
+
+class ThrowAwayHeads(nn.Module):
+    """Linear heads on every visual token; they teach, and are not part of the base."""
+
+    def __init__(self, width: int, layout: Layout) -> None:
+        super().__init__()
+        self.seen = nn.Linear(width, len(CELL_CLASSES) + 1)
+        self.compared = nn.Linear(width, len(CELL_CLASSES) + 1)
+        self.column = nn.Linear(width, layout.columns + 1)
+        self.row = nn.Linear(width, len(layout.rows) + 1)
+
+
+def cell_targets(cells: np.ndarray, layout: Layout) -> torch.Tensor:
+    """Class of every merged token of a single composite, margins included.
+
+    cells: integers (n, pins). Returns int64 (n, tokens) in reading order; the margins are MARGIN_CLASS.
+    """
+    tokens = np.full((len(cells), len(layout.rows) + 1, layout.columns + 1), MARGIN_CLASS)
+    tokens[:, 1:, 1:] = cells.reshape(len(cells), len(layout.rows), layout.columns)
+    return torch.from_numpy(tokens.reshape(len(cells), -1)).long()
+
+
+class Lessons:
+    """Draws batches of pre-text from the rendered pool."""
+
+    def __init__(self, pool: list[SetupPool], processor, layout: Layout, cell: int) -> None:
+        self.pool, self.processor, self.layout, self.cell = pool, processor, layout, cell
+        self.image_tokens = (len(layout.rows) + 1) * (layout.columns + 1)
+        self._chats: dict[tuple, EncodedChat] = {}
+        self._none = np.zeros(layout.pins, np.int8)
+
+    def see(self, rng: np.random.Generator, images: int) -> dict:
+        """Single pictures and the class of each of their cells; every tenth picture is a star image."""
+        pictures, cells = [], []
+        for _ in range(images):
+            group, view = self._group(rng), str(rng.choice(VIEWS))
+            if rng.random() < 0.1:
+                picture, starred, _ = self._star(rng, group, view)
+                pictures.append(picture)
+                cells.append(starred)
+            else:
+                index = rng.integers(len(group.cells))
+                pictures.append(pretext.decode(group.inspected[view][index]))
+                cells.append(group.cells[index])
+        return {"images": _stack(pictures), "seen": cell_targets(np.stack(cells), self.layout)}
+
+    def compare(self, rng: np.random.Generator, chats: int) -> dict:
+        """Chats of every prompt kind, and for each image the class of its cells."""
+        pictures, cells, encoded, last = [], [], [], []
+        for _ in range(chats):
+            group, view = self._group(rng), str(rng.choice(VIEWS))
+            draw = rng.random()
+            if draw < 0.08:
+                chat = self._star_chat(rng, group, view, pictures, cells)
+            else:
+                chat = self._inspection_chat(rng, group, view, draw, pictures, cells)
+            encoded.append(chat)
+            last.append(len(pictures) - 1)
+        tokenizer = self.processor.tokenizer
+        batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
+        return batch | {
+            "images": _stack(pictures),
+            "seen": cell_targets(np.stack(cells), self.layout),
+            "last": torch.tensor(last),
+        }
+
+    def _group(self, rng: np.random.Generator) -> SetupPool:
+        return self.pool[rng.integers(len(self.pool))]
+
+    def _star(self, rng, group: SetupPool, view: str):
+        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
+        pin = int(rng.integers(self.layout.pins))
+        address = self.layout.addresses[pin]
+        starred = self._none.copy()
+        starred[pin] = STAR_CLASS
+        return composite.draw_star(picture, address, self.layout, self.cell), starred, address
+
+    def _star_chat(self, rng, group, view, pictures, cells) -> EncodedChat:
+        picture, starred, address = self._star(rng, group, view)
+        pictures.append(picture)
+        cells.append(starred)
+        answer = pretext.neutral_star(self.layout, group.shape, view, address)
+        return self._encode(("star", view, answer), lambda: prompts.two_image(view, None, answer)[:2], 1)
+
+    def _inspection_chat(self, rng, group, view, draw, pictures, cells) -> EncodedChat:
+        index = rng.integers(len(group.cells))
+        several = (group.cells[index] > 0).sum() > 1
+        one_image, one_shot = draw > 0.88, 0.08 <= draw < 0.25
+        star = None
+        if one_shot:
+            picture, starred, address = self._star(rng, group, view)
+            pictures.append(picture)
+            cells.append(starred)
+            star = pretext.neutral_star(self.layout, group.shape, view, address)
+        if not one_image:
+            pictures.append(pretext.decode(group.references[view][rng.integers(len(group.references[view]))]))
+            cells.append(self._none)
+        pictures.append(pretext.decode(group.inspected[view][index]))
+        cells.append(group.cells[index])
+        kind = AnswerKind.DISCRIMINATION if one_image else AnswerKind.COMPARISON
+        answer = pretext.neutral_answer(self.layout, group.shape, view, group.cells[index], kind)
+        # Where several pins changed no single answer is right: the throw-away heads learn from the picture alone.
+        spoken = None if several else answer
+        if one_image:
+            return self._encode(("one", view, spoken), lambda: prompts.one_image(view, spoken), 1)
+        images = 3 if one_shot else 2
+        return self._encode(("two", view, star, spoken), lambda: prompts.two_image(view, spoken, star), images)
+
+    def _encode(self, key: tuple, messages, images: int) -> EncodedChat:
+        if key not in self._chats:
+            neutral = pretext.neutral_messages(messages())
+            self._chats[key] = encode_chat(self.processor, neutral, [self.image_tokens] * images)
+        return self._chats[key]
+
+
+def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures))
+
+
+class BaseTrainer:
+    """The model, its throw-away heads and the losses of both lessons."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, layout: Layout, known: torch.Tensor) -> None:
+        self.model, self.layout = model, layout
+        self.heads = ThrowAwayHeads(model.config.text_config.hidden_size, layout)
+        # Words that no pre-text uses stay out of the softmax: they would only be pushed away from everything.
+        self.unknown = ~known
+        self.weights = torch.ones(len(CELL_CLASSES) + 1)
+        self.weights[0] = 0.3
+        self.weights[MARGIN_CLASS] = 0.05
+        columns = torch.arange(layout.columns + 1).repeat(len(layout.rows) + 1)
+        rows = torch.arange(len(layout.rows) + 1).repeat_interleave(layout.columns + 1)
+        self.columns, self.rows = columns, rows
+
+    def grid(self, images: torch.Tensor) -> torch.Tensor:
+        """(images, 3): the patch grid of each picture, as Qwen3-VL wants it."""
+        return torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).repeat(len(images), 1)
+
+    def see(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of the first lesson."""
+        vision = self.model.model.visual(
+            patchify(batch["images"], PATCH, MERGE), grid_thw=self.grid(batch["images"]), return_dict=True
+        )
+        return self._seen_loss(vision.pooler_output, batch["seen"])
+
+    def _seen_loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        logits = self.heads.seen(tokens)
+        flat = targets.flatten()
+        seen = F.cross_entropy(logits, flat, weight=self.weights)
+        n = len(targets)
+        address = F.cross_entropy(self.heads.column(tokens), self.columns.repeat(n)) + F.cross_entropy(
+            self.heads.row(tokens), self.rows.repeat(n)
+        )
+        return seen + 0.2 * address, {"seen": seen.item(), "address": address.item(), **_recall(logits, flat, "see")}
+
+    def compare(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of the second lesson: answers, comparison at the inspected tokens, and the first lesson's."""
+        images = batch["images"]
+        captured = {}
+        hook = self.model.model.visual.register_forward_hook(
+            lambda _module, _inputs, output: captured.__setitem__("tokens", output.pooler_output)
+        )
+        hidden = self.model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            pixel_values=patchify(images, PATCH, MERGE),
+            image_grid_thw=self.grid(images),
+            use_cache=False,
+        ).last_hidden_state
+        hook.remove()
+        seen, figures = self._seen_loss(_joined(captured["tokens"]), batch["seen"])
+        per_image = batch["seen"].shape[1]
+        at_images = hidden[batch["mm_token_type_ids"].bool()].view(len(images), per_image, -1)
+        logits = self.heads.compared(at_images[batch["last"]]).flatten(0, 1)
+        targets = batch["seen"][batch["last"]].flatten()
+        compared = F.cross_entropy(logits, targets, weight=self.weights)
+        answers, right = self._answer_loss(hidden, batch["labels"])
+        figures |= {"compared": compared.item(), "answer": answers.item(), "exact": right, **_recall(logits, targets, "cmp")}
+        return answers + compared + 0.5 * seen, figures
+
+    def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+        shifted = labels[:, 1:]
+        asked = shifted != IGNORED
+        logits = self.model.lm_head(hidden[:, :-1][asked]).float().masked_fill(self.unknown, float("-inf"))
+        losses = F.cross_entropy(logits, shifted[asked], reduction="sum")
+        wrong = torch.zeros(len(labels)).index_add_(
+            0, asked.nonzero()[:, 0], (logits.argmax(-1) != shifted[asked]).float()
+        )
+        told = asked.any(1)
+        # An answer holds about eight tokens that are not a matter of form.
+        return losses / (8 * told.sum().clamp(min=1)), (wrong[told] == 0).float().mean().item()
+
+
+def _joined(tokens) -> torch.Tensor:
+    return torch.cat(tokens) if isinstance(tokens, (list, tuple)) else tokens
+
+
+def _recall(logits: torch.Tensor, targets: torch.Tensor, name: str) -> dict[str, float]:
+    right = logits.argmax(-1) == targets
+    return {
+        f"{name}/{label}": right[targets == index].float().mean().item()
+        for index, label in enumerate(CELL_CLASSES)
+        if (targets == index).any()
+    }
+
+
+def optimizers(model: nn.Module, heads: nn.Module, rate: float, muon_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for everything else (embeddings, patch projection, norms, heads)."""
+    matrices, others = [], list(heads.parameters())
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and ("blocks." in name or ".layers." in name or "merger" in name)
+        (matrices if hidden else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def rate_share(step: int, steps: int, warmup: int) -> float:
+    """Share of the full learning rate: linear warm-up, level, then a straight fall over the last 40 %."""
+    rise = min(1.0, (step + 1) / warmup)
+    fall = min(1.0, (steps - step) / (0.4 * steps))
+    return rise * max(0.02, fall)
+
+
+def _ahead(make, count: int):
+    """Yield `count` results of `make(index)`, prepared by a thread while the caller computes."""
+    ready: queue.Queue = queue.Queue(maxsize=4)
+
+    def work() -> None:
+        for index in range(count):
+            ready.put(make(index))
+
+    threading.Thread(target=work, daemon=True).start()
+    for _ in range(count):
+        yield ready.get()
+
+
+def run_lesson(name, trainer, lessons, curriculum, optimizer_list, work, start) -> None:
+    """Train one lesson from step `start`, saving every 100 steps and writing its curve to `work`/curve.jsonl."""
+    steps = curriculum.see_steps if name == "see" else curriculum.compare_steps
+    size = curriculum.see_images if name == "see" else curriculum.compare_chats
+    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
+    full = [group["lr"] for optimizer in optimizer_list for group in optimizer.param_groups]
+    number = {"see": 1, "compare": 2}[name]
+    batches = _ahead(
+        lambda index: draw(np.random.default_rng([curriculum.seed, number, start + index]), size), steps - start
+    )
+    sums: dict[str, list[float]] = {}
+    began = time.monotonic()
+    trainer.model.train()
+    for step, batch in enumerate(batches, start=start):
+        share = rate_share(step, steps, curriculum.warmup)
+        groups = [group for optimizer in optimizer_list for group in optimizer.param_groups]
+        for group, rate in zip(groups, full, strict=True):
+            group["lr"] = rate * share
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, figures = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*trainer.model.parameters(), *trainer.heads.parameters()], 1.0)
+        for optimizer in optimizer_list:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for key, value in (figures | {"loss": loss.item()}).items():
+            sums.setdefault(key, []).append(value)
+        if (step + 1) % 20 == 0:
+            line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - began, 1)}
+            line |= {key: round(float(np.mean(values)), 4) for key, values in sums.items()}
+            with (work / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            sums = {}
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            for group, rate in zip(groups, full, strict=True):
+                group["lr"] = rate
+            _save_checkpoint(work, name, step + 1, trainer, optimizer_list)
+
+
+def _save_checkpoint(work: Path, lesson: str, step: int, trainer: BaseTrainer, optimizer_list) -> None:
+    state = {
+        "lesson": lesson,
+        "step": step,
+        "model": trainer.model.state_dict(),
+        "heads": trainer.heads.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizer_list],
+    }
+    torch.save(state, work / "checkpoint.partial")
+    (work / "checkpoint.partial").rename(work / "checkpoint.pt")
+
+
+def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:
+    """The texts that the tokenizer learns from, and those of them that the base itself is shown."""
+    shown = [pretext.neutral(text) for text in prompts.texts()]
+    for shape in pretext.SHAPES:
+        for view in VIEWS:
+            for change in range(len(pretext.CHANGES) + 1):
+                for pin in range(layout.pins):
+                    cells = np.zeros(layout.pins, np.int8)
+                    cells[pin] = change
+                    for kind in (AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION):
+                        shown.append(pretext.neutral_answer(layout, shape, view, cells, kind))
+    contract_words = AnswerContract(layout, pretext.SHAPES, ("bend", "retract", "missing"))
+    spoken = [
+        contract_words.render(contract_words.defective("CYLN", "RAW", mode, layout.addresses[0]))
+        for mode in contract_words.defect_modes
+    ]
+    return [*shown, *prompts.texts(), *spoken * 10], shown
+
+
+def new_base(layout: Layout, seed: int):
+    """An untrained base and its processor, and which words of the vocabulary its pre-text knows (bool (vocabulary,))."""
+    texts, shown = pretext_texts(layout)
+    tokenizer = train_tokenizer(texts, VOCABULARY)
+    processor = build_processor(tokenizer, PATCH, MERGE)
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
+    known = torch.zeros(VOCABULARY, dtype=torch.bool)
+    for text in shown:
+        known[tokenizer(text).input_ids] = True
+    known[tokenizer.eos_token_id] = True
+    return model, processor, known
+
+
+def save_base(model, processor, known: torch.Tensor, out: Path) -> None:
+    """Write the base as float16 safetensors beside its processor.
+
+    Rows of the embedding that no pre-text trained are scaled to the trained rows' length, so that an adapter finds new
+    words as near as known ones.
+    """
+    with torch.no_grad():
+        rows = model.get_input_embeddings().weight
+        lengths = rows.norm(dim=1)
+        rows[~known] *= (lengths[known].median() / lengths[~known].clamp(min=1e-6)).unsqueeze(1)
+    model.half().save_pretrained(out)
+    model.float()
+    processor.save_pretrained(out)
+
+
+def main() -> None:
+    """Render the pre-text, train the base, save it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("models/base"))
+    parser.add_argument("--work", type=Path, default=Path("build/base"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--workers", type=int, default=2)
+    for name, value in asdict(Curriculum()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--setups", type=int, default=pretext.PoolPlan.setups)
+    arguments = parser.parse_args()
+    curriculum = Curriculum(**{name: getattr(arguments, name) for name in asdict(Curriculum())})
+    params = load_params(arguments.params)
+    layout, cell = params.layout.layout(), params.composite.cell
+    plan = pretext.PoolPlan(setups=arguments.setups)
+    paths = pretext.build_pool(arguments.work / "pool", plan, layout, params.dst, cell, arguments.workers)
+    model, processor, known = new_base(layout, curriculum.seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    lessons = Lessons(pretext.load_pool(paths), processor, layout, cell)
+    trainer = BaseTrainer(model, layout, known)
+    checkpoint = arguments.work / "checkpoint.pt"
+    done = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"lesson": "see", "step": 0}
+    if "model" in done:
+        model.load_state_dict(done["model"])
+        trainer.heads.load_state_dict(done["heads"])
+    for name, rate in (("see", curriculum.see_rate), ("compare", curriculum.compare_rate)):
+        if (done["lesson"], name) == ("compare", "see"):
+            continue
+        same = done["lesson"] == name and "model" in done
+        optimizer_list = optimizers(model, trainer.heads, rate, curriculum.muon_rate)
+        if same:
+            for optimizer, state in zip(optimizer_list, done["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        run_lesson(name, trainer, lessons, curriculum, optimizer_list, arguments.work, done["step"] if same else 0)
+    save_base(model, processor, known, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

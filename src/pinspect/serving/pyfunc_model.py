@@ -1,0 +1,83 @@
+"""The registered model: MLflow runs this file to load an adapter with all that it needs to inspect photographs.
+
+Input: a table with the column `inspected`, and if wanted `reference` and `shape`. Images are paths, or the bytes of an
+image file as base64 text. Output: one line per input line with `file`, the fields of the answer, `answer`,
+`p_defective` and `error`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.errors import ImageError
+from pinspect.serving.inspection import CaptureInspector, Photograph, Task
+
+_LONGEST_PATH = 4096
+
+
+class PinInspector(mlflow.pyfunc.PythonModel):
+    """Artifacts: `base` and `adapter` (model folders), `line` (see `pack_line`) and `params` (params.yaml)."""
+
+    def load_context(self, context) -> None:
+        from pinspect.model.loading import load_inspector
+        from pinspect.params import load_params
+
+        found = {name: Path(path) for name, path in context.artifacts.items()}
+        params = load_params(found["params"])
+        self._inspector = CaptureInspector(load_inspector(found["base"], found["adapter"]), found["line"], params)
+
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
+        columns = list(signature().outputs.input_names())
+        records: list[dict] = [{} for _ in range(len(model_input))]
+        tasks = {}
+        for number, line in enumerate(model_input.to_dict("records")):
+            try:
+                tasks[number] = _task(line, number)
+            except ImageError as error:
+                records[number] = {"file": f"image {number}", "error": str(error)}
+        for number, record in zip(tasks, self._inspector.inspect(list(tasks.values())), strict=True):
+            records[number] = record
+        return pd.DataFrame(records, columns=columns)
+
+
+def signature() -> mlflow.models.ModelSignature:
+    """Columns that go in and come out, for the registry and for clients of a model server."""
+    from mlflow.types import ColSpec, Schema
+
+    from pinspect.answers import FIELDS
+
+    given = [ColSpec("string", "inspected")]
+    given += [ColSpec("string", name, required=False) for name in ("reference", "shape")]
+    told = [ColSpec("string", name) for name in ("file", *FIELDS, "answer")]
+    told += [ColSpec("double", "p_defective"), ColSpec("string", "error")]
+    return mlflow.models.ModelSignature(inputs=Schema(given), outputs=Schema(told))
+
+
+def _task(line: dict, number: int) -> Task:
+    reference, shape = (line[name] if isinstance(line.get(name), str) else "" for name in ("reference", "shape"))
+    return Task(
+        inspected=_photograph(str(line["inspected"]), f"image {number}"),
+        reference=_photograph(reference, f"reference {number}") if reference else None,
+        shape=shape or None,
+    )
+
+
+def _photograph(text: str, name: str) -> Photograph:
+    """The image that `text` names or holds. Raises ImageError when it is neither a file nor base64."""
+    path = Path(text) if len(text) <= _LONGEST_PATH else None
+    if path and path.is_file():
+        return Photograph(text, path.read_bytes())
+    try:
+        return Photograph(name, base64.b64decode(text.split("base64,")[-1], validate=True))
+    except (binascii.Error, ValueError):
+        found = repr(text) if len(text) < 80 else f"{text[:40]!r}…"
+        raise ImageError(f"{name}: expected the path of an image file, or its bytes as base64, found {found}") from None
+
+
+mlflow.models.set_model(PinInspector())

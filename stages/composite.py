@@ -1,0 +1,31 @@
+"""The raw and the dst folder -> composites, the pictures that the model sees.
+
+    python stages/composite.py
+
+Reads data/raw and data/dst (their manifests); writes data/composited.
+"""
+
+import sys
+from pathlib import Path
+
+from pinspect.data.composited import Style, build_composited
+from pinspect.errors import PinspectError
+from pinspect.params import load_params
+
+
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
+    drawn = params.composite
+    style = Style(params.layout.layout(), drawn.cell, drawn.grid, drawn.jpeg_quality, params.raw.max_pixels)
+    stacks = params.chat.rows_per_capture if "stacked" in params.chat.kinds else 0
+    data = root / "data"
+    counts = build_composited(data / "raw", data / "dst", data / "composited", style, stacks_per_capture=stacks)
+    print(counts.to_string())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,29 @@
+"""Captures and the virtual line -> the raw folder.
+
+    python stages/raw.py
+
+Reads data/captures; writes data/raw, and into data/splits.csv which split each capture belongs to for good.
+"""
+
+import sys
+from pathlib import Path
+
+from pinspect.data.raw import build_raw
+from pinspect.errors import PinspectError
+from pinspect.params import load_params
+
+
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
+    data = root / "data"
+    report = build_raw(data / "captures", data / "raw", data / "splits.csv", params.contract(), params.raw)
+    print(report.counts.to_string())
+    print(f"{report.made} pieces of work done, the rest was there", *report.remarks, sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
