@@ -8,25 +8,20 @@ Reads data/raw, data/dst and data/composited (their manifests); writes data/chat
 import sys
 from pathlib import Path
 
-from pinspect.data import chat
+from pinspect.data.chat import build_chat, count_rows, write_chat
 from pinspect.errors import PinspectError
 from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
-    dataset = chat.build_chat(
-        chat.read_manifest(root / "data/raw/manifest.csv", chat.RAW_COLUMNS),
-        chat.read_manifest(root / "data/dst/manifest.csv", chat.DST_COLUMNS),
-        chat.read_manifest(root / "data/composited/manifest.csv", chat.COMPOSITED_COLUMNS),
-        params.contract(),
-        params.chat,
-    )
-    for rows in dataset.rows.values():
-        chat.require_images(rows, root / "data/composited")
-    chat.write_chat(dataset, root / "data/chat")
-    print(chat.count_rows(dataset, params.contract()).to_string())
-    print(f"{len(dataset.set_aside)} inspected captures have no rows: the dst stage set them aside")
+    data = root / "data"
+    dataset = build_chat(data / "raw", data / "dst", data / "composited", params.contract(), params.chat)
+    write_chat(dataset, data / "chat")
+    print(count_rows(dataset, params.contract()).to_string())
+    print(f"{len(dataset.set_aside)} inspected captures have no rows, since the dst stage set them aside")
+    for file, reason in dataset.set_aside.items():
+        print(f"  data/raw/{file}: {reason}")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,32 @@
-"""Train the LoRA adapter: `dvc repro train`, or `python stages/train.py`."""
+"""The chat dataset -> the LoRA adapter.
 
+    python stages/train.py
+
+Reads models/base, data/chat and data/composited; writes models/adapter. A run that was stopped resumes from its last
+checkpoint in build/train.
+"""
+
+import sys
 from pathlib import Path
 
-from pinspect.cli import stage
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.errors import PinspectError
+from pinspect.model.adapter import train_adapter
 from pinspect.params import load_params
 
 
-@stage
-def main() -> None:
-    from pinspect.model.adapter import train_adapter
-
-    params = load_params()
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
     facts = train_adapter(
-        params.train, Path("data/chat"), Path("data/composited"), Path("models/adapter"), Path("build/train")
+        params.train, root / "data/chat", root / "data/composited", root / "models/adapter", root / "build/train"
     )
     share = facts.trainable / facts.parameters
-    print(f"models/adapter: {facts.steps} steps in {facts.seconds:.0f} s, {facts.trainable:,} parameters ({share:.1%})")
+    print(f"{facts.steps} steps in {facts.seconds:.0f} s; {facts.trainable:,} parameters trained ({share:.1%})")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -27,14 +27,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A line with a chat dataset of every prompt kind."""
     root = tmp_path_factory.mktemp("line")
     params = chat_line.make_line(root, inspected=64, stacked=True)
-    dataset = chat.build_chat(
-        chat.read_manifest(root / "data/raw/manifest.csv", chat.RAW_COLUMNS),
-        chat.read_manifest(root / "data/dst/manifest.csv", chat.DST_COLUMNS),
-        chat.read_manifest(root / "data/composited/manifest.csv", chat.COMPOSITED_COLUMNS),
-        params.contract(),
-        params.chat.model_copy(update={"kinds": KINDS}),
-    )
-    chat.write_chat(dataset, root / "data/chat")
+    data = root / "data"
+    asked = params.chat.model_copy(update={"kinds": KINDS})
+    dataset = chat.build_chat(data / "raw", data / "dst", data / "composited", params.contract(), asked)
+    chat.write_chat(dataset, data / "chat")
     return root
 
 
@@ -65,12 +61,12 @@ def of(
     judged: str = "",
     not_in: Sequence[str] = (),
 ) -> dict:
-    """The first RAW test row of a kind and shot, and judgement if given, whose line is not in `not_in`."""
+    """The first test row of a kind and shot, and judgement if given, whose line is not in `not_in`."""
     return next(
         row
         for number, row in enumerate(rows["test"], start=1)
         if f"test.jsonl, line {number}" not in not_in
-        and (row["kind"], row["shot"], row["view"]) == (kind, shot, "RAW")
+        and (row["kind"], row["shot"]) == (kind, shot)
         and judged in row["answer"]
     )
 
@@ -84,6 +80,10 @@ def answer(row: dict, text: object) -> None:
 def replace(row: dict, old: str, new: str) -> None:
     assert old in row["answer"]
     answer(row, row["answer"].replace(old, new))
+
+
+def swap_view(row: dict) -> None:
+    replace(row, row["view"], "DST" if row["view"] == "RAW" else "RAW")
 
 
 def drop_image(row: dict) -> None:
@@ -116,7 +116,7 @@ RULES = [
     ("the judgement is passed or defective", DEFECTIVE, lambda row: replace(row, "defective", "doubtful")),
     ("the defect mode is a known one", PASSED, lambda row: replace(row, "mode->passed", "mode->rusty")),
     ("the defect position is NA or lies in the layout", PASSED, lambda row: replace(row, "->NA", "->X:10, Y:U")),
-    ("the image type is the shape and view of the row", {}, lambda row: replace(row, "_RAW", "_DST")),
+    ("the image type is the shape and view of the row", {}, swap_view),
     ("a passed answer names no defect mode", PASSED, lambda row: replace(row, "mode->passed", "mode->bend")),
     ("a passed answer names no defect position", PASSED, lambda row: replace(row, "->NA", "->X:1, Y:U")),
     (

@@ -17,14 +17,9 @@ STAGE = Path(__file__).resolve().parents[1] / "stages" / "chat.py"
 
 
 def build(root: Path, **changes: object) -> chat.ChatDataset:
-    params = load_params(root / "params.yaml")
-    return chat.build_chat(
-        chat.read_manifest(root / "data/raw/manifest.csv", chat.RAW_COLUMNS),
-        chat.read_manifest(root / "data/dst/manifest.csv", chat.DST_COLUMNS),
-        chat.read_manifest(root / "data/composited/manifest.csv", chat.COMPOSITED_COLUMNS),
-        params.contract(),
-        params.chat.model_copy(update=changes),
-    )
+    params, data = load_params(root / "params.yaml"), root / "data"
+    changed = params.chat.model_copy(update=changes)
+    return chat.build_chat(data / "raw", data / "dst", data / "composited", params.contract(), changed)
 
 
 def all_rows(dataset: chat.ChatDataset) -> list[dict]:
@@ -161,6 +156,12 @@ def test_captures_set_aside_by_dst_have_no_rows_and_are_counted_with_the_reason(
     assert file not in {row["file"] for row in all_rows(dataset)}
 
 
+def test_a_line_that_has_only_references_yet_gives_an_empty_dataset(tmp_path):
+    chat_line.make_line(tmp_path, inspected=0)
+    assert run_stage(tmp_path).returncode == 0
+    assert chat.read_chat(tmp_path / "data/chat/train.jsonl") == []
+
+
 def test_a_reference_set_aside_by_dst_is_shown_nowhere(line):
     reference = chat_line.files(line, role="reference")[0]
     chat_line.change_row(line, "dst", reference, alignment_score="", error="lies 55 px off the unit space")
@@ -225,7 +226,7 @@ def test_a_stage_started_too_early_says_which_file_is_missing(line):
     (line / "data/dst/manifest.csv").unlink()
     failed = run_stage(line)
     assert failed.returncode == StageInputError.exit_code
-    assert failed.stderr == "data/dst/manifest.csv: not found; run `dvc repro`, which makes it first\n"
+    assert failed.stderr == "data/dst/manifest.csv: not found; run `dvc repro`, which makes it\n"
 
 
 def test_a_manifest_without_a_column_is_refused_with_its_name(line):
@@ -239,6 +240,9 @@ def test_a_damaged_chat_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"id": "a"}) + "\n{broken\n")
     with pytest.raises(StageInputError, match=r"train\.jsonl:2: not JSON"):
+        chat.read_chat(path)
+    path.write_text("[1, 2]\n")
+    with pytest.raises(StageInputError, match=r"train\.jsonl:1: expected a JSON object, found '\[1, 2\]'"):
         chat.read_chat(path)
     with pytest.raises(StageInputError, match=r"test\.jsonl: not found"):
         chat.read_chat(tmp_path / "test.jsonl")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pinspect import prompts
 from pinspect.answers import DEFECTIVE, Answer, AnswerContract, AnswerKind
+from pinspect.data.manifests import MANIFEST, read_manifest
 from pinspect.errors import StageInputError
 from pinspect.params import ChatParams
 from pinspect.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
@@ -226,24 +227,25 @@ class ChatBuilder:
         return hashlib.sha256("\0".join([str(self.params.seed), *parts]).encode()).hexdigest()
 
 
-def build_chat(
-    raw: pd.DataFrame, dst: pd.DataFrame, composited: pd.DataFrame, contract: AnswerContract, params: ChatParams
-) -> ChatDataset:
-    """Make the chat dataset out of the three manifests (all columns as strings, see `read_manifest`).
+def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams) -> ChatDataset:
+    """Make the chat dataset out of the folders of the three stages before it.
 
-    Rows are ordered by source, file, view, kind and number. Raises StageInputError when a composite or a reference
-    that a row needs is missing, or when a reference is not in the training split.
+    Rows are ordered by source, file, view, kind and number. Raises StageInputError when a manifest, a composite or a
+    reference that a row needs is missing, or when a reference lies outside the training split.
     """
-    errors = dict(zip(dst["file"], dst["error"], strict=True))
-    captures = {row["file"]: Capture(**row) for row in raw[list(RAW_COLUMNS)].to_dict("records")}
-    usable = {file: capture for file, capture in captures.items() if not errors.get(file)}
-    builder = ChatBuilder(Composites(composited, usable, contract), rank_references(raw, dst), contract, params)
+    labels, aligned = read_manifest(raw / MANIFEST, RAW_COLUMNS), read_manifest(dst / MANIFEST, DST_COLUMNS)
+    captures = [Capture(**row) for row in labels.to_dict("records")]
+    errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
+    usable = {capture.file: capture for capture in captures if capture.file not in errors}
+    composites = Composites(read_manifest(composited / MANIFEST, COMPOSITED_COLUMNS), usable, contract)
+    builder = ChatBuilder(composites, rank_references(labels, aligned), contract, params)
+    inspected = [capture for capture in captures if capture.role == "inspected"]
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for capture in sorted(usable.values(), key=lambda capture: (capture.source, capture.file)):
-        if capture.role == "inspected":
+    for capture in sorted(inspected, key=lambda capture: (capture.source, capture.file)):
+        if capture.file in usable:
             rows[capture.split].extend(builder.rows(capture))
-    inspected = (capture for capture in captures.values() if capture.role == "inspected")
-    return ChatDataset(rows, {capture.file: errors[capture.file] for capture in inspected if errors.get(capture.file)})
+    require_images((row for split in SPLITS for row in rows[split]), composited)
+    return ChatDataset(rows, {capture.file: errors[capture.file] for capture in inspected if capture.file in errors})
 
 
 def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[tuple[str, str], list[Capture]]:
@@ -253,7 +255,7 @@ def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[tuple[str, str
     first reference is the one that evaluation and production show. Raises StageInputError for a reference outside the
     training split: a test capture must never be seen in training.
     """
-    scores = dst.loc[dst["error"] == ""].set_index("file")["alignment_score"].astype(float).to_dict()
+    scores = dst[dst["error"] == ""].set_index("file")["alignment_score"].astype(float).to_dict()
     references: dict[tuple[str, str], list[Capture]] = defaultdict(list)
     for row in raw.loc[raw["role"] == "reference", list(RAW_COLUMNS)].to_dict("records"):
         capture = Capture(**row)
@@ -281,21 +283,6 @@ def require_images(rows: Iterable[Row], composited: Path) -> None:
         )
 
 
-def read_manifest(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read `columns` of a stage's manifest, every value as the string that stands there (`NA` is a word here).
-
-    Raises StageInputError when the file or a column is missing.
-    """
-    try:
-        manifest = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise StageInputError(f"{path}: not found; run `dvc repro`, which makes it first") from None
-    missing = [column for column in columns if column not in manifest]
-    if missing:
-        raise StageInputError(f"{path}: columns {missing} are missing, found {list(manifest)}; run `dvc repro`")
-    return manifest[list(columns)]
-
-
 def write_chat(dataset: ChatDataset, folder: Path) -> None:
     """Write `<split>.jsonl` for every split, one row a line, each file whole or not at all, training rows last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -315,16 +302,20 @@ def read_chat(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise StageInputError(f"{path}:{number}: not JSON ({error}); run `dvc repro -f chat`") from None
+        if not isinstance(row, dict):
+            raise StageInputError(f"{path}:{number}: expected a JSON object, found {line!r}; run `dvc repro -f chat`")
+        rows.append(row)
     return rows
 
 
 def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
     """How many rows there are, one line per split, view and shot, one column per defect mode and their sum."""
     modes = ["passed", *contract.defect_modes]
-    rows = pd.DataFrame([row for split in SPLITS for row in dataset.rows[split]])
+    columns = ["split", "view", "shot", "answer", "answer_kind"]
+    rows = pd.DataFrame([row for split in SPLITS for row in dataset.rows[split]], columns=columns)
     rows["mode"] = [
         contract.parse(answer, AnswerKind(kind)).defect_mode
         for answer, kind in zip(rows["answer"], rows["answer_kind"], strict=True)

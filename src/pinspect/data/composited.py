@@ -20,8 +20,8 @@ from PIL import Image
 
 from pinspect.answers import VIEWS
 from pinspect.data.captures import REFERENCE, content_hash
-from pinspect.data.incremental import MANIFEST, IncrementalFolder, Item, Product
-from pinspect.data.manifests import read_manifest
+from pinspect.data.incremental import IncrementalFolder, Item, Product
+from pinspect.data.manifests import MANIFEST, read_manifest
 from pinspect.data.splits import TRAIN
 from pinspect.errors import StageInputError
 from pinspect.imaging.composite import draw_star, rectify, single, stacked

@@ -28,7 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-MANIFEST = "manifest.csv"
+from pinspect.data.manifests import MANIFEST
+
 PRODUCTS = "products.jsonl"
 
 
@@ -74,6 +75,9 @@ class IncrementalFolder:
 
     def __enter__(self) -> IncrementalFolder:
         self.partial.mkdir(parents=True, exist_ok=True)
+        if self._journal.exists():
+            with self._journal.open("a", encoding="utf-8") as journal:
+                journal.write("\n")  # ends the line that a kill may have cut off
         self._known = {**_read_products(self.path / PRODUCTS), **_read_products(self._journal)}
         return self
 
@@ -128,6 +132,7 @@ class IncrementalFolder:
         work = functools.partial(_make_batch, make, self.partial)
         with _progress() as progress:
             bar = progress.add_task(title, total=len(items))
+            workers = min(workers, len(batches))
             for products in _in_processes(work, batches, workers) if workers > 1 else map(work, batches):
                 progress.advance(bar, len(products))
                 yield from products
@@ -209,9 +214,7 @@ def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:
 
 def _in_processes(work: Callable, batches: Sequence[Sequence[Item]], workers: int) -> Iterator[list[dict]]:
     """`work` over `batches`, each as it is done. Workers start fresh: a fork of a process with threads may hang."""
-    pool = ProcessPoolExecutor(
-        min(workers, len(batches)), multiprocessing.get_context("spawn"), initializer=_end_with_the_parent
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_the_parent)
     futures: list[Future] = [pool.submit(work, batch) for batch in batches]
     try:
         for future in as_completed(futures):
@@ -238,7 +241,7 @@ def _read_products(path: Path) -> dict[str, dict]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             product = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
+        except json.JSONDecodeError:  # an empty line, or one that a kill has cut off
             continue
         products[product["key"]] = product
     return products

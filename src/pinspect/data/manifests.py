@@ -9,6 +9,8 @@ import pandas as pd
 
 from pinspect.errors import StageInputError
 
+MANIFEST = "manifest.csv"
+
 
 def read_manifest(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The `columns` of a stage's manifest, every value as the string that stands there (`NA` is a word here).

@@ -17,7 +17,8 @@ from pinspect.answers import AnswerContract
 from pinspect.data import captures as labelled
 from pinspect.data import splits
 from pinspect.data.captures import FIELD_BOX, PIN_BOX, REFERENCE, Capture
-from pinspect.data.incremental import MANIFEST, IncrementalFolder, Item, Product
+from pinspect.data.incremental import IncrementalFolder, Item, Product
+from pinspect.data.manifests import MANIFEST
 from pinspect.errors import CaptureError, ImageError, ParamsError
 from pinspect.imaging.decode import read_image
 from pinspect.imaging.virtual_line import VirtualCapture, render_line
@@ -56,18 +57,22 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
     folder = IncrementalFolder(out)
     with folder:
         copies = _copy_images(folder, distinct, images, params)
-        problems += [copy["error"] for copy in copies if "error" in copy]
+        problems += [
+            f"{images / capture.file}: {copy['error']}"
+            for (capture, _), copy in zip(distinct, copies, strict=True)
+            if "error" in copy
+        ]
         if problems:
             raise CaptureError("\n".join(problems))
         virtual = _render_virtual_line(folder, contract, params.virtual)
+        if not distinct and not virtual:
+            raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         split_of, more_remarks = _split(distinct, copies, split_record, params)
         camera = [
             {"file": copy["file"], "sha256": sha256, "source": CAMERA, "split": split_of[sha256]} | _named(capture)
             for (capture, sha256), copy in zip(distinct, copies, strict=True)
         ]
         manifest = pd.DataFrame([*camera, *(row for row in virtual if row["sha256"] not in split_of)], columns=COLUMNS)
-        if manifest.empty:
-            raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         manifest = manifest.sort_values(["source", "capture"], ignore_index=True)
         manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
     counts = manifest.groupby(["source", "shape", "role", "split"]).size().unstack("split", fill_value=0)
@@ -76,12 +81,12 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
 
 def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
     """Copy one image (path, sha256, most pixels allowed) once it is decoded. The record tells its file and perceptual
-    hash, or as `error` why it cannot be read."""
+    hash, or as `error` why it cannot be read (without the path: the same content may come by another name)."""
     path, sha256, max_pixels = payload
     try:
         image = read_image(Path(path), max_pixels)
     except ImageError as error:
-        return Product((), {"error": str(error)})
+        return Product((), {"error": str(error).removeprefix(f"{path}: ")})
     file = _write_image(folder, sha256, Path(path).suffix.lower(), Path(path).read_bytes())
     return Product((file,), {"file": file, "perceptual_hash": splits.perceptual_hash(image)})
 

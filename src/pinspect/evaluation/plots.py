@@ -43,7 +43,10 @@ def write_plot_tables(shown: Mapping[str, pd.DataFrame], folder: Path) -> list[P
     for name, rows in shown.items():
         found = rows["found_defect_mode"].where(rows["parses"].astype(bool), metrics.NOT_ANSWERED)
         pairs = pd.DataFrame({"expected": rows["expected_defect_mode"], "found": found})
-        written += [_write(pairs, folder / f"confusion_{name}.csv"), _write(metrics.roc(rows), folder / f"roc_{name}.csv")]
+        written += [
+            _write(pairs, folder / f"confusion_{name}.csv"),
+            _write(metrics.roc(rows), folder / f"roc_{name}.csv"),
+        ]
     return written
 
 
@@ -80,7 +83,9 @@ def learning_curve_figure(curve: pd.DataFrame) -> str:
         axes.plot(curve["step"], smooth, color=_INKS[0], linewidth=1.4)
         if "validation_loss" in curve and curve["validation_loss"].notna().any():
             checked = curve[curve["validation_loss"].notna()]
-            axes.plot(checked["step"], checked["validation_loss"], "o", color=_INKS[1], markersize=3, label="validation")
+            axes.plot(
+                checked["step"], checked["validation_loss"], "o", color=_INKS[1], markersize=3, label="validation"
+            )
             axes.plot([], [], color=_INKS[0], linewidth=1.4, label="training")
             axes.legend(loc="upper right", fontsize=8, handlelength=1.4)
         axes.set(xlabel="training step", ylabel="loss on answer tokens", xlim=(0, None), ylim=(0, None))

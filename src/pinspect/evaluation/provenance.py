@@ -44,6 +44,14 @@ def dvc_directory_hash(folder: Path) -> str:
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes. Raises StageInputError when it is missing."""
+    if not path.is_file():
+        raise StageInputError(f"{path}: not found; run dvc repro, which makes it")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def git_commit(root: Path) -> str:
     """The commit that is checked out at `root`, with a `+` when the code differs from it; empty outside of git."""
     commit = _git(root, "rev-parse", "HEAD").strip()

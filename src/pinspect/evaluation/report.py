@@ -258,9 +258,7 @@ def _miss(asked: pd.DataFrame, wrong: pd.DataFrame, kind: str, images: Mapping[s
 
 def _words(row: pd.Series) -> Words:
     expected, answer = row["expected"].split("\n"), row["answer"].split("\n")
-    lines = tuple(
-        (line, number >= len(expected) or line != expected[number]) for number, line in enumerate(answer)
-    )
+    lines = tuple((line, number >= len(expected) or line != expected[number]) for number, line in enumerate(answer))
     chance = None if pd.isna(row["p_defective"]) else float(row["p_defective"])
     return Words(SHOT_NAMES.get(row["shot"], row["shot"]), lines, chance, row["problem"])
 
@@ -285,9 +283,13 @@ def _jpeg(path: Path, scale: float, quality: int) -> tuple[bytes, tuple[int, int
         with Image.open(path) as image:
             picture = image.convert("RGB")
     except (FileNotFoundError, OSError) as error:
-        raise StageInputError(f"{path}: the picture of a miss cannot be read ({error}); run dvc repro composite") from None
+        raise StageInputError(
+            f"{path}: the picture of a miss cannot be read ({error}); run dvc repro composite"
+        ) from None
     if scale != 1.0:
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+        )
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue(), picture.size
@@ -302,7 +304,13 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "interval": _interval, "count": _count, "hits": _hits, "p_value": _p_value}
+    environment.filters |= {
+        "figure": _figure,
+        "interval": _interval,
+        "count": _count,
+        "hits": _hits,
+        "p_value": _p_value,
+    }
     return environment.get_template("report.html.j2")
 
 

@@ -47,10 +47,14 @@ def align(gray: np.ndarray, mean: np.ndarray, maximum_shift: float) -> Alignment
     if float(np.ptp(gray)) < 1e-3:
         raise AlignmentError("the image is flat: it shows nothing that could be aligned")
     shift = _coarse_shift(gray, mean, maximum_shift)
-    half_gray, half_mean = (cv2.resize(array, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for array in (gray, mean))
+    half_gray, half_mean = (
+        cv2.resize(array, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for array in (gray, mean)
+    )
     inverse = np.array([[1, 0, shift[0] / 2], [0, 1, shift[1] / 2]], np.float32)
     try:
-        _, inverse = cv2.findTransformECC(half_mean, half_gray, inverse, cv2.MOTION_TRANSLATION, _TRANSLATION_STEPS, None, 3)
+        _, inverse = cv2.findTransformECC(
+            half_mean, half_gray, inverse, cv2.MOTION_TRANSLATION, _TRANSLATION_STEPS, None, 3
+        )
         score, inverse = cv2.findTransformECC(half_mean, half_gray, inverse, cv2.MOTION_AFFINE, _AFFINE_STEPS, None, 3)
     except cv2.error:
         raise AlignmentError(_NOTHING_IN_COMMON) from None
@@ -91,8 +95,14 @@ def _checked(inverse: np.ndarray, score: float, shape: tuple[int, int], maximum_
     matrix = cv2.invertAffineTransform(inverse)
     centre = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
     shift = matrix[:, :2] @ centre + matrix[:, 2] - centre
-    if not score >= MINIMUM_SCORE or np.abs(matrix[:, :2] - np.eye(2)).max() > _LARGEST_DEFORMATION:
+    if not score >= MINIMUM_SCORE:
         raise AlignmentError(f"{_NOTHING_IN_COMMON} (correlation {score:.2f}, {MINIMUM_SCORE} at least)")
+    deformation = float(np.abs(matrix[:, :2] - np.eye(2)).max())
+    if deformation > _LARGEST_DEFORMATION:
+        raise AlignmentError(
+            f"it would have to be turned or stretched by {deformation:.0%}, {_LARGEST_DEFORMATION:.0%} at most; "
+            "check that it shows this connector, from the same camera"
+        )
     distance = float(np.hypot(*shift))
     if distance > maximum_shift:
         raise AlignmentError(

@@ -72,7 +72,7 @@ def _open(content: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: refused unread: {error}; crop the image") from None
     except _BROKEN:
         raise ImageError(
-            f"{name}: no image format that Pillow knows, or its header is damaged; expected a JPEG, PNG, TIFF or BMP file"
+            f"{name}: not an image file, or its header is damaged; expected JPEG, PNG, TIFF or BMP"
         ) from None
 
 

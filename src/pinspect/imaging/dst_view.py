@@ -1,9 +1,9 @@
 """The DST view: the picture of an aligned capture's distance from its unit space, as the model sees it.
 
-Normal pins are faint rings: the edges of their tops, where the natural tolerance shows. A defective pin is a solid white
-disc, whatever its mode. How white it is comes from the pin's Mahalanobis distance; the tint and what lies
-round it tell the kind of difference: red where the capture is brighter than the unit space, blue where it is darker, and
-green in the disc of a pin whose top has become smaller.
+Normal pins are faint rings: the edges of their tops, where the natural tolerance shows. A defective pin is a solid
+white disc, whatever its mode. How white it is comes from the pin's Mahalanobis distance; tint and surroundings tell the
+kind of difference: orange where the capture is brighter than the unit space, blue where it is darker, and green in the
+disc of a pin whose top has become smaller.
 """
 
 from __future__ import annotations

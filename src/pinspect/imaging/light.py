@@ -47,7 +47,7 @@ def _polynomial(places: np.ndarray, size: tuple[int, int], order: int) -> np.nda
 
 
 def _fit(values: np.ndarray, basis: np.ndarray, floors: np.ndarray) -> np.ndarray:
-    """Coefficients (columns, terms) of `values` (pins, columns), with Cauchy weights: a defective pin does not count."""
+    """Coefficients (columns, terms) of `values` (pins, columns), with Cauchy weights: a defect does not count."""
     columns = np.asarray(values, np.float64).T[..., None]
     weight = np.ones_like(columns)
     for _ in range(_ROUNDS):

@@ -13,11 +13,14 @@ delta is 0 there, while DST still sees light that should not be there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 DARK = 1e-5
-_BAND_ELEMENTS = 8192  # windows at a time: the four working arrays of a band stay in a core's own cache
+_TINY = 1e-9
+_BAND = 1 << 17  # windows at a time, so that what is held beside the images is bounded
 
 
 def nsoartc(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,11 +35,12 @@ def nsoartc(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> tuple
     """
     y, x = np.asarray(y, np.float32), np.ascontiguousarray(x, np.float32)
     _check(y, x, window, stride)
+    reference = _reference(x, window, stride)
     if y.ndim == 2:
-        return _one(np.ascontiguousarray(y), x, window, stride)
+        return _one(np.ascontiguousarray(y), x, reference, window, stride)
     results = tuple(np.empty((len(y), *_places(x.shape, window, stride)), np.float32) for _ in range(3))
     for number, image in enumerate(y):
-        for result, found in zip(results, _one(np.ascontiguousarray(image), x, window, stride), strict=True):
+        for result, found in zip(results, _one(np.ascontiguousarray(image), x, reference, window, stride), strict=True):
             result[number] = found
     return results
 
@@ -65,16 +69,34 @@ def _places(shape: tuple[int, int], window: int, stride: int) -> tuple[int, int]
     return (shape[0] - window) // stride + 1, (shape[1] - window) // stride + 1
 
 
-def _one(y: np.ndarray, x: np.ndarray, window: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    xy = _window_sums(x * y, window, stride)
-    xx = _window_sums(x * x, window, stride)
-    sum_x, sum_y = _window_sums(x, window, stride), _window_sums(y, window, stride)
-    dark = xx < DARK
-    beta = np.divide(xy, xx, out=np.ones_like(xy), where=~dark)
-    dark |= sum_x == 0
-    delta = np.divide(sum_y, sum_x, out=np.zeros_like(sum_y), where=~dark)
-    np.subtract(delta, beta, out=delta, where=~dark)
-    return beta, delta, _distance(y, x, beta, window, stride)
+@dataclass(frozen=True)
+class _Reference:
+    """What depends on x alone: its window sums (1 in dark windows), and the image in phases, none of it exactly 0."""
+
+    squares: np.ndarray
+    sums: np.ndarray
+    dark: np.ndarray
+    phases: np.ndarray
+
+
+def _reference(x: np.ndarray, window: int, stride: int) -> _Reference:
+    squares, sums = _window_sums(x * x, window, stride), _window_sums(x, window, stride)
+    dark = squares < DARK
+    squares[dark] = sums[dark] = 1
+    # |y - beta x| is taken as x |y/x - beta|; with 1e-9 for 0 it stays |y| to the last digit that float32 has.
+    return _Reference(squares, sums, dark, _phases(np.maximum(x, np.float32(_TINY)), stride))
+
+
+def _one(
+    y: np.ndarray, x: np.ndarray, reference: _Reference, window: int, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    beta = _window_sums(x * y, window, stride)
+    beta /= reference.squares
+    delta = _window_sums(y, window, stride)
+    delta /= reference.sums
+    delta -= beta
+    beta[reference.dark], delta[reference.dark] = 1, 0
+    return beta, delta, _distance(_phases(y, stride) / reference.phases, reference.phases, beta, window, stride)
 
 
 def _window_sums(image: np.ndarray, window: int, stride: int) -> np.ndarray:
@@ -84,32 +106,61 @@ def _window_sums(image: np.ndarray, window: int, stride: int) -> np.ndarray:
     return np.ascontiguousarray(sums[: height - window + 1 : stride, : width - window + 1 : stride])
 
 
-def _distance(y: np.ndarray, x: np.ndarray, beta: np.ndarray, window: int, stride: int) -> np.ndarray:
-    """mean |y - beta x|. The absolute value stands inside and beta belongs to the window, so that no box filter gives
-    it: all windows take their first pixel together, then their second, and so on, a band of windows at a time."""
+def _distance(ratio: np.ndarray, x: np.ndarray, beta: np.ndarray, window: int, stride: int) -> np.ndarray:
+    """mean |y - beta x| = mean x |ratio - beta|, with ratio = y / x; both in phases.
+
+    The absolute value stands inside and beta belongs to the window, so that no box filter gives it. All windows take
+    their first pixel together, then their second, and so on; laid out in one row, the pixels that they take are one
+    slice each time, and two passes over it are all the arithmetic there is.
+    """
     rows, columns = beta.shape
-    phases_y, phases_x = _phases(y, stride), _phases(x, stride)
-    distance = np.zeros_like(beta)
-    band = max(1, _BAND_ELEMENTS // columns)
-    product = np.empty((band, columns), np.float32)
-    for top in range(0, rows, band):
-        bottom = min(rows, top + band)
-        total, gain, part = distance[top:bottom], beta[top:bottom], product[: bottom - top]
+    width = x.shape[-1]
+    length = (rows - 1) * width + columns
+    gain = np.zeros((rows, width), np.float32)
+    gain[:, :columns] = beta
+    # Each has a first axis of length 1: OpenCV takes a very short array of one axis for a scalar.
+    gain, total = gain.reshape(1, -1), np.zeros((1, rows * width), np.float32)
+    part = np.empty((1, min(length, _BAND)), np.float32)
+    ratio, x = (phases.reshape(stride, stride, 1, -1) for phases in (ratio, x))
+    for start in range(0, length, _BAND):
+        stop = min(length, start + _BAND)
+        one, gains, band = part[:, : stop - start], gain[:, start:stop], total[:, start:stop]
         for i in range(window):
             for j in range(window):
-                phase = (i % stride, j % stride)
-                place = (slice(top + i // stride, bottom + i // stride), slice(j // stride, j // stride + columns))
-                np.multiply(gain, phases_x[phase][place], out=part)
-                cv2.absdiff(phases_y[phase][place], part, dst=part)
-                cv2.add(total, part, dst=total)
-    distance *= np.float32(1 / window**2)
-    return distance
+                place = slice(start + i // stride * width + j // stride, stop + i // stride * width + j // stride)
+                cv2.absdiff(ratio[i % stride, j % stride, :, place], gains, dst=one)
+                cv2.accumulateProduct(one, x[i % stride, j % stride, :, place], band)
+    return total.reshape(rows, width)[:, :columns] * np.float32(1 / window**2)
 
 
-def _phases(image: np.ndarray, stride: int) -> dict[tuple[int, int], np.ndarray]:
-    """The image split by pixel place modulo `stride`, so that a step of one window is a step of one element."""
-    return {
-        (i, j): np.ascontiguousarray(image[i::stride, j::stride]) if stride > 1 else image
-        for i in range(stride)
-        for j in range(stride)
-    }
+def _phases(image: np.ndarray, stride: int) -> np.ndarray:
+    """The image split by pixel place modulo `stride`, (stride, stride, rows, columns): a step of one window becomes a
+    step of one element."""
+    if stride == 1:
+        return image[None, None]
+    height, width = (-(-side // stride) * stride for side in image.shape)
+    padded = np.ones((height, width), np.float32)
+    padded[: image.shape[0], : image.shape[1]] = image
+    split = padded.reshape(height // stride, stride, width // stride, stride)
+    return np.ascontiguousarray(split.transpose(1, 3, 0, 2))
+
+
+def double_eye(
+    left: np.ndarray,
+    right: np.ndarray,
+    left_box: tuple[float, float, float, float],
+    right_box: tuple[float, float, float, float],
+) -> np.ndarray:
+    """The difference of the distance images of two views of one connector, distance_left - distance_right.
+
+    left, right: float32 (H, W), each in the px of its own view's unit space. left_box, right_box: x0, y0, x1, y1 (px),
+    the same part of the connector in the two, such as their unit spaces' cell boxes: the right view is laid over the
+    left one by them. Returns float32 (H, W) in px of the left view, positive where only the left eye sees a distance.
+    What both see alike, such as stained tops, cancels; a pin of another height does not, since each eye sees its top
+    move its own way.
+    """
+    (lx0, ly0, lx1, ly1), (rx0, ry0, rx1, ry1) = left_box, right_box
+    scale_x, scale_y = (lx1 - lx0) / (rx1 - rx0), (ly1 - ly0) / (ry1 - ry0)
+    over = np.array([[scale_x, 0, lx0 - scale_x * rx0], [0, scale_y, ly0 - scale_y * ry0]])
+    laid = cv2.warpAffine(right, over, left.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return left - laid

@@ -17,6 +17,7 @@ from pinspect.imaging.light import without_trend
 
 FEATURES = ("brightness", "shift_x", "shift_y", "size", "distance", "likeness")
 SCORED = 5  # the first five features make the score; likeness tells the defect modes apart
+MODE_FEATURES = ("brightness", "size", "likeness", "distance", "inward", "across", "off_centre", "sink")
 _BRIGHTNESS, _SHIFT, _SIZE, _DISTANCE, _LIKENESS = 0, slice(1, 3), 3, 4, 5
 FEATURE_FLOORS = np.array([0.008, 0.25, 0.25, 0.006, 0.004], np.float32)  # passed pins never agree better than this
 _ROUNDS = 3
@@ -28,10 +29,10 @@ _NEAR = 4.0  # px: further off, the top is searched for
 class PinTemplates:
     """The mean's pins, prepared for measuring: everything that does not depend on the capture.
 
-    centres: float32 (pins, 2) px. pitch: px. patches: float32 (pins, side * side), the mean round each centre. weight:
-    float32 (side * side,), 1 on a top and its rim, 0 outside. tops: bool (pins, side * side). jacobian: float32 (pins,
-    side * side, 4), how a patch answers to brightness, shift x, shift y and size; solve: float32 (pins, 4, side * side),
-    its weighted pseudo-inverse.
+    centres: float32 (pins, 2) px. pitch: px. patches: float32 (pins, side * side), the mean round each centre.
+    weight: float32 (side * side,), 1 on a top and its rim, 0 outside. tops: bool (pins, side * side). jacobian: float32
+    (pins, side * side, 4), how a patch answers to brightness, shift x, shift y and size; solve: float32 (pins, 4,
+    side * side), its weighted pseudo-inverse.
     """
 
     centres: np.ndarray
@@ -45,7 +46,7 @@ class PinTemplates:
     @property
     def side(self) -> int:
         """Side of a patch, px (odd)."""
-        return int(round(self.weight.size**0.5))
+        return round(self.weight.size**0.5)
 
 
 def pin_templates(mean: np.ndarray, centres: np.ndarray, pitch: float) -> PinTemplates:
@@ -117,6 +118,29 @@ def pin_distances(measures: np.ndarray, location: np.ndarray, precision: np.ndar
     return np.sqrt(np.maximum(np.einsum("nk,kl,nl->n", deviation, precision, deviation), 0)).astype(np.float32)
 
 
+def mode_features(measures: np.ndarray, templates: PinTemplates, pin: int) -> np.ndarray:
+    """What tells the defect modes of one pin apart: float32 (8,), as in `MODE_FEATURES`.
+
+    In perspective, the top of a retracted pin moves towards the middle of the field and becomes smaller by the same
+    share; a bent pin's top moves anywhere and stays as large; a missing one has no top.
+    inward, across: the top's shift towards the middle and at right angles to that, pitches. off_centre: distance of its
+    place from the middle, pitches. sink: inward as a share of off_centre. The others: as `measure_pins` gives them.
+    """
+    found = dict(zip(FEATURES, measures[pin].astype(np.float64), strict=True))
+    shift = measures[pin, _SHIFT].astype(np.float64) / templates.pitch
+    outward = (templates.centres[pin] - templates.centres.mean(axis=0)).astype(np.float64) / templates.pitch
+    off_centre = float(np.hypot(*outward))
+    direction = outward / off_centre if off_centre > 0.1 else np.zeros(2)
+    inward = -float(shift @ direction)
+    found |= {
+        "inward": inward,
+        "across": float(np.hypot(*(shift + inward * direction))),
+        "off_centre": off_centre,
+        "sink": inward / max(off_centre, 0.5),
+    }
+    return np.array([found[name] for name in MODE_FEATURES], np.float32)
+
+
 def _search(found: np.ndarray, evened: np.ndarray, templates: PinTemplates, pin: int) -> None:
     """Look for a pin's top within half a pitch of its place, on half the size, and refit its size there."""
     side, reach = templates.side, templates.side // 2
@@ -125,7 +149,9 @@ def _search(found: np.ndarray, evened: np.ndarray, templates: PinTemplates, pin:
     room = 2 * round(0.45 * templates.pitch)
     centre = templates.centres[pin]
     place = cv2.getRectSubPix(evened, (template.shape[1] + room, template.shape[0] + room), _point(centre))
-    half_place, half_template = (cv2.resize(array, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for array in (place, template))
+    half_place, half_template = (
+        cv2.resize(array, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for array in (place, template)
+    )
     match = cv2.matchTemplate(half_place, half_template, cv2.TM_CCOEFF_NORMED)
     _, likeness, _, best = cv2.minMaxLoc(match)
     shift = (np.array(best, np.float32) - (np.array(match.shape[::-1], np.float32) - 1) / 2) * 2

@@ -32,6 +32,7 @@ from pinspect.params import DstParams
 _MAD_TO_SIGMA = 1.4826
 _OUTLIER = 3.0  # times the median of the references: the worst pin of one that is no fellow
 _STRANGER = 2.5  # times the median of the references: the mean distance of one that is no fellow
+_QUORUM = 5
 _TOP_SHARE = 0.52  # of a pitch; the size of a top where rows and columns are as many and the box cannot tell
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -116,7 +117,7 @@ class UnitSpace:
             return cls(layout=layout, **values)
         except FileNotFoundError:
             raise UnitSpaceError(f"{path}: not found; run the dst stage first") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise UnitSpaceError(f"{path}: no unit space of this version ({error}); run the dst stage again") from None
 
     def _packed(self) -> bytes:
@@ -252,8 +253,8 @@ def _field_box(
     height, width = aligned.shape[1:]
     if not 8 <= pitch <= min(width / layout.columns, height / len(layout.rows)) * 1.3:
         raise UnitSpaceError(
-            f"shape {shape}: found no field of {len(layout.rows)} x {layout.columns} pins (box {box.round().tolist()}); "
-            "give field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
+            f"shape {shape}: found no field of {len(layout.rows)} x {layout.columns} pins, bright is "
+            f"{box.round().tolist()}; give field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
         )
     return box
 
@@ -280,7 +281,12 @@ def _bright_box(mean: np.ndarray) -> np.ndarray:
 
 
 def _fellows(evened: np.ndarray, middle: np.ndarray, templates: PinTemplates) -> np.ndarray:
-    """Which references, (n, H, W), are like their fellows, as a whole and pin by pin: bool (n,)."""
+    """Which references, (n, H, W), are like their fellows, as a whole and pin by pin: bool (n,).
+
+    Fewer than five cannot outvote one of them: all are kept then.
+    """
+    if len(evened) < _QUORUM:
+        return np.ones(len(evened), bool)
     features = np.stack([measure_pins(image, templates) for image in evened])
     location = np.median(features[..., :SCORED], axis=0)
     precision = _precision((features[..., :SCORED] - location).reshape(-1, SCORED))

@@ -61,8 +61,8 @@ class LineSetup:
 class Pins:
     """The state of every pin of one connector, each array float64 (pins,), in the layout's order.
 
-    lean (degrees) and lean_direction (radians, image axes) tilt a pin about its foot; height and width are shares of the
-    set-up's own; shift_x, shift_y (pitches) move the foot; grey is a share of the set-up's; present is 0 or 1.
+    lean (degrees) and lean_direction (radians, image axes) tilt a pin about its foot; height and width are shares of
+    the set-up's own; shift_x, shift_y (pitches) move the foot; grey is a share of the set-up's; present is 0 or 1.
     """
 
     lean: np.ndarray

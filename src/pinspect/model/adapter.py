@@ -18,10 +18,11 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from torch import nn
 from tqdm import tqdm
 
+from pinspect.data.chat import read_chat
 from pinspect.errors import ModelError
 from pinspect.model.batching import IGNORED
 from pinspect.model.loading import directory_digest, load_base
-from pinspect.model.rows import RowEncoder, read_rows
+from pinspect.model.rows import RowEncoder
 from pinspect.params import TrainParams
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "seconds")
@@ -57,20 +58,21 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
         if part and kind:
             names.append(name)
     if not names:
-        raise ModelError("no layer of this model answers to train.vision, .language, .attention and .mlp; switch more on")
+        raise ModelError(
+            "no layer of this model answers to train.vision, .language, .attention and .mlp; switch more on"
+        )
     return names
 
 
-def train_adapter(
-    params: TrainParams, chat_dir: Path, images_dir: Path, out: Path, work: Path
-) -> TrainedAdapter:
+def train_adapter(params: TrainParams, chat_dir: Path, images_dir: Path, out: Path, work: Path) -> TrainedAdapter:
     """Train an adapter on `chat_dir`/train.jsonl and save it to `out` as peft saves it, with its learning curve.
 
     The loss is the cross entropy of the expected answer's tokens alone. A run that was stopped resumes from its last
-    checkpoint in `work`, as long as data, base and parameters are the same. Raises ModelError when the loss is no number.
+    checkpoint in `work`, as long as data, base and parameters are the same. Raises ModelError when the loss is no
+    number.
     """
     torch.manual_seed(params.seed)
-    rows = {split: read_rows(chat_dir / f"{split}.jsonl") for split in ("train", "validation")}
+    rows = {split: read_chat(chat_dir / f"{split}.jsonl") for split in ("train", "validation")}
     model, processor = load_base(params.base)
     config = LoraConfig(
         r=params.rank,
@@ -85,7 +87,9 @@ def train_adapter(
     encoder = RowEncoder(processor, images_dir)
     plan = plan_batches(rows["train"], encoder, params)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        trainable, lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98)
+    )
     checkpoint = _Checkpoint(work, params, chat_dir)
     start, curve, spent = checkpoint.restore(model, optimizer)
     began = time.monotonic() - spent

@@ -61,8 +61,10 @@ class Curriculum:
 
 def build_config(tokenizer) -> Qwen3VLConfig:
     """The default base's shape: about 3.3 M parameters, one 64 px visual token a pin."""
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
-           ("image_pad", "video_pad", "vision_start", "vision_end")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end")
+    }
     return Qwen3VLConfig(
         text_config={
             "vocab_size": VOCABULARY,
@@ -73,8 +75,12 @@ def build_config(tokenizer) -> Qwen3VLConfig:
             "num_key_value_heads": 5,
             "head_dim": 32,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5],
-                                "mrope_interleaved": True},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
             "pad_token_id": tokenizer.pad_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "bos_token_id": None,
@@ -276,7 +282,12 @@ class BaseTrainer:
         targets = batch["seen"][batch["last"]].flatten()
         compared = F.cross_entropy(logits, targets, weight=self.weights)
         answers, right = self._answer_loss(hidden, batch["labels"])
-        figures |= {"compared": compared.item(), "answer": answers.item(), "exact": right, **_recall(logits, targets, "cmp")}
+        figures |= {
+            "compared": compared.item(),
+            "answer": answers.item(),
+            "exact": right,
+            **_recall(logits, targets, "cmp"),
+        }
         return answers + compared + 0.5 * seen, figures
 
     def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -409,7 +420,7 @@ def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:
 
 
 def new_base(layout: Layout, seed: int):
-    """An untrained base and its processor, and which words of the vocabulary its pre-text knows (bool (vocabulary,))."""
+    """An untrained base, its processor, and which words its pre-text knows: bool (vocabulary,)."""
     texts, shown = pretext_texts(layout)
     tokenizer = train_tokenizer(texts, VOCABULARY)
     processor = build_processor(tokenizer, PATCH, MERGE)

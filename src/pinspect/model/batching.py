@@ -29,7 +29,8 @@ def encode_chat(processor, messages: Sequence[Message], image_tokens: Sequence[i
     """Encode `messages`; a closing assistant turn is the expected answer, ended by the end-of-turn token.
 
     image_tokens: how many visual tokens each image has, in order. Prompt and answer are tokenized apart, so that
-    training sees exactly the prompt that generation starts from. Raises ValueError where images and placeholders differ.
+    training sees exactly the prompt that generation starts from. Raises ValueError where images and placeholders
+    differ.
     """
     prompt = processor.apply_chat_template(without_answer(messages), tokenize=False, add_generation_prompt=True)
     parts = prompt.split(processor.image_token)
@@ -40,7 +41,7 @@ def encode_chat(processor, messages: Sequence[Message], image_tokens: Sequence[i
     expected = []
     if messages[-1]["role"] == "assistant":
         answer = "".join(part["text"] for part in messages[-1]["content"])
-        expected = processor.tokenizer(answer, add_special_tokens=False).input_ids + [processor.tokenizer.eos_token_id]
+        expected = [*processor.tokenizer(answer, add_special_tokens=False).input_ids, processor.tokenizer.eos_token_id]
     return EncodedChat(ids + expected, len(ids))
 
 

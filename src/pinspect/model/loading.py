@@ -44,7 +44,9 @@ def load_base(directory: str | Path) -> tuple[torch.nn.Module, object]:
         processor = AutoProcessor.from_pretrained(directory)
         model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{directory}: the base model cannot be read: {_one_line(error)}; restore it from git") from None
+        raise ModelError(
+            f"{directory}: the base model cannot be read: {_one_line(error)}; restore it from git"
+        ) from None
     return model, processor
 
 

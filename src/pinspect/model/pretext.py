@@ -1,7 +1,7 @@
 """Pre-text: what the base learns from before it ever meets a real line.
 
-Everything here comes from the virtual line, from thousands of random set-ups of it, and is told in neutral words. The
-base learns to see pins, to name addresses and to compare two pictures; which of the changes is a defect, and what a line
+Everything here comes from the virtual line, from many random set-ups of it, and is told in neutral words. The base
+learns to see pins, to name addresses and to compare two pictures; which of the changes is a defect, and what a line
 calls it, is left to the adapter. No judgement and no defect mode of the answer contract occurs in any pre-text.
 """
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pinspect import prompts
 from pinspect.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.errors import UnitSpaceError
 from pinspect.imaging import composite, virtual_line
 from pinspect.imaging.alignment import align, warp
 from pinspect.imaging.dst_view import dst_view
@@ -32,6 +33,7 @@ UNCHANGED = "unchanged"
 CHANGES = ("leaning", "lower", "absent", "darker", "shifted", "thinner")
 CELL_CLASSES = (UNCHANGED, *CHANGES, "star")
 JPEG_QUALITY = 95
+_ATTEMPTS = 20
 
 # The prompts and answers of the contract, told without its judgements and defect modes.
 _NEUTRAL_WORDS = {"defective": "changed", "defect": "change", "passed": UNCHANGED}
@@ -124,8 +126,7 @@ def load_pool(paths: list[Path]) -> list[SetupPool]:
             data, ends = stored["data"].tobytes(), np.cumsum(stored["lengths"])
             pictures = [data[end - length : end] for end, length in zip(ends, stored["lengths"], strict=True)]
             per_view = [
-                (view, role, int(count))
-                for (view, role), count in zip(_POOL_ORDER, stored["counts"], strict=True)
+                (view, role, int(count)) for (view, role), count in zip(_POOL_ORDER, stored["counts"], strict=True)
             ]
             pool = SetupPool(str(stored["shape"]), {}, {}, stored["cells"])
         for view, role, count in per_view:
@@ -143,12 +144,26 @@ _POOL_ORDER = [(view, role) for view in VIEWS for role in ("references", "inspec
 
 
 def _build_setup(job: tuple) -> None:
-    path, number, plan, layout, dst, cell = job
     cv2.setNumThreads(1)
-    rng = np.random.default_rng([plan.seed, number])
+    path, number, *rest = job
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _render_setup(path, number, attempt, *rest)
+        except UnitSpaceError:
+            # A random camera may see a line that no one would build: another one takes its place.
+            continue
+    raise RuntimeError(f"set-up {number}: no usable line in {_ATTEMPTS} attempts; narrow virtual_line.random_setup")
+
+
+def _render_setup(
+    path: Path, number: int, attempt: int, plan: PoolPlan, layout: Layout, dst: DstParams, cell: int
+) -> None:
+    rng = np.random.default_rng([plan.seed, number, attempt])
     shape = SHAPES[number % len(SHAPES)]
     setup = virtual_line.random_setup(rng, shape)
-    references = [_photograph(rng, setup, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)]
+    references = [
+        _photograph(rng, setup, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)
+    ]
     space = build_unit_space(
         [_gray(image) for image in references],
         [f"reference {index}" for index in range(len(references))],

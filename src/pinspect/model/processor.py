@@ -48,7 +48,12 @@ class ImageTextProcessor(Qwen3VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-AutoProcessor.register(Qwen3VLConfig, ImageTextProcessor, exist_ok=True)
+class _ImageTextConfig(Qwen3VLConfig):
+    """A key of our own: AutoProcessor keeps no registration for a config of transformers itself."""
+
+
+# AutoProcessor finds the class by the name that processor_config.json tells.
+AutoProcessor.register(_ImageTextConfig, ImageTextProcessor, exist_ok=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:

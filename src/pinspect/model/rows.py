@@ -1,4 +1,4 @@
-"""Rows of the chat dataset: reading them, and turning them into model inputs."""
+"""Rows of the chat dataset as model inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from pinspect.errors import StageInputError
 from pinspect.model.batching import EncodedChat, collate, encode_chat
 from pinspect.model.processor import patchify
-
-
-def read_rows(path: str | Path) -> list[dict]:
-    """The rows of a chat dataset file. Raises StageInputError where it is missing or a line is no JSON object."""
-    path = Path(path)
-    if not path.exists():
-        raise StageInputError(f"{path}: not found; run `dvc repro chat` first")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise StageInputError(f"{path}: line {number}: not JSON ({error.msg}); run `dvc repro chat` again") from None
-    return rows
 
 
 class RowEncoder:
@@ -69,7 +55,10 @@ class RowEncoder:
         image_processor = self.processor.image_processor
         sizes = {image.shape for image in images}
         whole = len(sizes) == 1 and not any(side % self._token_pixels for side in images[0].shape[:2])
-        if not (whole and isinstance(image_processor, Qwen2VLImageProcessorPil)) or image_processor.temporal_patch_size > 1:
+        if (
+            not (whole and isinstance(image_processor, Qwen2VLImageProcessorPil))
+            or image_processor.temporal_patch_size > 1
+        ):
             return dict(image_processor(images, return_tensors="pt"))
         patch, (height, width, _) = image_processor.patch_size, images[0].shape
         return {

@@ -139,9 +139,10 @@ class CaptureInspector:
         if kind is PromptKind.STACKED:
             shown = {"stacked": stacked(*shown.values())}
         names = [f"{number}-{name}.jpg" for name in shown]
+        quality = self._params.composite.jpeg_quality
         for name, picture in zip(names, shown.values(), strict=True):
-            # The model learnt from composites that had gone through JPEG: so do these.
-            Image.fromarray(picture).save(folder / name, quality=self._params.composite.jpeg_quality)
+            # The model learnt from composites that had gone through JPEG, written just so.
+            Image.fromarray(picture).save(folder / name, quality=quality, subsampling=0)
         messages = {
             PromptKind.TWO_IMAGE: prompts.two_image,
             PromptKind.ONE_IMAGE: prompts.one_image,

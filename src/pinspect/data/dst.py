@@ -1,0 +1,284 @@
+"""The dst folder: the unit space of every line, and every capture laid over it and shown as its distance.
+
+unit_space/<source>-<SHAPE>.npz      one per line, made of its references
+images/<2 hex>/<20 hex>.png          the DST view, aligned, in px of the unit space
+scores.csv                           one row an inspected capture: a score for each pin, and the features of the highest
+manifest.csv                         one row a capture: its DST view and place, or why it was set aside
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from pinspect.answers import DEFECTIVE
+from pinspect.data.captures import FIELD_BOX, INSPECTED, REFERENCE
+from pinspect.data.incremental import MANIFEST, IncrementalFolder, Item, Product
+from pinspect.data.manifests import read_manifest
+from pinspect.errors import AlignmentError, ImageError, UnitSpaceError
+from pinspect.imaging.alignment import Alignment, align, warp
+from pinspect.imaging.decode import read_image, to_gray
+from pinspect.imaging.dst_view import paint_dst_view
+from pinspect.imaging.pin_scores import MODE_FEATURES, measure_pins, mode_features
+from pinspect.imaging.unit_space import UnitSpace, build_unit_space, even_light
+from pinspect.layout import Layout
+from pinspect.params import DstParams
+
+SCORES = "scores.csv"
+MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
+COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
+SCORE = "score"
+HIGHEST = "highest"
+_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # these pictures gain a fifth from level 6, at five times the time
+_CLEARLY_BETTER = 0.01  # correlation by which a reference must fit another shape better to be taken for it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read and compared: params.dst, the layout, and how many pixels an image may have."""
+
+    layout: Layout
+    params: DstParams
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class References:
+    """The references of one line (source and shape): paths, names, hashes and field boxes (x0, y0, x1, y1; None unless
+    every one has its box) go together."""
+
+    source: str
+    shape: str
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    sha256: tuple[str, ...]
+    field_boxes: tuple[tuple[float, ...], ...] | None
+
+    @property
+    def file(self) -> str:
+        """Where the unit space of the line lies in the dst folder."""
+        return f"unit_space/{self.source}-{self.shape}.npz"
+
+
+@dataclass(frozen=True)
+class BuiltUnitSpace:
+    """A unit space on disk: where it lies, its sha256, and the references that differ from their fellows."""
+
+    path: str
+    sha256: str
+    outliers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DstReport:
+    """What the dst stage has to tell: captures by source and shape, what was made anew, what was set aside (capture ->
+    reason) and references that differ from their fellows."""
+
+    counts: pd.DataFrame
+    made: int
+    set_aside: dict[str, str]
+    outliers: tuple[str, ...]
+
+
+def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = None) -> DstReport:
+    """Make the dst folder `out` from the raw folder.
+
+    Raises UnitSpaceError, with a line for each shape whose references make no unit space, and StageInputError when the
+    raw folder is not there. A capture that cannot be read or aligned is set aside with its reason and stops no other.
+    """
+    columns = ("file", "sha256", "source", "capture", "shape", "judgement", "role", *FIELD_BOX)
+    captures = read_manifest(raw / MANIFEST, columns)
+    with IncrementalFolder(out) as folder:
+        unit_spaces = _build_unit_spaces(folder, raw, captures, reading)
+        records = _draw_dst_views(folder, raw, captures, unit_spaces, reading, workers)
+        _write_tables(folder, captures, records, reading.layout)
+    errors = {name: record["error"] for name, record in zip(captures["capture"], records, strict=True)}
+    return DstReport(
+        counts=captures.groupby(["source", "shape", "role"]).size().unstack("role", fill_value=0),
+        made=len(folder.made),
+        set_aside={name: error for name, error in errors.items() if error},
+        outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
+    )
+
+
+def make_unit_space(reading: Reading, references: References, folder: Path) -> Product:
+    """Build the unit space of one line. The record tells its outliers, or as `error` why there is none."""
+    cv2.setNumThreads(1)  # the stage runs a process a core
+    try:
+        unit_space = build_unit_space(
+            [to_gray(read_image(path, reading.max_pixels)) for path in references.paths],
+            references.names,
+            references.field_boxes,
+            references.shape,
+            reading.layout,
+            reading.params,
+        )
+    except (ImageError, UnitSpaceError) as error:
+        return Product((), {"error": f"{references.source} line: {error}"})
+    unit_space.save(folder / references.file)
+    return Product((references.file,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
+
+
+def draw_dst_view(reading: Reading, payload: tuple[str, str, str, str], folder: Path) -> Product:
+    """Align one capture (path, file in the raw folder) to its unit space (path, sha256) and draw its DST view.
+
+    The record holds its place and its pins' scores, or as `error` why the capture was set aside.
+    """
+    path, file, unit_space_path, sha256 = payload
+    cv2.setNumThreads(1)
+    unit_space = _loaded(unit_space_path, sha256)
+    try:
+        gray = to_gray(read_image(path, reading.max_pixels))
+        place = align(gray, unit_space.mean, reading.params.maximum_shift)
+    except (ImageError, AlignmentError) as error:
+        return Product((), {"error": str(error)})
+    evened = even_light(warp(gray, place, unit_space.size), unit_space.templates)
+    measures = measure_pins(evened, unit_space.templates)
+    distances = unit_space.pin_distances(measures)
+    view = paint_dst_view(evened, measures, distances, unit_space)
+    dst_file = str(PurePosixPath(file).with_suffix(".png"))
+    (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / dst_file).write_bytes(cv2.imencode(".png", view[..., ::-1], _PNG)[1].tobytes())
+    return Product((dst_file,), _placed(dst_file, place) | {"error": "", "scores": score_row(measures, unit_space)})
+
+
+def score_row(measures: np.ndarray, unit_space: UnitSpace) -> dict[str, float | str]:
+    """What the baseline knows of a capture, from what `measure_pins` found, as a row of scores.csv.
+
+    The score of each pin, keyed by its address: its Mahalanobis distance as a share of what few passed pins reach, so
+    that shapes and lines can be compared. `score` and `highest`: the highest of them and its address. Then the
+    `MODE_FEATURES` of that pin.
+    """
+    scores = unit_space.pin_distances(measures) / unit_space.pin_white
+    highest = int(scores.argmax())
+    addresses = unit_space.layout.addresses
+    features = mode_features(measures, unit_space.templates, highest)
+    return (
+        {str(address): round(float(score), 4) for address, score in zip(addresses, scores, strict=True)}
+        | {SCORE: round(float(scores[highest]), 4), HIGHEST: str(addresses[highest])}
+        | {name: round(float(value), 5) for name, value in zip(MODE_FEATURES, features, strict=True)}
+    )
+
+
+def score_columns(layout: Layout) -> tuple[str, ...]:
+    """The columns of scores.csv."""
+    return ("file", *map(str, layout.addresses), SCORE, HIGHEST, *MODE_FEATURES)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(path: str, sha256: str) -> UnitSpace:
+    """A unit space, read once by each process; `sha256` keeps two versions at one path apart."""
+    return UnitSpace.load(path)
+
+
+def _build_unit_spaces(
+    folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, reading: Reading
+) -> dict[tuple[str, str], BuiltUnitSpace]:
+    """The unit space of every line that has captures, by source and shape."""
+    lines = [_references(source, shape, rows, raw) for (source, shape), rows in captures.groupby(["source", "shape"])]
+    items = [Item(line.file, (*line.sha256, repr(line.field_boxes)), line) for line in lines]
+    make = functools.partial(make_unit_space, reading)
+    records = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
+    problems = [record["error"] for record in records if "error" in record]
+    if problems:
+        raise UnitSpaceError("\n".join(problems))
+    built = {
+        (line.source, line.shape): BuiltUnitSpace(
+            _find(folder, line.file, record["sha256"]), record["sha256"], tuple(record["outliers"])
+        )
+        for line, record in zip(lines, records, strict=True)
+    }
+    _refuse_other_shapes(lines, built, reading)
+    return built
+
+
+def _references(source: str, shape: str, rows: pd.DataFrame, raw: Path) -> References:
+    found = rows[rows["role"] == REFERENCE]
+    defective = found.loc[found["judgement"] == DEFECTIVE, "capture"].tolist()
+    if defective:
+        raise UnitSpaceError(
+            f"{source} line, shape {shape}: reference {defective[0]} is labelled defective; a reference is a passed "
+            "capture: correct its judgement or its role in labels.csv"
+        )
+    boxes = found[list(FIELD_BOX)]
+    has_boxes = len(found) > 0 and not (boxes == "").any(axis=None)
+    return References(
+        source=source,
+        shape=shape,
+        paths=tuple(str(raw / file) for file in found["file"]),
+        names=tuple(found["capture"]),
+        sha256=tuple(found["sha256"]),
+        field_boxes=tuple(map(tuple, boxes.astype(float).to_numpy().tolist())) if has_boxes else None,
+    )
+
+
+def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
+    """Where a file of the folder lies now: freshly made, or in place since an earlier run."""
+    paths = [path for path in (folder.partial / file, folder.path / file) if path.is_file()]
+    return next(str(path) for path in paths if hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
+
+
+def _refuse_other_shapes(
+    lines: Sequence[References], built: dict[tuple[str, str], BuiltUnitSpace], reading: Reading
+) -> None:
+    """An outlier among its fellows that fits another shape of its source better was given the wrong shape."""
+    for line in lines:
+        own = built[line.source, line.shape]
+        others = {shape: space for (source, shape), space in built.items() if source == line.source and space != own}
+        for name in own.outliers:
+            path = line.paths[line.names.index(name)]
+            gray = to_gray(read_image(path, reading.max_pixels))
+            fit = _fit(gray, own, reading)
+            for shape, other in others.items():
+                if _fit(gray, other, reading) > fit + _CLEARLY_BETTER:
+                    raise UnitSpaceError(
+                        f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
+                        "correct its shape in labels.csv"
+                    )
+
+
+def _fit(gray: np.ndarray, built: BuiltUnitSpace, reading: Reading) -> float:
+    try:
+        return align(gray, _loaded(built.path, built.sha256).mean, reading.params.maximum_shift).score
+    except AlignmentError:
+        return 0.0
+
+
+def _draw_dst_views(
+    folder: IncrementalFolder,
+    raw: Path,
+    captures: pd.DataFrame,
+    unit_spaces: dict[tuple[str, str], BuiltUnitSpace],
+    reading: Reading,
+    workers: int | None,
+) -> list[dict]:
+    items = []
+    for row in captures.itertuples():
+        built = unit_spaces[row.source, row.shape]
+        payload = (str(raw / row.file), row.file, built.path, built.sha256)
+        items.append(Item(row.file, (row.sha256, built.sha256), payload))
+    make = functools.partial(draw_dst_view, reading)
+    return folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
+
+
+def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
+    numbers = dict(zip(MATRIX, place.matrix.astype(float).ravel(), strict=True))
+    numbers |= {"shift_x": place.shift[0], "shift_y": place.shift[1], "alignment_score": place.score}
+    return {"dst_file": dst_file} | {name: float(f"{number:.7g}") for name, number in numbers.items()}
+
+
+def _write_tables(folder: IncrementalFolder, captures: pd.DataFrame, records: list[dict], layout: Layout) -> None:
+    files = zip(captures["file"], captures["role"], records, strict=True)
+    scores = [
+        {"file": file} | found["scores"] for file, role, found in files if role == INSPECTED and "scores" in found
+    ]
+    manifest = pd.DataFrame(records, columns=list(COLUMNS)).assign(file=captures["file"])
+    for name, table in ((SCORES, pd.DataFrame(scores, columns=list(score_columns(layout)))), (MANIFEST, manifest)):
+        table.to_csv(folder.new_file(name), index=False, encoding="utf-8", lineterminator="\n")

@@ -1,0 +1,33 @@
+"""The raw folder -> unit spaces and DST views.
+
+    python stages/dst.py
+
+Reads data/raw; writes data/dst: the unit space of every line, the aligned DST view of every capture, its pin scores.
+"""
+
+import sys
+from pathlib import Path
+
+from pinspect.data.dst import Reading, build_dst
+from pinspect.errors import PinspectError
+from pinspect.params import load_params
+
+
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
+    reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
+    report = build_dst(root / "data/raw", root / "data/dst", reading)
+    print(report.counts.to_string())
+    print(f"{report.made} pieces of work done, the rest was there")
+    for name in report.outliers:
+        print(f"reference {name} differs from its fellows and was left out of the unit space; look at it")
+    for name, reason in report.set_aside.items():
+        print(f"{name}: set aside: {reason}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

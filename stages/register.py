@@ -1,0 +1,32 @@
+"""The evaluated adapter -> a version in the MLflow registry, with the alias challenger.
+
+    python stages/register.py
+
+Reads models/base, models/adapter, reports/eval, reports/answers, data/raw and data/dst; writes
+reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tracking_uri, else mlruns/mlflow.db.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.errors import PinspectError
+from pinspect.params import load_params
+from pinspect.serving.registry import read_candidate, register_candidate
+
+
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
+    registration = register_candidate(read_candidate(root, params.train.base), params)
+    text = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"
+    (root / "reports/registration.json").write_text(text, encoding="utf-8")
+    print(f"{registration['model_uri']} (adapter {registration['adapter_sha256'][:12]}) in {registration['registry']}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

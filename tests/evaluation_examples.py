@@ -1,0 +1,92 @@
+"""Predictions for tests: answers of the contract, right and wrong, to a few captures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from pinspect.answers import Answer
+from pinspect.evaluation import predictions
+from pinspect.evaluation.evaluate import BASELINE, MODEL
+from pinspect.params import load_params
+
+PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
+CONTRACT = PARAMS.contract()
+ADDRESSES = CONTRACT.layout.addresses
+
+
+def truth(number: int, view: str = "DST") -> Answer:
+    """What capture `number` shows: every other one is passed, the others show all modes at all addresses in turn."""
+    shape = CONTRACT.shapes[number // 2 % len(CONTRACT.shapes)]
+    if number % 2:
+        return CONTRACT.passed(shape, view)
+    mode = CONTRACT.defect_modes[number // 2 % len(CONTRACT.defect_modes)]
+    return CONTRACT.defective(shape, view, mode, ADDRESSES[number // 2 % len(ADDRESSES)])
+
+
+def chat_row(number: int, *, view: str = "DST", shot: str = "zero_shot", source: str = "camera") -> dict[str, object]:
+    """The part of a chat row that scoring and the report read."""
+    answer = truth(number, view)
+    return {
+        "id": f"{source}-{number}-{view}-{shot}",
+        "source": source,
+        "shape": answer.shape,
+        "view": view,
+        "kind": "two_image",
+        "shot": shot,
+        "file": f"images/{source}/{number}.jpg",
+        "answer": CONTRACT.render(answer),
+    }
+
+
+def right(row: dict[str, object]) -> str:
+    return str(row["answer"])
+
+
+def escaped(row: dict[str, object]) -> str:
+    """Passed, whatever there is."""
+    return CONTRACT.render(CONTRACT.passed(str(row["shape"]), str(row["view"])))
+
+
+def overkilled(row: dict[str, object]) -> str:
+    """A bend at the first address, whatever there is."""
+    return CONTRACT.render(CONTRACT.defective(str(row["shape"]), str(row["view"]), "bend", ADDRESSES[0]))
+
+
+def moved(row: dict[str, object]) -> str:
+    """The right mode at the address after the right one."""
+    found = CONTRACT.parse(str(row["answer"]))
+    after = ADDRESSES[(CONTRACT.layout.index(found.defect_position) + 1) % len(ADDRESSES)]
+    return CONTRACT.render(CONTRACT.defective(found.shape, found.view, found.defect_mode, after))
+
+
+def unreadable(row: dict[str, object]) -> str:
+    """An answer that stops in the middle of its third line."""
+    return str(row["answer"])[:70]
+
+
+def answered(
+    rows: Iterable[dict[str, object]], answer=right, *, model: str = MODEL, decoding: str = "constrained", chance=None
+) -> pd.DataFrame:
+    """The predictions table of `rows`, each answered by `answer(row)` and, if given, `chance(row)` as P(defective)."""
+    return predictions.table(
+        [
+            predictions.prediction(
+                row,
+                answer(row),
+                CONTRACT,
+                model=model,
+                decoding=decoding,
+                p_defective=chance(row) if chance else None,
+                latency_s=0.25,
+            )
+            for row in rows
+        ]
+    )
+
+
+def baseline(rows: Iterable[dict[str, object]], answer=right, chance=None) -> pd.DataFrame:
+    """As `answered`, by the NSOARTC baseline."""
+    return answered(rows, answer, model=BASELINE, chance=chance)
