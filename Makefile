@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 demo: install
 	dvc repro
-	@pinspect demo-summary
+	@pinspect summary
 
 test: install
 	pytest --cov --cov-report=term --cov-fail-under=85

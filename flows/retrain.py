@@ -31,6 +31,7 @@ from dvc.repo import Repo  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.states import Failed  # noqa: E402
 
 REPORT = Path("reports/eval/report.html")
 METRICS = Path("reports/eval/metrics.json")
@@ -62,9 +63,17 @@ class StageOutcome:
 def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> list[StageOutcome]:
     """Bring the project in `root` up to date, stage by stage; at most one such flow works in a checkout."""
     project = Path(root).resolve()
-    with one_per_checkout(project):
-        attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
-        outcomes = [attempt(stage, str(project)) for stage in stages_in_order(project)]
+    attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
+    outcomes = []
+    try:
+        with one_per_checkout(project):
+            for stage in stages_in_order(project):
+                state = attempt(stage, str(project), return_state=True)
+                if not state.is_completed():
+                    raise StageFailedError(state.message or f"stage {stage} ended {state.name}")
+                outcomes.append(state.result())
+    except PinspectError as error:
+        return Failed(message=str(error))  # raised, Prefect would log a traceback of it
     publish(project, outcomes)
     return outcomes
 
@@ -76,7 +85,12 @@ def _is_worth_another_try(task, task_run, state) -> bool:
 @task(task_run_name="{stage}", retry_condition_fn=_is_worth_another_try, cache_policy=None)
 def reproduce(stage: str, root: str) -> StageOutcome:
     """`dvc repro --single-item` of one stage, its output in the Prefect log."""
-    return run_stage(stage, Path(root), get_run_logger().info)
+    try:
+        return run_stage(stage, Path(root), get_run_logger().info)
+    except InfrastructureError:
+        raise  # Prefect tries again what was raised, not what was returned
+    except StageFailedError as error:
+        return Failed(message=str(error))
 
 
 def stages_in_order(root: Path) -> list[str]:
@@ -193,8 +207,10 @@ def _stop(number: int, frame: object) -> None:
 def main(root: str = ".") -> None:
     """Run the flow here and now; a polite kill ends the stage under way too."""
     signal.signal(signal.SIGTERM, _stop)
-    outcomes = retrain(root)
-    for outcome in outcomes:
+    state = retrain(root, return_state=True)
+    if not state.is_completed():
+        raise StageFailedError(state.message or f"the flow ended {state.name}")
+    for outcome in state.result():
         print(f"{outcome.stage:<12} {'done' if outcome.ran else 'unchanged':<10} {outcome.seconds:6.1f} s")
     report = Path(root).resolve() / REPORT
     if report.is_file():

@@ -5,11 +5,10 @@
 Reads data/raw, data/dst and data/composited (their manifests); writes data/chat/{train,validation,test}.jsonl.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect.data.chat import build_chat, count_rows, write_chat
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 
 
@@ -25,8 +24,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -6,11 +6,10 @@ Reads data/chat; writes reports/answers/validation.json and reports/answers/docs
 the checks fail.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect.data.answer_checks import check_chat
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 
 
@@ -29,8 +28,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

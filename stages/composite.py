@@ -5,11 +5,10 @@
 Reads data/raw and data/dst (their manifests); writes data/composited.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect.data.composited import Style, build_composited
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 
 
@@ -24,8 +23,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -5,11 +5,10 @@
 Reads data/raw; writes data/dst: the unit space of every line, the aligned DST view of every capture, its pin scores.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect.data.dst import Reading, build_dst
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 
 
@@ -26,8 +25,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -6,13 +6,13 @@ Reads models/base, models/adapter, data/chat/test.jsonl and data/composited; for
 Writes reports/eval: predictions.csv, scores.csv, detail.json, plots/*.csv, report.html and metrics.json.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.data.chat import read_chat
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.evaluation import evaluate, predictions
+from pinspect.evaluation.baseline import fit_baseline
 from pinspect.model.loading import load_inspector
 from pinspect.params import load_params
 
@@ -24,6 +24,8 @@ def main(root: Path = Path()) -> None:
     subject = evaluate.read_subject(root, Path(params.train.base), root / "params.yaml")
     inspector = load_inspector(root / params.train.base, root / "models/adapter")
     answered = evaluate.answer_test_rows(inspector, rows, images, contract, params.evaluate)
+    baseline = fit_baseline(root / "data/dst", root / "data/raw", contract)
+    answered += baseline.predictions(evaluate.headline_rows(rows, params.evaluate), evaluate.BASELINE)
     headline = evaluate.write_evaluation(
         predictions.table(answered), rows, images, contract, params.evaluate, subject, out
     )
@@ -33,8 +35,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -5,11 +5,10 @@
 Reads data/captures; writes data/raw, and into data/splits.csv which split each capture belongs to for good.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect.data.raw import build_raw
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 
 
@@ -22,8 +21,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -7,11 +7,10 @@ reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tr
 """
 
 import json
-import sys
 from pathlib import Path
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.params import load_params
 from pinspect.serving.registry import read_candidate, register_candidate
 
@@ -25,8 +24,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -6,11 +6,10 @@ Reads models/base, data/chat and data/composited; writes models/adapter. A run t
 checkpoint in build/train.
 """
 
-import sys
 from pathlib import Path
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 from pinspect.model.adapter import train_adapter
 from pinspect.params import load_params
 
@@ -25,8 +24,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -21,7 +21,6 @@ from flows.retrain import (
 from pinspect import quiet
 
 PROJECT = Path(__file__).parents[1]
-APPEND = "from pathlib import Path; import sys; "
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +81,17 @@ def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(r
 @pytest.mark.usefixtures("server")
 def test_a_fault_of_the_surroundings_is_tried_again_and_bad_data_is_not(repository):
     root = repository(
-        fetch=(tries("fetch") + "import sys; sys.exit(75 if len(open('fetch.tries').read()) < 2 else 0)", [], []),
-        check=(tries("check") + "import sys; print('row 7: unknown mode'); sys.exit(2)", ["fetch.py"], []),
+        fetch=(
+            tries("fetch") + "open('data.txt', 'w')\nimport sys; sys.exit(75 if len(open('fetch.tries').read()) < 2 else 0)",
+            [],
+            ["data.txt"],
+        ),
+        check=(tries("check") + "import sys; print('row 7: unknown mode'); sys.exit(2)", ["data.txt"], []),
     )
-    with pytest.raises(StageFailedError, match="stage check failed .* command 2") as failure:
-        retrain(str(root), retries=2, retry_delay_seconds=0)
-    assert "row 7: unknown mode" in str(failure.value)
+    state = retrain(str(root), retries=2, retry_delay_seconds=0, return_state=True)
+    assert state.is_failed()
+    assert "stage check failed (dvc 255, its command 2)" in state.message
+    assert "row 7: unknown mode" in state.message
     assert (root / "fetch.tries").read_text() == "xx"
     assert (root / "check.tries").read_text() == "x"
 

@@ -244,7 +244,8 @@ def test_a_bad_image_is_told_by_the_name_that_it_has_now(root):
         write_labels(captures, rows)
         with pytest.raises(CaptureError) as caught:
             build(root)
-        assert str(caught.value).startswith(f"{captures / 'images' / name}: no image format")
+        assert str(caught.value).startswith(f"{captures / 'images' / name}: ")
+        assert str(caught.value).count(".jpg") == 1
 
 
 def test_once_the_bad_capture_is_mended_the_run_goes_on(root):

@@ -124,11 +124,11 @@ def test_a_reference_that_shows_something_else_is_refused_by_name():
         built(references)
 
 
-def test_dark_references_without_a_pin_field_are_refused():
-    shells = [capture("CYLN", 3)] * 5
-    shells[0].image[20:240] = 20
+def test_references_without_a_whole_pin_field_are_refused():
+    parts = [capture("CYLN", 3)] * 5
+    parts[0].image[:, 220:] = 20
     with pytest.raises(UnitSpaceError, match="found no field of 3 x 9 pins"):
-        built(shells, boxes=False)
+        built(parts, boxes=False)
 
 
 @pytest.mark.parametrize("shape", SETUPS)
@@ -138,6 +138,25 @@ def test_a_bad_reference_is_reported_by_name_and_does_not_count(shape, mode):
     spoiled = built([*good, capture(shape, 77, mode, "X:2, Y:D")], shape)
     assert spoiled.outliers == ("r7.jpg",)
     assert distances(built(good, shape), Rendered(gray_image(spoiled.mean), (0, 0, 0, 0), np.empty(0))).max() < 0.6
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+def test_a_reference_of_the_other_shape_is_reported_by_name(shape):
+    (other,) = SETUPS.keys() - {shape}
+    space = built([*(capture(shape, seed) for seed in range(7)), capture(other, 30)], shape)
+    assert space.outliers == ("r7.jpg",)
+
+
+@pytest.mark.parametrize("mode", ["", *DEFECTS])
+def test_a_capture_fits_its_own_shape_best(mode):
+    for shape in SETUPS:
+        for seed in range(500, 505):
+            gray = to_gray(capture(shape, seed, mode, "X:4, Y:C").image)
+            misfits = {
+                name: unit_space(name).misfit(warp(gray, align(gray, unit_space(name).mean, 40), (640, 260)))
+                for name in SETUPS
+            }
+            assert min(misfits, key=misfits.get) == shape
 
 
 @pytest.mark.parametrize("shape", SETUPS)

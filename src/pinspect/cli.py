@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import PinspectError
+from pinspect.errors import run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,11 +19,6 @@ app = typer.Typer(
 )
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters' file.")]
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `add` a sub-command while it is the only one."""
 
 
 @app.command()
@@ -47,10 +41,14 @@ def add(
         print("next: dvc repro")
 
 
+@app.command()
+def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder.")] = Path()) -> None:
+    """Tell what the last `dvc repro` came to: scores, registered version, report."""
+    from pinspect.evaluation.summary import print_summary
+
+    print_summary(folder)
+
+
 def main() -> None:
-    """Run the command line; what pinspect explains is told in its own words, without a traceback."""
-    try:
-        app()
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Run the command line."""
+    run(app)

@@ -13,9 +13,12 @@
     ├── RegistryError                  the MLflow registry cannot be reached or used
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
 
-Command-line entry points catch `PinspectError`, print its text and leave with `exit_code`; anything else is a
+Entry points `run` their work: a `PinspectError` is told by its text and its `exit_code` alone. Anything else is a
 defect of pinspect and keeps its traceback.
 """
+
+import sys
+from collections.abc import Callable
 
 
 class PinspectError(Exception):
@@ -68,3 +71,12 @@ class PromotionRefused(PinspectError):
     """A challenger does not meet a promotion rule."""
 
     exit_code = 3
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run `main`; what pinspect explains goes to stderr in its own words, and the process leaves with its exit code."""
+    try:
+        main()
+    except PinspectError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

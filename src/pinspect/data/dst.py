@@ -37,7 +37,6 @@ COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score",
 SCORE = "score"
 HIGHEST = "highest"
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # these pictures gain a fifth from level 6, at five times the time
-_CLEARLY_BETTER = 0.01  # correlation by which a reference must fit another shape better to be taken for it
 
 
 @dataclass(frozen=True)
@@ -230,25 +229,25 @@ def _refuse_other_shapes(
 ) -> None:
     """An outlier among its fellows that fits another shape of its source better was given the wrong shape."""
     for line in lines:
-        own = built[line.source, line.shape]
-        others = {shape: space for (source, shape), space in built.items() if source == line.source and space != own}
-        for name in own.outliers:
-            path = line.paths[line.names.index(name)]
-            gray = to_gray(read_image(path, reading.max_pixels))
-            fit = _fit(gray, own, reading)
-            for shape, other in others.items():
-                if _fit(gray, other, reading) > fit + _CLEARLY_BETTER:
-                    raise UnitSpaceError(
-                        f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
-                        "correct its shape in labels.csv"
-                    )
+        rivals = {shape: space for (source, shape), space in built.items() if source == line.source}
+        for name in built[line.source, line.shape].outliers:
+            gray = to_gray(read_image(line.paths[line.names.index(name)], reading.max_pixels))
+            misfits = {shape: _misfit(gray, space, reading) for shape, space in rivals.items()}
+            shape = min(misfits, key=misfits.get)
+            if shape != line.shape:
+                raise UnitSpaceError(
+                    f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
+                    "correct its shape in labels.csv"
+                )
 
 
-def _fit(gray: np.ndarray, built: BuiltUnitSpace, reading: Reading) -> float:
+def _misfit(gray: np.ndarray, built: BuiltUnitSpace, reading: Reading) -> float:
+    unit_space = _loaded(built.path, built.sha256)
     try:
-        return align(gray, _loaded(built.path, built.sha256).mean, reading.params.maximum_shift).score
+        place = align(gray, unit_space.mean, reading.params.maximum_shift)
     except AlignmentError:
-        return 0.0
+        return np.inf
+    return unit_space.misfit(warp(gray, place, unit_space.size))
 
 
 def _draw_dst_views(

@@ -87,19 +87,10 @@ def measure_pins(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
     capture's pins share, a linear trend over the field. likeness: correlation (-1..1) of the best place near by with
     the mean's top; 1 where no search was needed.
     """
-    pins = len(templates.centres)
-    found = np.zeros((pins, len(FEATURES)), np.float32)
-    found[:, _LIKENESS] = 1
-    offset, fit = np.zeros((pins, 2), np.float32), None
-    for number in range(_ROUNDS):
-        patches = _cut(evened, templates.centres + offset, templates.side)
-        residual = patches - templates.patches
-        if number == 0:
-            found[:, _DISTANCE] = np.abs(residual) @ templates.weight / templates.weight.sum()
-        fit = (templates.solve @ residual[..., None])[..., 0]
-        if number < _ROUNDS - 1:
-            offset = np.clip(offset + np.clip(fit[:, _SHIFT], -_STEP, _STEP), -_NEAR, _NEAR)
-    found[:, _BRIGHTNESS], found[:, _SIZE] = fit[:, 0], fit[:, 3]
+    fitted = _fit_tops(evened, templates)
+    found = np.ones((len(templates.centres), len(FEATURES)), np.float32)
+    fit, offset = fitted.coefficients, fitted.offset
+    found[:, _BRIGHTNESS], found[:, _SIZE], found[:, _DISTANCE] = fit[:, 0], fit[:, 3], fitted.distance
     found[:, _SHIFT] = offset + fit[:, _SHIFT]
     lost = np.abs(offset).max(axis=1) >= _NEAR
     lost |= np.abs(fit[:, _SHIFT]).max(axis=1) >= _STEP
@@ -109,6 +100,14 @@ def measure_pins(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
     size = (evened.shape[1], evened.shape[0])
     found[:, :SCORED] = without_trend(found[:, :SCORED], templates.centres, size, FEATURE_FLOORS / 2)
     return found
+
+
+def misfit(evened: np.ndarray, templates: PinTemplates) -> float:
+    """How little the pins' tops look like the mean's: what is left of their distance (0..1) when place, size and
+    brightness have been fitted, the median of the pins. Of several shapes, a capture has the one with the least."""
+    fitted = _fit_tops(evened, templates)
+    left = fitted.residual - (templates.jacobian @ fitted.coefficients[..., None])[..., 0]
+    return float(np.median(np.abs(left) @ templates.weight / templates.weight.sum()))
 
 
 def pin_distances(measures: np.ndarray, location: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -139,6 +138,28 @@ def mode_features(measures: np.ndarray, templates: PinTemplates, pin: int) -> np
         "sink": inward / max(off_centre, 0.5),
     }
     return np.array([found[name] for name in MODE_FEATURES], np.float32)
+
+
+@dataclass(frozen=True)
+class _FittedTops:
+    """Each pin's top, fitted by the linear model: distance (pins,) as found before; offset (pins, 2) px of the patch
+    that was compared last; its residual (pins, side * side) and coefficients (pins, 4)."""
+
+    distance: np.ndarray
+    offset: np.ndarray
+    residual: np.ndarray
+    coefficients: np.ndarray
+
+
+def _fit_tops(evened: np.ndarray, templates: PinTemplates) -> _FittedTops:
+    residual = _cut(evened, templates.centres, templates.side) - templates.patches
+    distance = np.abs(residual) @ templates.weight / templates.weight.sum()
+    offset = np.zeros_like(templates.centres)
+    for _ in range(_ROUNDS - 1):
+        step = (templates.solve @ residual[..., None])[:, _SHIFT, 0]
+        offset = np.clip(offset + np.clip(step, -_STEP, _STEP), -_NEAR, _NEAR)
+        residual = _cut(evened, templates.centres + offset, templates.side) - templates.patches
+    return _FittedTops(distance, offset, residual, (templates.solve @ residual[..., None])[..., 0])
 
 
 def _search(found: np.ndarray, evened: np.ndarray, templates: PinTemplates, pin: int) -> None:

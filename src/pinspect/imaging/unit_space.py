@@ -22,6 +22,7 @@ from pinspect.imaging.pin_scores import (
     SCORED,
     PinTemplates,
     measure_pins,
+    misfit,
     pin_distances,
     pin_templates,
     top_brightness,
@@ -31,7 +32,7 @@ from pinspect.params import DstParams
 
 _MAD_TO_SIGMA = 1.4826
 _OUTLIER = 3.0  # times the median of the references: the worst pin of one that is no fellow
-_STRANGER = 2.5  # times the median of the references: the mean distance of one that is no fellow
+_STRANGER = 2.2  # times the median of the references: the misfit of one that is no fellow
 _QUORUM = 5
 _TOP_SHARE = 0.52  # of a pitch; the size of a top where rows and columns are as many and the box cannot tell
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
@@ -94,6 +95,10 @@ class UnitSpace:
     def pin_distances(self, measures: np.ndarray) -> np.ndarray:
         """How far each pin, as `measure_pins` found it, lies from the unit space: float32 (pins,)."""
         return pin_distances(measures, self.pin_location, self.pin_precision)
+
+    def misfit(self, aligned: np.ndarray) -> float:
+        """How little an aligned capture (float32 (H, W)) looks like this shape; the best-fitting shape has the least."""
+        return misfit(even_light(aligned, self.templates), self.templates)
 
     @cached_property
     def digest(self) -> str:
@@ -167,7 +172,7 @@ def build_unit_space(
     for _ in range(2):
         templates = pin_templates(middle, centres, pitch)
         evened = np.stack([even_light(image, templates) for image in aligned])
-        kept = _fellows(evened, middle, templates)
+        kept = _fellows(evened, templates)
         middle = evened[kept].mean(axis=0)
     return _summarised(middle, evened, kept, names, box, shape, layout, params)
 
@@ -280,7 +285,7 @@ def _bright_box(mean: np.ndarray) -> np.ndarray:
     )
 
 
-def _fellows(evened: np.ndarray, middle: np.ndarray, templates: PinTemplates) -> np.ndarray:
+def _fellows(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
     """Which references, (n, H, W), are like their fellows, as a whole and pin by pin: bool (n,).
 
     Fewer than five cannot outvote one of them: all are kept then.
@@ -291,7 +296,7 @@ def _fellows(evened: np.ndarray, middle: np.ndarray, templates: PinTemplates) ->
     location = np.median(features[..., :SCORED], axis=0)
     precision = _precision((features[..., :SCORED] - location).reshape(-1, SCORED))
     worst_pin = np.array([pin_distances(measures, location, precision).max() for measures in features])
-    whole = np.abs(evened - middle).mean(axis=(1, 2))
+    whole = np.array([misfit(image, templates) for image in evened])
     return (worst_pin <= _OUTLIER * np.median(worst_pin)) & (whole <= _STRANGER * np.median(whole))
 
 

@@ -433,6 +433,22 @@ def new_base(layout: Layout, seed: int):
     return model, processor, known
 
 
+@torch.inference_mode()
+def score_base(trainer: BaseTrainer, lessons: Lessons, batches: int, chats: int) -> dict[str, float]:
+    """Mean figures of the second lesson on `batches` fresh batches, without learning from them.
+
+    `exact` is the share of answers whose every token would be right after the right ones before it; `see/...` and
+    `cmp/...` are the recalls of the throw-away heads, by what happened to the pin.
+    """
+    trainer.model.eval()
+    sums: dict[str, list[float]] = {}
+    for index in range(batches):
+        _, figures = trainer.compare(lessons.compare(np.random.default_rng([0, index]), chats))
+        for name, value in figures.items():
+            sums.setdefault(name, []).append(value)
+    return {name: round(float(np.mean(values)), 4) for name, values in sorted(sums.items())}
+
+
 def save_base(model, processor, known: torch.Tensor, out: Path) -> None:
     """Write the base as float16 safetensors beside its processor.
 
@@ -482,7 +498,13 @@ def main() -> None:
             for optimizer, state in zip(optimizer_list, done["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
         run_lesson(name, trainer, lessons, curriculum, optimizer_list, arguments.work, done["step"] if same else 0)
+    # Set-ups that no lesson has shown: what the card says is measured on these.
+    fresh = pretext.PoolPlan(setups=16, seed=plan.seed + 1)
+    paths = pretext.build_pool(arguments.work / "fresh", fresh, layout, params.dst, cell, arguments.workers)
+    figures = score_base(trainer, Lessons(pretext.load_pool(paths), processor, layout, cell), batches=20, chats=20)
     save_base(model, processor, known, arguments.out)
+    written = {"curriculum": asdict(curriculum), "pre_text": asdict(plan), "fresh_set_ups": figures}
+    (arguments.out / "figures.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":
