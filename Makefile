@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test install base bench-nsoartc lint lock clean
+.PHONY: demo test install base bench-nsoartc figures lint lock clean
 
 demo: install
 	dvc repro
@@ -28,6 +28,9 @@ base: install
 
 bench-nsoartc: install
 	python benchmarks/nsoartc.py
+
+figures: install
+	python docs/figures.py
 
 lint: install
 	ruff check . && ruff format --check .

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pinspect import quiet
-from pinspect.errors import PinspectError
+from pinspect.errors import PinspectError, run
 
 quiet.apply()
 
@@ -218,8 +218,4 @@ def main(root: str = ".") -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:2])
-    except PinspectError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(lambda: main(*sys.argv[1:2]))

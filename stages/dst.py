@@ -17,7 +17,7 @@ def main(root: Path = Path()) -> None:
     reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
     report = build_dst(root / "data/raw", root / "data/dst", reading)
     print(report.counts.to_string())
-    print(f"{report.made} pieces of work done, the rest was there")
+    print(f"{report.made} captures compared, the rest was there")
     for name in report.outliers:
         print(f"reference {name} differs from its fellows and was left out of the unit space; look at it")
     for name, reason in report.set_aside.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from sample import ROOT, drop, line
 
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.model.base import new_base, save_base
 from pinspect.params import load_params
 
@@ -19,7 +20,7 @@ STAGES = ("raw", "dst", "composite", "chat", "check", "train", "evaluate")
 def make_project(root: Path) -> Path:
     """Run all stages up to evaluate in `root`."""
     write_params(root)
-    drop(root / "data/captures", line(seed=8, train=24, references=5))
+    drop(root / "data/captures", line(seed=8, train=10, references=5))
     model, processor, known = new_base(load_params(root / "params.yaml").layout.layout(), seed=0)
     save_base(model, processor, known, root / "models/base")
     for stage in STAGES:

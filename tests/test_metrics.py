@@ -135,7 +135,7 @@ def test_two_answers_to_one_capture_are_not_two_captures():
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    random, draws = np.random.default_rng(3), 100
+    random, draws = np.random.default_rng(3), 50
     held = 0
     for draw in range(draws):
         choices = [right if random.random() < 0.85 else (overkilled if n % 2 else escaped) for n in range(40)]
@@ -247,7 +247,7 @@ def test_a_predictions_table_survives_its_file(tmp_path):
 
 
 def test_a_predictions_table_that_is_missing_or_foreign_is_named(tmp_path):
-    with pytest.raises(StageInputError, match="predictions.csv: not found"):
+    with pytest.raises(StageInputError, match=r"predictions\.csv: not found"):
         predictions.read(tmp_path / "predictions.csv")
     (tmp_path / "other.csv").write_text("id,answer\n")
     with pytest.raises(StageInputError, match="lacks the columns model, decoding"):

@@ -172,7 +172,7 @@ def test_lessons_teach_the_base(line, tmp_path):
         loss, _ = lesson(batch)
         untrained = base.BaseTrainer(base.new_base(layout, seed=1)[0], layout, known)
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
-        assert loss.item() < 0.7 * first.item()
+        assert loss.item() < 0.8 * first.item()
     lessons_told = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert lessons_told == ["see", "compare"]
 

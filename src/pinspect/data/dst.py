@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,8 +77,11 @@ class BuiltUnitSpace:
 
 @dataclass(frozen=True)
 class DstReport:
-    """What the dst stage has to tell: captures by source and shape, what was made anew, what was set aside (capture ->
-    reason) and references that differ from their fellows."""
+    """What the dst stage has to tell.
+
+    counts: captures by source, shape and role. made: how many captures were compared anew. set_aside: capture ->
+    reason. outliers: references that differ from their fellows.
+    """
 
     counts: pd.DataFrame
     made: int
@@ -101,7 +104,7 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
     errors = {name: record["error"] for name, record in zip(captures["capture"], records, strict=True)}
     return DstReport(
         counts=captures.groupby(["source", "shape", "role"]).size().unstack("role", fill_value=0),
-        made=len(folder.made),
+        made=len(set(folder.made) & set(captures["file"])),
         set_aside={name: error for name, error in errors.items() if error},
         outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
     )
@@ -123,6 +126,38 @@ def make_unit_space(reading: Reading, references: References, folder: Path) -> P
         return Product((), {"error": f"{references.source} line: {error}"})
     unit_space.save(folder / references.file)
     return Product((references.file,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
+
+
+def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]], folder: Path) -> Product:
+    """Whether the references of a line look like its shape, rather than like another of its source; makes no file."""
+    line, rivals = payload
+    problems = []
+    for path, name in zip(line.paths, line.names, strict=True) if len(rivals) > 1 else ():
+        gray = to_gray(read_image(path, reading.max_pixels))
+        shape = best_shape(gray, {shape: _loaded(b.path, b.sha256) for shape, b in rivals.items()}, reading.params)
+        if shape != line.shape:
+            problems.append(
+                f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
+                "correct its shape in labels.csv"
+            )
+    return Product((), {"problems": problems})
+
+
+def best_shape(gray: np.ndarray, unit_spaces: Mapping[str, UnitSpace], params: DstParams) -> str:
+    """The shape whose unit space a capture (float32 (H, W), 0..1) fits best.
+
+    Raises AlignmentError with the reason of each shape when it fits none.
+    """
+    misfits, reasons = {}, []
+    for shape, unit_space in unit_spaces.items():
+        try:
+            place = align(gray, unit_space.mean, params.maximum_shift)
+            misfits[shape] = unit_space.misfit(warp(gray, place, unit_space.size))
+        except AlignmentError as error:
+            reasons.append(f"{shape}: {error}")
+    if not misfits:
+        raise AlignmentError("; ".join(reasons))
+    return min(misfits, key=misfits.get)
 
 
 def draw_dst_view(reading: Reading, payload: tuple[str, str, str, str], folder: Path) -> Product:
@@ -194,8 +229,19 @@ def _build_unit_spaces(
         )
         for line, record in zip(lines, records, strict=True)
     }
-    _refuse_other_shapes(lines, built, reading)
+    checks = [_check(line, built) for line in lines]
+    make = functools.partial(check_shapes, reading)
+    records = folder.map(make, checks, params=repr(reading), title="references' shapes", workers=1)
+    problems = [problem for record in records for problem in record["problems"]]
+    if problems:
+        raise UnitSpaceError("\n".join(problems))
     return built
+
+
+def _check(line: References, built: dict[tuple[str, str], BuiltUnitSpace]) -> Item:
+    rivals = {shape: space for (source, shape), space in built.items() if source == line.source}
+    hashes = sorted((shape, space.sha256) for shape, space in rivals.items())
+    return Item(f"shapes of {line.file}", (*line.sha256, repr(hashes)), (line, rivals))
 
 
 def _references(source: str, shape: str, rows: pd.DataFrame, raw: Path) -> References:
@@ -222,32 +268,6 @@ def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
     """Where a file of the folder lies now: freshly made, or in place since an earlier run."""
     paths = [path for path in (folder.partial / file, folder.path / file) if path.is_file()]
     return next(str(path) for path in paths if hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
-
-
-def _refuse_other_shapes(
-    lines: Sequence[References], built: dict[tuple[str, str], BuiltUnitSpace], reading: Reading
-) -> None:
-    """An outlier among its fellows that fits another shape of its source better was given the wrong shape."""
-    for line in lines:
-        rivals = {shape: space for (source, shape), space in built.items() if source == line.source}
-        for name in built[line.source, line.shape].outliers:
-            gray = to_gray(read_image(line.paths[line.names.index(name)], reading.max_pixels))
-            misfits = {shape: _misfit(gray, space, reading) for shape, space in rivals.items()}
-            shape = min(misfits, key=misfits.get)
-            if shape != line.shape:
-                raise UnitSpaceError(
-                    f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
-                    "correct its shape in labels.csv"
-                )
-
-
-def _misfit(gray: np.ndarray, built: BuiltUnitSpace, reading: Reading) -> float:
-    unit_space = _loaded(built.path, built.sha256)
-    try:
-        place = align(gray, unit_space.mean, reading.params.maximum_shift)
-    except AlignmentError:
-        return np.inf
-    return unit_space.misfit(warp(gray, place, unit_space.size))
 
 
 def _draw_dst_views(

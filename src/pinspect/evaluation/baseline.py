@@ -60,7 +60,9 @@ class Baseline:
         Raises StageInputError when the dst stage has set the capture aside or does not know it.
         """
         if file not in self.scores.index:
-            raise StageInputError(f"{file}: no pin scores in data/dst/{SCORES}; see data/dst/manifest.csv for the reason")
+            raise StageInputError(
+                f"{file}: no pin scores in data/dst/{SCORES}; see data/dst/manifest.csv for the reason"
+            )
         row = self.scores.loc[file]
         return self._find(row, row["shape"], row["source"], view)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pinspect.answers import AnswerContract
+from pinspect.data.manifests import read_manifest
 from pinspect.errors import StageInputError
 from pinspect.evaluation import metrics, plots, provenance
 from pinspect.evaluation import predictions as tables
@@ -36,7 +37,11 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated. facts, provenance: label -> text, for people; digests: name -> text, for machines."""
+    """What is evaluated.
+
+    facts, provenance: label -> text, for people. digests: name -> text, for machines. params: params.yaml as it stands.
+    set_aside: test captures that could not be asked about -> reason. names: file of the raw folder -> the user's name.
+    """
 
     title: str
     learning_curve: pd.DataFrame
@@ -44,7 +49,8 @@ class Subject:
     provenance: Mapping[str, str]
     digests: Mapping[str, str]
     params: str = ""
-    set_aside: Mapping[str, str] | None = None
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def answer_test_rows(
@@ -55,13 +61,13 @@ def answer_test_rows(
     The first decoding of `params.decodings` answers all rows; the others, which are told beside it, the camera's.
     Raises StageInputError when no row asks what production asks.
     """
-    from pinspect.model.generate import answer_rows
-
     if not headline_rows(rows, params):
         raise StageInputError(
             f"data/chat/test.jsonl: none of its {len(rows)} rows is a zero-shot {params.kind} prompt on {params.view} "
             "composites; make evaluate.view and .kind one of chat.views and .kinds, and see that captures are tested"
         )
+    from pinspect.model.generate import answer_rows
+
     answered = []
     for decoding in params.decodings:
         asked = rows if decoding == params.decodings[0] else [row for row in rows if row["source"] == "camera"]
@@ -137,7 +143,8 @@ def write_evaluation(
             facts=subject.facts,
             provenance=subject.provenance,
             params=subject.params,
-            set_aside=subject.set_aside or {},
+            set_aside=subject.set_aside,
+            names=subject.names,
         )
     )
     (out / "report.html").write_text(report, encoding="utf-8")
@@ -180,11 +187,12 @@ def compare_with_baseline(predictions: pd.DataFrame, params: EvaluateParams) -> 
 
 
 def read_subject(root: Path, base: Path, params_file: Path) -> Subject:
-    """Gather what the report says about the adapter in `root`: models/adapter, data/chat and the commit.
+    """Gather what the report says about the adapter in `root`: models/adapter, the manifests and the commit.
 
-    Raises StageInputError when the adapter is missing or incomplete.
+    Raises StageInputError when one of them is missing or incomplete.
     """
     adapter = root / "models/adapter"
+    captures = read_manifest(root / "data/raw/manifest.csv", ("file", "capture", "split", "role"))
     sha256 = provenance.adapter_sha256(adapter)
     training = _read_json(adapter / "training.json")
     config = _read_json(adapter / "adapter_config.json")
@@ -213,7 +221,8 @@ def read_subject(root: Path, base: Path, params_file: Path) -> Subject:
         },
         digests=digests,
         params=params_file.read_text(encoding="utf-8"),
-        set_aside=_set_aside(root),
+        set_aside=_set_aside(captures, root / "data/dst/manifest.csv"),
+        names=dict(zip(captures["file"], captures["capture"], strict=True)),
     )
 
 
@@ -223,14 +232,10 @@ def _adapted_parts(chosen: Mapping[str, object]) -> str:
     return f"{' and '.join(layers)} of {' and '.join(parts)}"
 
 
-def _set_aside(root: Path) -> dict[str, str]:
-    """Inspected test captures that the dst stage could not lay over the unit space: file -> reason."""
-    raw, dst = root / "data/raw/manifest.csv", root / "data/dst/manifest.csv"
-    if not (raw.is_file() and dst.is_file()):
-        return {}
-    captures, errors = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (raw, dst))
+def _set_aside(captures: pd.DataFrame, dst: Path) -> dict[str, str]:
+    """Inspected test captures that the dst stage could not lay over the unit space: the user's name -> the reason."""
     tested = captures[(captures["split"] == "test") & (captures["role"] == "inspected")]
-    joined = tested.merge(errors[["file", "error"]], on="file")
+    joined = tested.merge(read_manifest(dst, ("file", "error")), on="file")
     return dict(joined.loc[joined["error"] != "", ["capture", "error"]].itertuples(index=False))
 
 
@@ -258,7 +263,7 @@ def _detail(predictions: pd.DataFrame, comparisons: Mapping, params: EvaluatePar
         "confidence": params.confidence,
         "against_baseline": {outcome: asdict(test) for outcome, test in comparisons.items()},
         "seconds_per_answer": {f"p{q}": round(float(latency.quantile(q / 100)), 4) for q in (50, 95) if len(latency)},
-        "set_aside": dict(subject.set_aside or {}),
+        "set_aside": dict(subject.set_aside),
     }
 
 

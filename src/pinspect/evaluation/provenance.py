@@ -37,10 +37,8 @@ def dvc_directory_hash(folder: Path) -> str:
     if not folder.is_dir():
         raise StageInputError(f"{folder}: not found; run dvc repro, which makes it")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    # DVC orders entries by the parts of their paths and hashes this very JSON.
-    entries = [
-        {"md5": _md5(files[name]), "relpath": name} for name in sorted(files, key=lambda name: tuple(name.split("/")))
-    ]
+    # This very JSON, entries by path, is what DVC hashes.
+    entries = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

@@ -39,6 +39,7 @@ class ReportInput:
     names in the column `model`; decoding: the one that the headline is about. view, kind: what production inspects
     with. images: for each row id of the chat dataset the pictures shown, relative to `images_folder`.
     comparisons: McNemar's test of the model against the baseline by outcome. facts and provenance: label -> text.
+    set_aside: name of a capture -> why it was not asked about. names: file -> the name that its user gave it.
     """
 
     title: str
@@ -60,6 +61,7 @@ class ReportInput:
     provenance: Mapping[str, str] = field(default_factory=dict)
     params: str = ""
     set_aside: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Words:
 class Miss:
     """A capture that was answered wrong at least once in one view and kind of prompt."""
 
-    file: str
+    name: str
     source: str
     image_type: str
     kind: str
@@ -126,9 +128,9 @@ def find_misses(given: ReportInput) -> list[Miss]:
     for (_, _, _, kind), asked in rows.groupby(["source", "file", "view", "kind"], sort=True):
         wrong = asked[asked["answer"] != asked["expected"]]
         if len(wrong):
-            misses.append(_miss(asked, wrong, kind, given.images))
+            misses.append(_miss(asked, wrong, kind, given))
     severity = ["escape", "not answered", "overkill", "wrong address", "wrong mode", "wrong"]
-    return sorted(misses, key=lambda miss: (miss.source, severity.index(miss.worst), miss.file, miss.image_type))
+    return sorted(misses, key=lambda miss: (miss.source, severity.index(miss.worst), miss.name, miss.image_type))
 
 
 def embed_pictures(
@@ -238,13 +240,13 @@ class _Shown:
         return Estimate(found["value"], int(found["n"]), int(found["captures"]), found["low"], found["high"])
 
 
-def _miss(asked: pd.DataFrame, wrong: pd.DataFrame, kind: str, images: Mapping[str, Sequence[str]]) -> Miss:
+def _miss(asked: pd.DataFrame, wrong: pd.DataFrame, kind: str, given: ReportInput) -> Miss:
     first = wrong.iloc[0]
     # The one-shot prompt shows what the zero-shot one shows, after its worked example.
-    widest = max((tuple(images.get(row_id, ())) for row_id in wrong["id"]), key=len)
+    widest = max((tuple(given.images.get(row_id, ())) for row_id in wrong["id"]), key=len)
     captions = _CAPTIONS[PromptKind(kind)]
     return Miss(
-        file=first["file"],
+        name=given.names.get(first["file"], first["file"].rsplit("/", 1)[-1]),
         source=first["source"],
         image_type=first["expected_image_type"],
         kind=kind,
@@ -282,10 +284,8 @@ def _jpeg(path: Path, scale: float, quality: int) -> tuple[bytes, tuple[int, int
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
-    except (FileNotFoundError, OSError) as error:
-        raise StageInputError(
-            f"{path}: the picture of a miss cannot be read ({error}); run dvc repro composite"
-        ) from None
+    except OSError as error:
+        raise StageInputError(f"{path}: a miss shows it, and it cannot be read ({error}); run dvc repro") from None
     if scale != 1.0:
         picture = picture.resize(
             (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS

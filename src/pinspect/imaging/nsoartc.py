@@ -20,7 +20,7 @@ import numpy as np
 
 DARK = 1e-5
 _TINY = 1e-9
-_BAND = 1 << 17  # windows at a time, so that what is held beside the images is bounded
+_BAND = 1 << 18  # windows at a time, which bounds what is held for very large images
 
 
 def nsoartc(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def nsoartc(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> tuple
 
     y: float32 (H, W) or a batch (N, H, W), gray in 0..1. x: float32 (H, W), the mean of the unit space. window: side in
     px. stride: px between windows. Each result is float32 ((H - window) // stride + 1, (W - window) // stride + 1),
-    with the batch axis in front where `y` has one. Beside its results it holds five images' worth of float32 at most,
+    with the batch axis in front where `y` has one. Beside its results it holds ten images' worth of float32 at most,
     whatever the size of the batch.
 
     Raises ValueError when the sizes differ or the image is smaller than the window.
@@ -36,13 +36,13 @@ def nsoartc(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> tuple
     y, x = np.asarray(y, np.float32), np.ascontiguousarray(x, np.float32)
     _check(y, x, window, stride)
     reference = _reference(x, window, stride)
-    if y.ndim == 2:
-        return _one(np.ascontiguousarray(y), x, reference, window, stride)
-    results = tuple(np.empty((len(y), *_places(x.shape, window, stride)), np.float32) for _ in range(3))
-    for number, image in enumerate(y):
-        for result, found in zip(results, _one(np.ascontiguousarray(image), x, reference, window, stride), strict=True):
-            result[number] = found
-    return results
+    images = y[None] if y.ndim == 2 else y
+    rows, columns = ((side - window) // stride + 1 for side in x.shape)
+    results = tuple(np.empty((len(images), rows, columns), np.float32) for _ in range(3))
+    for number, image in enumerate(images):
+        for result, found in zip(results, _one(np.ascontiguousarray(image), x, reference), strict=True):
+            result[number] = found[:rows, :columns]
+    return results if y.ndim == 3 else tuple(result[0] for result in results)
 
 
 def distance_image(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -> np.ndarray:
@@ -53,7 +53,8 @@ def distance_image(y: np.ndarray, x: np.ndarray, window: int, stride: int = 1) -
     """
     y, x = np.asarray(y, np.float32), np.asarray(x, np.float32)
     _check(y, x, window, stride)
-    return _window_sums(cv2.absdiff(y, x), window, stride) * np.float32(1 / window**2)
+    rows, columns = ((side - window) // stride + 1 for side in x.shape)
+    return _window_sums(cv2.absdiff(y, x), window, stride)[:rows, :columns] * np.float32(1 / window**2)
 
 
 def _check(y: np.ndarray, x: np.ndarray, window: int, stride: int) -> None:
@@ -65,14 +66,17 @@ def _check(y: np.ndarray, x: np.ndarray, window: int, stride: int) -> None:
         raise ValueError(f"an image of {x.shape[1]} x {x.shape[0]} px holds no window of {window} px")
 
 
-def _places(shape: tuple[int, int], window: int, stride: int) -> tuple[int, int]:
-    return (shape[0] - window) // stride + 1, (shape[1] - window) // stride + 1
-
-
 @dataclass(frozen=True)
 class _Reference:
-    """What depends on x alone: its window sums (1 in dark windows), and the image in phases, none of it exactly 0."""
+    """What depends on x alone, for windows of `window` px every `stride` px.
 
+    Windows are numbered by their first pixel, also those that reach over the edge of the image: they are computed and
+    cut off at the end, so that all arrays have the width of a phase. squares, sums: of every window, 1 in dark ones.
+    dark: their places in a flat array. phases: as `_phases` gives them, nowhere exactly 0.
+    """
+
+    window: int
+    stride: int
     squares: np.ndarray
     sums: np.ndarray
     dark: np.ndarray
@@ -81,56 +85,54 @@ class _Reference:
 
 def _reference(x: np.ndarray, window: int, stride: int) -> _Reference:
     squares, sums = _window_sums(x * x, window, stride), _window_sums(x, window, stride)
-    dark = squares < DARK
-    squares[dark] = sums[dark] = 1
+    dark = np.flatnonzero(squares < DARK)
+    squares.ravel()[dark] = sums.ravel()[dark] = 1
     # |y - beta x| is taken as x |y/x - beta|; with 1e-9 for 0 it stays |y| to the last digit that float32 has.
-    return _Reference(squares, sums, dark, _phases(np.maximum(x, np.float32(_TINY)), stride))
+    return _Reference(window, stride, squares, sums, dark, _phases(np.maximum(x, np.float32(_TINY)), stride))
 
 
-def _one(
-    y: np.ndarray, x: np.ndarray, reference: _Reference, window: int, stride: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    beta = _window_sums(x * y, window, stride)
+def _one(y: np.ndarray, x: np.ndarray, reference: _Reference) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    beta = _window_sums(x * y, reference.window, reference.stride)
     beta /= reference.squares
-    delta = _window_sums(y, window, stride)
+    beta.ravel()[reference.dark] = 1
+    delta = _window_sums(y, reference.window, reference.stride)
     delta /= reference.sums
     delta -= beta
-    beta[reference.dark], delta[reference.dark] = 1, 0
-    return beta, delta, _distance(_phases(y, stride) / reference.phases, reference.phases, beta, window, stride)
+    delta.ravel()[reference.dark] = 0
+    return beta, delta, _distance(_phases(y, reference.stride) / reference.phases, beta, reference)
 
 
 def _window_sums(image: np.ndarray, window: int, stride: int) -> np.ndarray:
-    """Sums over the windows within the image; OpenCV keeps the running sums of float32 images in float64."""
+    """Sums over the windows by their first pixel; OpenCV keeps the running sums of float32 images in float64."""
     sums = cv2.boxFilter(image, -1, (window, window), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    height, width = image.shape
-    return np.ascontiguousarray(sums[: height - window + 1 : stride, : width - window + 1 : stride])
+    return np.ascontiguousarray(sums[::stride, ::stride])
 
 
-def _distance(ratio: np.ndarray, x: np.ndarray, beta: np.ndarray, window: int, stride: int) -> np.ndarray:
-    """mean |y - beta x| = mean x |ratio - beta|, with ratio = y / x; both in phases.
+def _distance(ratio: np.ndarray, beta: np.ndarray, reference: _Reference) -> np.ndarray:
+    """mean |y - beta x| = mean x |ratio - beta| of every window, with ratio = y / x in phases.
 
     The absolute value stands inside and beta belongs to the window, so that no box filter gives it. All windows take
     their first pixel together, then their second, and so on; laid out in one row, the pixels that they take are one
     slice each time, and two passes over it are all the arithmetic there is.
     """
-    rows, columns = beta.shape
-    width = x.shape[-1]
-    length = (rows - 1) * width + columns
-    gain = np.zeros((rows, width), np.float32)
-    gain[:, :columns] = beta
+    window, stride, width = reference.window, reference.stride, beta.shape[1]
     # Each has a first axis of length 1: OpenCV takes a very short array of one axis for a scalar.
-    gain, total = gain.reshape(1, -1), np.zeros((1, rows * width), np.float32)
-    part = np.empty((1, min(length, _BAND)), np.float32)
-    ratio, x = (phases.reshape(stride, stride, 1, -1) for phases in (ratio, x))
+    ratio, x = (phases.reshape(stride, stride, 1, -1) for phases in (ratio, reference.phases))
+    gain, total = beta.reshape(1, -1), np.zeros((1, beta.size), np.float32)
+    part = np.empty((1, min(beta.size, _BAND)), np.float32)
+    # The windows of the last rows and columns that reach over the end of the arrays are the ones that are cut off.
+    length = beta.size - (window - 1) // stride * (width + 1)
     for start in range(0, length, _BAND):
         stop = min(length, start + _BAND)
         one, gains, band = part[:, : stop - start], gain[:, start:stop], total[:, start:stop]
         for i in range(window):
             for j in range(window):
-                place = slice(start + i // stride * width + j // stride, stop + i // stride * width + j // stride)
+                step = i // stride * width + j // stride
+                place = slice(start + step, stop + step)
                 cv2.absdiff(ratio[i % stride, j % stride, :, place], gains, dst=one)
                 cv2.accumulateProduct(one, x[i % stride, j % stride, :, place], band)
-    return total.reshape(rows, width)[:, :columns] * np.float32(1 / window**2)
+    total *= np.float32(1 / window**2)
+    return total.reshape(beta.shape)
 
 
 def _phases(image: np.ndarray, stride: int) -> np.ndarray:

@@ -97,7 +97,7 @@ class UnitSpace:
         return pin_distances(measures, self.pin_location, self.pin_precision)
 
     def misfit(self, aligned: np.ndarray) -> float:
-        """How little an aligned capture (float32 (H, W)) looks like this shape; the best-fitting shape has the least."""
+        """How little an aligned capture (float32 (H, W)) looks like this shape; the shape it has gives the least."""
         return misfit(even_light(aligned, self.templates), self.templates)
 
     @cached_property

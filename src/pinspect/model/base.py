@@ -2,12 +2,13 @@
 
     python -m pinspect.model.base --out models/base --work build/base
 
-Three lessons, each with throw-away heads that give every visual token something to learn:
+Two lessons, each with throw-away heads that give every visual token something to learn:
 
 1. see: the vision tower alone; every merged token names what happened to its pin, and its own column and row;
 2. compare: language model and vision tower; at the inspected picture's tokens the language model tells what changed
-   against the reference, and it answers in the contract's five lines, in neutral words;
-3. settle: the same with a falling learning rate.
+   against the reference, it answers in the contract's five lines, in neutral words, and two of its heads are shown
+   where to look while it writes what changed and where. Without that hint the address stays at the entropy of 27 pins
+   for hundreds of steps: docs/LOG.md.
 
 The work is saved as it goes; the same command picks up a stopped run.
 """
@@ -42,6 +43,8 @@ PATCH, MERGE = 32, 2
 VOCABULARY = 512
 MARGIN_CLASS = len(CELL_CLASSES)
 STAR_CLASS = CELL_CLASSES.index("star")
+GUIDED_HEADS = 2  # of the last layer
+CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the only one whose address is asked
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,15 @@ def build_config(tokenizer) -> Qwen3VLConfig:
     )
 
 
+class _AddressHeads(nn.Module):
+    """Column and row of every visual token."""
+
+    def __init__(self, width: int, layout: Layout) -> None:
+        super().__init__()
+        self.column = nn.Linear(width, layout.columns + 1)
+        self.row = nn.Linear(width, len(layout.rows) + 1)
+
+
 class ThrowAwayHeads(nn.Module):
     """Linear heads on every visual token; they teach, and are not part of the base."""
 
@@ -112,8 +124,8 @@ class ThrowAwayHeads(nn.Module):
         super().__init__()
         self.seen = nn.Linear(width, len(CELL_CLASSES) + 1)
         self.compared = nn.Linear(width, len(CELL_CLASSES) + 1)
-        self.column = nn.Linear(width, layout.columns + 1)
-        self.row = nn.Linear(width, len(layout.rows) + 1)
+        self.seen_address = _AddressHeads(width, layout)
+        self.compared_address = _AddressHeads(width, layout)
 
 
 def cell_targets(cells: np.ndarray, layout: Layout) -> torch.Tensor:
@@ -152,7 +164,7 @@ class Lessons:
 
     def compare(self, rng: np.random.Generator, chats: int) -> dict:
         """Chats of every prompt kind, and for each image the class of its cells."""
-        pictures, cells, encoded, last = [], [], [], []
+        pictures, cells, encoded, last, told = [], [], [], [], []
         for _ in range(chats):
             group, view = self._group(rng), str(rng.choice(VIEWS))
             draw = rng.random()
@@ -162,13 +174,35 @@ class Lessons:
                 chat = self._inspection_chat(rng, group, view, draw, pictures, cells)
             encoded.append(chat)
             last.append(len(pictures) - 1)
+            told.append(_only_pin(cells[-1]))
         tokenizer = self.processor.tokenizer
         batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
         return batch | {
             "images": _stack(pictures),
             "seen": cell_targets(np.stack(cells), self.layout),
             "last": torch.tensor(last),
+            "looks": self._looks(batch, told),
         }
+
+    def _looks(self, batch: dict, told: list[int | None]) -> torch.Tensor:
+        """Where an answer is written and what it should look at: int64 (looks, 3) of chat, position, image token.
+
+        The positions are those after which the mode, the column and the row follow, in answers that name one pin; the
+        image token is that pin's, in the last image.
+        """
+        tokenizer = self.processor.tokenizer
+        colon, arrow, mode = tokenizer.convert_tokens_to_ids([":", "->", "\u0120mode"])
+        looks = []
+        for chat, (ids, labels, pin) in enumerate(zip(batch["input_ids"], batch["labels"], told, strict=True)):
+            if pin is None:
+                continue
+            ahead = labels != IGNORED
+            asked = ahead & ((ids == colon) | ((ids == arrow) & (ids.roll(1) == mode)))
+            start = int(batch["mm_token_type_ids"][chat].nonzero()[-self.image_tokens])
+            row, column = divmod(pin, self.layout.columns)
+            token = start + (row + 1) * (self.layout.columns + 1) + column + 1
+            looks += [(chat, int(position), token) for position in asked.nonzero()[:, 0]]
+        return torch.tensor(looks).view(-1, 3)
 
     def _group(self, rng: np.random.Generator) -> SetupPool:
         return self.pool[rng.integers(len(self.pool))]
@@ -219,6 +253,12 @@ class Lessons:
         return self._chats[key]
 
 
+def _only_pin(cells: np.ndarray) -> int | None:
+    """The one pin that is not as it should be; None where there is none or more than one."""
+    changed = np.flatnonzero(cells)
+    return int(changed[0]) if len(changed) == 1 else None
+
+
 def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures))
 
@@ -237,6 +277,8 @@ class BaseTrainer:
         columns = torch.arange(layout.columns + 1).repeat(len(layout.rows) + 1)
         rows = torch.arange(len(layout.rows) + 1).repeat_interleave(layout.columns + 1)
         self.columns, self.rows = columns, rows
+        # Only plain attention tells its weights, which the hint of where to look needs.
+        model.model.language_model.set_attn_implementation("eager")
 
     def grid(self, images: torch.Tensor) -> torch.Tensor:
         """(images, 3): the patch grid of each picture, as Qwen3-VL wants it."""
@@ -253,19 +295,27 @@ class BaseTrainer:
         logits = self.heads.seen(tokens)
         flat = targets.flatten()
         seen = F.cross_entropy(logits, flat, weight=self.weights)
+        address = self._address_loss(self.heads.seen_address, tokens, targets)
+        return seen + 0.3 * address, {"seen": seen.item(), "address": address.item(), **_recall(logits, flat, "see")}
+
+    def _address_loss(self, heads: _AddressHeads, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Every token names its column and its row; those that an answer may have to name count most."""
+        flat = targets.flatten()
+        weight = torch.where((flat > 0) & (flat < MARGIN_CLASS), CHANGED_ADDRESS_WEIGHT, 1.0)
         n = len(targets)
-        address = F.cross_entropy(self.heads.column(tokens), self.columns.repeat(n)) + F.cross_entropy(
-            self.heads.row(tokens), self.rows.repeat(n)
-        )
-        return seen + 0.2 * address, {"seen": seen.item(), "address": address.item(), **_recall(logits, flat, "see")}
+        losses = F.cross_entropy(heads.column(tokens).float(), self.columns.repeat(n), reduction="none")
+        losses = losses + F.cross_entropy(heads.row(tokens).float(), self.rows.repeat(n), reduction="none")
+        return (losses * weight).sum() / weight.sum()
 
     def compare(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of the second lesson: answers, comparison at the inspected tokens, and the first lesson's."""
-        images = batch["images"]
-        captured = {}
-        hook = self.model.model.visual.register_forward_hook(
-            lambda _module, _inputs, output: captured.__setitem__("tokens", output.pooler_output)
-        )
+        images, captured = batch["images"], {}
+        layers = self.model.model.language_model.layers
+        hooks = [
+            self.model.model.visual.register_forward_hook(_keep(captured, "seen", lambda out: out.pooler_output)),
+            layers[-1].register_forward_pre_hook(lambda _module, inputs: captured.__setitem__("compared", inputs[0])),
+            layers[-1].self_attn.register_forward_hook(_keep(captured, "attention", lambda out: out[1])),
+        ]
         hidden = self.model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -274,21 +324,20 @@ class BaseTrainer:
             image_grid_thw=self.grid(images),
             use_cache=False,
         ).last_hidden_state
-        hook.remove()
-        seen, figures = self._seen_loss(_joined(captured["tokens"]), batch["seen"])
-        per_image = batch["seen"].shape[1]
-        at_images = hidden[batch["mm_token_type_ids"].bool()].view(len(images), per_image, -1)
-        logits = self.heads.compared(at_images[batch["last"]]).flatten(0, 1)
-        targets = batch["seen"][batch["last"]].flatten()
+        for hook in hooks:
+            hook.remove()
+        seen, figures = self._seen_loss(_joined(captured["seen"]), batch["seen"])
+        at_images = captured["compared"][batch["mm_token_type_ids"].bool()].view(*batch["seen"].shape, -1)
+        tokens, targets = at_images[batch["last"]].flatten(0, 1), batch["seen"][batch["last"]]
+        address = self._address_loss(self.heads.compared_address, tokens, targets)
+        logits, targets = self.heads.compared(tokens), targets.flatten()
         compared = F.cross_entropy(logits, targets, weight=self.weights)
+        looked = _look_loss(captured["attention"], batch["looks"])
         answers, right = self._answer_loss(hidden, batch["labels"])
-        figures |= {
-            "compared": compared.item(),
-            "answer": answers.item(),
-            "exact": right,
-            **_recall(logits, targets, "cmp"),
-        }
-        return answers + compared + 0.5 * seen, figures
+        figures |= {"compared": compared.item(), "looked": looked.item(), "answer": answers.item(), "exact": right}
+        figures["told_address"] = address.item()
+        total = answers + compared + 0.3 * looked + 0.5 * seen + 0.5 * address
+        return total, figures | _recall(logits, targets, "cmp")
 
     def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
         shifted = labels[:, 1:]
@@ -301,6 +350,18 @@ class BaseTrainer:
         told = asked.any(1)
         # An answer holds about eight tokens that are not a matter of form.
         return losses / (8 * told.sum().clamp(min=1)), (wrong[told] == 0).float().mean().item()
+
+
+def _keep(captured: dict, name: str, part):
+    """A forward hook that keeps a part of a module's output."""
+    return lambda _module, _inputs, output: captured.__setitem__(name, part(output))
+
+
+def _look_loss(attention: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+    """How little the guided heads look at the told pin: mean -log of their attention (chats, heads, from, to) to it."""
+    chat, position, token = looks.T
+    weights = attention[chat, :GUIDED_HEADS, position, token].float()
+    return -torch.log(weights + 1e-6).mean() if len(looks) else attention.sum() * 0
 
 
 def _joined(tokens) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From photographs to answers, as production asks: aligned, drawn as composites, compared zero-shot with a reference."""
+"""From photographs to answers, as production asks: laid over the unit space, drawn as composites, asked zero-shot."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class CaptureInspector:
                     errors[number] = str(error)
             answers = dict(zip(rows, self._answer(list(rows.values()), Path(folder)), strict=True))
         return [
-            _record(task.inspected.name) | {"error": errors[number]}
+            empty_record(task.inspected.name) | {"error": errors[number]}
             if number in errors
             else self._told(task, answers[number])
             for number, task in enumerate(tasks)
@@ -120,7 +120,7 @@ class CaptureInspector:
         )
 
     def _told(self, task: Task, answer) -> dict:
-        record = _record(task.inspected.name) | {"answer": answer.text, "p_defective": answer.p_defective}
+        record = empty_record(task.inspected.name) | {"answer": answer.text, "p_defective": answer.p_defective}
         try:
             kind = prompts.answer_kind_of(self._params.evaluate.kind)
             return record | self._contract.parse(answer.text, kind).values()
@@ -151,7 +151,7 @@ class CaptureInspector:
         return {"id": str(number), "images": names, "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
 
     def _see(self, photograph: Photograph, shape: str | None) -> Seen:
-        """The photograph, aligned to `shape`, or to the shape that it fits best. Raises AlignmentError or ImageError."""
+        """The photograph laid over `shape`, or the shape that it fits best. Raises AlignmentError or ImageError."""
         if shape is not None and shape not in self._unit_spaces:
             raise AlignmentError(f"{photograph.name}: expected a shape of {list(self._unit_spaces)}, found {shape!r}")
         image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
@@ -183,5 +183,6 @@ class CaptureInspector:
         return self._see(Photograph(found[0].name, found[0].read_bytes()), shape)
 
 
-def _record(file: str) -> dict:
+def empty_record(file: str) -> dict:
+    """The record of a capture of which nothing is known yet."""
     return {"file": file, **dict.fromkeys(FIELDS), "answer": None, "p_defective": None, "error": None}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.errors import ImageError
-from pinspect.serving.inspection import CaptureInspector, Photograph, Task
+from pinspect.serving.inspection import CaptureInspector, Photograph, Task, empty_record
 
 _LONGEST_PATH = 4096
 
@@ -40,10 +40,10 @@ class PinInspector(mlflow.pyfunc.PythonModel):
             try:
                 tasks[number] = _task(line, number)
             except ImageError as error:
-                records[number] = {"file": f"image {number}", "error": str(error)}
+                records[number] = empty_record(f"image {number}") | {"error": str(error)}
         for number, record in zip(tasks, self._inspector.inspect(list(tasks.values())), strict=True):
             records[number] = record
-        return pd.DataFrame(records, columns=columns)
+        return pd.DataFrame(records, columns=columns, dtype=object)
 
 
 def signature() -> mlflow.models.ModelSignature:
@@ -54,8 +54,9 @@ def signature() -> mlflow.models.ModelSignature:
 
     given = [ColSpec("string", "inspected")]
     given += [ColSpec("string", name, required=False) for name in ("reference", "shape")]
-    told = [ColSpec("string", name) for name in ("file", *FIELDS, "answer")]
-    told += [ColSpec("double", "p_defective"), ColSpec("string", "error")]
+    told = [ColSpec("string", "file")]
+    told += [ColSpec("string", name, required=False) for name in (*FIELDS, "answer")]
+    told += [ColSpec("double", "p_defective", required=False), ColSpec("string", "error", required=False)]
     return mlflow.models.ModelSignature(inputs=Schema(given), outputs=Schema(told))
 
 

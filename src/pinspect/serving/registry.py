@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import tempfile
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +19,16 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import requests
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-import pinspect
 from pinspect.errors import RegistryError, StageInputError
 from pinspect.evaluation import provenance
 from pinspect.params import Params, RegisterParams
@@ -46,7 +45,7 @@ _PROBE_SECONDS = 10
 _METRICS_A_BATCH = 500
 
 
-class RegistryUnreachable(RegistryError):
+class RegistryUnreachableError(RegistryError):
     """The MLflow server does not answer; trying again later may help."""
 
     exit_code = UNREACHABLE_EXIT_CODE
@@ -110,31 +109,50 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
     """Register an adapter and give it the alias `challenger`, unless it is the champion already.
 
     An adapter that has a version keeps it; a new evaluation renews its tags and is added to its run. Returns what
-    `reports/registration.json` says. Raises RegistryError when the registry refuses, RegistryUnreachable when it does
-    not answer.
+    `reports/registration.json` says. Raises RegistryError when the registry refuses, and its child
+    RegistryUnreachableError when it does not answer.
     """
     name = params.register_.model_name
-    with open_registry(candidate.root, params.register_) as client:
-        with _one_at_a_time(candidate.root, params.register_):
-            version = find_version(client, name, candidate.digests[ADAPTER_TAG])
-            if version is None:
-                version = _create_version(client, candidate, params)
-            elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
-                _renew_scores(client, version, candidate)
-            aliases = client.get_model_version(name, version.version).aliases
-            if CHAMPION not in aliases:
-                client.set_registered_model_alias(name, CHALLENGER, version.version)
+    with open_registry(candidate.root, params.register_) as client, _one_at_a_time(candidate.root):
+        version = find_version(client, name, candidate.digests[ADAPTER_TAG])
+        if version is None:
+            version = _create_version(client, candidate, params)
+        elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
+            _renew_scores(client, version, candidate)
+        if CHAMPION not in client.get_model_version(name, version.version).aliases:
+            client.set_registered_model_alias(name, CHALLENGER, version.version)
     uri = tracking_uri(candidate.root, params.register_)
     return {
         "name": name,
         "version": int(version.version),
         ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
         "model_uri": f"models:/{name}/{version.version}",
-        "registry": uri if "://" not in uri or not uri.startswith("sqlite") else _relative(uri, candidate.root),
+        "registry": _relative(uri, candidate.root) if uri.startswith("sqlite:") else uri,
         "base_sha256": candidate.digests["base_sha256"],
         "dataset_digest": candidate.digests["dataset_digest"],
         "scores": dict(candidate.scores),
     }
+
+
+def load_registered(
+    root: Path, params: RegisterParams, alias: str = CHALLENGER
+) -> tuple[mlflow.pyfunc.PyFuncModel, str]:
+    """The registered model that has `alias` (see `serving.pyfunc_model` for what it takes and gives), and its version.
+
+    Raises RegistryError when no version has the alias.
+    """
+    name = params.model_name
+    with open_registry(root, params) as client:
+        try:
+            version = client.get_model_version_by_alias(name, alias).version
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise RegistryError(
+                f"{tracking_uri(root, params)}: no version of {name} has the alias {alias}; run dvc repro, which "
+                f"registers one as {CHALLENGER}"
+            ) from None
+        return mlflow.pyfunc.load_model(f"models:/{name}/{version}"), str(version)
 
 
 def find_version(client: MlflowClient, name: str, adapter_sha256: str) -> ModelVersion | None:
@@ -152,7 +170,7 @@ def find_version(client: MlflowClient, name: str, adapter_sha256: str) -> ModelV
 def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
     """A client of the registry, which also is the current one of `mlflow`; its own errors become RegistryError.
 
-    Raises RegistryUnreachable at once when a server does not answer.
+    Raises RegistryUnreachableError at once when a server does not answer.
     """
     uri = tracking_uri(root, params)
     if uri.startswith(("http://", "https://")):
@@ -163,7 +181,7 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with _one_at_a_time(root, params):  # two processes must not make the tables of a new database
+        with _one_at_a_time(root):  # two processes must not make the tables of a new database
             client = MlflowClient(uri, uri)
             _experiment_id(client, root, params)
         yield client
@@ -171,8 +189,10 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
         raise RegistryError(
             f"{uri}: {_one_line(error)}; see that the MLflow server and its version are right"
         ) from error
-    except (ConnectionError, TimeoutError, urllib.error.URLError) as error:
+    except requests.RequestException as error:
         raise _unreachable(uri, error) from error
+    except SQLAlchemyError as error:
+        raise RegistryError(f"{uri}: not usable as MLflow's database ({_one_line(error)}); move it away") from error
 
 
 def _create_version(client: MlflowClient, candidate: Candidate, params: Params) -> ModelVersion:
@@ -182,21 +202,22 @@ def _create_version(client: MlflowClient, candidate: Candidate, params: Params) 
     experiment_id = _experiment_id(client, candidate.root, params.register_)
     with (
         mlflow.start_run(experiment_id=experiment_id, run_name=f"adapter-{sha256[:8]}", tags=candidate.tags) as run,
-        tempfile.TemporaryDirectory(prefix="pinspect-") as line,
+        tempfile.TemporaryDirectory(prefix="pinspect-") as folder,
     ):
         _log_run(client, run, candidate, params)
-        pack_line(candidate.root, params.answers.shapes, Path(line))
+        line = Path(folder) / "line"
+        pack_line(candidate.root, params.answers.shapes, line)
         model = mlflow.pyfunc.log_model(
             name="inspector",
             python_model=pyfunc_model.__file__,
             artifacts={
                 "adapter": str(candidate.adapter),
                 "base": str(candidate.base),
-                "line": line,
+                "line": str(line),
                 "params": str(candidate.root / "params.yaml"),
             },
             signature=pyfunc_model.signature(),
-            code_paths=[str(Path(pinspect.__file__).parent)],
+            code_paths=[str(Path(pyfunc_model.__file__).parents[1])],
             pip_requirements=[need for need in requires("pinspect") or [] if "extra ==" not in need],
         )
         for metric, value in candidate.scores.items():
@@ -233,7 +254,8 @@ def _renew_scores(client: MlflowClient, version: ModelVersion, candidate: Candid
 
 def _log_run(client: MlflowClient, run: Run, candidate: Candidate, params: Params) -> None:
     mlflow.log_params(_flat(params.model_dump(by_alias=True)))
-    dataset = MetaDataset(resolve_dataset_source("data/chat"), name="chat", digest=candidate.digests["dataset_digest"])
+    digest = candidate.digests["dataset_digest"]
+    dataset = MetaDataset(CodeDatasetSource({"path": "data/chat", "dvc": digest}), name="chat", digest=digest)
     mlflow.log_input(dataset, context="training")
     points = _learning_curve(candidate.adapter / "learning_curve.csv")
     for start in range(0, len(points), _METRICS_A_BATCH):
@@ -264,7 +286,7 @@ def _experiment_id(client: MlflowClient, root: Path, params: RegisterParams) -> 
 
 
 @contextlib.contextmanager
-def _one_at_a_time(root: Path, params: RegisterParams) -> Iterator[None]:
+def _one_at_a_time(root: Path) -> Iterator[None]:
     """Processes of one checkout take turns. Those of other machines meet at the server, see `_only_one`."""
     lock = root / _DEFAULT_STORE / "register.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -275,16 +297,14 @@ def _one_at_a_time(root: Path, params: RegisterParams) -> Iterator[None]:
 def _probe(uri: str) -> None:
     """Ask the server for a sign of life; MLflow itself would try for minutes before it gave up."""
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # someone answers; whether it is MLflow shows with the first request
-    except (OSError, ValueError) as error:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)  # any answer, be it an error, is one
+    except requests.RequestException as error:
         raise _unreachable(uri, error) from None
 
 
-def _unreachable(uri: str, error: Exception) -> RegistryUnreachable:
-    return RegistryUnreachable(
-        f"{uri}: no MLflow server answers ({_one_line(error)}); start it or correct MLFLOW_TRACKING_URI, then run "
+def _unreachable(uri: str, error: Exception) -> RegistryUnreachableError:
+    return RegistryUnreachableError(
+        f"{uri}: no MLflow server answers ({type(error).__name__}); start it or correct MLFLOW_TRACKING_URI, then run "
         "dvc repro again: only this stage is left"
     )
 
@@ -293,7 +313,7 @@ def _hush() -> None:
     """MLflow and its database migrations tell a page of what they do; only what goes wrong is for the user."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*type hints.*")
+    warnings.filterwarnings("ignore", message=".*(type hints|input example).*")  # the signature is given
 
 
 def _relative(uri: str, root: Path) -> str:
