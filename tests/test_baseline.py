@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from sample import params
-from test_dst_stage import READING, build, drop_raw, line, read_rows, write_rows
+from dst_line import READING, build, drop_raw, read_rows, write_rows
+from sample import line, params
 
 from pinspect.errors import StageInputError
 from pinspect.evaluation.baseline import UNTRAINED_THRESHOLD, choose_threshold, fit_baseline

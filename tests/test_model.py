@@ -162,10 +162,9 @@ def test_lessons_teach_the_base(line, tmp_path):
     pool = pretext.load_pool(pretext.build_pool(tmp_path, plan, layout, params.dst, 64, workers=2))
     model, processor, known = base.new_base(layout, seed=1)
     trainer, lessons = base.BaseTrainer(model, layout, known), base.Lessons(pool, processor, layout, 64)
-    curriculum = base.Curriculum(see_steps=20, see_images=6, compare_steps=20, compare_chats=4, warmup=2)
-    for name in ("see", "compare"):
-        optimizers = base.optimizers(model, trainer.heads, 1e-3, 0.01)
-        base.run_lesson(name, trainer, lessons, curriculum, optimizers, tmp_path, 0)
+    curriculum = base.Curriculum(see_steps=20, see_images=6, compare_steps=20, settle_steps=20, chats=4, warmup=2)
+    for name in base.LESSONS:
+        base.run_lesson(name, trainer, lessons, curriculum, tmp_path)
         draw = lessons.see if name == "see" else lessons.compare
         lesson = trainer.see if name == "see" else trainer.compare
         batch = draw(np.random.default_rng(99), 6)
@@ -174,7 +173,7 @@ def test_lessons_teach_the_base(line, tmp_path):
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
         assert loss.item() < 0.8 * first.item()
     lessons_told = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert lessons_told == ["see", "compare"]
+    assert lessons_told == ["see", "compare", "settle"]
 
 
 # --- the adapter

@@ -15,6 +15,7 @@ from pinspect.imaging.light import light_field, without_trend
 from pinspect.imaging.pin_scores import FEATURES, measure_pins, mode_features
 from pinspect.imaging.unit_space import UnitSpace, build_unit_space, even_light
 from pinspect.imaging.virtual_line import DEFECTS, LineSetup, Rendered, render, tolerated_pins
+from pinspect.layout import Layout
 
 LAYOUT = params().layout.layout()
 SETUPS = {"CYLN": LineSetup("CYLN"), "SQUR": LineSetup("SQUR", pin_width=0.46)}
@@ -254,3 +255,26 @@ def test_the_brightness_of_a_view_does_not_depend_on_what_else_is_in_it():
     defective[y - 20 : y + 20, x - 20 : x + 20] = 0.05
     far = np.s_[:, :400]
     np.testing.assert_allclose(dst_view(passed, space)[far], dst_view(defective, space)[far], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "setup"),
+    [
+        (Layout(("A", "B"), 6), LineSetup("CYLN", centre_px=(320.0, 130.0))),
+        (Layout(("A", "B", "C"), 3), LineSetup("CYLN", image_width=320, centre_px=(160.0, 130.0))),
+        (Layout(("A",), 5), LineSetup("CYLN", centre_px=(320.0, 130.0))),
+        (LAYOUT, LineSetup("CYLN", image_width=1280, image_height=520, pitch_px=131.0, centre_px=(640.0, 262.0))),
+    ],
+    ids=["2 x 6", "3 x 3", "1 x 5", "twice the size"],
+)
+def test_other_layouts_and_sizes_work_as_well(layout, setup):
+    rng = np.random.default_rng(3)
+    seen = [render(rng, setup, tolerated_pins(rng, setup, layout), layout) for _ in range(7)]
+    grays, boxes = [to_gray(each.image) for each in seen], [each.field_box for each in seen]
+    names = [f"r{number}" for number in range(6)]
+    space = build_unit_space(grays[:6], names, boxes[:6], "CYLN", layout, params().dst)
+    pins = tolerated_pins(rng, setup, layout)
+    DEFECTS["missing"](pins, layout.pins - 1, rng, layout)
+    found = distances(space, render(rng, setup, pins, layout))
+    assert found.argmax() == layout.pins - 1 and found.max() > 3
+    assert distances(space, seen[6]).max() < 2

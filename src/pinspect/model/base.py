@@ -2,13 +2,14 @@
 
     python -m pinspect.model.base --out models/base --work build/base
 
-Two lessons, each with throw-away heads that give every visual token something to learn:
+Three lessons, each with throw-away heads that give every visual token something to learn:
 
 1. see: the vision tower alone; every merged token names what happened to its pin, and its own column and row;
-2. compare: language model and vision tower; at the inspected picture's tokens the language model tells what changed
+2. compare: the language model; at the inspected picture's tokens the language model tells what changed
    against the reference, it answers in the contract's five lines, in neutral words, and two of its heads are shown
    where to look while it writes what changed and where. Without that hint the address stays at the entropy of 27 pins
-   for hundreds of steps: docs/LOG.md.
+   for hundreds of steps: docs/LOG.md. The vision tower rests meanwhile;
+3. settle: the same for both together, with a small and falling learning rate.
 
 The work is saved as it goes; the same command picks up a stopped run.
 """
@@ -43,6 +44,8 @@ PATCH, MERGE = 32, 2
 VOCABULARY = 512
 MARGIN_CLASS = len(CELL_CLASSES)
 STAR_CLASS = CELL_CLASSES.index("star")
+LESSONS = ("see", "compare", "settle")
+VISUAL_LENGTH = 2.0  # of a visual token where the language model takes it over
 GUIDED_HEADS = 2  # of the last layer
 CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the only one whose address is asked
 
@@ -54,10 +57,12 @@ class Curriculum:
     see_steps: int = 700
     see_images: int = 40
     see_rate: float = 1.5e-3
-    compare_steps: int = 1800
-    compare_chats: int = 20
-    compare_rate: float = 1.2e-3
-    muon_rate: float = 0.01
+    muon_rate: float = 0.02
+    compare_steps: int = 400
+    compare_rate: float = 2e-3
+    settle_steps: int = 200
+    settle_rate: float = 6e-4
+    chats: int = 20
     warmup: int = 40
     seed: int = 5
 
@@ -264,7 +269,7 @@ def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
 
 
 class BaseTrainer:
-    """The model, its throw-away heads and the losses of both lessons."""
+    """The model, its throw-away heads and the losses of the lessons."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, layout: Layout, known: torch.Tensor) -> None:
         self.model, self.layout = model, layout
@@ -377,16 +382,43 @@ def _recall(logits: torch.Tensor, targets: torch.Tensor, name: str) -> dict[str,
     }
 
 
-def optimizers(model: nn.Module, heads: nn.Module, rate: float, muon_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for everything else (embeddings, patch projection, norms, heads)."""
-    matrices, others = [], list(heads.parameters())
-    for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and ("blocks." in name or ".layers." in name or "merger" in name)
-        (matrices if hidden else others).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01, momentum=0.95),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
+def optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum) -> list[torch.optim.Optimizer]:
+    """The optimizers of a lesson, and through `requires_grad` what it trains.
+
+    see: the vision tower; Muon for its hidden matrices, AdamW for the rest. compare: the language model alone, settle:
+    everything, both by AdamW. Muon's steady steps let the language model's residual stream grow until what attention
+    reads drowned in it (docs/LOG.md).
+    """
+    vision, model, heads = trainer.model.model.visual, trainer.model, list(trainer.heads.parameters())
+    model.requires_grad_(lesson == "settle" or lesson == "compare")
+    vision.requires_grad_(lesson != "compare")
+    if lesson == "see":
+        merged = [(name, p) for name, p in vision.named_parameters() if "deepstack" not in name]
+        matrices = [p for name, p in merged if p.ndim == 2 and "pos_embed" not in name]
+        others = [p for name, p in merged if p.ndim != 2 or "pos_embed" in name]
+        return [
+            torch.optim.Muon(matrices, lr=curriculum.muon_rate, weight_decay=0.01, momentum=0.95),
+            torch.optim.AdamW(others + heads, lr=curriculum.see_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+    rate = curriculum.compare_rate if lesson == "compare" else curriculum.settle_rate
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.optim.AdamW(learning + heads, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)]
+
+
+@torch.no_grad()
+def match_lengths(trainer: BaseTrainer, lessons: Lessons) -> None:
+    """Scale what the vision tower gives to the length that the language model's words will have (about 1).
+
+    Next to tokens of length 90, as the first lesson leaves them, nothing that a layer adds would count.
+    """
+    visual = trainer.model.model.visual
+    images = lessons.see(np.random.default_rng(0), 16)["images"]
+    tokens = visual(patchify(images, PATCH, MERGE), grid_thw=trainer.grid(images), return_dict=True).pooler_output
+    share = VISUAL_LENGTH / tokens.norm(dim=1).mean()
+    for parameter in visual.merger.linear_fc2.parameters():
+        parameter.mul_(share)
+    for head in (trainer.heads.seen, trainer.heads.seen_address.column, trainer.heads.seen_address.row):
+        head.weight.div_(share)
 
 
 def rate_share(step: int, steps: int, warmup: int) -> float:
@@ -409,13 +441,21 @@ def _ahead(make, count: int):
         yield ready.get()
 
 
-def run_lesson(name, trainer, lessons, curriculum, optimizer_list, work, start) -> None:
-    """Train one lesson from step `start`, saving every 100 steps and writing its curve to `work`/curve.jsonl."""
-    steps = curriculum.see_steps if name == "see" else curriculum.compare_steps
-    size = curriculum.see_images if name == "see" else curriculum.compare_chats
-    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
+def run_lesson(
+    name: str, trainer: BaseTrainer, lessons: Lessons, curriculum: Curriculum, work: Path, done: dict | None = None
+) -> None:
+    """Train one lesson, from the state `done` where it was stopped; its curve goes to `work`/curve.jsonl."""
+    steps, size, start = getattr(curriculum, f"{name}_steps"), curriculum.chats, 0
+    draw, loss_of = lessons.compare, trainer.compare
+    if name == "see":
+        size, draw, loss_of = curriculum.see_images, lessons.see, trainer.see
+    optimizer_list = optimizers(name, trainer, curriculum)
     full = [group["lr"] for optimizer in optimizer_list for group in optimizer.param_groups]
-    number = {"see": 1, "compare": 2}[name]
+    if done:
+        start = done["step"]
+        for optimizer, state in zip(optimizer_list, done["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    number = LESSONS.index(name)
     batches = _ahead(
         lambda index: draw(np.random.default_rng([curriculum.seed, number, start + index]), size), steps - start
     )
@@ -444,8 +484,6 @@ def run_lesson(name, trainer, lessons, curriculum, optimizer_list, work, start) 
             print(json.dumps(line), flush=True)
             sums = {}
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            for group, rate in zip(groups, full, strict=True):
-                group["lr"] = rate
             _save_checkpoint(work, name, step + 1, trainer, optimizer_list)
 
 
@@ -546,19 +584,16 @@ def main() -> None:
     lessons = Lessons(pretext.load_pool(paths), processor, layout, cell)
     trainer = BaseTrainer(model, layout, known)
     checkpoint = arguments.work / "checkpoint.pt"
-    done = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"lesson": "see", "step": 0}
-    if "model" in done:
+    done = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+    if done:
         model.load_state_dict(done["model"])
         trainer.heads.load_state_dict(done["heads"])
-    for name, rate in (("see", curriculum.see_rate), ("compare", curriculum.compare_rate)):
-        if (done["lesson"], name) == ("compare", "see"):
-            continue
-        same = done["lesson"] == name and "model" in done
-        optimizer_list = optimizers(model, trainer.heads, rate, curriculum.muon_rate)
-        if same:
-            for optimizer, state in zip(optimizer_list, done["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-        run_lesson(name, trainer, lessons, curriculum, optimizer_list, arguments.work, done["step"] if same else 0)
+    first = LESSONS.index(done["lesson"]) if done else 0
+    for name in LESSONS[first:]:
+        stopped = done if done and done["lesson"] == name else None
+        if name == "compare" and not stopped:
+            match_lengths(trainer, lessons)
+        run_lesson(name, trainer, lessons, curriculum, arguments.work, stopped)
     # Set-ups that no lesson has shown: what the card says is measured on these.
     fresh = pretext.PoolPlan(setups=16, seed=plan.seed + 1)
     paths = pretext.build_pool(arguments.work / "fresh", fresh, layout, params.dst, cell, arguments.workers)
