@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test install base bench-nsoartc figures lint lock clean
+.PHONY: demo test install base bench-nsoartc figures pictures lint lock clean
 
 demo: install
 	dvc repro
@@ -31,6 +31,10 @@ bench-nsoartc: install
 
 figures: install
 	python docs/figures.py
+
+pictures: install
+	python docs/nsoartc_pictures.py
+	python docs/overview_picture.py
 
 lint: install
 	ruff check . && ruff format --check .

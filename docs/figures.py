@@ -18,7 +18,9 @@ def table(metrics: dict) -> str:
     virtual = score_rows(metrics.get("virtual", {}))
     told = f"\nOn {captures} captures."
     if virtual:
-        told += f" Exact match on {metrics['virtual']['zero_shot']['captures']} virtual ones, zero-shot: {virtual[0][1]}."
+        told += (
+            f" Exact match on {metrics['virtual']['zero_shot']['captures']} virtual ones, zero-shot: {virtual[0][1]}."
+        )
     return f"{rows}\n{told}\n"
 
 

@@ -2,7 +2,8 @@
 
     python stages/dst.py
 
-Reads data/raw; writes data/dst: the unit space of every line, the aligned DST view of every capture, its pin scores.
+Reads data/raw; writes data/dst: the unit space of every line, the aligned DST view of every capture, its pin scores,
+and the double-eye of every connector with a left and a right view.
 """
 
 from pathlib import Path
@@ -22,6 +23,8 @@ def main(root: Path = Path()) -> None:
         print(f"reference {name} differs from its fellows and was left out of the unit space; look at it")
     for name, reason in report.set_aside.items():
         print(f"{name}: set aside: {reason}")
+    for remark in report.remarks:
+        print(remark)
 
 
 if __name__ == "__main__":

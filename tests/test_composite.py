@@ -71,15 +71,14 @@ def test_the_star_lies_on_the_addressed_pin_and_nowhere_else(address):
     rows, columns = np.nonzero(changed)
     assert {address.column} == set(columns // CELL)
     assert {LAYOUT.rows.index(address.row) + 1} == set(rows // CELL)
-    centre = starred[
-        int(rows.mean().round()), int(columns.mean().round())
-    ]
+    centre = starred[int(rows.mean().round()), int(columns.mean().round())]
     assert centre[0] > 200 and centre[1] < 60
     assert not (plain != composite.single(field_of(), LAYOUT, CELL)).any(), "the plain composite is left as it was"
 
 
 def test_stacking_puts_the_passed_one_on_top():
-    both = composite.stacked(composite.single(field_of(10), LAYOUT, CELL), composite.single(field_of(200), LAYOUT, CELL))
+    passed, inspected = (composite.single(field_of(value), LAYOUT, CELL) for value in (10, 200))
+    both = composite.stacked(passed, inspected)
     assert both.shape == (8 * CELL, 10 * CELL, 3)
     assert both[2 * CELL, 5 * CELL, 0] == 10
     assert both[6 * CELL, 5 * CELL, 0] == 200

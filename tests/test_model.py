@@ -9,11 +9,13 @@ import chat_line
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pinspect import prompts
 from pinspect.answers import AnswerKind
 from pinspect.data.chat import read_chat
 from pinspect.errors import ModelError
+from pinspect.imaging import composite, virtual_line
 from pinspect.model import adapter, base, pretext
 from pinspect.model.batching import IGNORED, collate, encode_chat
 from pinspect.model.generate import answer_rows
@@ -33,11 +35,11 @@ def run_stage(name: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    """A small line with composites at the model's own cell size, its chat dataset, and an untrained base."""
+    """A small line with composites at the model's own cell size, its chat dataset, and an untrained base beside it."""
     root = tmp_path_factory.mktemp("line")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_line, "CELL", 64)
-        params = chat_line.make_line(root)
+        params = chat_line.make_line(root, inspected=8)
     run_stage("chat", root)
     model, processor, known = base.new_base(params.layout.layout(), seed=0)
     base.save_base(model, processor, known, root / "models/base")
@@ -45,7 +47,7 @@ def line(tmp_path_factory):
 
 
 def train_params(root: Path, params, **changes):
-    few = {"base": str(root / "models/base"), "batch_size": 4, "epochs": 1.0, "maximum_steps": 6, "rank": 4}
+    few = {"base": str(ROOT / "models/base"), "batch_size": 4, "epochs": 1.0, "maximum_steps": 6, "rank": 4}
     return params.train.model_copy(update=few | changes)
 
 
@@ -162,7 +164,7 @@ def test_lessons_teach_the_base(line, tmp_path):
     pool = pretext.load_pool(pretext.build_pool(tmp_path, plan, layout, params.dst, 64, workers=2))
     model, processor, known = base.new_base(layout, seed=1)
     trainer, lessons = base.BaseTrainer(model, layout, known), base.Lessons(pool, processor, layout, 64)
-    curriculum = base.Curriculum(see_steps=20, see_images=6, compare_steps=20, settle_steps=20, chats=4, warmup=2)
+    curriculum = base.Curriculum(see_steps=20, see_images=6, compare_steps=20, chats=4, warmup=2)
     for name in base.LESSONS:
         base.run_lesson(name, trainer, lessons, curriculum, tmp_path)
         draw = lessons.see if name == "see" else lessons.compare
@@ -173,7 +175,7 @@ def test_lessons_teach_the_base(line, tmp_path):
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
         assert loss.item() < 0.8 * first.item()
     lessons_told = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert lessons_told == ["see", "compare", "settle"]
+    assert lessons_told == ["see", "compare"]
 
 
 # --- the adapter
@@ -196,15 +198,15 @@ def test_the_four_switches_choose_what_is_adapted(line, switches, expected):
 
 def test_training_learns_and_writes_its_curve(line, tmp_path):
     root, params = line
-    facts = train(root, params, tmp_path / "adapter", maximum_steps=30, epochs=20.0, learning_rate=0.005)
+    facts = train(root, params, tmp_path / "adapter", maximum_steps=15, epochs=20.0, learning_rate=0.003)
     curve = (tmp_path / "adapter/learning_curve.csv").read_text().splitlines()
     assert curve[0] == ",".join(adapter.CURVE_COLUMNS)
-    assert len(curve) == 1 + facts.steps == 31
+    assert len(curve) == 1 + facts.steps == 16
     losses = [float(row.split(",")[1]) for row in curve[1:]]
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
     summary = json.loads((tmp_path / "adapter/training.json").read_text())
     assert 0 < summary["trainable_share"] < 0.2
-    assert summary["base_sha256"] == directory_digest(root / "models/base")
+    assert summary["base_sha256"] == directory_digest(ROOT / "models/base")
 
 
 def test_an_interrupted_training_resumes_to_the_same_adapter(line, tmp_path, monkeypatch):
@@ -260,7 +262,7 @@ def test_constrained_answers_always_parse_even_from_an_untrained_base(line):
 def test_batched_answers_equal_answers_one_by_one(line, tmp_path):
     root, params = line
     train(root, params, tmp_path / "adapter")
-    inspector = load_inspector(root / "models/base", tmp_path / "adapter")
+    inspector = load_inspector(ROOT / "models/base", tmp_path / "adapter")
     rows, images, contract = rows_of(root)[:7], root / "data/composited", params.contract()
     together = answer_rows(inspector, rows, images, contract, batch_size=7)
     alone = answer_rows(inspector, rows, images, contract, batch_size=1)
@@ -268,6 +270,34 @@ def test_batched_answers_equal_answers_one_by_one(line, tmp_path):
     assert [answer.p_defective for answer in together] == pytest.approx(
         [answer.p_defective for answer in alone], abs=1e-4
     )
+
+
+def test_the_shipped_base_finds_the_star(line):
+    """Its only words that the contract shares: shapes, views, the count and addresses."""
+    root, params = line
+    layout, contract = params.layout.layout(), params.contract()
+    inspector = load_inspector(ROOT / "models/base")
+    rng = np.random.default_rng(1)
+    setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
+    half = np.array([4.5, 1.5]) * setup.pitch_px
+    box = (*(np.array(setup.centre_px) - half), *(np.array(setup.centre_px) + half))
+    rows, addresses = [], [layout.addresses[pin] for pin in rng.permutation(layout.pins)[:9]]
+    for number, address in enumerate(addresses):
+        image = virtual_line.render(rng, setup, virtual_line.tolerated_pins(rng, setup, layout), layout).image
+        picture = composite.single(composite.rectify(image, np.eye(2, 3), box, layout, 64), layout, 64)
+        starred = composite.draw_star(picture, address, layout, 64)
+        Image.fromarray(starred).save(root / "data/composited" / f"star-{number}.png")
+        rows.append(
+            {
+                "id": str(number),
+                "answer_kind": "star",
+                "images": [f"star-{number}.png"],
+                "messages": pretext.neutral_messages(prompts.two_image("RAW", star="")[:1]),
+            }
+        )
+    answers = answer_rows(inspector, rows, root / "data/composited", contract, batch_size=9, constrained=False)
+    found = [answer.text.splitlines()[-1].removeprefix("- change position->") for answer in answers]
+    assert found == [str(address) for address in addresses]
 
 
 def test_free_answers_are_what_the_model_says_unaided(line):
@@ -289,5 +319,5 @@ def test_a_missing_or_broken_model_is_told_in_one_line(line, tmp_path):
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot be put on") as told:
-        load_inspector(root / "models/base", tmp_path / "adapter")
+        load_inspector(ROOT / "models/base", tmp_path / "adapter")
     assert "\n" not in str(told.value)

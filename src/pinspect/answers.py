@@ -148,7 +148,8 @@ class AnswerContract:
         if answer.judgement not in (PASSED, DEFECTIVE):
             problems.append(f"your judgement: expected passed or defective, found {answer.judgement!r}")
         if answer.defect_mode not in (PASSED, *self.defect_modes):
-            problems.append(f"defect mode: expected one of {[PASSED, *self.defect_modes]}, found {answer.defect_mode!r}")
+            modes = [PASSED, *self.defect_modes]
+            problems.append(f"defect mode: expected one of {modes}, found {answer.defect_mode!r}")
         if (answer.judgement == PASSED) != (answer.defect_mode == PASSED):
             problems.append(f"defect mode: {answer.defect_mode!r} does not go with judgement {answer.judgement!r}")
         if (answer.judgement == PASSED) != (answer.defect_position is None):

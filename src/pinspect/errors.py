@@ -10,7 +10,8 @@
     ├── AnswerCheckFailed              rows of the chat dataset fail validation
     ├── ModelError                     base, adapter or processor is missing, corrupt or of another kind
     ├── StageInputError                a file that an earlier stage makes is missing
-    ├── RegistryError                  the MLflow registry cannot be reached or used
+    ├── RegistryError                  the MLflow registry refuses what was asked, or cannot be used
+    │   └── RegistryUnreachableError   its server does not answer: try again later (exit code 75)
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
 
 Entry points `run` their work: a `PinspectError` is told by its text and its `exit_code` alone. Anything else is a
@@ -64,7 +65,13 @@ class StageInputError(PinspectError):
 
 
 class RegistryError(PinspectError):
-    """The MLflow registry cannot be reached, or refuses what was asked."""
+    """The MLflow registry refuses what was asked, or cannot be used."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """The MLflow server does not answer; trying again later may help."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the data
 
 
 class PromotionRefused(PinspectError):

@@ -129,6 +129,7 @@ class TrainParams(_Section):
     language: bool
     attention: bool
     mlp: bool
+    words: bool
     rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinspect.imaging.decode import read_image
-
 from pinspect.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContract
 from pinspect.errors import CaptureError, ImageError
+from pinspect.imaging.decode import read_image
 from pinspect.layout import NO_ADDRESS
 
 LABELS = "labels.csv"

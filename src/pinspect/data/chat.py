@@ -17,6 +17,7 @@ import pandas as pd
 
 from pinspect import prompts
 from pinspect.answers import DEFECTIVE, Answer, AnswerContract, AnswerKind
+from pinspect.data.lines import Line, lines_of
 from pinspect.data.manifests import MANIFEST, read_manifest
 from pinspect.errors import StageInputError
 from pinspect.params import ChatParams
@@ -35,7 +36,8 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Capture:
-    """One capture as the raw manifest knows it: `file` is relative to the raw folder, `capture` the name it came by."""
+    """One capture as the raw manifest knows it: `file` is relative to the raw folder, `capture` the name it came by;
+    captures of one line can be compared with its references."""
 
     file: str
     sha256: str
@@ -47,11 +49,7 @@ class Capture:
     defect_position: str
     role: str
     split: str
-
-    @property
-    def line(self) -> tuple[str, str]:
-        """Source and shape: captures of one line can be compared with its references."""
-        return self.source, self.shape
+    line: Line
 
     def answer(self, view: str, contract: AnswerContract) -> Answer:
         """What the label says, as an answer of the contract."""
@@ -81,9 +79,9 @@ class Composites:
 
     def __init__(self, composited: pd.DataFrame, captures: dict[str, Capture], contract: AnswerContract):
         self._singles: dict[tuple[str, str], str] = {}
-        self._stars: dict[tuple[str, str, str], list[Worked]] = defaultdict(list)
+        self._stars: dict[tuple[Line, str], list[Worked]] = defaultdict(list)
         self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-        self._worked_stacks: dict[tuple[str, str, str], list[tuple[str, Worked]]] = defaultdict(list)
+        self._worked_stacks: dict[tuple[Line, str], list[tuple[str, Worked]]] = defaultdict(list)
         for composite in composited.itertuples():
             capture, view = captures.get(composite.raw_file), composite.view
             if capture is None:  # set aside
@@ -93,12 +91,12 @@ class Composites:
             elif composite.kind == "star" and capture.split == "train":
                 address = contract.layout.address(composite.star_position)
                 answer = contract.render(contract.star(capture.shape, view, address), AnswerKind.STAR)
-                self._stars[*capture.line, view].append(Worked(composite.file, answer))
+                self._stars[capture.line, view].append(Worked(composite.file, answer))
             elif composite.kind == "stacked":
                 self._stacks[capture.file, view][composite.reference_file] = composite.file
                 if capture.split == "train" and capture.judgement == DEFECTIVE:
                     worked = Worked(composite.file, contract.render(capture.answer(view, contract)))
-                    self._worked_stacks[*capture.line, view].append((capture.file, worked))
+                    self._worked_stacks[capture.line, view].append((capture.file, worked))
 
     def single(self, capture: Capture, view: str) -> str:
         """The composite of one capture."""
@@ -110,16 +108,14 @@ class Composites:
 
     def stars(self, capture: Capture, view: str) -> list[Worked]:
         """The star images of the capture's line."""
-        name = f"no {view} star composite of {' '.join(capture.line)}"
-        return _found(self._stars.get((*capture.line, view)), name)
+        name = f"no {view} star composite of {capture.line}"
+        return _found(self._stars.get((capture.line, view)), name)
 
     def worked_stacks(self, capture: Capture, view: str) -> list[Worked]:
         """Stacked composites of other, defective training captures of the same line."""
-        examples = self._worked_stacks.get((*capture.line, view), [])
+        examples = self._worked_stacks.get((capture.line, view), [])
         others = [worked for file, worked in examples if file != capture.file]
-        return _found(
-            others, f"no stacked {view} composite of a defective training capture of {' '.join(capture.line)}"
-        )
+        return _found(others, f"no stacked {view} composite of a defective training capture of {capture.line}")
 
 
 class ChatBuilder:
@@ -131,7 +127,7 @@ class ChatBuilder:
     def __init__(
         self,
         composites: Composites,
-        references: dict[tuple[str, str], list[Capture]],
+        references: dict[Line, list[Capture]],
         contract: AnswerContract,
         params: ChatParams,
     ):
@@ -168,7 +164,7 @@ class ChatBuilder:
         if kind is PromptKind.TWO_IMAGE:
             return _found(
                 [(self.composites.single(reference, view), inspected) for reference in references],
-                f"no usable reference of {' '.join(capture.line)}",
+                f"no usable reference of {capture.line}",
             )
         stacks = self.composites.stacks(capture, view)
         return _found(
@@ -234,7 +230,7 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
     reference that a row needs is missing, or when a reference lies outside the training split.
     """
     labels, aligned = read_manifest(raw / MANIFEST, RAW_COLUMNS), read_manifest(dst / MANIFEST, DST_COLUMNS)
-    captures = [Capture(**row) for row in labels.to_dict("records")]
+    captures = _captures(labels)
     errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
     usable = {capture.file: capture for capture in captures if capture.file not in errors}
     composites = Composites(read_manifest(composited / MANIFEST, COMPOSITED_COLUMNS), usable, contract)
@@ -248,17 +244,18 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
     return ChatDataset(rows, {capture.file: errors[capture.file] for capture in inspected if capture.file in errors})
 
 
-def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[tuple[str, str], list[Capture]]:
-    """The usable references of each line (source, shape), the one nearest the mean of the unit space first.
+def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[Capture]]:
+    """The usable references of each line, the one nearest the mean of the unit space first.
 
     The alignment score, the correlation of a capture with that mean, says how near; ties go by the content hash. The
     first reference is the one that evaluation and production show. Raises StageInputError for a reference outside the
     training split: a test capture must never be seen in training.
     """
     scores = dst[dst["error"] == ""].set_index("file")["alignment_score"].astype(float).to_dict()
-    references: dict[tuple[str, str], list[Capture]] = defaultdict(list)
-    for row in raw.loc[raw["role"] == "reference", list(RAW_COLUMNS)].to_dict("records"):
-        capture = Capture(**row)
+    references: dict[Line, list[Capture]] = defaultdict(list)
+    for capture in _captures(raw):
+        if capture.role != "reference":
+            continue
         if capture.split != "train":
             raise StageInputError(
                 f"data/raw/manifest.csv: reference {capture.file} is in split {capture.split!r}, expected 'train'; "
@@ -323,6 +320,11 @@ def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
     counts = rows.groupby(["split", "view", "shot", "mode"], sort=False).size().unstack(fill_value=0)
     counts = counts.reindex(columns=modes, fill_value=0)
     return counts.assign(rows=counts.sum(axis=1))
+
+
+def _captures(raw: pd.DataFrame) -> list[Capture]:
+    lines = lines_of(raw)
+    return [Capture(**row, line=lines[row["file"]]) for row in raw[list(RAW_COLUMNS)].to_dict("records")]
 
 
 def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -> list[prompts.Message]:

@@ -21,6 +21,8 @@ from PIL import Image
 from pinspect.answers import VIEWS
 from pinspect.data.captures import REFERENCE, content_hash
 from pinspect.data.incremental import IncrementalFolder, Item, Product
+from pinspect.data.lines import COLUMNS as LINE_COLUMNS
+from pinspect.data.lines import Line, lines_of
 from pinspect.data.manifests import MANIFEST, read_manifest
 from pinspect.data.splits import TRAIN
 from pinspect.errors import StageInputError
@@ -51,13 +53,13 @@ class Style:
 class Sheet:
     """What the composites of one capture are made of.
 
-    file: of the raw manifest. raw, dst: the images of its two views. matrix: 2 x 3, capture px to unit-space px (the
-    DST image is aligned already). cell_box: x0, y0, x1, y1 in unit-space px. version: a hash of all that.
+    file: of the raw manifest. line: captures of one line can be compared with its references. raw, dst: the images of
+    its two views. matrix: 2 x 3, capture px to unit-space px (the DST image is aligned already). cell_box: x0, y0, x1,
+    y1 in unit-space px. version: a hash of all that.
     """
 
     file: str
-    source: str
-    shape: str
+    line: Line
     role: str
     split: str
     alignment_score: float
@@ -66,11 +68,6 @@ class Sheet:
     matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
     cell_box: tuple[float, float, float, float]
     version: str
-
-    @property
-    def line(self) -> tuple[str, str]:
-        """Source and shape: captures of one line can be compared with its references."""
-        return self.source, self.shape
 
     @property
     def stem(self) -> str:
@@ -149,24 +146,23 @@ def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet], folder: Path) -> Pro
 
 def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
     """Every capture that the dst stage has not set aside."""
-    captures = read_manifest(raw / MANIFEST, ("file", "sha256", "source", "shape", "role", "split"))
+    captures = read_manifest(raw / MANIFEST, (*LINE_COLUMNS, "sha256", "split"))
     aligned = read_manifest(dst / MANIFEST, ("file", "dst_file", *_MATRIX, "alignment_score", "error"))
     lost = sorted(set(aligned["file"]) - set(captures["file"]))
     if lost:
         raise StageInputError(f"{dst / MANIFEST}: {lost[0]} is not in {raw / MANIFEST}; run `dvc repro`")
     both = captures.merge(aligned[aligned["error"] == ""], on="file")
-    lines = both[["source", "shape"]].drop_duplicates().itertuples(index=False)
-    boxes = {tuple(line): UnitSpace.load(dst / f"unit_space/{line.source}-{line.shape}.npz").cell_box for line in lines}
-    return [_sheet(row, raw, dst, boxes[row["source"], row["shape"]]) for row in both.to_dict("records")]
+    lines = lines_of(captures)
+    boxes = {line: UnitSpace.load(dst / line.unit_space).cell_box for line in {lines[file] for file in both["file"]}}
+    return [_sheet(row, lines[row["file"]], raw, dst, boxes[lines[row["file"]]]) for row in both.to_dict("records")]
 
 
-def _sheet(row: dict[str, str], raw: Path, dst: Path, cell_box: tuple[float, float, float, float]) -> Sheet:
+def _sheet(row: dict[str, str], line: Line, raw: Path, dst: Path, cell_box: tuple[float, float, float, float]) -> Sheet:
     matrix = tuple(float(row[name]) for name in _MATRIX)
     content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, cell_box)
     return Sheet(
         file=row["file"],
-        source=row["source"],
-        shape=row["shape"],
+        line=line,
         role=row["role"],
         split=row["split"],
         alignment_score=float(row["alignment_score"]),

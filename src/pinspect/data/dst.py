@@ -1,7 +1,8 @@
 """The dst folder: the unit space of every line, and every capture laid over it and shown as its distance.
 
-unit_space/<source>-<SHAPE>.npz      one per line, made of its references
+unit_space/<source>-<SHAPE>.npz      one per line, made of its references (with two eyes: <source>-<SHAPE>-<eye>.npz)
 images/<2 hex>/<20 hex>.png          the DST view, aligned, in px of the unit space
+images/<2 hex>/<20 hex>-EYES.png     where a connector has two views, the double-eye, named after its left one
 scores.csv                           one row an inspected capture: a score for each pin, and the features of the highest
 manifest.csv                         one row a capture: its DST view and place, or why it was set aside
 """
@@ -21,11 +22,13 @@ import pandas as pd
 from pinspect.answers import DEFECTIVE
 from pinspect.data.captures import FIELD_BOX, INSPECTED, REFERENCE
 from pinspect.data.incremental import MANIFEST, IncrementalFolder, Item, Product
+from pinspect.data.lines import LABEL, Line, lines_of, pair_eyes
 from pinspect.data.manifests import read_manifest
 from pinspect.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.imaging.alignment import Alignment, align, warp
 from pinspect.imaging.decode import read_image, to_gray
-from pinspect.imaging.dst_view import paint_dst_view
+from pinspect.imaging.dst_view import paint_double_eye, paint_dst_view
+from pinspect.imaging.nsoartc import distance_image, double_eye
 from pinspect.imaging.pin_scores import MODE_FEATURES, measure_pins, mode_features
 from pinspect.imaging.unit_space import UnitSpace, build_unit_space, even_light
 from pinspect.layout import Layout
@@ -34,6 +37,7 @@ from pinspect.params import DstParams
 SCORES = "scores.csv"
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
+EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
 SCORE = "score"
 HIGHEST = "highest"
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # these pictures gain a fifth from level 6, at five times the time
@@ -50,20 +54,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class References:
-    """The references of one line (source and shape): paths, names, hashes and field boxes (x0, y0, x1, y1; None unless
-    every one has its box) go together."""
+    """The references of one line: paths, names, hashes and field boxes (x0, y0, x1, y1; None unless every one has its
+    box) go together."""
 
-    source: str
-    shape: str
+    line: Line
     paths: tuple[str, ...]
     names: tuple[str, ...]
     sha256: tuple[str, ...]
     field_boxes: tuple[tuple[float, ...], ...] | None
-
-    @property
-    def file(self) -> str:
-        """Where the unit space of the line lies in the dst folder."""
-        return f"unit_space/{self.source}-{self.shape}.npz"
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,27 @@ class BuiltUnitSpace:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A capture and what it is compared with: the path and the sha256 of its image, and its unit space."""
+
+    path: str
+    sha256: str
+    unit_space: BuiltUnitSpace
+
+
+@dataclass(frozen=True)
 class DstReport:
     """What the dst stage has to tell.
 
     counts: captures by source, shape and role. made: how many captures were compared anew. set_aside: capture ->
-    reason. outliers: references that differ from their fellows.
+    reason. outliers: references that differ from their fellows. remarks: why views of two eyes make no pair.
     """
 
     counts: pd.DataFrame
     made: int
     set_aside: dict[str, str]
     outliers: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = None) -> DstReport:
@@ -95,18 +103,24 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
     Raises UnitSpaceError, with a line for each shape whose references make no unit space, and StageInputError when the
     raw folder is not there. A capture that cannot be read or aligned is set aside with its reason and stops no other.
     """
-    columns = ("file", "sha256", "source", "capture", "shape", "judgement", "role", *FIELD_BOX)
-    captures = read_manifest(raw / MANIFEST, columns)
+    captures = read_manifest(raw / MANIFEST, ("file", "sha256", "source", "capture", *LABEL, *FIELD_BOX))
+    lines = lines_of(captures)
     with IncrementalFolder(out) as folder:
-        unit_spaces = _build_unit_spaces(folder, raw, captures, reading)
-        records = _draw_dst_views(folder, raw, captures, unit_spaces, reading, workers)
-        _write_tables(folder, captures, records, reading.layout)
-    errors = {name: record["error"] for name, record in zip(captures["capture"], records, strict=True)}
+        unit_spaces = _build_unit_spaces(folder, raw, captures, lines, reading)
+        comparisons = {
+            row.file: Comparison(str(raw / row.file), row.sha256, unit_spaces[lines[row.file]])
+            for row in captures.itertuples()
+        }
+        records = _draw_dst_views(folder, comparisons, reading, workers)
+        eyes, remarks = _draw_double_eyes(folder, captures, lines, comparisons, records, reading, workers)
+        _write_tables(folder, captures, records, eyes, reading.layout)
+    errors = {name: record["error"] for name, record in zip(captures["capture"], records.values(), strict=True)}
     return DstReport(
         counts=captures.groupby(["source", "shape", "role"]).size().unstack("role", fill_value=0),
         made=len(set(folder.made) & set(captures["file"])),
         set_aside={name: error for name, error in errors.items() if error},
         outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
+        remarks=tuple(remarks),
     )
 
 
@@ -118,26 +132,26 @@ def make_unit_space(reading: Reading, references: References, folder: Path) -> P
             [to_gray(read_image(path, reading.max_pixels)) for path in references.paths],
             references.names,
             references.field_boxes,
-            references.shape,
+            references.line.shape,
             reading.layout,
             reading.params,
         )
     except (ImageError, UnitSpaceError) as error:
-        return Product((), {"error": f"{references.source} line: {error}"})
-    unit_space.save(folder / references.file)
-    return Product((references.file,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
+        return Product((), {"error": f"{_name(references.line)}: {error}"})
+    unit_space.save(folder / references.line.unit_space)
+    return Product((references.line.unit_space,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
 
 
 def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]], folder: Path) -> Product:
     """Whether the references of a line look like its shape, rather than like another of its source; makes no file."""
-    line, rivals = payload
-    problems = []
-    for path, name in zip(line.paths, line.names, strict=True) if len(rivals) > 1 else ():
+    references, rivals = payload
+    line, problems = references.line, []
+    for path, name in zip(references.paths, references.names, strict=True) if len(rivals) > 1 else ():
         gray = to_gray(read_image(path, reading.max_pixels))
         shape = best_shape(gray, {shape: _loaded(b.path, b.sha256) for shape, b in rivals.items()}, reading.params)
         if shape != line.shape:
             problems.append(
-                f"{line.source} line: reference {name} is labelled {line.shape} but looks like {shape}; "
+                f"{_name(line)}: reference {name} is labelled {line.shape} but looks like {shape}; "
                 "correct its shape in labels.csv"
             )
     return Product((), {"problems": problems})
@@ -160,27 +174,38 @@ def best_shape(gray: np.ndarray, unit_spaces: Mapping[str, UnitSpace], params: D
     return min(misfits, key=misfits.get)
 
 
-def draw_dst_view(reading: Reading, payload: tuple[str, str, str, str], folder: Path) -> Product:
-    """Align one capture (path, file in the raw folder) to its unit space (path, sha256) and draw its DST view.
+def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Path) -> Product:
+    """Align one capture, `file` in the raw folder, to its unit space and draw its DST view.
 
     The record holds its place and its pins' scores, or as `error` why the capture was set aside.
     """
-    path, file, unit_space_path, sha256 = payload
+    file, comparison = payload
     cv2.setNumThreads(1)
-    unit_space = _loaded(unit_space_path, sha256)
     try:
-        gray = to_gray(read_image(path, reading.max_pixels))
-        place = align(gray, unit_space.mean, reading.params.maximum_shift)
+        evened, place, unit_space = _seen(reading, comparison)
     except (ImageError, AlignmentError) as error:
         return Product((), {"error": str(error)})
-    evened = even_light(warp(gray, place, unit_space.size), unit_space.templates)
     measures = measure_pins(evened, unit_space.templates)
     distances = unit_space.pin_distances(measures)
-    view = paint_dst_view(evened, measures, distances, unit_space)
+    painted = paint_dst_view(evened, measures, distances, unit_space)
     dst_file = str(PurePosixPath(file).with_suffix(".png"))
-    (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / dst_file).write_bytes(cv2.imencode(".png", view[..., ::-1], _PNG)[1].tobytes())
+    _write_png(folder / dst_file, painted[..., ::-1])
     return Product((dst_file,), _placed(dst_file, place) | {"error": "", "scores": score_row(measures, unit_space)})
+
+
+def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison], folder: Path) -> Product:
+    """Draw what the left and the right view of one connector, neither of them set aside, see differently."""
+    eyes_file, *comparisons = payload
+    cv2.setNumThreads(1)
+    distances, boxes, whites = [], [], []
+    for comparison in comparisons:
+        evened, _, unit_space = _seen(reading, comparison)
+        distances.append(_whole_distance(evened, unit_space))
+        boxes.append(unit_space.cell_box)
+        whites.append(unit_space.white)
+    painted = paint_double_eye(double_eye(*distances, *boxes), sum(whites) / 2)
+    _write_png(folder / eyes_file, painted)
+    return Product((eyes_file,), {})
 
 
 def score_row(measures: np.ndarray, unit_space: UnitSpace) -> dict[str, float | str]:
@@ -212,24 +237,47 @@ def _loaded(path: str, sha256: str) -> UnitSpace:
     return UnitSpace.load(path)
 
 
+def _seen(reading: Reading, comparison: Comparison) -> tuple[np.ndarray, Alignment, UnitSpace]:
+    """A capture laid over its unit space, its light evened: float32 (H, W). Raises ImageError or AlignmentError."""
+    unit_space = _loaded(comparison.unit_space.path, comparison.unit_space.sha256)
+    gray = to_gray(read_image(comparison.path, reading.max_pixels))
+    place = align(gray, unit_space.mean, reading.params.maximum_shift)
+    return even_light(warp(gray, place, unit_space.size), unit_space.templates), place, unit_space
+
+
+def _whole_distance(evened: np.ndarray, unit_space: UnitSpace) -> np.ndarray:
+    """DST at stride 1, in the size of the unit space: the outer windows' values go on to the edge."""
+    before, after = (unit_space.window - 1) // 2, unit_space.window // 2
+    return np.pad(distance_image(evened, unit_space.mean, unit_space.window), (before, after), mode="edge")
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    """`picture`: uint8, gray or in OpenCV's order of colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", picture, _PNG)[1].tobytes())
+
+
 def _build_unit_spaces(
-    folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, reading: Reading
-) -> dict[tuple[str, str], BuiltUnitSpace]:
-    """The unit space of every line that has captures, by source and shape."""
-    lines = [_references(source, shape, rows, raw) for (source, shape), rows in captures.groupby(["source", "shape"])]
-    items = [Item(line.file, (*line.sha256, repr(line.field_boxes)), line) for line in lines]
+    folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, lines: dict[str, Line], reading: Reading
+) -> dict[Line, BuiltUnitSpace]:
+    """The unit space of every line that has captures."""
+    references = {
+        line: _references(line, captures[[lines[file] == line for file in captures["file"]]], raw)
+        for line in sorted(set(lines.values()))
+    }
+    items = [Item(line.unit_space, (*r.sha256, repr(r.field_boxes)), r) for line, r in references.items()]
     make = functools.partial(make_unit_space, reading)
     records = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
     problems = [record["error"] for record in records if "error" in record]
     if problems:
         raise UnitSpaceError("\n".join(problems))
     built = {
-        (line.source, line.shape): BuiltUnitSpace(
-            _find(folder, line.file, record["sha256"]), record["sha256"], tuple(record["outliers"])
+        line: BuiltUnitSpace(
+            _find(folder, line.unit_space, record["sha256"]), record["sha256"], tuple(record["outliers"])
         )
-        for line, record in zip(lines, records, strict=True)
+        for line, record in zip(references, records, strict=True)
     }
-    checks = [_check(line, built) for line in lines]
+    checks = [_check(each, built) for each in references.values()]
     make = functools.partial(check_shapes, reading)
     records = folder.map(make, checks, params=repr(reading), title="references' shapes", workers=1)
     problems = [problem for record in records for problem in record["problems"]]
@@ -238,30 +286,34 @@ def _build_unit_spaces(
     return built
 
 
-def _check(line: References, built: dict[tuple[str, str], BuiltUnitSpace]) -> Item:
-    rivals = {shape: space for (source, shape), space in built.items() if source == line.source}
+def _check(references: References, built: dict[Line, BuiltUnitSpace]) -> Item:
+    line = references.line
+    rivals = {each.shape: space for each, space in built.items() if (each.source, each.eye) == (line.source, line.eye)}
     hashes = sorted((shape, space.sha256) for shape, space in rivals.items())
-    return Item(f"shapes of {line.file}", (*line.sha256, repr(hashes)), (line, rivals))
+    return Item(f"shapes of {line.unit_space}", (*references.sha256, repr(hashes)), (references, rivals))
 
 
-def _references(source: str, shape: str, rows: pd.DataFrame, raw: Path) -> References:
+def _references(line: Line, rows: pd.DataFrame, raw: Path) -> References:
     found = rows[rows["role"] == REFERENCE]
     defective = found.loc[found["judgement"] == DEFECTIVE, "capture"].tolist()
     if defective:
         raise UnitSpaceError(
-            f"{source} line, shape {shape}: reference {defective[0]} is labelled defective; a reference is a passed "
-            "capture: correct its judgement or its role in labels.csv"
+            f"{_name(line)}, shape {line.shape}: reference {defective[0]} is labelled defective; a reference is a "
+            "passed capture: correct its judgement or its role in labels.csv"
         )
     boxes = found[list(FIELD_BOX)]
     has_boxes = len(found) > 0 and not (boxes == "").any(axis=None)
     return References(
-        source=source,
-        shape=shape,
+        line=line,
         paths=tuple(str(raw / file) for file in found["file"]),
         names=tuple(found["capture"]),
         sha256=tuple(found["sha256"]),
         field_boxes=tuple(map(tuple, boxes.astype(float).to_numpy().tolist())) if has_boxes else None,
     )
+
+
+def _name(line: Line) -> str:
+    return f"{line.source} line{f', {line.eye} eye' if line.eye else ''}"
 
 
 def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
@@ -271,20 +323,45 @@ def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
 
 
 def _draw_dst_views(
+    folder: IncrementalFolder, comparisons: dict[str, Comparison], reading: Reading, workers: int | None
+) -> dict[str, dict]:
+    """The record of each capture, by its file in the raw folder."""
+    items = [Item(file, (one.sha256, one.unit_space.sha256), (file, one)) for file, one in comparisons.items()]
+    make = functools.partial(draw_dst_view, reading)
+    records = folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
+    return dict(zip(comparisons, records, strict=True))
+
+
+def _draw_double_eyes(
     folder: IncrementalFolder,
-    raw: Path,
     captures: pd.DataFrame,
-    unit_spaces: dict[tuple[str, str], BuiltUnitSpace],
+    lines: dict[str, Line],
+    comparisons: dict[str, Comparison],
+    records: dict[str, dict],
     reading: Reading,
     workers: int | None,
-) -> list[dict]:
-    items = []
-    for row in captures.itertuples():
-        built = unit_spaces[row.source, row.shape]
-        payload = (str(raw / row.file), row.file, built.path, built.sha256)
-        items.append(Item(row.file, (row.sha256, built.sha256), payload))
-    make = functools.partial(draw_dst_view, reading)
-    return folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
+) -> tuple[dict[str, str] | None, list[str]]:
+    """The double-eye of each capture that has one, by its file in the raw folder, and remarks on those without.
+
+    None in place of the files where no line has eyes at all.
+    """
+    pairs, remarks = pair_eyes(captures, lines)
+    names = dict(zip(captures["file"], captures["capture"], strict=True))
+    items, eyes = [], {}
+    for pair in pairs:
+        lost = [names[file] for file in pair if records[file]["error"]]
+        if lost:
+            both = " and ".join(names[file] for file in pair)
+            remarks.append(f"{both}: no double-eye: {' and '.join(lost)} set aside")
+            continue
+        eyes_file = f"{PurePosixPath(pair[0]).with_suffix('')}-EYES.png"
+        left, right = (comparisons[file] for file in pair)
+        inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
+        items.append(Item(eyes_file, inputs, (eyes_file, left, right)))
+        eyes |= dict.fromkeys(pair, eyes_file)
+    make = functools.partial(draw_double_eye, reading)
+    folder.map(make, items, params=repr(reading), title="double-eyes", workers=workers)
+    return eyes if any(line.eye for line in lines.values()) else None, remarks
 
 
 def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
@@ -293,11 +370,17 @@ def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
     return {"dst_file": dst_file} | {name: float(f"{number:.7g}") for name, number in numbers.items()}
 
 
-def _write_tables(folder: IncrementalFolder, captures: pd.DataFrame, records: list[dict], layout: Layout) -> None:
-    files = zip(captures["file"], captures["role"], records, strict=True)
-    scores = [
-        {"file": file} | found["scores"] for file, role, found in files if role == INSPECTED and "scores" in found
-    ]
-    manifest = pd.DataFrame(records, columns=list(COLUMNS)).assign(file=captures["file"])
+def _write_tables(
+    folder: IncrementalFolder,
+    captures: pd.DataFrame,
+    records: dict[str, dict],
+    eyes: dict[str, str] | None,
+    layout: Layout,
+) -> None:
+    inspected = captures.loc[captures["role"] == INSPECTED, "file"]
+    scores = [{"file": file} | records[file]["scores"] for file in inspected if "scores" in records[file]]
+    manifest = pd.DataFrame(list(records.values()), columns=list(COLUMNS)).assign(file=captures["file"])
+    if eyes is not None:
+        manifest[EYES_FILE] = [eyes.get(file, "") for file in captures["file"]]
     for name, table in ((SCORES, pd.DataFrame(scores, columns=list(score_columns(layout)))), (MANIFEST, manifest)):
         table.to_csv(folder.new_file(name), index=False, encoding="utf-8", lineterminator="\n")

@@ -25,7 +25,7 @@ SHOWN = {"zero_shot": "zero-shot", "one_shot": "one-shot", "baseline": "NSOARTC 
 
 
 def score_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """One row a score of `reports/eval/metrics.json`: its name, then its value in each block of SHOWN, blank if none."""
+    """One row a score of `reports/eval/metrics.json`: its name, then its value in each block of SHOWN or a blank."""
     return [
         [label, *(f"{metrics[block][name]:.3f}" if name in metrics.get(block, {}) else "" for block in SHOWN)]
         for name, label in SCORES.items()

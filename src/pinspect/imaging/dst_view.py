@@ -44,6 +44,16 @@ def paint_dst_view(
     return cv2.convertScaleAbs(cv2.merge([red, green, blue]), alpha=255)
 
 
+def paint_double_eye(difference: np.ndarray, white: float) -> np.ndarray:
+    """The double-eye (float32 (H, W), see `nsoartc.double_eye`) as a picture: uint8 (H, W).
+
+    Mid-grey (128) is zero, brighter is more distance for the left eye, darker for the right one. white: the mean of the
+    two unit spaces' `white`, the difference that is shown halfway from mid-grey: a constant, so that brightness can be
+    compared between connectors.
+    """
+    return (128 + 127 * np.clip(_RING * difference / white, -1, 1)).round().astype(np.uint8)
+
+
 def _signed_distances(evened: np.ndarray, unit_space: UnitSpace) -> tuple[np.ndarray, np.ndarray]:
     """The window means of what is brighter and of what is darker than the mean, float32 (H, W), 0..1.
 

@@ -20,12 +20,15 @@ from tqdm import tqdm
 
 from pinspect.data.chat import read_chat
 from pinspect.errors import ModelError
-from pinspect.model.batching import IGNORED
+from pinspect.model.batching import IGNORED, prepared_ahead
 from pinspect.model.loading import directory_digest, load_base
 from pinspect.model.rows import RowEncoder
 from pinspect.params import TrainParams
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "seconds")
+
+# A new word's embedding starts anywhere: it has to go as far as it is long, about half a unit, in a few steps.
+WORDS_RATE_FACTOR = 10.0
 
 _VISION = ("visual", "vision_tower", "vision_model")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv", "attn.proj", "out_proj")
@@ -74,31 +77,31 @@ def train_adapter(params: TrainParams, chat_dir: Path, images_dir: Path, out: Pa
     torch.manual_seed(params.seed)
     rows = {split: read_chat(chat_dir / f"{split}.jsonl") for split in ("train", "validation")}
     model, processor = load_base(params.base)
+    encoder = RowEncoder(processor, images_dir)
     config = LoraConfig(
         r=params.rank,
         lora_alpha=params.alpha,
         lora_dropout=params.dropout,
         target_modules=adapted_modules(model, params),
+        trainable_token_indices=answer_words(rows["train"], encoder) if params.words else None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    encoder = RowEncoder(processor, images_dir)
     plan = plan_batches(rows["train"], encoder, params)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(_rate_groups(model), weight_decay=params.weight_decay, betas=(0.9, 0.98))
     checkpoint = _Checkpoint(work, params, chat_dir)
     start, curve, spent = checkpoint.restore(model, optimizer)
     began = time.monotonic() - spent
     bar = tqdm(total=len(plan), initial=start, desc="train", unit="step")
-    for step in range(start, len(plan)):
+    batches = prepared_ahead(lambda index: encoder.batch(plan[start + index], answers=True), len(plan) - start)
+    for step, batch in enumerate(batches, start=start):
         rate = params.learning_rate * _rate_share(step, len(plan), params.warmup_share)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _answer_loss(model, _on(encoder.batch(plan[step], answers=True), device))
+            group["lr"] = rate * group["factor"]
+        loss = _answer_loss(model, _on(batch, device))
         if not math.isfinite(loss.item()):
             raise ModelError(f"the loss is {loss.item()} at step {step + 1}; lower train.learning_rate and train again")
         loss.backward()
@@ -124,6 +127,16 @@ def train_adapter(params: TrainParams, chat_dir: Path, images_dir: Path, out: Pa
     _save(model, params, curve, facts, out)
     checkpoint.discard()
     return facts
+
+
+def answer_words(rows: Sequence[dict], encoder: RowEncoder) -> list[int]:
+    """Token ids of the expected answers: the words whose embeddings the adapter may move.
+
+    A base that has never met `passed` or `bend` has no place for them; without this the adapter bends the whole model
+    until it writes them.
+    """
+    chats = [encoder.chat(row) for row in rows]
+    return sorted({token for chat in chats for token in chat.input_ids[chat.prompt_length :]})
 
 
 def plan_batches(rows: Sequence[dict], encoder: RowEncoder, params: TrainParams) -> list[list[dict]]:
@@ -183,6 +196,15 @@ def _answer_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
         hidden = model.get_base_model().model(**batch, use_cache=False).last_hidden_state[:, :-1][asked]
         logits = model.get_base_model().lm_head(hidden)
     return F.cross_entropy(logits.float(), labels[asked])
+
+
+def _rate_groups(model: nn.Module) -> list[dict]:
+    """Trainable parameters in groups, each with the factor by which its learning rate is the higher."""
+    groups: dict[float, list[nn.Parameter]] = {1.0: [], WORDS_RATE_FACTOR: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[WORDS_RATE_FACTOR if "trainable_tokens" in name else 1.0].append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items() if parameters]
 
 
 def _rate_share(step: int, steps: int, warmup_share: float) -> float:

@@ -2,14 +2,12 @@
 
     python -m pinspect.model.base --out models/base --work build/base
 
-Three lessons, each with throw-away heads that give every visual token something to learn:
+Two lessons, each with throw-away heads that give every visual token something to learn:
 
 1. see: the vision tower alone; every merged token names what happened to its pin, and its own column and row;
-2. compare: the language model; at the inspected picture's tokens the language model tells what changed
-   against the reference, it answers in the contract's five lines, in neutral words, and two of its heads are shown
-   where to look while it writes what changed and where. Without that hint the address stays at the entropy of 27 pins
-   for hundreds of steps: docs/LOG.md. The vision tower rests meanwhile;
-3. settle: the same for both together, with a small and falling learning rate.
+2. compare: the language model, while the vision tower rests; at the inspected picture's tokens it tells what changed
+   against the reference and where, it answers in the contract's five lines, in neutral words, and two heads of its
+   last layer are shown where to look while it writes what changed and where. docs/LOG.md tells what failed without.
 
 The work is saved as it goes; the same command picks up a stopped run.
 """
@@ -18,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +31,7 @@ from pinspect.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.imaging import composite
 from pinspect.layout import Layout
 from pinspect.model import pretext
-from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat
+from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat, prepared_ahead
 from pinspect.model.pretext import CELL_CLASSES, SetupPool
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
 from pinspect.params import load_params
@@ -44,7 +40,7 @@ PATCH, MERGE = 32, 2
 VOCABULARY = 512
 MARGIN_CLASS = len(CELL_CLASSES)
 STAR_CLASS = CELL_CLASSES.index("star")
-LESSONS = ("see", "compare", "settle")
+LESSONS = ("see", "compare")
 VISUAL_LENGTH = 2.0  # of a visual token where the language model takes it over
 GUIDED_HEADS = 2  # of the last layer
 CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the only one whose address is asked
@@ -58,10 +54,8 @@ class Curriculum:
     see_images: int = 40
     see_rate: float = 1.5e-3
     muon_rate: float = 0.02
-    compare_steps: int = 400
+    compare_steps: int = 500
     compare_rate: float = 2e-3
-    settle_steps: int = 200
-    settle_rate: float = 6e-4
     chats: int = 20
     warmup: int = 40
     seed: int = 5
@@ -385,13 +379,12 @@ def _recall(logits: torch.Tensor, targets: torch.Tensor, name: str) -> dict[str,
 def optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum) -> list[torch.optim.Optimizer]:
     """The optimizers of a lesson, and through `requires_grad` what it trains.
 
-    see: the vision tower; Muon for its hidden matrices, AdamW for the rest. compare: the language model alone, settle:
-    everything, both by AdamW. Muon's steady steps let the language model's residual stream grow until what attention
-    reads drowned in it (docs/LOG.md).
+    see: the vision tower; Muon for its hidden matrices, AdamW for the rest. compare: the language model, by AdamW
+    alone: Muon's steady steps let its residual stream grow until what attention reads drowned in it (docs/LOG.md).
     """
     vision, model, heads = trainer.model.model.visual, trainer.model, list(trainer.heads.parameters())
-    model.requires_grad_(lesson == "settle" or lesson == "compare")
-    vision.requires_grad_(lesson != "compare")
+    model.requires_grad_(lesson == "compare")
+    vision.requires_grad_(lesson == "see")
     if lesson == "see":
         merged = [(name, p) for name, p in vision.named_parameters() if "deepstack" not in name]
         matrices = [p for name, p in merged if p.ndim == 2 and "pos_embed" not in name]
@@ -400,9 +393,8 @@ def optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum) -> lis
             torch.optim.Muon(matrices, lr=curriculum.muon_rate, weight_decay=0.01, momentum=0.95),
             torch.optim.AdamW(others + heads, lr=curriculum.see_rate, betas=(0.9, 0.98), weight_decay=0.01),
         ]
-    rate = curriculum.compare_rate if lesson == "compare" else curriculum.settle_rate
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [torch.optim.AdamW(learning + heads, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)]
+    return [torch.optim.AdamW(learning + heads, lr=curriculum.compare_rate, betas=(0.9, 0.98), weight_decay=0.05)]
 
 
 @torch.no_grad()
@@ -428,19 +420,6 @@ def rate_share(step: int, steps: int, warmup: int) -> float:
     return rise * max(0.02, fall)
 
 
-def _ahead(make, count: int):
-    """Yield `count` results of `make(index)`, prepared by a thread while the caller computes."""
-    ready: queue.Queue = queue.Queue(maxsize=4)
-
-    def work() -> None:
-        for index in range(count):
-            ready.put(make(index))
-
-    threading.Thread(target=work, daemon=True).start()
-    for _ in range(count):
-        yield ready.get()
-
-
 def run_lesson(
     name: str, trainer: BaseTrainer, lessons: Lessons, curriculum: Curriculum, work: Path, done: dict | None = None
 ) -> None:
@@ -456,7 +435,7 @@ def run_lesson(
         for optimizer, state in zip(optimizer_list, done["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     number = LESSONS.index(name)
-    batches = _ahead(
+    batches = prepared_ahead(
         lambda index: draw(np.random.default_rng([curriculum.seed, number, start + index]), size), steps - start
     )
     sums: dict[str, list[float]] = {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pinspect.prompts import Message, without_answer
 
+_AHEAD = 4  # batches
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -67,3 +70,26 @@ def collate(chats: Sequence[EncodedChat], pad_id: int, image_id: int, *, answers
         "mm_token_type_ids": (input_ids == image_id).int(),
     }
     return batch | {"labels": labels} if answers else batch
+
+
+def prepared_ahead(make: Callable[[int], object], count: int) -> Iterator[object]:
+    """Yield `make(0)` to `make(count - 1)`, prepared by a thread while the caller computes.
+
+    An error of `make` is raised where its batch would have come.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
+
+    def work() -> None:
+        for index in range(count):
+            try:
+                ready.put((make(index), None))
+            except Exception as error:
+                ready.put((None, error))
+                return
+
+    threading.Thread(target=work, daemon=True).start()
+    for _ in range(count):
+        batch, error = ready.get()
+        if error:
+            raise error
+        yield batch

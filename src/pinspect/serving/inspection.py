@@ -14,6 +14,8 @@ from PIL import Image
 from pinspect import prompts
 from pinspect.answers import FIELDS
 from pinspect.data.chat import DST_COLUMNS, RAW_COLUMNS, rank_references, read_manifest
+from pinspect.data.dst import best_shape
+from pinspect.data.lines import EYES, eye_of
 from pinspect.errors import AlignmentError, PinspectError, StageInputError
 from pinspect.imaging.alignment import Alignment, align, warp
 from pinspect.imaging.composite import rectify, single, stacked
@@ -43,16 +45,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Seen:
-    """A photograph laid over the unit space of a shape. image: uint8 (H, W, 3); gray: float32 (H, W)."""
+    """A photograph laid over a unit space. image: uint8 (H, W, 3); gray: float32 (H, W). aspect: which unit space, by
+    its shape, and its eye where the line has two (`CYLN`, or `CYLN-left`)."""
 
     image: np.ndarray
     gray: np.ndarray
-    shape: str
+    aspect: str
     alignment: Alignment
 
 
 def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
-    """Gather what production needs of a line: for each shape its unit space and the reference to compare with.
+    """Gather what production needs of a line: for each shape, and each eye where there are two, its unit space and the
+    reference to compare with.
 
     Both are the camera's where it has references of the shape, else those of the virtual line. Raises StageInputError
     when a shape has neither.
@@ -63,15 +67,16 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     for shape in shapes:
-        lines = [(source, shape) for source in ("camera", "virtual") if references.get((source, shape))]
+        lines = [line for line in references if line.shape == shape]
         if not lines:
             raise StageInputError(
                 f"data/dst: no unit space of shape {shape}; add references of it, or take it from answers.shapes"
             )
-        source, _ = lines[0]
-        reference = root / "data/raw" / references[lines[0]][0].file
-        shutil.copyfile(root / f"data/dst/unit_space/{source}-{shape}.npz", out / f"{shape}.npz")
-        shutil.copyfile(reference, out / f"{shape}-reference{reference.suffix}")
+        source = next(source for source in ("camera", "virtual") if source in {line.source for line in lines})
+        for line in (line for line in lines if line.source == source):
+            reference = root / "data/raw" / references[line][0].file
+            shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
+            shutil.copyfile(reference, out / f"{line.aspect}-reference{reference.suffix}")
 
 
 class CaptureInspector:
@@ -86,8 +91,9 @@ class CaptureInspector:
         self._params = params
         self._contract = params.contract()
         self._layout = self._contract.layout
-        self._unit_spaces = {shape: UnitSpace.load(line / f"{shape}.npz") for shape in self._contract.shapes}
-        self._references = {shape: self._own_reference(line, shape) for shape in self._contract.shapes}
+        aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
+        self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
+        self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
 
     def inspect(self, tasks: Sequence[Task]) -> list[dict]:
         """One record per task, in order: file, `answers.FIELDS`, answer, p_defective and error.
@@ -110,6 +116,19 @@ class CaptureInspector:
             for number, task in enumerate(tasks)
         ]
 
+    def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
+        """The photograph laid over `shape`, or the shape that it fits best, by its own eye where the line has two.
+
+        Raises AlignmentError or ImageError.
+        """
+        shapes = {aspect: unit_space.shape for aspect, unit_space in self._unit_spaces.items()}
+        if shape is not None and shape not in shapes.values():
+            found = list(dict.fromkeys(shapes.values()))
+            raise AlignmentError(f"{photograph.name}: expected a shape of {found}, found {shape!r}")
+        aspects = [aspect for aspect, its_shape in shapes.items() if shape in (None, its_shape)]
+        eye = eye_of(Path(photograph.name).name)
+        return self._lay(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
+
     def _answer(self, rows: list[dict], folder: Path) -> list:
         from pinspect.model.generate import answer_rows
 
@@ -130,11 +149,11 @@ class CaptureInspector:
     def _row(self, task: Task, number: int, folder: Path) -> dict:
         """A row as the chat dataset has it, without an expected answer; its composites are written to `folder`."""
         view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
-        inspected = self._see(task.inspected, task.shape)
+        inspected = self.see(task.inspected, task.shape)
         shown = {"inspected": self._composite(inspected, view)}
         if kind is not PromptKind.ONE_IMAGE:
             given = task.reference
-            reference = self._see(given, inspected.shape) if given else self._references[inspected.shape]
+            reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
             shown = {"reference": self._composite(reference, view)} | shown
         if kind is PromptKind.STACKED:
             shown = {"stacked": stacked(*shown.values())}
@@ -150,25 +169,19 @@ class CaptureInspector:
         }[kind](view)
         return {"id": str(number), "images": names, "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
 
-    def _see(self, photograph: Photograph, shape: str | None) -> Seen:
-        """The photograph laid over `shape`, or the shape that it fits best. Raises AlignmentError or ImageError."""
-        if shape is not None and shape not in self._unit_spaces:
-            raise AlignmentError(f"{photograph.name}: expected a shape of {list(self._unit_spaces)}, found {shape!r}")
+    def _lay(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
+        """The photograph laid over the one of `aspects` that it fits best. Raises AlignmentError or ImageError."""
         image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
         gray = to_gray(image)
-        seen, reasons = [], []
-        for name in [shape] if shape else self._unit_spaces:
-            try:
-                place = align(gray, self._unit_spaces[name].mean, self._params.dst.maximum_shift)
-                seen.append(Seen(np.asarray(image), gray, name, place))
-            except AlignmentError as error:
-                reasons.append(f"{name}: {error}")
-        if not seen:
-            raise AlignmentError(f"{photograph.name}: {'; '.join(reasons)}")
-        return max(seen, key=lambda found: found.alignment.score)
+        try:
+            aspect = best_shape(gray, {aspect: self._unit_spaces[aspect] for aspect in aspects}, self._params.dst)
+        except AlignmentError as error:
+            raise AlignmentError(f"{photograph.name}: {error}") from None
+        place = align(gray, self._unit_spaces[aspect].mean, self._params.dst.maximum_shift)
+        return Seen(np.asarray(image), gray, aspect, place)
 
     def _composite(self, seen: Seen, view: str) -> np.ndarray:
-        unit_space, cell = self._unit_spaces[seen.shape], self._params.composite.cell
+        unit_space, cell = self._unit_spaces[seen.aspect], self._params.composite.cell
         if view == "RAW":
             field = rectify(seen.image, seen.alignment.matrix, unit_space.cell_box, self._layout, cell)
         else:
@@ -176,11 +189,17 @@ class CaptureInspector:
             field = rectify(picture, np.eye(2, 3), unit_space.cell_box, self._layout, cell)
         return single(field, self._layout, cell, grid=self._params.composite.grid)
 
-    def _own_reference(self, line: Path, shape: str) -> Seen:
-        found = sorted(line.glob(f"{shape}-reference.*"))
+    def _own_reference(self, line: Path, aspect: str) -> Seen:
+        found = sorted(line.glob(f"{aspect}-reference.*"))
         if not found:
-            raise StageInputError(f"{line}: no reference of shape {shape}; register the adapter again")
-        return self._see(Photograph(found[0].name, found[0].read_bytes()), shape)
+            raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
+        return self._lay(Photograph(found[0].name, found[0].read_bytes()), [aspect])
+
+
+def _aspects(line: Path, shape: str) -> list[str]:
+    """The aspects of a shape that a packed line has: one, or one for each eye."""
+    aspects = [shape, *(f"{shape}-{eye}" for eye in EYES)]
+    return [aspect for aspect in aspects if (line / f"{aspect}.npz").is_file()] or [shape]
 
 
 def empty_record(file: str) -> dict:

@@ -29,7 +29,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pinspect.errors import RegistryError, StageInputError
+from pinspect.errors import RegistryError, RegistryUnreachableError, StageInputError
 from pinspect.evaluation import provenance
 from pinspect.params import Params, RegisterParams
 from pinspect.serving import pyfunc_model
@@ -39,16 +39,9 @@ CHALLENGER = "challenger"
 CHAMPION = "champion"
 ADAPTER_TAG = "adapter_sha256"
 EVALUATION_TAG = "evaluation_sha256"
-UNREACHABLE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the data, try again later
 _DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 _METRICS_A_BATCH = 500
-
-
-class RegistryUnreachableError(RegistryError):
-    """The MLflow server does not answer; trying again later may help."""
-
-    exit_code = UNREACHABLE_EXIT_CODE
 
 
 @dataclass(frozen=True)
