@@ -158,7 +158,7 @@ def test_a_picture_between_two_splits_is_remarked_on():
     ]
     found, remarks = assign_splits(captures, RULE, old)
     assert found[captures[2].sha256] == "train"
-    assert remarks == ["between (train) nearly equals right of another split; remove one of them"]
+    assert remarks == ["between (train) shows what right of another split shows; remove one of them"]
 
 
 def test_a_threshold_too_wide_for_the_line_is_remarked_on():
@@ -189,3 +189,12 @@ def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(CaptureError, match=r"splits.csv: .*restore it by `git checkout"):
         read_splits(tmp_path / "splits.csv", RULE)
+
+
+def test_both_eyes_views_of_a_connector_share_a_split():
+    views = [candidate(f"{eye}_{number}.jpg") for number in range(40) for eye in ("left", "right")]
+    splits = splits_of(views)
+    assert all(splits[left.sha256] == splits[right.sha256] for left, right in zip(views[::2], views[1::2], strict=True))
+    assert len(set(splits.values())) > 1
+    assert views[1].connector == views[0].connector == "_0.jpg"
+    assert Candidate("camera0_1.jpg", "", "", False).connector == ""

@@ -2,7 +2,8 @@
 
 A hash of the content decides, so that neither names nor order matter. Near-duplicates (the same picture, stored or
 brightened anew) would leak from training into the test, so a capture that comes later joins the split of the oldest
-one that it nearly equals. Once decided, a split is written down and never changes.
+one that it nearly equals; so does the other eye's view of a connector. Once decided, a split is written down and never
+changes.
 
 Two pictures are near-duplicates when their perceptual hashes differ by few bits. On the sample line, where all
 pictures look alike, the hashes of two distinct captures differ by 34 of 256 bits at least (half of the pairs by 103);
@@ -23,6 +24,7 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
+from pinspect.data.lines import eye_of
 from pinspect.errors import CaptureError
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -62,6 +64,12 @@ class Candidate:
     perceptual_hash: str
     is_reference: bool
 
+    @property
+    def connector(self) -> str:
+        """What the names of both eyes' views of one connector share; empty where the name tells no eye."""
+        eye = eye_of(self.file)
+        return self.file.removeprefix(eye) if eye else ""
+
 
 def perceptual_hash(image: Image.Image) -> str:
     """256 bits, as 64 hex digits: the signs of the lowest 16 x 16 cosine frequencies (without the constant row and
@@ -82,11 +90,14 @@ def assign_splits(
     by_age = sorted(candidates, key=lambda one: (one.sha256 not in recorded, not one.is_reference))
     hashes = np.array([list(bytes.fromhex(one.perceptual_hash)) for one in by_age], np.uint8).reshape(len(by_age), 32)
     splits: dict[str, str] = {}
+    first_view: dict[str, Candidate] = {}
     remarks = []
     crowd = 0
     for age, capture in enumerate(by_age):
         bits = np.bitwise_count(hashes[:age] ^ hashes[age]).sum(axis=1, dtype=np.int64)
         older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
+        if capture.connector and first_view.setdefault(capture.connector, capture) is not capture:
+            older.append(first_view[capture.connector])
         if capture.is_reference:
             split = TRAIN
         elif capture.sha256 in recorded:
@@ -97,7 +108,7 @@ def assign_splits(
         strangers = [other.file for other in older if splits[other.sha256] != split]
         if strangers:
             remarks.append(
-                f"{capture.file} ({split}) nearly equals {', '.join(strangers)} of another split; remove one of them"
+                f"{capture.file} ({split}) shows what {', '.join(strangers)} of another split shows; remove one of them"
             )
         crowd = max(crowd, len(older))
     if crowd >= max(10, len(by_age) / 2):  # taken for one, most captures end in one split
