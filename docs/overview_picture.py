@@ -17,9 +17,9 @@ INK, PAPER = (34, 34, 34), (255, 255, 255)
 
 
 def choose() -> tuple[dict[str, dict], str]:
-    """Rows (by view) of one retracted pin of the camera's, and the model's answer on its DST view."""
+    """Rows (by view) of one retracted pin of the camera's, and the model's answer on its RAW view."""
     table = pd.read_csv(ROOT / "reports/eval/predictions.csv", keep_default_na=False)
-    asked = table[(table["source"] == "camera") & (table["shot"] == "zero_shot") & (table["view"] == "DST")]
+    asked = table[(table["source"] == "camera") & (table["shot"] == "zero_shot") & (table["view"] == "RAW")]
     asked = asked[(asked["decoding"] == "constrained") & (asked["expected_defect_mode"] == "retract")]
     chosen = asked[asked["model"] != "NSOARTC baseline"].sort_values("id").iloc[0]
     rows = [row for row in read_chat(ROOT / "data/chat/test.jsonl") if row["file"] == chosen["file"]]
@@ -52,5 +52,5 @@ def draw(rows: dict[str, dict], answer: str) -> Image.Image:
 if __name__ == "__main__":
     target = ROOT / "docs/pictures/overview.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    draw(*choose()).quantize(128).save(target, optimize=True)
+    draw(*choose()).save(target, optimize=True)
     print(json.dumps({"written": str(target.relative_to(ROOT))}))
