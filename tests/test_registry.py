@@ -10,10 +10,12 @@ import pytest
 from evaluated_project import make_project, run_stage
 from sample import ROOT
 
+from pinspect import cli
 from pinspect.answers import FIELDS
 from pinspect.errors import RegistryError, StageInputError
 from pinspect.evaluation import predictions, provenance
 from pinspect.params import load_params
+from pinspect.serving.inspect_files import exit_code, inspect_files
 from pinspect.serving.registry import find_version, load_registered, open_registry, read_candidate
 
 NAME = "pin-inspector"
@@ -57,7 +59,8 @@ def test_the_headline_is_what_production_asks_on_the_cameras_test_split(project)
     told = json.loads((project / "reports/eval/metrics.json").read_text())
     assert list(told) == ["zero_shot", "one_shot", "baseline"]
     table = predictions.read(project / "reports/eval/predictions.csv")
-    asked = table[(table["model"] == "adapter") & (table["view"] == "DST") & (table["shot"] == "zero_shot")]
+    view = load_params(project / "params.yaml").evaluate.view
+    asked = table[(table["model"] == "adapter") & (table["view"] == view) & (table["shot"] == "zero_shot")]
     asked = asked[asked["decoding"] == "constrained"]
     assert told["zero_shot"]["exact_match"] == pytest.approx((asked["answer"] == asked["expected"]).mean(), abs=1e-4)
     assert told["zero_shot"]["captures"] == asked["file"].nunique()
@@ -142,6 +145,34 @@ def test_the_registered_model_inspects_photographs_without_the_project(registere
         assert 0 <= found["p_defective"] <= 1
     assert nowhere["answer"] is None
     assert "no/such/file.jpg" in nowhere["error"]
+
+
+def test_the_challenger_inspects_files_and_names_those_it_cannot(registered, tmp_path, monkeypatch, capsys):
+    project, _ = registered
+    good = sorted((project / "data/raw/images").rglob("*.jpg"))[:2]
+    (tmp_path / "text.jpg").write_text("no picture")
+    files = [good[0], tmp_path / "gone.jpg", tmp_path / "text.jpg", good[1]]
+    records = list(inspect_files(project, files, "challenger"))
+    assert [record["file"] for record in records] == [str(path) for path in files]
+    assert [bool(record["error"]) for record in records] == [False, True, True, False]
+    assert "gone.jpg: not found" in records[1]["error"]
+    assert "text.jpg" in records[2]["error"]
+    assert {record["model_version"] for record in records} == {str(registration(project)["version"])}
+    assert all(records[0][name] for name in ("image_type", "judgement", "answer"))
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["pinspect", "inspect", "--json", *map(str, files)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in files]
+
+
+@pytest.mark.parametrize(("judgements", "errors", "code"), [("pp", "", 0), ("pd", "", 1), ("pd", "x", 2), ("", "x", 2)])
+def test_the_exit_code_tells_the_worst_that_was_found(judgements, errors, code):
+    words = {"p": "passed", "d": "defective"}
+    records = [{"judgement": words[letter], "error": None} for letter in judgements]
+    assert exit_code(records + [{"judgement": None, "error": error} for error in errors]) == code
 
 
 def test_a_new_evaluation_of_the_same_adapter_renews_the_scores_of_its_version(registered, client):

@@ -49,6 +49,20 @@ def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The proj
     print_summary(folder)
 
 
+@app.command()
+def inspect(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of the line's connectors.")],
+    alias: Annotated[str, typer.Option(help="Which registered model inspects.")] = "challenger",
+    shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Inspect photographs. Exit code 0: all passed; 1: some are defective; 2: one could not be inspected."""
+    from pinspect.serving.inspect_files import exit_code, inspect_files, print_records
+
+    records = print_records(inspect_files(Path(), images, alias, shape), as_json=as_json)
+    raise typer.Exit(exit_code(records))
+
+
 def main() -> None:
     """Run the command line."""
     run(app)
