@@ -12,7 +12,9 @@ from pinspect.evaluation import predictions
 from pinspect.evaluation.evaluate import BASELINE, MODEL
 from pinspect.params import load_params
 
-PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
+_SHIPPED = load_params(Path(__file__).parents[1] / "params.yaml")
+# The examples are of distance images, whatever production inspects.
+PARAMS = _SHIPPED.model_copy(update={"evaluate": _SHIPPED.evaluate.model_copy(update={"view": "DST"})})
 CONTRACT = PARAMS.contract()
 ADDRESSES = CONTRACT.layout.addresses
 

@@ -17,7 +17,7 @@ from pinspect.data.chat import read_chat
 from pinspect.errors import ModelError
 from pinspect.imaging import composite, virtual_line
 from pinspect.model import adapter, base, pretext
-from pinspect.model.batching import IGNORED, collate, encode_chat
+from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahead
 from pinspect.model.generate import answer_rows
 from pinspect.model.loading import directory_digest, load_base, load_inspector
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
@@ -114,6 +114,18 @@ def test_prompts_are_padded_at_the_left_and_answers_at_the_right():
     asked = collate([chats[0], longer], pad, image, answers=False)
     assert asked["attention_mask"][0, 0] == 0 and asked["attention_mask"][0, -1] == 1
     assert "labels" not in asked
+
+
+def test_an_error_while_preparing_a_batch_reaches_the_training():
+    def make(index: int) -> int:
+        if index == 2:
+            raise ValueError("no such picture")
+        return index
+
+    prepared = prepared_ahead(make, 5)
+    assert [next(prepared), next(prepared)] == [0, 1]
+    with pytest.raises(ValueError, match="no such picture"):
+        next(prepared)
 
 
 # --- pre-text
