@@ -1,6 +1,7 @@
 """The DST view: the picture of an aligned capture's distance from its unit space, as the model sees it.
 
-Normal pins are faint rings: the edges of their tops, where the natural tolerance shows. A defective pin is a solid
+Normal pins are faint rings: the edges of their tops, where the natural tolerance shows, over a grey outline of the unit
+space's mean, which tells what shape the pins have. A defective pin is a solid
 white disc, whatever its mode. How white it is comes from the pin's Mahalanobis distance; tint and surroundings tell the
 kind of difference: orange where the capture is brighter than the unit space, blue where it is darker, and green in the
 disc of a pin whose top has become smaller.
@@ -18,6 +19,7 @@ _DISC_RADIUS = 0.30  # pitches
 _RING = 0.5  # brightness at which the references' own high quantile is shown
 _DARK_DISC, _WHITE_DISC = 0.7, 2.5  # times the distance that few passed pins reach: no disc yet, a white one
 _TINT = 0.45
+_OUTLINE = 0.30  # brightness of the mean's steepest edges
 _SMALLER = 0.06  # a top smaller by this share tints its disc in full
 
 
@@ -41,7 +43,8 @@ def paint_dst_view(
     red = np.maximum(disc * (1 - _TINT * darker), brighter)
     blue = np.maximum(disc * (1 - _TINT * brighter), darker)
     green = np.maximum(disc * (1 - 0.6 * _TINT * (1 - smaller)), 0.6 * np.minimum(brighter + darker, 1))
-    return cv2.convertScaleAbs(cv2.merge([red, green, blue]), alpha=255)
+    distance = cv2.merge([red, green, blue])
+    return cv2.convertScaleAbs(np.maximum(distance, _OUTLINE * unit_space.outline[..., None]), alpha=255)
 
 
 def paint_double_eye(difference: np.ndarray, white: float) -> np.ndarray:

@@ -35,6 +35,7 @@ _OUTLIER = 3.0  # times the median of the references: the worst pin of one that 
 _STRANGER = 2.2  # times the median of the references: the misfit of one that is no fellow
 _QUORUM = 5
 _TOP_SHARE = 0.52  # of a pitch; the size of a top where rows and columns are as many and the box cannot tell
+_STEEP_QUANTILE = 0.98  # of the mean's steepness: drawn in full
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -91,6 +92,13 @@ class UnitSpace:
     def templates(self) -> PinTemplates:
         """The mean's pins, prepared for measuring."""
         return pin_templates(self.mean, self.pin_centres, self.pitch)
+
+    @cached_property
+    def outline(self) -> np.ndarray:
+        """How steep the mean is, float32 (H, W), 0..1: the edges of what a passed capture shows."""
+        smooth = cv2.GaussianBlur(self.mean, (0, 0), 1.0)
+        steepness = cv2.magnitude(cv2.Scharr(smooth, cv2.CV_32F, 1, 0), cv2.Scharr(smooth, cv2.CV_32F, 0, 1))
+        return np.minimum(steepness / max(float(np.quantile(steepness, _STEEP_QUANTILE)), 1e-6), 1).astype(np.float32)
 
     def pin_distances(self, measures: np.ndarray) -> np.ndarray:
         """How far each pin, as `measure_pins` found it, lies from the unit space: float32 (pins,)."""

@@ -29,7 +29,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from pinspect import prompts
 from pinspect.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.imaging import composite
-from pinspect.layout import Layout
+from pinspect.layout import Address, Layout
 from pinspect.model import pretext
 from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat, prepared_ahead
 from pinspect.model.pretext import CELL_CLASSES, SetupPool
@@ -43,6 +43,8 @@ STAR_CLASS = CELL_CLASSES.index("star")
 LESSONS = ("see", "compare")
 VISUAL_LENGTH = 2.0  # of a visual token where the language model takes it over
 GUIDED_HEADS = 2  # of the last layer
+CHAT_KINDS = ("star", "two_image", "one_shot", "one_image", "stacked")
+CHAT_SHARES = (0.07, 0.46, 0.16, 0.12, 0.19)
 CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the only one whose address is asked
 
 
@@ -50,11 +52,11 @@ CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the 
 class Curriculum:
     """Steps, batch sizes and learning rates of the lessons."""
 
-    see_steps: int = 700
+    see_steps: int = 800
     see_images: int = 40
     see_rate: float = 1.5e-3
     muon_rate: float = 0.02
-    compare_steps: int = 500
+    compare_steps: int = 800
     compare_rate: float = 2e-3
     chats: int = 20
     warmup: int = 40
@@ -147,41 +149,32 @@ class Lessons:
         self._none = np.zeros(layout.pins, np.int8)
 
     def see(self, rng: np.random.Generator, images: int) -> dict:
-        """Single pictures and the class of each of their cells; every tenth picture is a star image."""
-        pictures, cells = [], []
-        for _ in range(images):
+        """Pictures and the class of each of their cells; about every tenth is a star image, some are stacked."""
+        drawn = _Pictures()
+        while len(drawn.cells) < images:
             group, view = self._group(rng), str(rng.choice(VIEWS))
-            if rng.random() < 0.1:
-                picture, starred, _ = self._star(rng, group, view)
-                pictures.append(picture)
-                cells.append(starred)
+            draw = rng.random()
+            if draw < 0.1:
+                self._star(rng, group, view, drawn)
+            elif draw < 0.2:
+                self._stack(group, view, rng.integers(len(group.cells)), rng, drawn)
             else:
-                index = rng.integers(len(group.cells))
-                pictures.append(pretext.decode(group.inspected[view][index]))
-                cells.append(group.cells[index])
-        return {"images": _stack(pictures), "seen": cell_targets(np.stack(cells), self.layout)}
+                self._inspected(group, view, rng.integers(len(group.cells)), drawn)
+        return drawn.batch(self.layout)
 
     def compare(self, rng: np.random.Generator, chats: int) -> dict:
         """Chats of every prompt kind, and for each image the class of its cells."""
-        pictures, cells, encoded, last, told = [], [], [], [], []
+        drawn, encoded, last, told = _Pictures(), [], [], []
         for _ in range(chats):
             group, view = self._group(rng), str(rng.choice(VIEWS))
-            draw = rng.random()
-            if draw < 0.08:
-                chat = self._star_chat(rng, group, view, pictures, cells)
-            else:
-                chat = self._inspection_chat(rng, group, view, draw, pictures, cells)
-            encoded.append(chat)
-            last.append(len(pictures) - 1)
-            told.append(_only_pin(cells[-1]))
+            kind = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES))
+            draw = {"star": self._star_chat, "one_image": self._one_image_chat, "stacked": self._stacked_chat}
+            encoded.append(draw.get(kind, self._two_image_chat)(rng, group, view, kind, drawn))
+            last.append(len(drawn.cells) - 1)
+            told.append(_only_pin(drawn.cells[-1]))
         tokenizer = self.processor.tokenizer
         batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
-        return batch | {
-            "images": _stack(pictures),
-            "seen": cell_targets(np.stack(cells), self.layout),
-            "last": torch.tensor(last),
-            "looks": self._looks(batch, told),
-        }
+        return batch | drawn.batch(self.layout) | {"last": torch.tensor(last), "looks": self._looks(batch, told)}
 
     def _looks(self, batch: dict, told: list[int | None]) -> torch.Tensor:
         """Where an answer is written and what it should look at: int64 (looks, 3) of chat, position, image token.
@@ -206,49 +199,72 @@ class Lessons:
     def _group(self, rng: np.random.Generator) -> SetupPool:
         return self.pool[rng.integers(len(self.pool))]
 
-    def _star(self, rng, group: SetupPool, view: str):
+    def _star(self, rng, group: SetupPool, view: str, drawn: _Pictures) -> Address:
+        """Draw a star image; returns the star's address."""
         picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
         pin = int(rng.integers(self.layout.pins))
         address = self.layout.addresses[pin]
         starred = self._none.copy()
         starred[pin] = STAR_CLASS
-        return composite.draw_star(picture, address, self.layout, self.cell), starred, address
+        drawn.add(composite.draw_star(picture, address, self.layout, self.cell), starred)
+        return address
 
-    def _star_chat(self, rng, group, view, pictures, cells) -> EncodedChat:
-        picture, starred, address = self._star(rng, group, view)
-        pictures.append(picture)
-        cells.append(starred)
+    def _reference(self, rng, group: SetupPool, view: str, drawn: _Pictures) -> None:
+        drawn.add(pretext.decode(group.references[view][rng.integers(len(group.references[view]))]), self._none)
+
+    def _inspected(self, group: SetupPool, view: str, index: int, drawn: _Pictures) -> None:
+        drawn.add(pretext.decode(group.inspected[view][index]), group.cells[index])
+
+    def _stack(self, group: SetupPool, view: str, index: int, rng, drawn: _Pictures) -> None:
+        self._reference(rng, group, view, drawn)
+        self._inspected(group, view, index, drawn)
+        drawn.stack()
+
+    def _star_chat(self, rng, group, view, kind, drawn) -> EncodedChat:
+        address = self._star(rng, group, view, drawn)
         answer = pretext.neutral_star(self.layout, group.shape, view, address)
-        return self._encode(("star", view, answer), lambda: prompts.two_image(view, None, answer)[:2], 1)
+        return self._encode((kind, view, answer), lambda: prompts.two_image(view, None, answer)[:2], [1])
 
-    def _inspection_chat(self, rng, group, view, draw, pictures, cells) -> EncodedChat:
-        index = rng.integers(len(group.cells))
-        several = (group.cells[index] > 0).sum() > 1
-        one_image, one_shot = draw > 0.88, 0.08 <= draw < 0.25
+    def _two_image_chat(self, rng, group, view, kind, drawn) -> EncodedChat:
         star = None
-        if one_shot:
-            picture, starred, address = self._star(rng, group, view)
-            pictures.append(picture)
-            cells.append(starred)
+        if kind == "one_shot":
+            address = self._star(rng, group, view, drawn)
             star = pretext.neutral_star(self.layout, group.shape, view, address)
-        if not one_image:
-            pictures.append(pretext.decode(group.references[view][rng.integers(len(group.references[view]))]))
-            cells.append(self._none)
-        pictures.append(pretext.decode(group.inspected[view][index]))
-        cells.append(group.cells[index])
-        kind = AnswerKind.DISCRIMINATION if one_image else AnswerKind.COMPARISON
-        answer = pretext.neutral_answer(self.layout, group.shape, view, group.cells[index], kind)
-        # Where several pins changed no single answer is right: the throw-away heads learn from the picture alone.
-        spoken = None if several else answer
-        if one_image:
-            return self._encode(("one", view, spoken), lambda: prompts.one_image(view, spoken), 1)
-        images = 3 if one_shot else 2
-        return self._encode(("two", view, star, spoken), lambda: prompts.two_image(view, spoken, star), images)
+        index = rng.integers(len(group.cells))
+        self._reference(rng, group, view, drawn)
+        self._inspected(group, view, index, drawn)
+        spoken = self._spoken(group, view, index, AnswerKind.COMPARISON)
+        images = [1] * (2 if star is None else 3)
+        return self._encode((kind, view, star, spoken), lambda: prompts.two_image(view, spoken, star), images)
 
-    def _encode(self, key: tuple, messages, images: int) -> EncodedChat:
+    def _one_image_chat(self, rng, group, view, kind, drawn) -> EncodedChat:
+        index = rng.integers(len(group.cells))
+        self._inspected(group, view, index, drawn)
+        spoken = self._spoken(group, view, index, AnswerKind.DISCRIMINATION)
+        return self._encode((kind, view, spoken), lambda: prompts.one_image(view, spoken), [1])
+
+    def _stacked_chat(self, rng, group, view, kind, drawn) -> EncodedChat:
+        worked = None
+        single = np.flatnonzero((group.cells > 0).sum(1) == 1)
+        if len(single) and rng.random() < 1 / 3:
+            index = rng.choice(single)
+            self._stack(group, view, index, rng, drawn)
+            worked = self._spoken(group, view, index, AnswerKind.COMPARISON)
+        index = rng.integers(len(group.cells))
+        self._stack(group, view, index, rng, drawn)
+        spoken = self._spoken(group, view, index, AnswerKind.COMPARISON)
+        images = [2] if worked is None else [2, 2]
+        return self._encode((kind, view, worked, spoken), lambda: prompts.stacked(view, spoken, worked), images)
+
+    def _spoken(self, group: SetupPool, view: str, index: int, kind: AnswerKind) -> str | None:
+        # Where several pins changed no single answer is right: the throw-away heads learn from the picture alone.
+        return pretext.neutral_answer(self.layout, group.shape, view, group.cells[index], kind)
+
+    def _encode(self, key: tuple, messages, images: list[int]) -> EncodedChat:
+        """The encoded chat of `messages`; images: how many pictures each of its images is stacked of."""
         if key not in self._chats:
             neutral = pretext.neutral_messages(messages())
-            self._chats[key] = encode_chat(self.processor, neutral, [self.image_tokens] * images)
+            self._chats[key] = encode_chat(self.processor, neutral, [self.image_tokens * many for many in images])
         return self._chats[key]
 
 
@@ -258,8 +274,35 @@ def _only_pin(cells: np.ndarray) -> int | None:
     return int(changed[0]) if len(changed) == 1 else None
 
 
-def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures))
+class _Pictures:
+    """The pictures of a batch. Two that are stacked have the patches of one picture after the other: in patches a stack
+    differs from its halves by its grid alone."""
+
+    def __init__(self) -> None:
+        self.cells: list[np.ndarray] = []
+        self._pictures: list[np.ndarray] = []
+        self._heights: list[int] = []  # of each image, in pictures
+
+    def add(self, picture: np.ndarray, cells: np.ndarray) -> None:
+        """One more picture (uint8 (H, W, 3)), and what happened to each of its pins."""
+        self._pictures.append(picture)
+        self.cells.append(cells)
+        self._heights.append(1)
+
+    def stack(self) -> None:
+        """Make one image of the last two pictures, the earlier one above."""
+        self._heights[-2:] = [2]
+
+    def batch(self, layout: Layout) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `image_grid_thw` as Qwen3-VL wants them, and `seen`, the class of every merged token:
+        int64 (pictures, tokens)."""
+        images = torch.from_numpy(np.stack(self._pictures))
+        rows, columns = images.shape[1] // PATCH, images.shape[2] // PATCH
+        return {
+            "pixel_values": patchify(images, PATCH, MERGE),
+            "image_grid_thw": torch.tensor([[1, rows * height, columns] for height in self._heights]),
+            "seen": cell_targets(np.stack(self.cells), layout),
+        }
 
 
 class BaseTrainer:
@@ -279,16 +322,9 @@ class BaseTrainer:
         # Only plain attention tells its weights, which the hint of where to look needs.
         model.model.language_model.set_attn_implementation("eager")
 
-    def grid(self, images: torch.Tensor) -> torch.Tensor:
-        """(images, 3): the patch grid of each picture, as Qwen3-VL wants it."""
-        return torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).repeat(len(images), 1)
-
     def see(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of the first lesson."""
-        vision = self.model.model.visual(
-            patchify(batch["images"], PATCH, MERGE), grid_thw=self.grid(batch["images"]), return_dict=True
-        )
-        return self._seen_loss(vision.pooler_output, batch["seen"])
+        return self._seen_loss(visual_tokens(self.model, batch), batch["seen"])
 
     def _seen_loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         logits = self.heads.seen(tokens)
@@ -308,7 +344,7 @@ class BaseTrainer:
 
     def compare(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of the second lesson: answers, comparison at the inspected tokens, and the first lesson's."""
-        images, captured = batch["images"], {}
+        captured = {}
         layers = self.model.model.language_model.layers
         hooks = [
             self.model.model.visual.register_forward_hook(_keep(captured, "seen", lambda out: out.pooler_output)),
@@ -319,8 +355,8 @@ class BaseTrainer:
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             mm_token_type_ids=batch["mm_token_type_ids"],
-            pixel_values=patchify(images, PATCH, MERGE),
-            image_grid_thw=self.grid(images),
+            pixel_values=batch["pixel_values"],
+            image_grid_thw=batch["image_grid_thw"],
             use_cache=False,
         ).last_hidden_state
         for hook in hooks:
@@ -349,6 +385,12 @@ class BaseTrainer:
         told = asked.any(1)
         # An answer holds about eight tokens that are not a matter of form.
         return losses / (8 * told.sum().clamp(min=1)), (wrong[told] == 0).float().mean().item()
+
+
+def visual_tokens(model: Qwen3VLForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """What the vision tower gives for a batch of pictures: (pictures * tokens, width)."""
+    found = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"], return_dict=True)
+    return _joined(found.pooler_output)
 
 
 def _keep(captured: dict, name: str, part):
@@ -404,8 +446,7 @@ def match_lengths(trainer: BaseTrainer, lessons: Lessons) -> None:
     Next to tokens of length 90, as the first lesson leaves them, nothing that a layer adds would count.
     """
     visual = trainer.model.model.visual
-    images = lessons.see(np.random.default_rng(0), 16)["images"]
-    tokens = visual(patchify(images, PATCH, MERGE), grid_thw=trainer.grid(images), return_dict=True).pooler_output
+    tokens = visual_tokens(trainer.model, lessons.see(np.random.default_rng(0), 16))
     share = VISUAL_LENGTH / tokens.norm(dim=1).mean()
     for parameter in visual.merger.linear_fc2.parameters():
         parameter.mul_(share)

@@ -99,7 +99,7 @@ class SetupPool:
 class PoolPlan:
     """How much pre-text to render."""
 
-    setups: int = 160
+    setups: int = 220
     unit_space_references: int = 7
     references: int = 4
     inspected: int = 40
