@@ -16,7 +16,7 @@ def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     drawn = params.composite
     style = Style(params.layout.layout(), drawn.cell, drawn.grid, drawn.jpeg_quality, params.raw.max_pixels)
-    stacks = params.chat.rows_per_capture if "stacked" in params.chat.kinds else 0
+    stacks = params.chat.kinds.get("stacked", 0)
     data = root / "data"
     counts = build_composited(data / "raw", data / "dst", data / "composited", style, stacks_per_capture=stacks)
     print(counts.to_string())

@@ -17,7 +17,12 @@ from pinspect.params import load_params
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     facts = train_adapter(
-        params.train, root / "data/chat", root / "data/composited", root / "models/adapter", root / "build/train"
+        params.train,
+        params.layout.layout(),
+        root / "data/chat",
+        root / "data/composited",
+        root / "models/adapter",
+        root / "build/train",
     )
     share = facts.trainable / facts.parameters
     print(f"{facts.steps} steps in {facts.seconds:.0f} s; {facts.trainable:,} parameters trained ({share:.1%})")

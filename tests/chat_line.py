@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 from pinspect.answers import VIEWS
@@ -27,7 +27,10 @@ def make_line(root: Path, *, inspected: int = 16, references: int = 5, stacked: 
     `references` references and `inspected` inspected captures. The same numbers give the same files, and more captures
     leave those of fewer as they are."""
     root.mkdir(parents=True, exist_ok=True)
-    shutil.copy(PROJECT / "params.yaml", root / "params.yaml")
+    found = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    if not stacked:
+        found["chat"]["kinds"] = {"two_image": 3}
+    (root / "params.yaml").write_text(yaml.safe_dump(found))
     params = load_params(root / "params.yaml")
     raw = [
         row

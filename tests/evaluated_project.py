@@ -38,7 +38,7 @@ def write_params(root: Path, **train: object) -> None:
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
     found["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
     found["raw"]["virtual"] |= {"train": 0, "test": 0}
-    found["chat"]["rows_per_capture"] = 1
+    found["chat"]["kinds"] = {"two_image": 1}
     found["check"]["minimum_rows"] = 1
     found["train"] |= {"base": str(root / "models/base"), "maximum_steps": 2, "batch_size": 4} | train
     found["evaluate"]["bootstrap_samples"] = 100

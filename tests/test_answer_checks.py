@@ -19,7 +19,7 @@ from pinspect.errors import AnswerCheckFailed
 from pinspect.params import load_params
 
 STAGES = Path(__file__).resolve().parents[1] / "stages"
-KINDS = ["two_image", "one_image", "stacked"]
+KINDS = {"two_image": 3, "one_image": 1, "stacked": 2}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def line(tmp_path: Path) -> Path:
 def test_every_answer_says_what_the_label_says(line):
     contract = load_params(line / "params.yaml").contract()
     labels = {row["file"]: row for row in chat_line.manifest(line, "raw")}
-    rows = all_rows(build(line, kinds=["two_image", "one_image"]))
+    rows = all_rows(build(line, kinds={"two_image": 3, "one_image": 3}))
     assert {row["answer_kind"] for row in rows} == {AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION}
     for row in rows:
         found = contract.parse(row["answer"], AnswerKind(row["answer_kind"])).values()
@@ -73,14 +73,14 @@ def test_one_shot_rows_begin_with_a_star_of_the_same_shape_and_view_and_its_true
 
 def test_training_rows_of_a_capture_show_a_different_reference_each(line):
     shown = defaultdict(list)
-    for row in build(line, rows_per_capture=4).rows["train"]:
+    for row in build(line, kinds={"two_image": 4}).rows["train"]:
         shown[row["file"], row["view"]].append(row["images"][-2])
     assert len(shown) == len(VIEWS) * 16
     assert all(len(references) == len(set(references)) == 4 for references in shown.values())
 
 
 def test_more_training_rows_than_references_are_not_made_by_repetition(line):
-    rows = build(line, rows_per_capture=50).rows["train"]
+    rows = build(line, kinds={"two_image": 50}).rows["train"]
     assert set(Counter((row["file"], row["view"]) for row in rows).values()) == {5}
 
 
@@ -92,7 +92,7 @@ def test_the_one_shot_share_of_the_training_rows_is_kept(line, share):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluation_asks_about_every_capture_once_per_view_kind_and_shot_with_one_reference(line, split):
-    rows = build(line, kinds=["two_image", "one_image"]).rows[split]
+    rows = build(line, kinds={"two_image": 3, "one_image": 3}).rows[split]
     asked = Counter((row["file"], row["view"], row["kind"], row["shot"]) for row in rows)
     captures = [file for shape in ("CYLN", "SQUR") for file in chat_line.files(line, shape=shape, split=split)]
     prompted = [("two_image", "zero_shot"), ("two_image", "one_shot"), ("one_image", "zero_shot")]
@@ -115,7 +115,7 @@ def test_adding_captures_leaves_the_rows_of_the_old_ones_as_they_are(tmp_path):
     chat_line.make_line(tmp_path / "before", inspected=16)
     chat_line.make_line(tmp_path / "after", inspected=24)
     before, after = (
-        {row["id"]: row for row in all_rows(build(tmp_path / name, kinds=["two_image", "one_image"]))}
+        {row["id"]: row for row in all_rows(build(tmp_path / name, kinds={"two_image": 3, "one_image": 3}))}
         for name in ("before", "after")
     )
     assert len(after) == len(before) * 3 / 2
@@ -126,7 +126,7 @@ def test_no_training_row_shows_a_validation_or_test_capture(line):
     chat_line.add_stacked(line)
     raw_files = {row["file"]: row["raw_file"] for row in chat_line.manifest(line, "composited")}
     splits = {row["file"]: row["split"] for row in chat_line.manifest(line, "raw")}
-    rows = build(line, kinds=["two_image", "one_image", "stacked"], one_shot_share=0.5).rows["train"]
+    rows = build(line, kinds={"two_image": 3, "one_image": 3, "stacked": 3}, one_shot_share=0.5).rows["train"]
     assert {splits[raw_files[image]] for row in rows for image in row["images"]} == {"train"}
 
 
@@ -165,7 +165,7 @@ def test_a_line_that_has_only_references_yet_gives_an_empty_dataset(tmp_path):
 def test_a_reference_set_aside_by_dst_is_shown_nowhere(line):
     reference = chat_line.files(line, role="reference")[0]
     chat_line.change_row(line, "dst", reference, alignment_score="", error="lies 55 px off the unit space")
-    shown = {image for row in all_rows(build(line, rows_per_capture=9)) for image in row["images"]}
+    shown = {image for row in all_rows(build(line, kinds={"two_image": 9})) for image in row["images"]}
     assert not any(image.startswith(reference.removesuffix(".jpg")) for image in shown)
 
 
@@ -181,7 +181,7 @@ def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first
     composited = {row["file"]: row for row in chat_line.manifest(line, "composited")}
     labels = {row["file"]: row for row in chat_line.manifest(line, "raw")}
     contract = load_params(line / "params.yaml").contract()
-    rows = all_rows(build(line, kinds=["stacked"]))
+    rows = all_rows(build(line, kinds={"stacked": 3}))
     for row in rows:
         assert composited[row["images"][-1]]["raw_file"] == row["file"]
         assert len(row["images"]) == (2 if row["shot"] == "one_shot" else 1)
@@ -195,7 +195,7 @@ def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first
 
 def test_stacked_prompts_without_stacked_composites_are_refused(line):
     with pytest.raises(StageInputError, match=r"no stacked RAW composite of images/.*run `dvc repro -f composite`"):
-        build(line, kinds=["stacked"])
+        build(line, kinds={"stacked": 3})
 
 
 def test_the_stage_writes_the_same_bytes_again_and_tells_how_many_rows_of_which_mode(line):

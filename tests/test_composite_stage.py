@@ -188,7 +188,7 @@ def test_a_damaged_manifest_is_named(root, content, told):
 
 def test_the_stage_stacks_when_the_chat_dataset_wants_it(root):
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["chat"]["kinds"] = ["two_image", "stacked"]
+    found["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
     (root.parent / "params.yaml").write_text(yaml.safe_dump(found))
     result = subprocess.run(
         [sys.executable, ROOT / "stages/composite.py"], cwd=root.parent, capture_output=True, text=True

@@ -53,7 +53,8 @@ def train_params(root: Path, params, **changes):
 
 def train(root: Path, params, out: Path, **changes):
     chat, images = root / "data/chat", root / "data/composited"
-    return adapter.train_adapter(train_params(root, params, **changes), chat, images, out, out.parent / "work")
+    layout, work = params.layout.layout(), out.parent / "work"
+    return adapter.train_adapter(train_params(root, params, **changes), layout, chat, images, out, work)
 
 
 def rows_of(root: Path, shot: str | None = None) -> list[dict]:
@@ -250,7 +251,8 @@ def test_camera_captures_keep_their_share_beside_a_large_virtual_line(line):
     encoder = RowEncoder(load_base(root / "models/base")[1], root / "data/composited")
     camera = read_chat(root / "data/chat/train.jsonl")[:10]
     virtual = [row | {"id": f"v{number}-{row['id']}", "source": "virtual"} for number in range(9) for row in camera]
-    batches = adapter.plan_batches(camera + virtual, encoder, train_params(root, params, maximum_steps=99, epochs=1))
+    asked = train_params(root, params, maximum_steps=99, epochs=1)
+    batches = adapter.plan_batches(camera + virtual, encoder, params.layout.layout(), asked)
     drawn = [row["source"] for batch in batches for row in batch]
     assert len(drawn) == 100
     assert drawn.count("camera") == 50

@@ -109,9 +109,8 @@ class ChatParams(_Section):
     """Which prompts the chat dataset holds."""
 
     views: Annotated[list[View], Field(min_length=1)]
-    kinds: Annotated[list[PromptKind], Field(min_length=1)]
+    kinds: Annotated[dict[PromptKind, PositiveInt], Field(min_length=1)]
     one_shot_share: Share
-    rows_per_capture: PositiveInt
     seed: NaturalInt
 
 
@@ -136,6 +135,8 @@ class TrainParams(_Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt
     camera_share: Share
+    mirror: bool
+    light_jitter: Annotated[float, Field(ge=0, le=0.7)]
     epochs: Annotated[float, Field(gt=0)]
     maximum_steps: PositiveInt
     warmup_share: Share

@@ -140,12 +140,14 @@ class ChatBuilder:
         """All rows of one capture: several for training, each with another reference; for validation and test exactly
         one per view, kind and shot, always with the same reference."""
         for view in self.params.views:
-            for kind in self.params.kinds:
-                made = self._training_rows if capture.split == "train" else self._evaluation_rows
-                yield from made(capture, view, PromptKind(kind))
+            for kind, count in self.params.kinds.items():
+                if capture.split == "train":
+                    yield from self._training_rows(capture, view, PromptKind(kind), count)
+                else:
+                    yield from self._evaluation_rows(capture, view, PromptKind(kind))
 
-    def _training_rows(self, capture: Capture, view: str, kind: PromptKind) -> Iterator[Row]:
-        shown = self._ranked(self._comparisons(capture, view, kind), capture, view)[: self.params.rows_per_capture]
+    def _training_rows(self, capture: Capture, view: str, kind: PromptKind, count: int) -> Iterator[Row]:
+        shown = self._ranked(self._comparisons(capture, view, kind), capture, view)[:count]
         shots = self._spread_shots(len(shown), capture, view, kind)
         for number, (images, shot) in enumerate(zip(shown, shots, strict=True)):
             yield self._row(capture, view, kind, shot, images, number)

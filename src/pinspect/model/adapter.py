@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from pinspect.data.chat import read_chat
 from pinspect.errors import ModelError
+from pinspect.layout import Layout
+from pinspect.model.augmentation import augmented
 from pinspect.model.batching import IGNORED, prepared_ahead
 from pinspect.model.loading import directory_digest, load_base
 from pinspect.model.rows import RowEncoder
@@ -67,7 +69,9 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
     return names
 
 
-def train_adapter(params: TrainParams, chat_dir: Path, images_dir: Path, out: Path, work: Path) -> TrainedAdapter:
+def train_adapter(
+    params: TrainParams, layout: Layout, chat_dir: Path, images_dir: Path, out: Path, work: Path
+) -> TrainedAdapter:
     """Train an adapter on `chat_dir`/train.jsonl and save it to `out` as peft saves it, with its learning curve.
 
     The loss is the cross entropy of the expected answer's tokens alone. A run that was stopped resumes from its last
@@ -89,7 +93,7 @@ def train_adapter(params: TrainParams, chat_dir: Path, images_dir: Path, out: Pa
     model = get_peft_model(model, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    plan = plan_batches(rows["train"], encoder, params)
+    plan = plan_batches(rows["train"], encoder, layout, params)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(_rate_groups(model), weight_decay=params.weight_decay, betas=(0.9, 0.98))
     checkpoint = _Checkpoint(work, params, chat_dir)
@@ -139,8 +143,8 @@ def answer_words(rows: Sequence[dict], encoder: RowEncoder) -> list[int]:
     return sorted({token for chat in chats for token in chat.input_ids[chat.prompt_length :]})
 
 
-def plan_batches(rows: Sequence[dict], encoder: RowEncoder, params: TrainParams) -> list[list[dict]]:
-    """All batches of the training in their order, drawn from `params.seed`.
+def plan_batches(rows: Sequence[dict], encoder: RowEncoder, layout: Layout, params: TrainParams) -> list[list[dict]]:
+    """All batches of the training in their order, each row augmented, drawn from `params.seed`.
 
     `camera_share` of each epoch's rows are camera captures, repeated as often as that takes, where there are any; rows
     of like length share a batch, so that little is padded.
@@ -151,8 +155,8 @@ def plan_batches(rows: Sequence[dict], encoder: RowEncoder, params: TrainParams)
     steps = min(params.maximum_steps, math.ceil(params.epochs * len(rows) / params.batch_size))
     while len(batches) < steps:
         drawn = _draw_epoch(pools, len(rows), params.camera_share, rng)
-        lengths = {row["id"]: len(encoder.chat(row).input_ids) for row in drawn}
-        drawn.sort(key=lambda row: lengths[row["id"]])
+        drawn = [augmented(row, layout, rng, mirror=params.mirror, light_jitter=params.light_jitter) for row in drawn]
+        drawn.sort(key=lambda row: len(encoder.chat(row).input_ids))
         whole = len(drawn) // params.batch_size * params.batch_size or len(drawn)
         epoch = [drawn[start : start + params.batch_size] for start in range(0, whole, params.batch_size)]
         batches += [epoch[index] for index in rng.permutation(len(epoch))]

@@ -194,7 +194,7 @@ class Lessons:
             row, column = divmod(pin, self.layout.columns)
             token = start + (row + 1) * (self.layout.columns + 1) + column + 1
             looks += [(chat, int(position), token) for position in asked.nonzero()[:, 0]]
-        return torch.tensor(looks).view(-1, 3)
+        return torch.tensor(looks, dtype=torch.long).view(-1, 3)
 
     def _group(self, rng: np.random.Generator) -> SetupPool:
         return self.pool[rng.integers(len(self.pool))]

@@ -40,7 +40,7 @@ class RowEncoder:
 
     def batch(self, rows: Sequence[dict], *, answers: bool) -> dict[str, torch.Tensor]:
         """Model inputs for `rows`: padded ids and masks, pixel values and grids; labels where `answers` is set."""
-        images = [read_composite(self.images_dir / name) for row in rows for name in row["images"]]
+        images = [image for row in rows for image in self.images(row)]
         pixels = self._pixels(images)
         ids = collate(
             [self.chat(row) for row in rows],
@@ -49,6 +49,12 @@ class RowEncoder:
             answers=answers,
         )
         return ids | dict(pixels)
+
+    def images(self, row: dict) -> list[np.ndarray]:
+        """The images of `row`, uint8 (H, W, 3) each, as its `augmentation`, if it has one, shows them."""
+        images = [read_composite(self.images_dir / name) for name in row["images"]]
+        chosen = row.get("augmentation")
+        return [chosen.image(image, number) for number, image in enumerate(images)] if chosen else images
 
     def _pixels(self, images: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """What the image processor makes of `images`; for composites that need no resizing by a batched short cut."""
