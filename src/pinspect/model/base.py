@@ -4,7 +4,8 @@
 
 Two lessons, each with throw-away heads that give every visual token something to learn:
 
-1. see: the vision tower alone; every merged token names what happened to its pin, and its own column and row;
+1. see: the vision tower alone; every merged token names what happened to its pin, its own column and row, and the type
+   of its picture;
 2. compare: the language model, while the vision tower rests; at the inspected picture's tokens it tells what changed
    against the reference and where, it answers in the contract's five lines, in neutral words, and two heads of its
    last layer are shown where to look while it writes what changed and where. docs/LOG.md tells what failed without.
@@ -40,6 +41,7 @@ PATCH, MERGE = 32, 2
 VOCABULARY = 512
 MARGIN_CLASS = len(CELL_CLASSES)
 STAR_CLASS = CELL_CLASSES.index("star")
+IMAGE_TYPES = tuple(f"{shape}_{view}" for shape in pretext.SHAPES for view in VIEWS)
 LESSONS = ("see", "compare")
 VISUAL_LENGTH = 2.0  # of a visual token where the language model takes it over
 GUIDED_HEADS = 2  # of the last layer
@@ -52,11 +54,11 @@ CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the 
 class Curriculum:
     """Steps, batch sizes and learning rates of the lessons."""
 
-    see_steps: int = 800
+    see_steps: int = 600
     see_images: int = 40
     see_rate: float = 1.5e-3
     muon_rate: float = 0.02
-    compare_steps: int = 800
+    compare_steps: int = 420
     compare_rate: float = 2e-3
     chats: int = 20
     warmup: int = 40
@@ -123,6 +125,7 @@ class ThrowAwayHeads(nn.Module):
 
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__()
+        self.image_type = nn.Linear(width, len(IMAGE_TYPES))
         self.seen = nn.Linear(width, len(CELL_CLASSES) + 1)
         self.compared = nn.Linear(width, len(CELL_CLASSES) + 1)
         self.seen_address = _AddressHeads(width, layout)
@@ -206,14 +209,16 @@ class Lessons:
         address = self.layout.addresses[pin]
         starred = self._none.copy()
         starred[pin] = STAR_CLASS
-        drawn.add(composite.draw_star(picture, address, self.layout, self.cell), starred)
+        starred_picture = composite.draw_star(picture, address, self.layout, self.cell)
+        drawn.add(starred_picture, starred, f"{group.shape}_{view}")
         return address
 
     def _reference(self, rng, group: SetupPool, view: str, drawn: _Pictures) -> None:
-        drawn.add(pretext.decode(group.references[view][rng.integers(len(group.references[view]))]), self._none)
+        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
+        drawn.add(picture, self._none, f"{group.shape}_{view}")
 
     def _inspected(self, group: SetupPool, view: str, index: int, drawn: _Pictures) -> None:
-        drawn.add(pretext.decode(group.inspected[view][index]), group.cells[index])
+        drawn.add(pretext.decode(group.inspected[view][index]), group.cells[index], f"{group.shape}_{view}")
 
     def _stack(self, group: SetupPool, view: str, index: int, rng, drawn: _Pictures) -> None:
         self._reference(rng, group, view, drawn)
@@ -281,11 +286,13 @@ class _Pictures:
     def __init__(self) -> None:
         self.cells: list[np.ndarray] = []
         self._pictures: list[np.ndarray] = []
+        self._types: list[int] = []
         self._heights: list[int] = []  # of each image, in pictures
 
-    def add(self, picture: np.ndarray, cells: np.ndarray) -> None:
-        """One more picture (uint8 (H, W, 3)), and what happened to each of its pins."""
+    def add(self, picture: np.ndarray, cells: np.ndarray, image_type: str) -> None:
+        """One more picture (uint8 (H, W, 3)), what happened to each of its pins, and of what type it is."""
         self._pictures.append(picture)
+        self._types.append(IMAGE_TYPES.index(image_type))
         self.cells.append(cells)
         self._heights.append(1)
 
@@ -294,14 +301,15 @@ class _Pictures:
         self._heights[-2:] = [2]
 
     def batch(self, layout: Layout) -> dict[str, torch.Tensor]:
-        """`pixel_values` and `image_grid_thw` as Qwen3-VL wants them, and `seen`, the class of every merged token:
-        int64 (pictures, tokens)."""
+        """`pixel_values` and `image_grid_thw` as Qwen3-VL wants them, `seen`, the class of every merged token: int64
+        (pictures, tokens), and `types`: int64 (pictures,)."""
         images = torch.from_numpy(np.stack(self._pictures))
         rows, columns = images.shape[1] // PATCH, images.shape[2] // PATCH
         return {
             "pixel_values": patchify(images, PATCH, MERGE),
             "image_grid_thw": torch.tensor([[1, rows * height, columns] for height in self._heights]),
             "seen": cell_targets(np.stack(self.cells), layout),
+            "types": torch.tensor(self._types),
         }
 
 
@@ -324,14 +332,20 @@ class BaseTrainer:
 
     def see(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of the first lesson."""
-        return self._seen_loss(visual_tokens(self.model, batch), batch["seen"])
+        return self._seen_loss(visual_tokens(self.model, batch), batch["seen"], batch["types"])
 
-    def _seen_loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    def _seen_loss(
+        self, tokens: torch.Tensor, targets: torch.Tensor, types: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         logits = self.heads.seen(tokens)
         flat = targets.flatten()
         seen = F.cross_entropy(logits, flat, weight=self.weights)
         address = self._address_loss(self.heads.seen_address, tokens, targets)
-        return seen + 0.3 * address, {"seen": seen.item(), "address": address.item(), **_recall(logits, flat, "see")}
+        # A margin shows no pin; a token that shows one has to tell what the answer's first line asks.
+        pins = flat != MARGIN_CLASS
+        typed = F.cross_entropy(self.heads.image_type(tokens[pins]), types.repeat_interleave(targets.shape[1])[pins])
+        figures = {"seen": seen.item(), "address": address.item(), "image_type": typed.item()}
+        return seen + 0.3 * address + 0.3 * typed, figures | _recall(logits, flat, "see")
 
     def _address_loss(self, heads: _AddressHeads, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Every token names its column and its row; those that an answer may have to name count most."""
@@ -361,7 +375,7 @@ class BaseTrainer:
         ).last_hidden_state
         for hook in hooks:
             hook.remove()
-        seen, figures = self._seen_loss(_joined(captured["seen"]), batch["seen"])
+        seen, figures = self._seen_loss(_joined(captured["seen"]), batch["seen"], batch["types"])
         at_images = captured["compared"][batch["mm_token_type_ids"].bool()].view(*batch["seen"].shape, -1)
         tokens, targets = at_images[batch["last"]].flatten(0, 1), batch["seen"][batch["last"]]
         address = self._address_loss(self.heads.compared_address, tokens, targets)
@@ -450,7 +464,8 @@ def match_lengths(trainer: BaseTrainer, lessons: Lessons) -> None:
     share = VISUAL_LENGTH / tokens.norm(dim=1).mean()
     for parameter in visual.merger.linear_fc2.parameters():
         parameter.mul_(share)
-    for head in (trainer.heads.seen, trainer.heads.seen_address.column, trainer.heads.seen_address.row):
+    heads = trainer.heads
+    for head in (heads.seen, heads.image_type, heads.seen_address.column, heads.seen_address.row):
         head.weight.div_(share)
 
 

@@ -10,20 +10,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PaliGemmaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pinspect.errors import StageInputError
-from pinspect.model.batching import EncodedChat, collate, encode_chat
-from pinspect.model.processor import patchify
+from pinspect.model.batching import EncodedChat, collate, encode_chat, expected_ids, prompt_text, with_answers
+from pinspect.model.families import Family
+from pinspect.model.processor import ImageTextProcessor, patchify
+from pinspect.prompts import without_answer
 
 
 class RowEncoder:
-    """Encodes rows for one processor; texts are tokenized once, images are read when a batch needs them."""
+    """Encodes rows for one processor; texts are tokenized once, images are read when a batch needs them.
+
+    For Qwen's processors (the default model's among them), whose image tokens follow from an image's size, batches are
+    put together here. Every other family's own processor makes them.
+    """
 
     def __init__(self, processor, images_dir: str | Path) -> None:
         self.processor, self.images_dir = processor, Path(images_dir)
         self._chats: dict[str, EncodedChat] = {}
         self._image_tokens: dict[tuple[int, int], int] = {}
+
+    @cached_property
+    def _counts_tokens(self) -> bool:
+        return isinstance(self.processor, ImageTextProcessor)
 
     @cached_property
     def _token_pixels(self) -> int:
@@ -32,14 +43,21 @@ class RowEncoder:
 
     def chat(self, row: dict) -> EncodedChat:
         """The encoded chat of `row`."""
-        tokens = [self._tokens(self.images_dir / name) for name in row["images"]]
-        key = json.dumps([row["messages"], tokens])
+        sizes = [_size(self.images_dir / name) for name in row["images"]]
+        key = json.dumps([row["messages"], sizes])
         if key not in self._chats:
-            self._chats[key] = encode_chat(self.processor, row["messages"], tokens)
+            encode = self._encode if self._counts_tokens else self._encode_by_processor
+            try:
+                self._chats[key] = encode(row["messages"], sizes)
+            except ValueError as error:
+                raise StageInputError(f"row {row['id']}: {error}; run `dvc repro chat` for this model.family") from None
         return self._chats[key]
 
     def batch(self, rows: Sequence[dict], *, answers: bool) -> dict[str, torch.Tensor]:
-        """Model inputs for `rows`: padded ids and masks, pixel values and grids; labels where `answers` is set."""
+        """Model inputs for `rows`: padded ids and masks, pixel values and what else the family's model takes; labels
+        where `answers` is set."""
+        if not self._counts_tokens:
+            return self._batch_by_processor(rows, answers)
         images = [image for row in rows for image in self.images(row)]
         pixels = self._pixels(images)
         ids = collate(
@@ -78,14 +96,86 @@ class RowEncoder:
             "image_grid_thw": torch.tensor([[1, height // patch, width // patch]]).repeat(len(images), 1),
         }
 
-    def _tokens(self, path: Path) -> int:
-        # Composites of one kind share one size: opening a file for its size alone reads no pixels.
-        with Image.open(path) as image:
-            size = image.size
+    def _encode(self, messages: Sequence[dict], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
+        return encode_chat(self.processor, messages, [self._tokens(size) for size in sizes])
+
+    def _tokens(self, size: tuple[int, int]) -> int:
         if size not in self._image_tokens:
             grid = self.processor.image_processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0]
             self._image_tokens[size] = int(grid.prod()) // self.processor.image_processor.merge_size**2
         return self._image_tokens[size]
+
+    def _encode_by_processor(self, messages: Sequence[dict], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
+        images = [Image.new("RGB", size) for size in sizes]
+        made = self._processed([prompt_text(self.processor, messages, len(images))], [images])
+        prompt = made["input_ids"][0].tolist()
+        return EncodedChat(prompt + expected_ids(self.processor.tokenizer, messages), len(prompt))
+
+    def _batch_by_processor(self, rows: Sequence[dict], answers: bool) -> dict[str, torch.Tensor]:
+        texts = [prompt_text(self.processor, row["messages"], len(row["images"])) for row in rows]
+        images = [[Image.fromarray(image) for image in self.images(row)] for row in rows]
+        prompts = self._processed(texts, images)
+        if not answers:
+            return prompts
+        tokenizer = self.processor.tokenizer
+        expected = [expected_ids(tokenizer, row["messages"]) for row in rows]
+        # PaliGemma reads its prompt in both directions, and writes what is of type 1 in one.
+        answer_type = int(isinstance(self.processor, PaliGemmaProcessor))
+        return with_answers(prompts, expected, tokenizer.pad_token_id, answer_type)
+
+    def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
+        """What the family's processor makes of prompts and their images; prompts are padded at the left."""
+        if type(self.processor).__module__.startswith("transformers_modules"):
+            return self._processed_one_by_one(texts, images)
+        begin = self.processor.tokenizer.bos_token
+        made = self.processor(
+            text=texts,
+            images=images,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            # Some chat templates write the token that begins a text, others leave it to the tokenizer.
+            add_special_tokens=not (begin and texts[0].startswith(begin)),
+        )
+        return {name: tensor for name, tensor in made.items() if name != "labels"}
+
+    def _processed_one_by_one(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
+        """The same by the code of a checkpoint, which promises nothing about batches."""
+        made = [
+            self.processor(text=text, images=shown, return_tensors="pt")
+            for text, shown in zip(texts, images, strict=True)
+        ]
+        chats = [EncodedChat(one["input_ids"][0].tolist(), one["input_ids"].shape[1]) for one in made]
+        pad_id = self.processor.tokenizer.pad_token_id
+        padded = collate(chats, pad_id, pad_id, answers=False)
+        ids = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        return ids | {name: torch.cat([one[name] for one in made]) for name in made[0] if name not in ids}
+
+
+def require_placeholders(processor, family: Family, rows: Sequence[dict]) -> None:
+    """Raise StageInputError unless the family's chat template shows all texts and images of each kind of row.
+
+    One row of each view, kind and shot is rendered: what differs within those are addresses and file names.
+    """
+    forms = {(row["view"], row["kind"], row["shot"]): row for row in rows}
+    for row in forms.values():
+        try:
+            text = prompt_text(processor, row["messages"], len(row["images"]))
+        except ValueError as error:
+            raise StageInputError(f"data/chat: row {row['id']}: {family.name}'s chat template has {error}") from None
+        parts = [part for message in without_answer(row["messages"]) for part in message["content"]]
+        lost = [part["text"] for part in parts if part["type"] == "text" and part["text"].strip() not in text]
+        if lost:
+            raise StageInputError(
+                f"data/chat: row {row['id']}: {family.name}'s chat template leaves out {lost[0][:60]!r}; take a "
+                "checkpoint that was tuned for instructions"
+            )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height in px of an image file, of which no pixel is read."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def read_composite(path: Path) -> np.ndarray:

@@ -1,0 +1,347 @@
+"""Model families as data: what pinspect has to know of a vision-language model beyond what its checkpoint says.
+
+Changing the model is one line of `params.yaml`, `model.family`. Everything else about a family stands in `FAMILIES`,
+and no other module asks for a family by its name. docs/models.md tells each one's ways.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pinspect.errors import ParamsError, StageInputError
+from pinspect.params import ModelParams, Params
+
+_PATH_LIKE = re.compile(r"\A[./~]|/.*/|\\")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One choice of `model.family`.
+
+    model_id: the checkpoint on the Hugging Face hub, or a folder of the project. revision: the commit it was tried
+    with, empty where none is known: production pins `model.revision`. model_types: what config.json may call it;
+    vision_type: and its vision tower, where that tells two families apart. parameters: billions, about; exact numbers
+    are read from a checkpoint once it is on this machine.
+
+    stride: side in px of one visual token. rescales: its processor brings every picture to sizes of its own, so that
+    no cell of a composite can be laid on whole tokens. max_images: the most that a prompt may show; what fits into the
+    context where that is less than 16. trained_images: how many its makers trained it with or advise, 0 for several.
+
+    end_of_turn: the token that ends an answer. processor: which of our processor classes takes the place of the
+    checkpoint's own, if any. template: a chat template where checkpoints come without. unsloth_id: 4-bit weights for
+    Unsloth. remote_code: has no class in transformers and runs the checkpoint's own code.
+    """
+
+    name: str
+    model_id: str
+    model_types: tuple[str, ...]
+    parameters: float
+    stride: int
+    end_of_turn: str
+    vision_type: str = ""
+    revision: str = ""
+    rescales: bool = False
+    max_images: int = 16
+    trained_images: int = 0
+    processor: str = ""
+    template: str = ""
+    unsloth_id: str = ""
+    remote_code: bool = False
+
+
+# PaliGemma was never a chat model: one text after all images. Turns are told apart by line breaks.
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}{{ '<image>' }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+    "{% for message in messages %}{% for part in message.content %}{% if part.type == 'text' %}"
+    "{{ part.text + ('' if loop.last and message == messages[-1] else '\n') }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+)
+
+# Phi-3.5-vision counts its images, and its own template takes nothing but text.
+_NUMBERED_TEMPLATE = (
+    "{% set seen = namespace(images=0) %}{% for message in messages %}{{ '<|' + message.role + '|>\n' }}"
+    "{% for part in message.content %}{% if part.type == 'image' %}{% set seen.images = seen.images + 1 %}"
+    "{{ '<|image_' ~ seen.images ~ '|>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+_QWEN2_VL = Family(
+    name="qwen2-vl-2b",
+    model_id="Qwen/Qwen2-VL-2B-Instruct",
+    model_types=("qwen2_vl",),
+    parameters=2.2,
+    stride=28,
+    end_of_turn="<|im_end|>",
+    processor="image_text",
+    unsloth_id="unsloth/Qwen2-VL-2B-Instruct-unsloth-bnb-4bit",
+)
+_QWEN25_VL = replace(
+    _QWEN2_VL,
+    name="qwen2.5-vl-3b",
+    model_id="Qwen/Qwen2.5-VL-3B-Instruct",
+    model_types=("qwen2_5_vl",),
+    parameters=3.8,
+    unsloth_id="unsloth/Qwen2.5-VL-3B-Instruct-unsloth-bnb-4bit",
+)
+_QWEN3_VL = replace(
+    _QWEN2_VL,
+    name="qwen3-vl-2b",
+    model_id="Qwen/Qwen3-VL-2B-Instruct",
+    model_types=("qwen3_vl",),
+    parameters=2.1,
+    stride=32,
+    unsloth_id="unsloth/Qwen3-VL-2B-Instruct-unsloth-bnb-4bit",
+)
+_LLAMA = Family(
+    name="llama-3.2-11b-vision",
+    model_id="meta-llama/Llama-3.2-11B-Vision-Instruct",
+    model_types=("mllama",),
+    parameters=10.7,
+    stride=14,
+    end_of_turn="<|eot_id|>",
+    rescales=True,
+    max_images=8,
+    trained_images=1,
+    unsloth_id="unsloth/Llama-3.2-11B-Vision-Instruct-unsloth-bnb-4bit",
+)
+_GEMMA_3 = Family(
+    name="gemma-3-4b",
+    model_id="google/gemma-3-4b-it",
+    model_types=("gemma3",),
+    parameters=4.3,
+    stride=56,
+    end_of_turn="<end_of_turn>",
+    rescales=True,
+    unsloth_id="unsloth/gemma-3-4b-it-unsloth-bnb-4bit",
+)
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        replace(
+            _QWEN3_VL,
+            name="pinspect",
+            model_id="models/base",
+            parameters=0.004,
+            stride=64,
+            unsloth_id="",
+        ),
+        Family(
+            name="phi-3.5-vision",
+            model_id="microsoft/Phi-3.5-vision-instruct",
+            model_types=("phi3_v",),
+            parameters=4.1,
+            stride=28,
+            end_of_turn="<|end|>",
+            rescales=True,
+            template=_NUMBERED_TEMPLATE,
+            remote_code=True,
+        ),
+        _LLAMA,
+        replace(
+            _LLAMA,
+            name="llama-3.2-90b-vision",
+            model_id="meta-llama/Llama-3.2-90B-Vision-Instruct",
+            parameters=88.6,
+            unsloth_id="unsloth/Llama-3.2-90B-Vision-Instruct-bnb-4bit",
+        ),
+        _QWEN2_VL,
+        replace(
+            _QWEN2_VL,
+            name="qwen2-vl-7b",
+            model_id="Qwen/Qwen2-VL-7B-Instruct",
+            parameters=8.3,
+            unsloth_id="unsloth/Qwen2-VL-7B-Instruct-unsloth-bnb-4bit",
+        ),
+        replace(
+            _QWEN2_VL,
+            name="qwen2-vl-72b",
+            model_id="Qwen/Qwen2-VL-72B-Instruct",
+            parameters=73.4,
+            unsloth_id="unsloth/Qwen2-VL-72B-Instruct-bnb-4bit",
+        ),
+        _QWEN25_VL,
+        replace(
+            _QWEN25_VL,
+            name="qwen2.5-vl-7b",
+            model_id="Qwen/Qwen2.5-VL-7B-Instruct",
+            parameters=8.3,
+            unsloth_id="unsloth/Qwen2.5-VL-7B-Instruct-unsloth-bnb-4bit",
+        ),
+        _QWEN3_VL,
+        replace(
+            _QWEN3_VL,
+            name="qwen3-vl-8b",
+            model_id="Qwen/Qwen3-VL-8B-Instruct",
+            parameters=8.8,
+            unsloth_id="unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit",
+        ),
+        Family(
+            name="pixtral-12b",
+            model_id="mistral-community/pixtral-12b",
+            model_types=("llava",),
+            vision_type="pixtral",
+            parameters=12.7,
+            stride=16,
+            end_of_turn="</s>",
+            processor="row_breaks",
+            unsloth_id="unsloth/Pixtral-12B-2409-unsloth-bnb-4bit",
+        ),
+        Family(
+            name="llava-1.5-7b",
+            model_id="llava-hf/llava-1.5-7b-hf",
+            model_types=("llava",),
+            vision_type="clip_vision_model",
+            parameters=7.1,
+            stride=14,
+            end_of_turn="</s>",
+            rescales=True,
+            max_images=6,
+            trained_images=1,
+            unsloth_id="unsloth/llava-1.5-7b-hf-bnb-4bit",
+        ),
+        Family(
+            name="llava-1.6-7b",
+            model_id="llava-hf/llava-v1.6-mistral-7b-hf",
+            model_types=("llava_next",),
+            parameters=7.6,
+            stride=14,
+            end_of_turn="</s>",
+            rescales=True,
+            max_images=11,
+            trained_images=1,
+            unsloth_id="unsloth/llava-v1.6-mistral-7b-hf-bnb-4bit",
+        ),
+        _GEMMA_3,
+        replace(
+            _GEMMA_3,
+            name="gemma-3-12b",
+            model_id="google/gemma-3-12b-it",
+            parameters=12.2,
+            unsloth_id="unsloth/gemma-3-12b-it-unsloth-bnb-4bit",
+        ),
+        Family(
+            name="smolvlm2-500m",
+            model_id="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+            model_types=("smolvlm", "idefics3"),
+            parameters=0.5,
+            stride=64,
+            end_of_turn="<end_of_utterance>",
+            rescales=True,
+            max_images=12,
+            processor="tiles",
+        ),
+        Family(
+            name="idefics3-8b",
+            model_id="HuggingFaceM4/Idefics3-8B-Llama3",
+            model_types=("idefics3",),
+            parameters=8.5,
+            stride=28,
+            end_of_turn="<end_of_utterance>",
+            rescales=True,
+            max_images=5,
+        ),
+        Family(
+            name="paligemma-2-3b",
+            model_id="google/paligemma2-3b-mix-224",
+            model_types=("paligemma",),
+            parameters=3.0,
+            stride=14,
+            end_of_turn="<eos>",
+            rescales=True,
+            trained_images=1,
+            template=_PLAIN_TEMPLATE,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the weights of a family come from.
+
+    source: a folder or a hub id, for people and records. folder: the folder, None for a hub id. revision: the commit
+    of a hub checkpoint, empty for the newest.
+    """
+
+    family: Family
+    source: str
+    folder: Path | None
+    revision: str = ""
+    trust_remote_code: bool = False
+
+    def at(self, folder: Path) -> Checkpoint:
+        """The same model from another folder: what a registered version carries with it."""
+        return replace(self, source=str(folder), folder=Path(folder), revision="")
+
+    def __str__(self) -> str:
+        return f"{self.source}@{self.revision}" if self.revision else self.source
+
+
+def family_named(name: str) -> Family:
+    """The family of `FAMILIES` with this name. Raises ParamsError that names close matches."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    close = difflib.get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5) or list(FAMILIES)
+    raise ParamsError(f"params.yaml: model.family: no family {name!r}; did you mean {' or '.join(close)}?")
+
+
+def checkpoint_of(model: ModelParams, root: Path = Path()) -> Checkpoint:
+    """The checkpoint that `params.yaml` asks for; folders are taken from the project folder `root`.
+
+    Raises ParamsError for an unknown family, and for one that brings its own code unless the user trusts one certain
+    revision of it.
+    """
+    family = family_named(model.family)
+    source, revision = model.checkpoint or family.model_id, model.revision
+    if not revision and source == family.model_id:
+        revision = family.revision
+    path = root / Path(source).expanduser()
+    folder = path if path.is_dir() or _PATH_LIKE.search(source) or path.parent.is_dir() else None
+    if family.remote_code and not model.trust_remote_code:
+        raise ParamsError(
+            f"params.yaml: model.trust_remote_code: {family.name} runs code that its checkpoint brings along; read it, "
+            "pin it by model.revision, and set this to true"
+        )
+    if model.trust_remote_code and folder is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ParamsError(
+            "params.yaml: model.revision: trusted code is pinned by its commit, 40 hexadecimal digits, found "
+            f"{revision!r}"
+        )
+    return Checkpoint(family, source, folder, "" if folder else revision, model.trust_remote_code)
+
+
+def composite_cell(params: Params) -> int:
+    """The side in px of one pin's cell in a composite: `composite.cell`, rounded up to whole visual tokens.
+
+    It is taken as it stands without `composite.token_aligned`, and for families that rescale every picture anyway.
+    """
+    wanted, family = params.composite.cell, family_named(params.model.family)
+    if family.rescales or not params.composite.token_aligned:
+        return wanted
+    return -(-wanted // family.stride) * family.stride
+
+
+def require_images_fit(family: Family, rows: Sequence[dict]) -> list[str]:
+    """Raise StageInputError unless the family takes as many images as each row of the chat dataset shows.
+
+    Returns advice, for people: where rows show more images than the family was trained with.
+    """
+    most = max(rows, key=lambda row: len(row["images"]), default=None)
+    shown = len(most["images"]) if most else 0
+    if shown > family.max_images:
+        raise StageInputError(
+            f"data/chat: row {most['id']} shows {shown} images, and {family.name} takes at most {family.max_images}; "
+            "choose other chat.kinds (stacked shows the fewest) or another model.family"
+        )
+    if family.trained_images and shown > family.trained_images:
+        return [
+            f"{family.name} was trained with {family.trained_images} image a prompt, and rows show up to {shown}; "
+            "consider chat.kinds and evaluate.kind stacked or one_image, zero-shot"
+        ]
+    return []
