@@ -2,13 +2,16 @@
 
     python stages/chat.py
 
-Reads data/raw, data/dst and data/composited (their manifests); writes data/chat/{train,validation,test}.jsonl.
+Reads data/raw, data/dst and data/composited (their manifests); writes data/chat/{train,validation,test}.jsonl, whose
+prompts the chosen model family must be able to show.
 """
 
 from pathlib import Path
 
-from pinspect.data.chat import build_chat, count_rows, write_chat
-from pinspect.errors import run
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.data.chat import ChatDataset, build_chat, count_rows, write_chat
+from pinspect.errors import ModelError, run
+from pinspect.model.families import Checkpoint, checkpoint_of, require_images_fit
 from pinspect.params import load_params
 
 
@@ -16,11 +19,31 @@ def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     data = root / "data"
     dataset = build_chat(data / "raw", data / "dst", data / "composited", params.contract(), params.chat)
+    require_prompts_fit(checkpoint_of(params.model, root), dataset)
     write_chat(dataset, data / "chat")
     print(count_rows(dataset, params.contract()).to_string())
     print(f"{len(dataset.set_aside)} inspected captures have no rows, since the dst stage set them aside")
     for file, reason in dataset.set_aside.items():
         print(f"  data/raw/{file}: {reason}")
+
+
+def require_prompts_fit(checkpoint: Checkpoint, dataset: ChatDataset) -> None:
+    """Images must be few enough for the family, and its chat template must hold one placeholder for each."""
+    rows = [row for split in dataset.rows.values() for row in split]
+    for advice in require_images_fit(checkpoint.family, rows):
+        print(advice)
+    if checkpoint.folder is not None and not checkpoint.folder.is_dir():
+        print(f"{checkpoint} is not here: its chat template is checked when training starts")
+        return
+    from pinspect.model.loading import load_processor
+    from pinspect.model.rows import require_placeholders
+
+    try:
+        processor = load_processor(checkpoint)
+    except ModelError as error:
+        print(f"{error}; its chat template is checked when training starts")
+        return
+    require_placeholders(processor, checkpoint.family, rows)
 
 
 if __name__ == "__main__":

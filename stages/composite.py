@@ -9,13 +9,15 @@ from pathlib import Path
 
 from pinspect.data.composited import Style, build_composited
 from pinspect.errors import run
+from pinspect.model.families import composite_cell
 from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     drawn = params.composite
-    style = Style(params.layout.layout(), drawn.cell, drawn.grid, drawn.jpeg_quality, params.raw.max_pixels)
+    cell = composite_cell(params)
+    style = Style(params.layout.layout(), cell, drawn.grid, drawn.jpeg_quality, params.raw.max_pixels)
     stacks = params.chat.kinds.get("stacked", 0)
     data = root / "data"
     counts = build_composited(data / "raw", data / "dst", data / "composited", style, stacks_per_capture=stacks)

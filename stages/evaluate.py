@@ -2,33 +2,44 @@
 
     python stages/evaluate.py
 
-Reads models/base, models/adapter, data/chat/test.jsonl and data/composited; for the baseline data/raw and data/dst.
-Writes reports/eval: predictions.csv, scores.csv, detail.json, plots/*.csv, report.html and metrics.json.
+Reads the base model, models/adapter, models/operating_point.json, data/chat/{validation,test}.jsonl and
+data/composited; for the baseline data/raw and data/dst. Writes reports/eval: predictions.csv, scores.csv, controls.csv,
+evidence.csv, detail.json, plots/*.csv, report.html and metrics.json.
 """
 
 from pathlib import Path
+
+import pandas as pd
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.data.chat import read_chat
 from pinspect.errors import run
 from pinspect.evaluation import evaluate, predictions
+from pinspect.evaluation.answering import answer_test_rows, headline_rows
 from pinspect.evaluation.baseline import fit_baseline
+from pinspect.evaluation.examination import examine
+from pinspect.evaluation.operating_point import read_operating_point
+from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
-    contract, images, out = params.contract(), root / "data/composited", root / "reports/eval"
-    rows = read_chat(root / "data/chat/test.jsonl")
-    subject = evaluate.read_subject(root, Path(params.train.base), root / "params.yaml")
-    inspector = load_inspector(root / params.train.base, root / "models/adapter")
-    answered = evaluate.answer_test_rows(inspector, rows, images, contract, params.evaluate)
+    asked, contract, images = params.evaluate, params.contract(), root / "data/composited"
+    validation, rows = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("validation", "test"))
+    base, adapter = checkpoint_of(params.model, root), root / "models/adapter"
+    subject = evaluate.read_subject(root, base.source, root / "params.yaml")
+    point = read_operating_point(root / "models/operating_point.json", adapter)
+    inspector = load_inspector(base, adapter)
+    answered = answer_test_rows(inspector, rows, images, contract, asked, point.threshold)
+    own = evaluate.own_predictions(answered, asked)
+    found = examine(inspector, rows, own, validation, images, contract, asked, point.threshold)
     baseline = fit_baseline(root / "data/dst", root / "data/raw", contract)
-    answered += baseline.predictions(evaluate.headline_rows(rows, params.evaluate), evaluate.BASELINE)
-    headline = evaluate.write_evaluation(
-        predictions.table(answered), rows, images, contract, params.evaluate, subject, out
-    )
+    compared = predictions.table(baseline.predictions(headline_rows(rows, asked), evaluate.BASELINE))
+    answered = pd.concat([answered, compared], ignore_index=True)
+    out = root / "reports/eval"
+    headline = evaluate.write_evaluation(answered, rows, images, contract, asked, subject, out, point, found)
     for name, block in headline.items():
         print(name, block)
     print(f"report: {(out / 'report.html').resolve()}")

@@ -2,7 +2,7 @@
 
     python stages/register.py
 
-Reads models/base, models/adapter, reports/eval, reports/answers, data/raw and data/dst; writes
+Reads the base model, models/adapter, reports/eval, reports/answers, data/raw and data/dst; writes
 reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tracking_uri, else mlruns/mlflow.db.
 """
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.errors import run
+from pinspect.model.families import checkpoint_of
 from pinspect.params import load_params
 from pinspect.serving.registry import read_candidate, register_candidate
 
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
-    registration = register_candidate(read_candidate(root, params.train.base), params)
+    registration = register_candidate(read_candidate(root, checkpoint_of(params.model, root)), params)
     text = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"
     (root / "reports/registration.json").write_text(text, encoding="utf-8")
     print(f"{registration['model_uri']} (adapter {registration['adapter_sha256'][:12]}) in {registration['registry']}")

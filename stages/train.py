@@ -2,7 +2,9 @@
 
     python stages/train.py
 
-Reads models/base, data/chat and data/composited; writes models/adapter. A run that was stopped resumes from its last
+    accelerate launch --num_processes 4 stages/train.py && dvc commit train      # on four GPUs
+
+Reads the base model, data/chat and data/composited; writes models/adapter. A run that was stopped resumes from its last
 checkpoint in build/train.
 """
 
@@ -10,22 +12,25 @@ from pathlib import Path
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.errors import run
-from pinspect.model.adapter import train_adapter
+from pinspect.model.backends import open_backend
+from pinspect.model.families import checkpoint_of
 from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
-    facts = train_adapter(
-        params.train,
-        params.layout.layout(),
-        root / "data/chat",
-        root / "data/composited",
-        root / "models/adapter",
-        root / "build/train",
-    )
-    share = facts.trainable / facts.parameters
-    print(f"{facts.steps} steps in {facts.seconds:.0f} s; {facts.trainable:,} parameters trained ({share:.1%})")
+    base = checkpoint_of(params.model, root)
+    backend = open_backend(params.model.backend)  # Unsloth wants to be imported before what the next line imports
+    from pinspect.model.adapter import train_adapter
+    from pinspect.model.learner import assemble
+
+    data, out, work = root / "data", root / "models/adapter", root / "build/train"
+    facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend)
+    if assemble().is_main_process:
+        print(
+            f"{facts.steps} steps in {facts.seconds:.0f} s by {facts.backend}; {facts.trainable:,} parameters trained "
+            f"({facts.trainable / facts.parameters:.1%})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation of an adapter: every test row answered by real generation, then scored and told.
+"""Evaluation of an adapter: what it answered to the test rows, scored and told.
 
 The headline is what production does: the view, kind of prompt and first decoding of `params.evaluate`, on the
 camera's test split.
@@ -13,25 +13,23 @@ from datetime import date
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from pinspect.answers import AnswerContract
 from pinspect.data.manifests import read_manifest
 from pinspect.errors import StageInputError
 from pinspect.evaluation import metrics, plots, provenance
 from pinspect.evaluation import predictions as tables
-from pinspect.evaluation.metrics import ALL
-from pinspect.evaluation.predictions import CONSTRAINED
+from pinspect.evaluation.answering import MODEL
+from pinspect.evaluation.controls import checks_table
+from pinspect.evaluation.examination import Examination
+from pinspect.evaluation.metrics import ALL, HEADLINE, McNemar
+from pinspect.evaluation.operating_point import OperatingPoint
 from pinspect.evaluation.report import ReportInput, render_report
 from pinspect.params import EvaluateParams
 from pinspect.prompts import SHOTS, ZERO_SHOT
 
-MODEL = "adapter"
 BASELINE = "NSOARTC baseline"
-HEADLINE = (
-    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
-    *("escape_rate", "overkill_rate", "parse_rate", "auroc"),
-)
+ABLATIONS = Path("benchmarks/results/ablations.csv")
 Row = Mapping[str, object]
 
 
@@ -41,6 +39,7 @@ class Subject:
 
     facts, provenance: label -> text, for people. digests: name -> text, for machines. params: params.yaml as it stands.
     set_aside: test captures that could not be asked about -> reason. names: file of the raw folder -> the user's name.
+    ablations: what changes when parts are left out, where that was measured.
     """
 
     title: str
@@ -51,54 +50,12 @@ class Subject:
     params: str = ""
     set_aside: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    ablations: pd.DataFrame | None = None
 
 
-def answer_test_rows(
-    inspector, rows: Sequence[Row], images: Path, contract: AnswerContract, params: EvaluateParams
-) -> list[dict]:
-    """Rows of the predictions table for every test row, by generation.
-
-    The first decoding of `params.decodings` answers all rows; the others, which are told beside it, the camera's.
-    Raises StageInputError when no row asks what production asks.
-    """
-    if not headline_rows(rows, params):
-        raise StageInputError(
-            f"data/chat/test.jsonl: none of its {len(rows)} rows is a zero-shot {params.kind} prompt on {params.view} "
-            "composites; make evaluate.view and .kind one of chat.views and .kinds, and see that captures are tested"
-        )
-    from pinspect.model.generate import answer_rows
-
-    answered = []
-    for decoding in params.decodings:
-        asked = rows if decoding == params.decodings[0] else [row for row in rows if row["source"] == "camera"]
-        with tqdm(total=len(asked), desc=f"evaluate ({decoding})", unit="answer") as bar:
-            generated = answer_rows(
-                inspector,
-                asked,
-                images,
-                contract,
-                batch_size=params.batch_size,
-                constrained=decoding == CONSTRAINED,
-                progress=bar.update,
-            )
-        answered += [
-            tables.prediction(
-                row,
-                answer.text,
-                contract,
-                model=MODEL,
-                decoding=decoding,
-                p_defective=answer.p_defective,
-                latency_s=answer.seconds,
-            )
-            for row, answer in zip(asked, generated, strict=True)
-        ]
-    return answered
-
-
-def headline_rows(rows: Sequence[Row], params: EvaluateParams) -> list[Row]:
-    """The rows on which a predictor without prompts is compared: each capture once, as production would ask."""
-    return [row for row in rows if (row["view"], row["kind"], row["shot"]) == (params.view, params.kind, ZERO_SHOT)]
+def own_predictions(predictions: pd.DataFrame, params: EvaluateParams) -> pd.DataFrame:
+    """What the adapter answered by its first decoding."""
+    return predictions[(predictions["model"] == MODEL) & (predictions["decoding"] == params.decodings[0])]
 
 
 def write_evaluation(
@@ -109,20 +66,30 @@ def write_evaluation(
     params: EvaluateParams,
     subject: Subject,
     out: Path,
+    point: OperatingPoint | None = None,
+    examination: Examination | None = None,
 ) -> dict:
     """Score `predictions` and write all that stands in `reports/eval`; metrics.json, which is returned, last.
 
-    Files: predictions.csv, scores.csv (`metrics.score_table`), detail.json, plots/*.csv, report.html, metrics.json.
+    Files: predictions.csv, scores.csv (`metrics.score_table`), controls.csv, evidence.csv, detail.json, plots/*.csv,
+    report.html, metrics.json. point, examination: what was found before; nothing is told of what is None.
     """
     out.mkdir(parents=True, exist_ok=True)
+    examination = examination or Examination()
     scores = metrics.score_table(
         predictions, confidence=params.confidence, bootstrap_samples=params.bootstrap_samples, seed=params.seed
     )
     comparisons = compare_with_baseline(predictions, params)
     tables.write(predictions, out / "predictions.csv")
-    scores.to_csv(out / "scores.csv", index=False, lineterminator="\n", float_format="%.6f")
-    plots.write_plot_tables(_plotted(predictions, params), out / "plots")
-    _write_json(_detail(predictions, comparisons, params, subject), out / "detail.json")
+    metrics.write_scores(scores, out / "scores.csv")
+    _write_csv(checks_table(examination.controls, params.confidence), out / "controls.csv")
+    _write_csv(examination.evidence_table, out / "evidence.csv")
+    plotted = _plotted(predictions, params)
+    plots.write_plot_tables(plotted, out / "plots")
+    for name, asked in plotted.items():
+        _write_csv(metrics.reliability(asked), out / "plots" / f"reliability_{name}.csv")
+    headline = headline_metrics(scores, params) | _told(point, examination)
+    _write_json(_detail(predictions, comparisons, params, subject, point, examination), out / "detail.json")
     report = render_report(
         ReportInput(
             title=subject.title,
@@ -145,28 +112,37 @@ def write_evaluation(
             params=subject.params,
             set_aside=subject.set_aside,
             names=subject.names,
+            messages={str(row["id"]): row["messages"] for row in rows if "messages" in row},
+            bounds=params.bounds,
+            operating_point=point,
+            reliability=metrics.reliability(plotted[ZERO_SHOT]),
+            controls=examination.controls,
+            evidence=examination.evidence,
+            evidence_summary=examination.evidence_summary,
+            ablations=subject.ablations,
         )
     )
     (out / "report.html").write_text(report, encoding="utf-8")
-    headline = headline_metrics(scores, params)
     _write_json(headline, out / "metrics.json")
     return headline
 
 
 def headline_metrics(scores: pd.DataFrame, params: EvaluateParams) -> dict:
-    """What `dvc metrics show` prints: zero_shot, one_shot and baseline on the camera's test split, then virtual.
+    """The scores that `dvc metrics show` prints: zero_shot, one_shot and baseline on the camera's test split, then
+    virtual.
 
     A score that nothing was there for, such as the overkill rate without passed captures, is left out.
     """
     asked = (scores["kind"] == params.kind) & (scores["view"] == params.view) & (scores["image_type"] == ALL)
-    found = scores[asked & (scores["metric"].isin(HEADLINE)) & scores["value"].notna()]
+    told = (*HEADLINE, "ece")
+    found = scores[asked & (scores["metric"].isin(told)) & scores["value"].notna()]
     found = found[(found["decoding"] == params.decodings[0]) | (found["model"] == BASELINE)]
 
     def of(source: str, model: str, shot: str) -> dict:
         chosen = found[(found["source"] == source) & (found["model"] == model) & (found["shot"] == shot)]
         values = chosen.set_index("metric")["value"]
         counted = {"captures": int(chosen["captures"].max())} if len(chosen) else {}
-        return {name: round(float(values[name]), 4) for name in HEADLINE if name in values} | counted
+        return {name: round(float(values[name]), 4) for name in told if name in values} | counted
 
     def by_source(source: str) -> dict:
         blocks = {shot: of(source, MODEL, shot) for shot in SHOTS} | {"baseline": of(source, BASELINE, ZERO_SHOT)}
@@ -176,7 +152,7 @@ def headline_metrics(scores: pd.DataFrame, params: EvaluateParams) -> dict:
     return by_source("camera") | ({"virtual": virtual} if virtual else {})
 
 
-def compare_with_baseline(predictions: pd.DataFrame, params: EvaluateParams) -> dict[str, metrics.McNemar]:
+def compare_with_baseline(predictions: pd.DataFrame, params: EvaluateParams) -> dict[str, McNemar]:
     """McNemar's test of the zero-shot answers against the baseline, on the camera's captures: by exact match and by
     judgement. Empty where the baseline was not run."""
     ours = _headline(predictions, params, MODEL, ZERO_SHOT)
@@ -186,7 +162,7 @@ def compare_with_baseline(predictions: pd.DataFrame, params: EvaluateParams) -> 
     return {outcome: metrics.mcnemar(ours, theirs, outcome, on=("file",)) for outcome in ("exact_match", "judgement")}
 
 
-def read_subject(root: Path, base: Path, params_file: Path) -> Subject:
+def read_subject(root: Path, base: str, params_file: Path) -> Subject:
     """Gather what the report says about the adapter in `root`: models/adapter, the manifests and the commit.
 
     Raises StageInputError when one of them is missing or incomplete.
@@ -223,6 +199,7 @@ def read_subject(root: Path, base: Path, params_file: Path) -> Subject:
         params=params_file.read_text(encoding="utf-8"),
         set_aside=_set_aside(captures, root / "data/dst/manifest.csv"),
         names=dict(zip(captures["file"], captures["capture"], strict=True)),
+        ablations=pd.read_csv(ablations) if (ablations := root / ABLATIONS).is_file() else None,
     )
 
 
@@ -255,16 +232,44 @@ def _plotted(predictions: pd.DataFrame, params: EvaluateParams) -> dict[str, pd.
     return series | {"baseline": _headline(predictions, params, BASELINE, ZERO_SHOT, source)}
 
 
-def _detail(predictions: pd.DataFrame, comparisons: Mapping, params: EvaluateParams, subject: Subject) -> dict:
+def _detail(
+    predictions: pd.DataFrame,
+    comparisons: Mapping[str, McNemar],
+    params: EvaluateParams,
+    subject: Subject,
+    point: OperatingPoint | None,
+    examination: Examination,
+) -> dict:
     latency = _headline(predictions, params, MODEL, ZERO_SHOT)["latency_s"].dropna()
     return {
         **subject.digests,
         "headline": {"view": params.view, "kind": params.kind, "decoding": params.decodings[0]},
+        "operating_point": asdict(point) if point else None,
         "confidence": params.confidence,
         "against_baseline": {outcome: asdict(test) for outcome, test in comparisons.items()},
+        "controls": [
+            {
+                "name": result.name,
+                "held": result.held,
+                "captures": result.captures,
+                "expected": result.expected,
+                "found": result.found,
+                "checks": [asdict(check) | {"held": check.held} for check in result.checks],
+            }
+            for result in examination.controls
+        ],
+        "evidence": examination.evidence_summary,
         "seconds_per_answer": {f"p{q}": round(float(latency.quantile(q / 100)), 4) for q in (50, 95) if len(latency)},
         "set_aside": dict(subject.set_aside),
     }
+
+
+def _told(point: OperatingPoint | None, examination: Examination) -> dict:
+    """The blocks of metrics.json that are no scores; a control that could not be made has not been held or broken."""
+    held = {result.name: result.held for result in examination.controls if result.held is not None}
+    facts = {} if point is None else {name: value for name, value in asdict(point).items() if value is not None}
+    facts.pop("weights_sha256", None)
+    return ({"operating_point": facts} if facts else {}) | ({"controls": held} if held else {})
 
 
 def _read_json(path: Path) -> dict:
@@ -278,3 +283,7 @@ def _read_json(path: Path) -> dict:
 
 def _write_json(content: Mapping, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False, lineterminator="\n")

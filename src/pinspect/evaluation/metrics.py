@@ -11,13 +11,18 @@ What counts how:
   a class has no error, or nothing else, resampling shows no spread at all; then Wilson's intervals of the two recalls
   are combined instead (Donner and Zou's MOVER).
 * The interval of the AUROC is Newcombe's (2006, method 5), which stays honest at 1.
+* The calibration error (ECE) of P(defective) is never negative, and few captures make it larger than it is. Its
+  interval comes from resampling captures.
+* Two predictors are compared on the same captures only, by McNemar's exact test and by resampling captures, each time
+  the same ones for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,8 +47,15 @@ METRICS = (
     "not_answered_rate",
     "parse_rate",
     "auroc",
+    "ece",
 )
-BETTER_WHEN_LOW = ("escape_rate", "overkill_rate", "not_answered_rate")
+HEADLINE = (
+    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
+    *("escape_rate", "overkill_rate", "parse_rate", "auroc"),
+)
+BETTER_WHEN_LOW = ("escape_rate", "overkill_rate", "not_answered_rate", "ece")
+BINS = 10  # of P(defective), equally wide: what the ECE is usually told for
+SAME_ROW = ("file", "view", "kind", "shot")
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,28 @@ class McNemar:
     only_first: int
     only_second: int
     p_value: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of two predictors: `difference` is second - first, and `low` to `high` its interval."""
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two predictors on the same rows. mcnemar: by outcome (`exact_match`, `judgement`). differences: by metric, those
+    of `HEADLINE` that both can be scored by."""
+
+    n: int
+    captures: int
+    mcnemar: Mapping[str, McNemar]
+    differences: Mapping[str, Difference]
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -103,6 +137,7 @@ def score(
         "not_answered_rate": share(defective, "not_answered"),
         "parse_rate": share(rows, "parses"),
         "auroc": _auroc(rows, confidence),
+        "ece": _ece(rows, confidence, bootstrap_samples, seed),
     }
 
 
@@ -123,11 +158,16 @@ def score_table(
     return pd.DataFrame(lines, columns=[*GROUP, "metric", "value", "n", "captures", "low", "high"])
 
 
+def write_scores(scores: pd.DataFrame, path: Path) -> None:
+    """Write a table of `score_table` as CSV."""
+    scores.to_csv(path, index=False, lineterminator="\n", float_format="%.6f")
+
+
 def mcnemar(
     first: pd.DataFrame,
     second: pd.DataFrame,
     outcome: str = "exact_match",
-    on: Sequence[str] = ("file", "view", "kind", "shot"),
+    on: Sequence[str] = SAME_ROW,
 ) -> McNemar:
     """McNemar's exact test of two predictions tables on the same rows.
 
@@ -144,6 +184,37 @@ def mcnemar(
     apart = only_first + only_second
     p_value = float(binomtest(only_first, apart, 0.5).pvalue) if apart else 1.0
     return McNemar(len(ours), only_first, only_second, p_value)
+
+
+def compare_predictions(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    confidence: float = 0.95,
+    bootstrap_samples: int = 2000,
+    seed: int = 0,
+    on: Sequence[str] = SAME_ROW,
+) -> Comparison:
+    """Compare two predictors by two tables that answer the same rows.
+
+    Intervals are percentiles of a paired bootstrap: whole captures are drawn, defective and passed ones apart, and both
+    tables are scored on each draw. Where both answer every capture alike there is nothing that could spread: the
+    interval is then 0 to 0 and says nothing about other captures. Raises ValueError as `mcnemar` does.
+    """
+    tests = {outcome: mcnemar(first, second, outcome, on) for outcome in ("exact_match", "judgement")}
+    captures = sorted(set(first["file"]))
+    both = [_ByCapture(_with_outcomes(table), captures) for table in (first, second)]
+    weights = _stratified_draws(both[0].defective, bootstrap_samples, np.random.default_rng(seed))
+    differences = {}
+    for metric in HEADLINE:
+        values = [table.scores(metric, np.ones((1, len(captures)))) for table in both]
+        if any(value is None for value in values):
+            continue
+        spread = both[1].scores(metric, weights) - both[0].scores(metric, weights)
+        low, high = np.quantile(spread, [0.5 - confidence / 2, 0.5 + confidence / 2])
+        (ours,), (theirs,) = values
+        differences[metric] = Difference(float(ours), float(theirs), float(theirs - ours), float(low), float(high))
+    return Comparison(len(first), len(captures), tests, differences)
 
 
 def confusion(predictions: pd.DataFrame, modes: Sequence[str]) -> pd.DataFrame:
@@ -184,6 +255,20 @@ def roc(predictions: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["threshold", "overkill_rate", "caught_rate"], dtype=float)
     overkill, caught, threshold = roc_curve(truth, rows["p_defective"])
     return pd.DataFrame({"threshold": threshold, "overkill_rate": overkill, "caught_rate": caught})
+
+
+def reliability(predictions: pd.DataFrame, bins: int = BINS) -> pd.DataFrame:
+    """How often captures of one P(defective) are defective: a line for each of `bins` equally wide bins that has rows.
+
+    Columns low, high (of the bin), n (rows), mean_probability, defective_share. Rows without a probability are out.
+    """
+    rows = _with_outcomes(predictions[predictions["p_defective"].notna()])
+    rows = rows.assign(bin=_bin(rows["p_defective"].to_numpy(), bins))
+    found = rows.groupby("bin").agg(
+        n=("bin", "size"), mean_probability=("p_defective", "mean"), defective_share=("is_defective", "mean")
+    )
+    edges = {"low": found.index.to_numpy() / bins, "high": (found.index.to_numpy() + 1) / bins}
+    return found.assign(**edges).reset_index()[["low", "high", "n", "mean_probability", "defective_share"]]
 
 
 def _groups(predictions: pd.DataFrame):
@@ -288,3 +373,91 @@ def _newcombe(auroc: float, defective: int, passed: int, confidence: float) -> t
     low = 0.0 if auroc == 0 else brentq(lambda theta: auroc - theta - spread(theta), 0.0, auroc * (1 - hair))
     high = 1.0 if auroc == 1 else brentq(lambda theta: theta - auroc - spread(theta), auroc + (1 - auroc) * hair, 1.0)
     return low, high
+
+
+def _ece(rows: pd.DataFrame, confidence: float, samples: int, seed: int) -> Estimate:
+    """The expected calibration error of P(defective): over equally wide bins, the mean of |share of defective captures
+    - mean probability|, each bin weighted by its rows.
+
+    Naeini, Cooper and Hauskrecht, AAAI 2015, who bin the probability of the positive class as is done here; Guo et al.,
+    ICML 2017, bin the probability of the predicted class instead.
+    """
+    scored = rows[rows["p_defective"].notna()]
+    n, captures = len(scored), scored["file"].nunique()
+    if not n:
+        return Estimate(None, 0, 0, None, None)
+    # |share - mean probability| x rows of a bin is |sum of (defective - probability)|: sums of captures, so to add up.
+    surplus = np.zeros((captures, BINS))
+    place = pd.factorize(scored["file"])[0]
+    gaps = (scored["is_defective"] - scored["p_defective"]).to_numpy(float)
+    np.add.at(surplus, (place, _bin(scored["p_defective"].to_numpy(), BINS)), gaps)
+    counts = np.bincount(place).astype(float)
+    draws = np.random.default_rng(seed).multinomial(captures, np.full(captures, 1 / captures), size=samples)
+    resampled = np.abs(draws @ surplus).sum(axis=1) / (draws @ counts)
+    low, high = np.quantile(resampled, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Estimate(float(np.abs(surplus.sum(axis=0)).sum() / n), n, captures, float(low), float(high))
+
+
+def _bin(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """The number of each probability's bin: int64 (n,); 1 itself lies in the last one."""
+    return np.minimum((probabilities * bins).astype(int), bins - 1)
+
+
+def _stratified_draws(defective: np.ndarray, samples: int, random: np.random.Generator) -> np.ndarray:
+    """How often each capture is drawn, with replacement among those of its judgement: float64 (samples, captures)."""
+    weights = np.zeros((samples, len(defective)))
+    for stratum in (defective, ~defective):
+        size = int(stratum.sum())
+        if size:
+            weights[:, stratum] = random.multinomial(size, np.full(size, 1 / size), size=samples)
+    return weights
+
+
+class _ByCapture:
+    """The outcomes of a table, added up by capture, so that drawing captures is a product of matrices.
+
+    rows: with outcomes. captures: the files, in the order of the weights.
+    """
+
+    def __init__(self, rows: pd.DataFrame, captures: Sequence[str]) -> None:
+        self._rows = rows.assign(place=pd.Categorical(rows["file"], categories=captures).codes)
+        self.defective = self._rows.groupby("place")["is_defective"].first().to_numpy(bool)
+
+    def scores(self, metric: str, weights: np.ndarray) -> np.ndarray | None:
+        """The score for each line of `weights` (samples, captures): float64 (samples,); None where there is none."""
+        rows = self._rows
+        defective, passed = rows["is_defective"], ~rows["is_defective"]
+        if metric == "auroc":
+            return self._auroc(weights)
+        if metric == "balanced_accuracy":
+            recalls = [self._share(rows[one], "judgement_right", weights) for one in (defective, passed)]
+            return None if any(recall is None for recall in recalls) else (recalls[0] + recalls[1]) / 2
+        of, outcome = {
+            "exact_match": (rows, "exact"),
+            "parse_rate": (rows, "parses"),
+            "address_on_defective": (rows[defective], "defect_position_right"),
+            "mode_on_defective": (rows[defective], "defect_mode_right"),
+            "escape_rate": (rows[defective], "judged_passed"),
+            "overkill_rate": (rows[passed], "judged_defective"),
+        }[metric]
+        return self._share(of, outcome, weights)
+
+    def _share(self, rows: pd.DataFrame, outcome: str, weights: np.ndarray) -> np.ndarray | None:
+        if rows.empty:
+            return None
+        captures = weights.shape[1]
+        hits = np.bincount(rows["place"], rows[outcome].astype(float), minlength=captures)
+        return weights @ hits / (weights @ np.bincount(rows["place"], minlength=captures))
+
+    def _auroc(self, weights: np.ndarray) -> np.ndarray | None:
+        """Of all pairs of a defective and a passed row, the share in which the defective one has the higher
+        probability; ties count half."""
+        rows, captures = self._rows, weights.shape[1]
+        if rows["p_defective"].isna().any() or rows["is_defective"].nunique() < 2:
+            return None
+        defective, passed = rows[rows["is_defective"]], rows[~rows["is_defective"]]
+        gaps = defective["p_defective"].to_numpy()[:, None] - passed["p_defective"].to_numpy()
+        wins = np.zeros((captures, captures))
+        np.add.at(wins, (defective["place"].to_numpy()[:, None], passed["place"].to_numpy()), (np.sign(gaps) + 1) / 2)
+        sizes = [np.bincount(part["place"], minlength=captures) for part in (defective, passed)]
+        return ((weights @ wins) * weights).sum(axis=1) / ((weights @ sizes[0]) * (weights @ sizes[1]))

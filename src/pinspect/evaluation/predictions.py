@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ import pandas as pd
 from pinspect.answers import FIELDS, AnswerContract
 from pinspect.errors import AnswerFormatError, StageInputError
 from pinspect.prompts import answer_kind_of
+
+if TYPE_CHECKING:
+    from pinspect.model.generate import GeneratedAnswer
 
 CONSTRAINED = "constrained"
 FREE = "free"
@@ -27,9 +31,10 @@ COLUMNS = (
     *("expected", "answer", "parses", "problem"),
     *EXPECTED,
     *FOUND,
-    *("p_defective", "latency_s", "address_probabilities"),
+    *("p_defective", "threshold", "latency_s", "address_entropy", "address_probabilities"),
 )
-_NUMBERS = {"p_defective": "float64", "latency_s": "float64"}
+_PLACES = {"p_defective": 6, "threshold": 6, "latency_s": 3, "address_entropy": 4}
+_NUMBERS = dict.fromkeys(_PLACES, "float64")
 
 
 def prediction(
@@ -40,13 +45,16 @@ def prediction(
     model: str,
     decoding: str = CONSTRAINED,
     p_defective: float | None = None,
+    threshold: float | None = None,
     latency_s: float | None = None,
+    address_entropy: float | None = None,
     address_probabilities: Sequence[float] | None = None,
 ) -> dict[str, object]:
     """One row of the table: a row of the chat dataset with the answer string that was given to it.
 
-    `found_*` stay empty, and `problem` says why, where the answer breaks the contract. Raises AnswerFormatError when
-    the expected answer does: that is a fault of the dataset.
+    threshold: what p_defective was compared with. latency_s: seconds. address_entropy: bits. address_probabilities: one
+    a pin, in the layout's order. `found_*` stay empty, and `problem` says why, where the answer breaks the contract.
+    Raises AnswerFormatError when the expected answer does: that is a fault of the dataset.
     """
     kind = answer_kind_of(str(row["kind"]))
     expected = contract.parse(str(row["answer"]), kind).values()
@@ -65,12 +73,39 @@ def prediction(
         "problem": problem,
         **{f"expected_{field}": expected[field] for field in FIELDS},
         **{f"found_{field}": found.get(field, "") for field in FIELDS},
-        "p_defective": np.nan if p_defective is None else float(p_defective),
-        "latency_s": np.nan if latency_s is None else float(latency_s),
+        "p_defective": _number(p_defective),
+        "threshold": _number(threshold),
+        "latency_s": _number(latency_s),
+        "address_entropy": _number(address_entropy),
         "address_probabilities": ""
         if address_probabilities is None
         else " ".join(f"{share:.4f}" for share in address_probabilities),
     }
+
+
+def from_generated(
+    row: Mapping[str, object], answer: GeneratedAnswer, contract: AnswerContract, *, model: str, decoding: str
+) -> dict[str, object]:
+    """One row of the table: what the model said of a row of the chat dataset."""
+    return prediction(
+        row,
+        answer.text,
+        contract,
+        model=model,
+        decoding=decoding,
+        p_defective=answer.p_defective,
+        threshold=answer.threshold,
+        latency_s=answer.seconds,
+        address_entropy=answer.address_entropy,
+        address_probabilities=answer.address_probabilities,
+    )
+
+
+def address_probabilities(predictions: pd.DataFrame, pins: int) -> np.ndarray:
+    """The address probabilities of every row, float64 (rows, pins); NaN where a row has none."""
+    empty = [np.nan] * pins
+    shares = [[float(share) for share in text.split()] or empty for text in predictions["address_probabilities"]]
+    return np.array(shares, dtype=float).reshape(len(predictions), pins)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
@@ -80,10 +115,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 def write(predictions: pd.DataFrame, path: Path) -> None:
     """Write the table as CSV (UTF-8, probabilities to six places, seconds to the millisecond)."""
-    rounded = predictions.assign(
-        p_defective=predictions["p_defective"].round(6), latency_s=predictions["latency_s"].round(3)
-    )
-    rounded.to_csv(path, index=False, lineterminator="\n")
+    predictions.round(_PLACES).to_csv(path, index=False, lineterminator="\n")
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -98,3 +130,7 @@ def read(path: Path) -> pd.DataFrame:
     for column, kind in _NUMBERS.items():
         found[column] = pd.to_numeric(found[column].replace("", np.nan)).astype(kind)
     return found.assign(parses=found["parses"] == "True")
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)

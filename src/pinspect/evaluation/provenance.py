@@ -7,26 +7,30 @@ import json
 import subprocess
 from pathlib import Path
 
+import pandas as pd
+
 from pinspect.errors import StageInputError
 
 # What decides an adapter's answers; its learning curve and training times differ from run to run.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "operating_point.json")
+WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+OPERATING_POINT = "operating_point.json"  # beside the adapter's folder: it is chosen after the training
 CODE = ("src", "stages", "params.yaml", "dvc.yaml")
 
 
-def adapter_sha256(adapter: Path) -> str:
-    """The hash that names an adapter: sha256 over names and contents of `ADAPTER_FILES`, as far as it has them.
+def weights_sha256(adapter: Path) -> str:
+    """sha256 over names and contents of what the training made: configuration and weights.
 
     Raises StageInputError when there are no weights.
     """
-    digest = hashlib.sha256()
-    for path in (adapter / name for name in ADAPTER_FILES):
-        if path.is_file():
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
-        elif path.suffix == ".safetensors":
-            raise StageInputError(f"{path}: not found; run the train stage first (dvc repro train)")
-    return digest.hexdigest()
+    return _names_and_contents([adapter / name for name in WEIGHTS])
+
+
+def adapter_sha256(adapter: Path) -> str:
+    """The hash that names an adapter with all that decides its answers: its weights and its operating point.
+
+    Raises StageInputError when there are no weights. Without an operating point the weights alone decide.
+    """
+    return _names_and_contents([*(adapter / name for name in WEIGHTS), adapter.parent / OPERATING_POINT])
 
 
 def dvc_directory_hash(folder: Path) -> str:
@@ -42,6 +46,18 @@ def dvc_directory_hash(folder: Path) -> str:
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
+def digest_of_test_set(answered: pd.DataFrame) -> str:
+    """The hash that names a test set, from a predictions table: which photographs it has, and what is right for each.
+
+    Files of the raw folder are named after their content, so that a name stands for a photograph. Right are judgement,
+    defect mode and address. View, prompt, reference and drawing are no part of it: those belong to the inspector, and
+    two inspectors may see the same photographs each in its own way. The order of rows does not count.
+    """
+    columns = ["file", "expected_judgement", "expected_defect_mode", "expected_defect_position"]
+    facts = sorted(set(answered[columns].itertuples(index=False, name=None)))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes. Raises StageInputError when it is missing."""
     if not path.is_file():
@@ -55,6 +71,17 @@ def git_commit(root: Path) -> str:
     commit = _git(root, "rev-parse", "HEAD").strip()
     changed = commit and _git(root, "status", "--porcelain", "--", *CODE).strip()
     return f"{commit}+" if changed else commit
+
+
+def _names_and_contents(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            raise StageInputError(f"{path}: not found; run the train stage first (dvc repro train)")
+    return digest.hexdigest()
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -1,0 +1,43 @@
+"""The adapter and the validation rows -> the operating point: from which P(defective) on a capture is defective.
+
+    python stages/calibrate.py
+
+Reads the base model, models/adapter, data/chat/validation.jsonl and data/composited. Writes
+models/operating_point.json, and reports/validation: predictions.csv and scores.csv, by which choices are made that the
+test split must not make.
+"""
+
+from pathlib import Path
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.data.chat import read_chat
+from pinspect.errors import run
+from pinspect.evaluation import metrics, predictions
+from pinspect.evaluation.answering import answer_validation_rows
+from pinspect.evaluation.operating_point import write_operating_point
+from pinspect.evaluation.provenance import weights_sha256
+from pinspect.model.families import checkpoint_of
+from pinspect.model.loading import load_inspector
+from pinspect.params import load_params
+
+
+def main(root: Path = Path()) -> None:
+    params = load_params(root / "params.yaml")
+    asked, adapter, out = params.evaluate, root / "models/adapter", root / "reports/validation"
+    rows, weights = read_chat(root / "data/chat/validation.jsonl"), weights_sha256(adapter)
+    inspector = load_inspector(checkpoint_of(params.model, root), adapter)
+    point, answered = answer_validation_rows(
+        inspector, rows, root / "data/composited", params.contract(), asked, weights
+    )
+    scores = metrics.score_table(
+        answered, confidence=asked.confidence, bootstrap_samples=asked.bootstrap_samples, seed=asked.seed
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    predictions.write(answered, out / "predictions.csv")
+    metrics.write_scores(scores, out / "scores.csv")
+    write_operating_point(point, root / "models/operating_point.json")
+    print(point.told())
+
+
+if __name__ == "__main__":
+    run(main)
