@@ -1,14 +1,13 @@
 """Every DVC stage as a Prefect task, in DAG order: what `dvc repro` does, with logs, times and artifacts in Prefect.
 
-    python flows/retrain.py [PROJECT]
     python -m flows.retrain [PROJECT]
 
-No server needs to run: without PREFECT_API_URL Prefect starts one for as long as the flow takes.
+Without PREFECT_API_URL Prefect starts a server for as long as the flow takes. A run that finds nothing changed ends as
+Completed, by the name Skipped.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,8 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pinspect import quiet
@@ -27,19 +26,23 @@ from pinspect.errors import PinspectError, run
 quiet.apply()
 
 import networkx  # noqa: E402  after the settings that libraries read while they are imported
+from dvc.exceptions import DvcException  # noqa: E402
 from dvc.repo import Repo  # noqa: E402
-from filelock import FileLock, Timeout  # noqa: E402
-from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
-from prefect.states import Failed  # noqa: E402
+from prefect import Flow, flow, get_run_logger, task  # noqa: E402
+from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-REPORT = Path("reports/eval/report.html")
-METRICS = Path("reports/eval/metrics.json")
+from flows.recovery import CheckoutBusyError, keep_lock_file, one_per_checkout  # noqa: E402
+from flows.run_artifacts import REPORT, publish  # noqa: E402
+
+SKIPPED = "Skipped"
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: with it a stage says that its surroundings failed, not its data
 SECONDS_TO_STOP = 10
+_SESSION = Path(__file__).with_name("session.py")
 _EXITED = re.compile(r"exited with (-?\d+)")
 _LOCKED = "Unable to acquire lock"
+_BUSY = "is busy, it is being blocked by"
 _UNCHANGED = "didn't change, skipping"
+_RESTORED = "is cached - skipping run"
 
 
 class StageFailedError(PinspectError):
@@ -49,33 +52,68 @@ class StageFailedError(PinspectError):
 class InfrastructureError(StageFailedError):
     """A stage was killed, found the repository locked, or says itself that it may be tried again."""
 
+    exit_code = TRY_AGAIN_LATER
+
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What became of one stage. ran: False where nothing had changed (or the run cache had the result)."""
+    """What became of one stage. result: `ran`, `unchanged`, or `restored` where DVC's run cache had what it makes."""
 
     stage: str
-    ran: bool
+    result: str
     seconds: float
+
+    @property
+    def ran(self) -> bool:
+        return self.result == "ran"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages that DVC knows, each after those that it depends on, and the names of those that may have to run."""
+
+    stages: tuple[str, ...]
+    stale: frozenset[str]
 
 
 @flow(name="retrain")
-def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> list[StageOutcome]:
-    """Bring the project in `root` up to date, stage by stage; at most one such flow works in a checkout."""
+def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> State:
+    """Bring the project in `root` up to date, stage by stage; at most one such flow works in a checkout.
+
+    The result is a list of StageOutcome. Ends Completed, by the name Skipped where nothing had changed; Failed with the
+    stage's last words; Cancelled where another run works in the checkout already.
+    """
+    return in_checkout(root, lambda project: bring_up_to_date(project, retries, retry_delay_seconds))
+
+
+def in_checkout(root: str, work: Callable[[Path], State]) -> State:
+    """Do `work` on the project in `root` while no other run does. What pinspect explains becomes the run's state, since
+    Prefect would log a traceback of what is raised."""
     project = Path(root).resolve()
-    attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
-    outcomes = []
     try:
         with one_per_checkout(project):
-            for stage in stages_in_order(project):
-                state = attempt(stage, str(project), return_state=True)
-                if not state.is_completed():
-                    raise StageFailedError(state.message or f"stage {stage} ended {state.name}")
-                outcomes.append(state.result())
+            return work(project)
+    except CheckoutBusyError as error:
+        return Cancelled(message=str(error))
     except PinspectError as error:
-        return Failed(message=str(error))  # raised, Prefect would log a traceback of it
+        return Failed(message=str(error), data=error)
+
+
+def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) -> State:
+    """Run what is stale, a task a stage, and publish the artifacts. Raises StageFailedError."""
+    plan = read_plan(project)
+    if not plan.stale:
+        outcomes = [StageOutcome(stage, "unchanged", 0.0) for stage in plan.stages]
+        return Completed(name=SKIPPED, message="Nothing has changed since the last run.", data=outcomes)
+    attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
+    outcomes = []
+    for stage in plan.stages:
+        state = attempt(stage, str(project), stage in plan.stale, return_state=True)
+        if not state.is_completed():
+            raise _as_error(stage, state)
+        outcomes.append(state.result())
     publish(project, outcomes)
-    return outcomes
+    return Completed(message=f"{sum(one.ran for one in outcomes)} stages ran.", data=outcomes)
 
 
 def _is_worth_another_try(task, task_run, state) -> bool:
@@ -83,37 +121,46 @@ def _is_worth_another_try(task, task_run, state) -> bool:
 
 
 @task(task_run_name="{stage}", retry_condition_fn=_is_worth_another_try, cache_policy=None)
-def reproduce(stage: str, root: str) -> StageOutcome:
-    """`dvc repro --single-item` of one stage, its output in the Prefect log."""
+def reproduce(stage: str, root: str, stale: bool = True) -> State | StageOutcome:
+    """`dvc repro --single-item` of one stage, its output in the Prefect log; Cached where the stage is not stale."""
+    if not stale:
+        return Completed(name="Cached", data=StageOutcome(stage, "unchanged", 0.0))
     try:
         return run_stage(stage, Path(root), get_run_logger().info)
     except InfrastructureError:
         raise  # Prefect tries again what was raised, not what was returned
     except StageFailedError as error:
-        return Failed(message=str(error))
+        return Failed(message=str(error), data=error)
 
 
-def stages_in_order(root: Path) -> list[str]:
-    """Names of the stages that DVC knows in `root`, each after those that it depends on."""
+def read_plan(root: Path) -> Plan:
+    """What DVC knows of the project in `root`. A stage is stale where it has changed, or one that it depends on is."""
     root = root.resolve()
-    with Repo(str(root)) as repo:
-        graph = repo.index.graph  # its edges lead from a stage to what it depends on
-        names = {stage: _name_from(root, stage) for stage in graph if stage.cmd}
-        ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=lambda s: s.addressing)
-        return [names[stage] for stage in ordered if stage in names]
+    try:
+        with Repo(str(root)) as repo:
+            graph = repo.index.graph.reverse()  # DVC's edges lead from a stage to what it depends on
+            status = repo.status()
+            changed = [stage for stage in graph if stage.addressing in status]
+            names = {stage: _name_from(root, stage) for stage in graph if stage.cmd}
+    except DvcException as error:
+        raise StageFailedError(f"{root}: {error}") from None
+    ordered = networkx.lexicographical_topological_sort(graph, key=lambda stage: stage.addressing)
+    stale = {names[one] for stage in changed for one in (stage, *networkx.descendants(graph, stage)) if one in names}
+    return Plan(tuple(names[stage] for stage in ordered if stage in names), frozenset(stale))
 
 
 def run_stage(stage: str, root: Path, log: Callable[[str], object]) -> StageOutcome:
-    """Reproduce one stage in a session of its own, of which nothing is left when this returns or raises.
+    """Reproduce one stage in a session of its own, of which nothing is left when this returns, raises or is killed.
 
     Raises InfrastructureError when another try may help, else StageFailedError; both end with the stage's last words.
     """
     began = time.monotonic()
+    keep_lock_file(root)
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        [sys.executable, "-I", "-S", str(_SESSION), sys.executable, "-m", "dvc", "repro", "--single-item", stage],
         cwd=root,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # what tells the session that this process is alive
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -129,8 +176,7 @@ def run_stage(stage: str, root: Path, log: Callable[[str], object]) -> StageOutc
         end_session(process)
     if code:
         raise _explained(stage, code, lines)
-    ran = not any(_UNCHANGED in line for line in lines)
-    return StageOutcome(stage, ran, round(time.monotonic() - began, 1))
+    return StageOutcome(stage, _result(lines), round(time.monotonic() - began, 1))
 
 
 def end_session(process: subprocess.Popen) -> None:
@@ -141,33 +187,8 @@ def end_session(process: subprocess.Popen) -> None:
             process.wait(SECONDS_TO_STOP)
     _signal_group(process, signal.SIGKILL)
     process.wait()
+    process.stdin.close()
     process.stdout.close()
-
-
-@contextmanager
-def one_per_checkout(root: Path) -> Iterator[None]:
-    """Hold the checkout's lock. Raises StageFailedError at once when another flow holds it."""
-    path = root / ".dvc/tmp/retrain.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StageFailedError(f"{root}: another retrain works in this checkout; wait until it is done") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def publish(root: Path, outcomes: list[StageOutcome]) -> None:
-    """The run's artifacts: a table of the stages, the scores, and a link to the report."""
-    create_table_artifact(key="stages", table=[asdict(outcome) for outcome in outcomes], description="Stages")
-    if (root / METRICS).is_file():
-        scores = json.dumps(json.loads((root / METRICS).read_text(encoding="utf-8")), indent=2)
-        create_markdown_artifact(key="scores", markdown=f"```json\n{scores}\n```", description=str(METRICS))
-    if (root / REPORT).is_file():
-        create_link_artifact(key="report", link=(root / REPORT).as_uri(), link_text="Evaluation report")
 
 
 def _name_from(root: Path, stage) -> str:
@@ -189,32 +210,53 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
+def _result(lines: list[str]) -> str:
+    if any(_UNCHANGED in line for line in lines):
+        return "unchanged"
+    return "restored" if any(_RESTORED in line for line in lines) else "ran"
+
+
 def _explained(stage: str, code: int, lines: list[str]) -> StageFailedError:
     found = [int(match[1]) for match in map(_EXITED.search, lines) if match]
     stage_code = found[-1] if found else None
     last = [line for line in lines if not line.startswith(("Running stage", "> "))][-8:]
     text = "\n".join([f"stage {stage} failed (dvc {code}, its command {stage_code}):", *last])
-    # A shell says 128 + n where the command fell to signal n, Python says -n.
-    killed = code < 0 or (stage_code is not None and (stage_code < 0 or stage_code > 128))
-    locked = any(_LOCKED in line for line in lines)
+    # 128 + n: it fell to signal n, as a shell and our session say; Python, and with it dvc, says -n.
+    killed = code < 0 or 128 < code < 160 or (stage_code is not None and (stage_code < 0 or stage_code > 128))
+    locked = any(word in line for line in lines for word in (_LOCKED, _BUSY))
     return (InfrastructureError if killed or locked or stage_code == TRY_AGAIN_LATER else StageFailedError)(text)
+
+
+def _as_error(stage: str, state: State) -> StageFailedError:
+    """The task's own error, with its exit code, or one that says how else it ended."""
+    found = state.result(raise_on_failure=False)
+    return found if isinstance(found, StageFailedError) else StageFailedError(f"stage {stage}: {state.message}")
 
 
 def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def main(root: str = ".") -> None:
-    """Run the flow here and now; a polite kill ends the stage under way too."""
+def report_on(asked: Flow, root: str, **options: object) -> None:
+    """Run a flow on the project in `root` here and now, and print what became of its stages; a polite kill of this
+    process ends the stage under way too. Raises what the flow failed of, as PinspectError."""
     signal.signal(signal.SIGTERM, _stop)
-    state = retrain(root, return_state=True)
+    state = asked(root, **options, return_state=True)
     if not state.is_completed():
-        raise StageFailedError(state.message or f"the flow ended {state.name}")
+        found = state.result(raise_on_failure=False)
+        busy = CheckoutBusyError(state.message) if state.is_cancelled() else StageFailedError(state.message)
+        raise found if isinstance(found, PinspectError) else busy
     for outcome in state.result():
-        print(f"{outcome.stage:<12} {'done' if outcome.ran else 'unchanged':<10} {outcome.seconds:6.1f} s")
+        print(f"{outcome.stage:<12} {outcome.result:<10} {outcome.seconds:6.1f} s")
+    print(state.message)
     report = Path(root).resolve() / REPORT
     if report.is_file():
         print(f"report: {report}")
+
+
+def main(root: str = ".") -> None:
+    """Run the flow here and now."""
+    report_on(retrain, root)
 
 
 if __name__ == "__main__":

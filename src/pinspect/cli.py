@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ app = typer.Typer(
 )
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters' file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines, one object a line.")]
+ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="Who approves; recorded.")]
 
 
 @app.command()
@@ -52,15 +55,119 @@ def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The proj
 @app.command()
 def inspect(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of the line's connectors.")],
-    alias: Annotated[str, typer.Option(help="Which registered model inspects.")] = "challenger",
+    alias: Annotated[str, typer.Option(help="Which version inspects; the champion, if there is one.")] = "",
     shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Inspect photographs. Exit code 0: all passed; 1: some are defective; 2: one could not be inspected."""
     from pinspect.serving.inspect_files import exit_code, inspect_files, print_records
 
     records = print_records(inspect_files(Path(), images, alias, shape), as_json=as_json)
     raise typer.Exit(exit_code(records))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the registered versions with their aliases and scores, the newest first."""
+    from pinspect.params import load_params
+    from pinspect.serving.leaderboard import leaderboard, print_leaderboard
+
+    lines = leaderboard(Path(), load_params())
+    if as_json:
+        for line in lines:
+            print(json.dumps(line))
+    else:
+        print_leaderboard(lines)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A version's number or alias.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions on the same test captures: McNemar's test, paired bootstrap intervals."""
+    from pinspect.params import load_params
+    from pinspect.serving.leaderboard import compare as compare_versions
+    from pinspect.serving.leaderboard import print_comparison
+
+    found = compare_versions(Path(), load_params(), first, second)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print_comparison(found)
+
+
+@app.command()
+def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
+    """Make the challenger champion if it proves to be good enough. Exit code 3: refused."""
+    from pinspect.params import load_params
+    from pinspect.serving import promotion
+
+    decision = promotion.promote(Path(), load_params(), approve_by=approve_by)
+    if as_json:
+        print(json.dumps(decision.to_dict()))
+    else:
+        promotion.print_decision(decision)
+    decision.require()
+
+
+@app.command()
+def rollback(
+    why: Annotated[str, typer.Option(help="What went wrong; recorded with the version.")],
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who decided; recorded.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion champion again."""
+    from pinspect.params import load_params
+    from pinspect.serving import promotion
+
+    done = promotion.rollback(Path(), load_params(), why, by)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+    else:
+        print(f"version {done.version} of {done.name} is champion again, version {done.rolled_back} is not: {done.why}")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Tell what `dvc repro` would do, which captures are new and which version is champion."""
+    from pinspect.params import load_params
+    from pinspect.serving.status import print_status, project_status
+
+    told = project_status(Path(), load_params())
+    if as_json:
+        print(json.dumps(told))
+    else:
+        print_status(told)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
+    version: Annotated[str, typer.Option(help="Which registered version; else --alias.")] = "",
+    alias: Annotated[str, typer.Option(help="Or the alias of one.")] = "champion",
+) -> None:
+    """Merge a registered adapter into its base: a whole checkpoint for vLLM and others."""
+    from pinspect.params import load_params
+    from pinspect.serving.export import export_version
+
+    number = export_version(Path(), load_params().register_, version or alias, out)
+    print(f"version {number} merged into {out}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what this machine can run. Exit code 0: the chosen model; 2: something stands in its way."""
+    from pinspect.model.machine import NOT_READY, READY, examine, print_examination
+    from pinspect.params import load_params
+
+    told = examine(Path(), load_params() if Path("params.yaml").exists() else None)
+    if as_json:
+        print(json.dumps(told))
+    else:
+        print_examination(told)
+    raise typer.Exit(NOT_READY if told["obstacles"] else READY)
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ _SHOWN = {
 def inspect_files(root: Path, files: Sequence[Path], alias: str, shape: str = "") -> Iterator[dict]:
     """One record per file, in order, by the model that has `alias` in the registry of the project in `root`.
 
-    A record has file, `answers.FIELDS`, answer, p_defective, model_version and error: None, or the reason why this
-    file could not be inspected; its other values are then None. Raises RegistryError when there is no such model.
+    A record has file, `answers.FIELDS`, answer, `inspection.SCORES`, model_version and error: None, or the reason why
+    this file could not be inspected; its other values are then None. Raises RegistryError when there is no such model.
     """
     model, version = load_registered(root, load_params(root / "params.yaml").register_, alias)
     for start in range(0, len(files), BATCH):
@@ -72,8 +72,7 @@ def _predicted(model, files: Sequence[Path], shape: str) -> list[dict]:
     asked = pd.DataFrame({"inspected": [str(path) for path in files]})
     if shape:
         asked["shape"] = shape
-    records = model.predict(asked).astype(object).to_dict("records")
-    return [{name: None if pd.isna(value) else value for name, value in record.items()} for record in records]
+    return model.predict(asked).to_dict("records")
 
 
 def _text(value: object) -> str:

@@ -22,8 +22,11 @@ from pinspect.imaging.composite import rectify, single, stacked
 from pinspect.imaging.decode import decode_image, to_gray
 from pinspect.imaging.dst_view import dst_view
 from pinspect.imaging.unit_space import UnitSpace
+from pinspect.model.families import composite_cell
 from pinspect.params import Params
 from pinspect.prompts import PromptKind
+
+SCORES = ("p_defective", "threshold", "address_entropy", "address_probabilities")
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,14 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
 class CaptureInspector:
     """Inspects photographs of one line.
 
-    inspector: a loaded model (`pinspect.model.loading`). line: a folder that `pack_line` made. Raises StageInputError
-    or UnitSpaceError when the folder lacks a shape.
+    inspector: a loaded model (`pinspect.model.loading`). line: a folder that `pack_line` made. threshold: P(defective)
+    at and above it is defective. Raises StageInputError or UnitSpaceError when the folder lacks a shape.
     """
 
-    def __init__(self, inspector, line: Path, params: Params):
+    def __init__(self, inspector, line: Path, params: Params, threshold: float):
         self._inspector = inspector
         self._params = params
+        self._threshold = threshold
         self._contract = params.contract()
         self._layout = self._contract.layout
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
@@ -96,9 +100,12 @@ class CaptureInspector:
         self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
 
     def inspect(self, tasks: Sequence[Task]) -> list[dict]:
-        """One record per task, in order: file, `answers.FIELDS`, answer, p_defective and error.
+        """One record per task, in order: file, `answers.FIELDS`, answer, `SCORES` and error.
 
-        `error` is None, or the reason why this capture could not be inspected; the other values are then None.
+        The scores, see `model.generate.GeneratedAnswer`: p_defective; the threshold that it was compared with;
+        address_probabilities, a list with one a pin, row by row from the top left, and address_entropy in bits: of the
+        place of the defect if there is one, so a passed capture has them too. `error` is None, or the reason why this
+        capture could not be inspected; the other values are then None.
         """
         with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
             rows: dict[int, dict] = {}
@@ -133,13 +140,21 @@ class CaptureInspector:
         from pinspect.model.generate import answer_rows
 
         asked = self._params.evaluate
-        constrained = asked.decodings[0] == "constrained"
         return answer_rows(
-            self._inspector, rows, folder, self._contract, batch_size=asked.batch_size, constrained=constrained
+            self._inspector,
+            rows,
+            folder,
+            self._contract,
+            batch_size=asked.batch_size,
+            constrained=asked.decodings[0] == "constrained",
+            threshold=self._threshold,
         )
 
     def _told(self, task: Task, answer) -> dict:
-        record = empty_record(task.inspected.name) | {"answer": answer.text, "p_defective": answer.p_defective}
+        scores = {name: getattr(answer, name) for name in SCORES}
+        if answer.address_probabilities is not None:
+            scores["address_probabilities"] = list(answer.address_probabilities)
+        record = empty_record(task.inspected.name) | {"answer": answer.text} | scores
         try:
             kind = prompts.answer_kind_of(self._params.evaluate.kind)
             return record | self._contract.parse(answer.text, kind).values()
@@ -181,7 +196,7 @@ class CaptureInspector:
         return Seen(np.asarray(image), gray, aspect, place)
 
     def _composite(self, seen: Seen, view: str) -> np.ndarray:
-        unit_space, cell = self._unit_spaces[seen.aspect], self._params.composite.cell
+        unit_space, cell = self._unit_spaces[seen.aspect], composite_cell(self._params)
         if view == "RAW":
             field = rectify(seen.image, seen.alignment.matrix, unit_space.cell_box, self._layout, cell)
         else:
@@ -204,4 +219,4 @@ def _aspects(line: Path, shape: str) -> list[str]:
 
 def empty_record(file: str) -> dict:
     """The record of a capture of which nothing is known yet."""
-    return {"file": file, **dict.fromkeys(FIELDS), "answer": None, "p_defective": None, "error": None}
+    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, "error"))}

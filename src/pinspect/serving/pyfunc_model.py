@@ -1,8 +1,8 @@
 """The registered model: MLflow runs this file to load an adapter with all that it needs to inspect photographs.
 
 Input: a table with the column `inspected`, and if wanted `reference` and `shape`. Images are paths, or the bytes of an
-image file as base64 text. Output: one line per input line with `file`, the fields of the answer, `answer`,
-`p_defective` and `error`.
+image file as base64 text. Output: one line per input line with `file`, the fields of the answer, `answer`, its scores
+(`serving.inspection.SCORES`) and `error`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ _LONGEST_PATH = 4096
 
 
 class PinInspector(mlflow.pyfunc.PythonModel):
-    """Artifacts: `base` and `adapter` (model folders), `line` (see `pack_line`) and `params` (params.yaml)."""
+    """Artifacts: `adapter` (its folder), `operating_point` (operating_point.json), `line` (see `pack_line`), `params`
+    (params.yaml) and, where the base is no checkpoint of the hub, `base` (its folder)."""
 
     def load_context(self, context) -> None:
+        from pinspect.evaluation.operating_point import read_operating_point
+        from pinspect.model.families import checkpoint_of
         from pinspect.model.loading import load_inspector
         from pinspect.params import load_params
 
         found = {name: Path(path) for name, path in context.artifacts.items()}
         params = load_params(found["params"])
-        self._inspector = CaptureInspector(load_inspector(found["base"], found["adapter"]), found["line"], params)
+        base = checkpoint_of(params.model)
+        if "base" in found:
+            base = base.at(found["base"])
+        point = read_operating_point(found["operating_point"], found["adapter"])
+        inspector = load_inspector(base, found["adapter"])
+        self._inspector = CaptureInspector(inspector, found["line"], params, point.threshold)
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
         columns = list(signature().outputs.input_names())
@@ -48,7 +56,8 @@ class PinInspector(mlflow.pyfunc.PythonModel):
 
 def signature() -> mlflow.models.ModelSignature:
     """Columns that go in and come out, for the registry and for clients of a model server."""
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
     from pinspect.answers import FIELDS
 
@@ -56,7 +65,9 @@ def signature() -> mlflow.models.ModelSignature:
     given += [ColSpec("string", name, required=False) for name in ("reference", "shape")]
     told = [ColSpec("string", "file")]
     told += [ColSpec("string", name, required=False) for name in (*FIELDS, "answer")]
-    told += [ColSpec("double", "p_defective", required=False), ColSpec("string", "error", required=False)]
+    told += [ColSpec("double", name, required=False) for name in ("p_defective", "threshold", "address_entropy")]
+    told.append(ColSpec(Array(DataType.double), "address_probabilities", required=False))
+    told.append(ColSpec("string", "error", required=False))
     return mlflow.models.ModelSignature(inputs=Schema(given), outputs=Schema(told))
 
 

@@ -1,12 +1,15 @@
-"""The MLflow registry: one registered model, one version per adapter hash, its scores as tags.
+"""The MLflow registry: one registered model, one version per adapter and what is packed with it, its scores as tags.
 
 A version is made in one step, with all its tags, after everything that it points to is stored: a run that is killed on
-the way leaves at most an unfinished MLflow run behind, never half a version.
+the way leaves at most an unfinished MLflow run behind, never half a version. What a version has packed never changes
+afterwards: the same adapter with another view, reference or operating point becomes another version, since else the
+champion would change without having been promoted. A new evaluation of the same package renews the version's scores.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -30,15 +33,25 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.errors import RegistryError, RegistryUnreachableError, StageInputError
-from pinspect.evaluation import provenance
+from pinspect.evaluation import predictions, provenance
+from pinspect.model.families import Checkpoint
 from pinspect.params import Params, RegisterParams
+from pinspect.prompts import ZERO_SHOT
 from pinspect.serving import pyfunc_model
 from pinspect.serving.inspection import pack_line
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
+PREVIOUS = "previous"
 ADAPTER_TAG = "adapter_sha256"
+PACKAGE_TAG = "package_sha256"
 EVALUATION_TAG = "evaluation_sha256"
+TEST_SET_TAG = "test_set_digest"
+DECISION_TAG = "promotion"  # JSON: the last decision on a version, see serving.promotion
+ROLLBACK_TAG = "rolled_back"  # JSON: why a version is champion no longer
+ASKED = ("view", "kind", "decoding")  # how an evaluation's headline, and production, puts its question
+PREDICTIONS = "predictions.csv"
+_REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 _DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 _METRICS_A_BATCH = 500
@@ -48,13 +61,15 @@ _METRICS_A_BATCH = 500
 class Candidate:
     """An evaluated adapter, ready to be registered.
 
-    root: the project folder. base: the base model's folder. digests: adapter_sha256, base_sha256, dataset_digest,
-    git_commit, evaluation_sha256. scores: `zero_shot.exact_match` and so on -> value.
+    root: the project folder. base: the base model. digests: adapter_sha256, base_sha256, dataset_digest,
+    git_commit, evaluation_sha256, test_set_digest. facts: what else metrics.json and detail.json tell in words:
+    `headline.view`, `controls.blank` and so on -> text. scores: `zero_shot.exact_match` and so on -> value.
     """
 
     root: Path
-    base: Path
+    base: Checkpoint
     digests: Mapping[str, str]
+    facts: Mapping[str, str]
     scores: Mapping[str, float]
 
     @property
@@ -62,24 +77,38 @@ class Candidate:
         return self.root / "models/adapter"
 
     @property
+    def operating_point(self) -> Path:
+        return self.root / "models/operating_point.json"
+
+    @property
     def reports(self) -> list[Path]:
-        """Report, figures and validation result: what people want to see beside a version."""
-        files = ["eval/report.html", "eval/metrics.json", "eval/scores.csv", "answers/validation.json"]
+        """Report, figures, predictions and validation result: what a version is judged and compared by."""
+        files = [f"eval/{name}" for name in ("report.html", "metrics.json", "detail.json", "scores.csv", PREDICTIONS)]
+        files.append("answers/validation.json")
         return [path for path in (self.root / "reports" / name for name in files) if path.is_file()]
 
     @property
     def tags(self) -> dict[str, str]:
         """All that a version is compared and traced by."""
-        return {**self.digests, **{name: f"{value:g}" for name, value in self.scores.items()}}
+        return {**self.digests, **self.facts, **{name: f"{value:g}" for name, value in self.scores.items()}}
 
 
-def read_candidate(root: Path, base: str) -> Candidate:
+@dataclass(frozen=True)
+class Package:
+    """Everything that a version has packed: artifacts (name -> path) and the hash that names them together."""
+
+    artifacts: Mapping[str, str]
+    sha256: str
+
+
+def read_candidate(root: Path, base: Checkpoint) -> Candidate:
     """Gather the adapter of the project in `root` and its evaluation.
 
     Raises StageInputError when a file is missing, or when the evaluation is of another adapter.
     """
     detail = _read_json(root / "reports/eval/detail.json")
-    scores = _flat(_read_json(root / "reports/eval/metrics.json"))
+    told = _flat(_read_json(root / "reports/eval/metrics.json"))
+    answered = root / "reports/eval" / PREDICTIONS
     found = provenance.adapter_sha256(root / "models/adapter")
     if detail[ADAPTER_TAG] != found:
         raise StageInputError(
@@ -88,8 +117,24 @@ def read_candidate(root: Path, base: str) -> Candidate:
         )
     names = (ADAPTER_TAG, "base_sha256", "dataset_digest", "git_commit")
     digests = {name: detail[name] for name in names}
-    digests[EVALUATION_TAG] = provenance.file_sha256(root / "reports/eval/predictions.csv")
-    return Candidate(root, root / base, digests, scores)
+    digests[EVALUATION_TAG] = provenance.file_sha256(answered)
+    digests[TEST_SET_TAG] = provenance.digest_of_test_set(headline(predictions.read(answered), detail["headline"]))
+    scores = {name: float(value) for name, value in told.items() if _is_number(value)}
+    facts = {name: _word(value) for name, value in told.items() if name not in scores}
+    facts |= {f"headline.{name}": str(value) for name, value in detail["headline"].items()}
+    return Candidate(root, base, digests, facts, scores)
+
+
+def headline(answered: pd.DataFrame, asked: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of a predictions table that count for production: the adapter's zero-shot answers to the question that
+    `asked` (view, kind, decoding) puts, on the camera's captures; where there is none, on the virtual line's."""
+    from pinspect.evaluation.evaluate import MODEL
+
+    rows = answered[(answered["model"] == MODEL) & (answered["shot"] == ZERO_SHOT)]
+    for column in ASKED:
+        rows = rows[rows[column] == asked[column]]
+    camera = rows[rows["source"] == "camera"]
+    return camera if len(camera) else rows
 
 
 def tracking_uri(root: Path, params: RegisterParams) -> str:
@@ -101,15 +146,19 @@ def tracking_uri(root: Path, params: RegisterParams) -> str:
 def register_candidate(candidate: Candidate, params: Params) -> dict:
     """Register an adapter and give it the alias `challenger`, unless it is the champion already.
 
-    An adapter that has a version keeps it; a new evaluation renews its tags and is added to its run. Returns what
-    `reports/registration.json` says. Raises RegistryError when the registry refuses, and its child
+    A package (see `pack`) that has a version keeps it; a new evaluation renews its tags and is added to its run.
+    Returns what `reports/registration.json` says. Raises RegistryError when the registry refuses, and its child
     RegistryUnreachableError when it does not answer.
     """
     name = params.register_.model_name
-    with open_registry(candidate.root, params.register_) as client, _one_at_a_time(candidate.root):
-        version = find_version(client, name, candidate.digests[ADAPTER_TAG])
+    with (
+        pack(candidate, params) as package,
+        open_registry(candidate.root, params.register_) as client,
+        one_at_a_time(candidate.root),
+    ):
+        version = find_version(client, name, package.sha256)
         if version is None:
-            version = _create_version(client, candidate, params)
+            version = _create_version(client, candidate, package, params)
         elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
             _renew_scores(client, version, candidate)
         if CHAMPION not in client.get_model_version(name, version.version).aliases:
@@ -119,44 +168,110 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
         "name": name,
         "version": int(version.version),
         ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
+        PACKAGE_TAG: package.sha256,
         "model_uri": f"models:/{name}/{version.version}",
         "registry": _relative(uri, candidate.root) if uri.startswith("sqlite:") else uri,
         "base_sha256": candidate.digests["base_sha256"],
         "dataset_digest": candidate.digests["dataset_digest"],
+        TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
         "scores": dict(candidate.scores),
     }
 
 
-def load_registered(
-    root: Path, params: RegisterParams, alias: str = CHALLENGER
-) -> tuple[mlflow.pyfunc.PyFuncModel, str]:
+@contextlib.contextmanager
+def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
+    """What a version packs, for as long as the context lasts: adapter, base, operating point, line and parameters.
+
+    A base that is no folder of this machine stays where it is: the parameters name it, with its revision. Of the
+    parameters only those count for the hash that an answer hangs on: other ones make no other inspector.
+    """
+    with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
+        line = Path(folder) / "line"
+        pack_line(candidate.root, params.answers.shapes, line)
+        artifacts = {
+            "adapter": candidate.adapter,
+            "base": candidate.base.folder,
+            "line": line,
+            "operating_point": candidate.operating_point,
+            "params": candidate.root / "params.yaml",
+        }
+        hashed = {
+            "adapter": candidate.digests[ADAPTER_TAG],  # the operating point is part of it
+            "base": candidate.digests["base_sha256"],
+            "line": provenance.dvc_directory_hash(line),
+            "params": _served(params),
+        }
+        sha256 = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+        yield Package({name: str(path) for name, path in artifacts.items() if path}, sha256)
+
+
+def _served(params: Params) -> dict:
+    """The parameters that an inspection hangs on."""
+    everything = params.model_dump(mode="json", by_alias=True)
+    return {name: everything[name] for name in ("layout", "answers", "dst", "composite")} | {
+        "family": params.model.family,
+        "max_pixels": params.raw.max_pixels,
+        "asked": [params.evaluate.view, params.evaluate.kind, params.evaluate.decodings[0]],
+    }
+
+
+def load_registered(root: Path, params: RegisterParams, alias: str = "") -> tuple[mlflow.pyfunc.PyFuncModel, str]:
     """The registered model that has `alias` (see `serving.pyfunc_model` for what it takes and gives), and its version.
 
-    Raises RegistryError when no version has the alias.
+    Without an alias it is the champion, and the challenger as long as there is no champion. Raises RegistryError when
+    no version has the alias.
     """
-    name = params.model_name
     with open_registry(root, params) as client:
-        try:
-            version = client.get_model_version_by_alias(name, alias).version
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise RegistryError(
-                f"{tracking_uri(root, params)}: no version of {name} has the alias {alias}; run dvc repro, which "
-                f"registers one as {CHALLENGER}"
-            ) from None
-        return mlflow.pyfunc.load_model(f"models:/{name}/{version}"), str(version)
+        if not alias:
+            alias = CHAMPION if version_of(client, params.model_name, CHAMPION) else CHALLENGER
+        version = require_version(client, params.model_name, alias).version
+        return mlflow.pyfunc.load_model(f"models:/{params.model_name}/{version}"), str(version)
 
 
-def find_version(client: MlflowClient, name: str, adapter_sha256: str) -> ModelVersion | None:
-    """The version of an adapter, by its hash; the oldest, should there be several. None where it has none."""
-    try:
-        found = client.search_model_versions(f"name = '{name}' and tags.{ADAPTER_TAG} = '{adapter_sha256}'")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
+def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:
+    """The version of a package, by its hash; the oldest, should there be several. None where it has none."""
+    found = client.search_model_versions(f"name = '{name}' and tags.{PACKAGE_TAG} = '{package_sha256}'")
     return min(found, key=lambda version: int(version.version), default=None)
+
+
+def version_of(client: MlflowClient, name: str, reference: str) -> ModelVersion | None:
+    """The version that `reference`, a number or an alias, means, with all its aliases; None where there is none."""
+    try:
+        if not reference.isdecimal():
+            reference = client.get_model_version_by_alias(name, reference).version
+        return client.get_model_version(name, reference)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+def number_of(version: ModelVersion) -> str:
+    """A version's number as text: some registries give it as text, sqlite as a number."""
+    return str(version.version)
+
+
+def require_version(client: MlflowClient, name: str, reference: str) -> ModelVersion:
+    """As `version_of`. Raises RegistryError, with what to do, where there is none."""
+    found = version_of(client, name, reference)
+    if found is None:
+        what = f"no version {reference} of {name}; see pinspect models"
+        if not reference.isdecimal():
+            what = f"no version of {name} has the alias {reference}; run dvc repro, which registers one as {CHALLENGER}"
+        raise RegistryError(f"{client.tracking_uri}: {what}")
+    return found
+
+
+def stored_report(version: ModelVersion, name: str, folder: Path) -> Path | None:
+    """A file of the evaluation that is stored with a version, such as `predictions.csv`, on this machine: itself, or a
+    copy in `folder`. None where the version has none."""
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path=f"{_REPORTS}/{name}", dst_path=str(folder)
+        )
+    except (MlflowException, OSError):
+        return None
+    return Path(found)
 
 
 @contextlib.contextmanager
@@ -174,7 +289,7 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with _one_at_a_time(root):  # two processes must not make the tables of a new database
+        with one_at_a_time(root):  # two processes must not make the tables of a new database
             client = MlflowClient(uri, uri)
             _experiment_id(client, root, params)
         yield client
@@ -188,27 +303,18 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
         raise RegistryError(f"{uri}: not usable as MLflow's database ({_one_line(error)}); move it away") from error
 
 
-def _create_version(client: MlflowClient, candidate: Candidate, params: Params) -> ModelVersion:
+def _create_version(client: MlflowClient, candidate: Candidate, package: Package, params: Params) -> ModelVersion:
     name, sha256 = params.register_.model_name, candidate.digests[ADAPTER_TAG]
     with contextlib.suppress(MlflowException):  # it exists already, or the next call says what is wrong
         client.create_registered_model(name, description="Visual inspection of connector pins: LoRA adapters.")
     experiment_id = _experiment_id(client, candidate.root, params.register_)
-    with (
-        mlflow.start_run(experiment_id=experiment_id, run_name=f"adapter-{sha256[:8]}", tags=candidate.tags) as run,
-        tempfile.TemporaryDirectory(prefix="pinspect-") as folder,
-    ):
+    tags = {**candidate.tags, PACKAGE_TAG: package.sha256}
+    with mlflow.start_run(experiment_id=experiment_id, run_name=f"adapter-{sha256[:8]}", tags=tags) as run:
         _log_run(client, run, candidate, params)
-        line = Path(folder) / "line"
-        pack_line(candidate.root, params.answers.shapes, line)
         model = mlflow.pyfunc.log_model(
             name="inspector",
             python_model=pyfunc_model.__file__,
-            artifacts={
-                "adapter": str(candidate.adapter),
-                "base": str(candidate.base),
-                "line": str(line),
-                "params": str(candidate.root / "params.yaml"),
-            },
+            artifacts=dict(package.artifacts),
             signature=pyfunc_model.signature(),
             code_paths=[str(Path(pyfunc_model.__file__).parents[1])],
             pip_requirements=[need for need in requires("pinspect") or [] if "extra ==" not in need],
@@ -219,16 +325,16 @@ def _create_version(client: MlflowClient, candidate: Candidate, params: Params) 
         name,
         source=model.model_uri,
         run_id=run.info.run_id,
-        tags=candidate.tags,
+        tags=tags,
         description=f"Adapter {sha256[:12]} on base {candidate.digests['base_sha256'][:12]}.",
         model_id=model.model_id,
     )
-    return _only_one(client, version, sha256)
+    return _only_one(client, version, package)
 
 
-def _only_one(client: MlflowClient, version: ModelVersion, sha256: str) -> ModelVersion:
-    """Where another machine registered the same adapter meanwhile, its older version stays and ours goes."""
-    first = find_version(client, version.name, sha256)
+def _only_one(client: MlflowClient, version: ModelVersion, package: Package) -> ModelVersion:
+    """Where another machine registered the same package meanwhile, its older version stays and ours goes."""
+    first = find_version(client, version.name, package.sha256)
     if first is None or first.version == version.version:
         return version
     client.delete_model_version(version.name, version.version)
@@ -239,7 +345,7 @@ def _renew_scores(client: MlflowClient, version: ModelVersion, candidate: Candid
     for metric, value in candidate.scores.items():
         client.log_metric(version.run_id, metric, value)
     for report in candidate.reports:
-        client.log_artifact(version.run_id, str(report), "reports")
+        client.log_artifact(version.run_id, str(report), _REPORTS)
     # The evaluation's hash comes last: it tells that everything before it was renewed.
     for tag, text in sorted(candidate.tags.items(), key=lambda item: item[0] == EVALUATION_TAG):
         client.set_model_version_tag(version.name, version.version, tag, text)
@@ -254,7 +360,7 @@ def _log_run(client: MlflowClient, run: Run, candidate: Candidate, params: Param
     for start in range(0, len(points), _METRICS_A_BATCH):
         client.log_batch(run.info.run_id, metrics=points[start : start + _METRICS_A_BATCH])
     for report in candidate.reports:
-        mlflow.log_artifact(str(report), "reports")
+        mlflow.log_artifact(str(report), _REPORTS)
 
 
 def _learning_curve(path: Path) -> list[Metric]:
@@ -279,8 +385,9 @@ def _experiment_id(client: MlflowClient, root: Path, params: RegisterParams) -> 
 
 
 @contextlib.contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
-    """Processes of one checkout take turns. Those of other machines meet at the server, see `_only_one`."""
+def one_at_a_time(root: Path) -> Iterator[None]:
+    """Processes of one checkout take turns; a process that is killed loses its turn. Those of other machines meet at
+    the server, see `_only_one`."""
     lock = root / _DEFAULT_STORE / "register.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -331,6 +438,15 @@ def _flat(nested: Mapping, prefix: str = "") -> dict:
     for name, value in nested.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _word(value: object) -> str:
+    """A value that is no number, as a tag tells it: `true` and `false` as JSON writes them."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _one_line(error: Exception) -> str:
