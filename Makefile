@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test install base bench-nsoartc figures pictures lint lock clean
+.PHONY: demo test server worker install base bench-nsoartc figures pictures lint lock clean
 
 demo: install
 	dvc repro
@@ -12,6 +12,17 @@ demo: install
 
 test: install
 	pytest --cov --cov-report=term --cov-fail-under=85
+
+# A Prefect server and an MLflow server on loopback, and a worker of this checkout's deployments: docs/operations.md.
+server: install
+	python -m flows.servers
+
+worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+worker: install
+	prefect work-pool inspect pinspect > /dev/null 2>&1 || prefect work-pool create pinspect --type process
+	prefect --no-prompt deploy --all
+	python -m flows.zombies
+	prefect worker start --pool pinspect
 
 install: $(VENV)/installed
 

@@ -14,7 +14,7 @@ from pinspect import quiet  # noqa: F401  before the libraries that read its set
 from pinspect.model.base import new_base, save_base
 from pinspect.params import load_params
 
-STAGES = ("raw", "dst", "composite", "chat", "check", "train", "evaluate")
+STAGES = ("raw", "dst", "composite", "chat", "check", "train", "calibrate", "evaluate")
 
 
 def make_project(root: Path) -> Path:
@@ -40,7 +40,8 @@ def write_params(root: Path, **train: object) -> None:
     found["raw"]["virtual"] |= {"train": 0, "test": 0}
     found["chat"]["kinds"] = {"two_image": 1}
     found["check"]["minimum_rows"] = 1
-    found["train"] |= {"base": str(root / "models/base"), "maximum_steps": 2, "batch_size": 4} | train
+    found["model"]["checkpoint"] = str(root / "models/base")
+    found["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
     found["evaluate"]["bootstrap_samples"] = 100
     (root / "params.yaml").write_text(yaml.safe_dump(found))
 

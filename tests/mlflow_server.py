@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback for tests: sqlite and artifacts in a temporary folder, artifacts served by itself."""
+"""A real MLflow server on loopback for tests: database and artifacts lie in a temporary folder, it serves both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def running_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def running(command: list[str], log: Path, path: str) -> Iterator[str]:
-    """A server, `command` with `--port PORT` in it, once `path` answers; its whole process group ends with the context."""
+    """A server, `command` with `--port PORT` in it, once `path` answers. Its process group ends with the context."""
     uri = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
     with log.open("w") as told:
         process = subprocess.Popen(

@@ -34,9 +34,7 @@ def white_pins(picture: np.ndarray) -> list:
 def row_about(address, view: str = "RAW", star=None, kind: str = "two_image", shape: str = "CYLN") -> dict:
     """A chat row about a bent pin at `address`; one-shot where a star lies at `star`."""
     answer = CONTRACT.render(CONTRACT.defective(shape, view, "bend", address))
-    told = (
-        None if star is None else f"- image type->{shape}_{view}\n- number of pins->27 pins\n- defect position->{star}"
-    )
+    told = None if star is None else CONTRACT.render(CONTRACT.star(shape, view, star), AnswerKind.STAR)
     messages = prompts.stacked(view, answer) if kind == "stacked" else prompts.two_image(view, answer, told)
     shown = ["stacked"] if kind == "stacked" else [f"{shape}-reference", "inspected"]
     return {

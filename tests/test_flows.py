@@ -10,25 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.retrain import (
-    InfrastructureError,
-    StageFailedError,
-    one_per_checkout,
-    retrain,
-    run_stage,
-    stages_in_order,
-)
+from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
+from flows.retrain import InfrastructureError, read_plan, retrain, run_stage
 from pinspect import quiet
 
 PROJECT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def server():
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture
@@ -55,7 +41,7 @@ def tries(name: str) -> str:
     return f"tries = open('{name}.tries', 'a'); tries.write('x'); tries.close()\n"
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_api")
 def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(repository):
     root = repository(
         # In the file the last comes first: the order is the pipeline's, not the file's.
@@ -63,22 +49,49 @@ def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(r
         train=("open('model.txt', 'w').write(open('data.txt').read() + '!')", ["data.txt"], ["model.txt"]),
         gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
     )
-    assert stages_in_order(root) == ["gather", "train", "score"]
-    (root / "reports/eval").mkdir(parents=True)
-    (root / "reports/eval/report.html").write_text("<h1>Evaluation</h1>")
-    (root / "reports/eval/metrics.json").write_text('{"zero_shot": {"exact_match": 0.9}}')
+    assert read_plan(root).stages == ("gather", "train", "score")
 
     first = retrain(str(root))
-    assert [(outcome.stage, outcome.ran) for outcome in first] == [("gather", True), ("train", True), ("score", True)]
+    assert [(outcome.stage, outcome.result) for outcome in first] == [
+        ("gather", "ran"),
+        ("train", "ran"),
+        ("score", "ran"),
+    ]
     assert (root / "reports.txt").read_text() == "captures!"
-    assert not any(outcome.ran for outcome in retrain(str(root)))
-    artifacts = published()
-    assert (root / "reports/eval/report.html").as_uri() in artifacts["report"]
-    assert '"exact_match": 0.9' in artifacts["scores"]
-    assert "gather" in artifacts["stages"]
+    again = retrain(str(root), return_state=True)
+    assert (again.name, again.is_completed()) == ("Skipped", True)
+    assert [outcome.result for outcome in again.result()] == ["unchanged"] * 3
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect_api")
+def test_stages_before_the_change_are_not_even_asked_and_the_cache_gives_back_what_was_made_before(repository):
+    root = repository(
+        gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
+        train=("open('model.txt', 'w').write(open('rate.txt').read())", ["data.txt", "rate.txt"], ["model.txt"]),
+    )
+    (root / "rate.txt").write_text("fast")
+    retrain(str(root))
+    (root / "rate.txt").write_text("slow")
+    assert [(outcome.stage, outcome.result) for outcome in retrain(str(root))] == [
+        ("gather", "unchanged"),
+        ("train", "ran"),
+    ]
+    (root / "rate.txt").write_text("fast")
+    assert read_plan(root).stale == {"train"}
+    assert [outcome.result for outcome in retrain(str(root))] == ["unchanged", "restored"]
+    assert (root / "model.txt").read_text() == "fast"
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_pipeline_that_dvc_cannot_read_is_told_in_its_words(repository):
+    root = repository(gather=("pass", [], []))
+    (root / "dvc.yaml").write_text("stages: {gather: {deps: [a]}}")
+    state = retrain(str(root), return_state=True)
+    assert state.is_failed()
+    assert "dvc.yaml" in state.message
+
+
+@pytest.mark.usefixtures("prefect_api")
 def test_a_fault_of_the_surroundings_is_tried_again_and_bad_data_is_not(repository):
     root = repository(
         fetch=(
@@ -143,12 +156,38 @@ def test_a_kill_of_dvc_itself_leaves_no_stage_writing(repository):
     assert is_gone(started[0])
 
 
-def test_two_retrains_never_work_in_one_checkout(tmp_path):
-    refused = pytest.raises(StageFailedError, match="another retrain works in this checkout")
-    with one_per_checkout(tmp_path), refused, one_per_checkout(tmp_path):
+def test_a_kill_of_the_flow_leaves_no_stage_writing(repository):
+    root = repository(
+        train=("import os, time\nprint('pid', os.getpid(), flush=True)\nwhile True: time.sleep(0.05)", [], [])
+    )
+    code = "from flows.retrain import Path, run_stage; run_stage('train', Path(), lambda line: print(line, flush=True))"
+    flow = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(PROJECT)}, stdout=-1, text=True
+    )
+    started = next(int(line.split()[1]) for line in flow.stdout if line.startswith("pid "))
+    flow.kill()
+    assert is_gone(started)
+    flow.wait()
+    flow.stdout.close()
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_two_runs_never_work_in_one_checkout(repository):
+    root = repository(gather=("pass", [], []))
+    refused = pytest.raises(CheckoutBusyError, match="another run works in this checkout")
+    with one_per_checkout(root), refused, one_per_checkout(root):
         pass
-    with one_per_checkout(tmp_path):
+    with one_per_checkout(root):
+        state = retrain(str(root), return_state=True)
+    assert state.is_cancelled()
+    assert "another run works in this checkout" in state.message
+    assert retrain(str(root), return_state=True).is_completed()
+
+
+def test_a_folder_that_is_no_project_is_named_and_left_alone(tmp_path):
+    with pytest.raises(CheckoutError, match="no DVC project"), one_per_checkout(tmp_path):
         pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fresh_process_is_quiet_and_offline_unless_told_otherwise():
@@ -170,12 +209,3 @@ def is_gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
-
-
-def published() -> dict[str, str]:
-    """The newest artifact of each key, as the server holds it."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
-    return {artifact["key"]: str(artifact["data"]) for artifact in found}

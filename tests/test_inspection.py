@@ -1,30 +1,41 @@
 """What production sees of a photograph: the unit space that it is laid over, by its shape and its eye."""
 
+import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from dst_line import build, drop_raw
 from sample import ROOT, line, params, read_labels, write_labels
 from stereo_line import passed_pins, stereo, stereo_line
 
+from pinspect.answers import FIELDS
 from pinspect.data.raw import build_raw
 from pinspect.errors import AlignmentError, UnitSpaceError
-from pinspect.serving.inspection import CaptureInspector, Photograph, pack_line
+from pinspect.model.families import checkpoint_of
+from pinspect.model.loading import load_inspector
+from pinspect.serving.inspection import SCORES, CaptureInspector, Photograph, Task, pack_line
 
 CAPTURES = ROOT / "data/captures"
 SQUARE = line(seed=4, train=2, references=5, shapes=("SQUR",))
 
 
-def inspector_of(root) -> CaptureInspector:
-    """What production has of the line in `root`; seeing asks no model, so that none is loaded."""
+def packed(root) -> Path:
+    """The line in `root` as production gets it."""
     build(root)
     pack_line(root, params().answers.shapes, root / "line")
-    return CaptureInspector(None, root / "line", params())
+    return root / "line"
+
+
+def inspector_of(folder: Path) -> CaptureInspector:
+    """Seeing asks no model, so that none is loaded."""
+    return CaptureInspector(None, folder, params(), 0.5)
 
 
 @pytest.fixture(scope="module")
-def sample_inspector(tmp_path_factory):
-    """An inspector that knows the references of the sample line."""
+def sample_line(tmp_path_factory):
+    """The references of the sample line, packed."""
     root = tmp_path_factory.mktemp("sample")
     references = [row for row in read_labels(CAPTURES) if row["role"] == "reference"]
     (root / "captures/images").mkdir(parents=True)
@@ -34,7 +45,19 @@ def sample_inspector(tmp_path_factory):
     virtual = params().raw.virtual.model_copy(update={"train": 0, "test": 0})
     asked = params().raw.model_copy(update={"virtual": virtual})
     build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked)
-    return inspector_of(root)
+    return packed(root)
+
+
+@pytest.fixture(scope="module")
+def sample_inspector(sample_line):
+    """An inspector that knows the references of the sample line."""
+    return inspector_of(sample_line)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The shipped base, which has no opinion on defects yet."""
+    return load_inspector(checkpoint_of(params().model, ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +65,7 @@ def stereo_inspector(tmp_path_factory):
     """An inspector of a line on which two cameras see the round pins, and one the square ones."""
     root = tmp_path_factory.mktemp("stereo")
     drop_raw(root, [*stereo_line(), *SQUARE])
-    return inspector_of(root)
+    return inspector_of(packed(root))
 
 
 def photograph_of(capture, name: str = "") -> Photograph:
@@ -90,4 +113,32 @@ def test_a_shape_that_one_camera_sees_has_no_eyes(stereo_inspector):
 
 def test_a_packed_line_that_lacks_a_shape_is_refused(stereo_inspector, tmp_path):
     with pytest.raises(UnitSpaceError, match=r"CYLN\.npz: not found"):
-        CaptureInspector(None, tmp_path, params())
+        CaptureInspector(None, tmp_path, params(), 0.5)
+
+
+def test_a_record_tells_how_sure_the_model_is_of_judgement_and_place(model, sample_line):
+    """The same photograph at three thresholds: how it is judged follows, what the model thinks of it does not."""
+    asked = params()
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    task = Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes()), shape=row["shape"])
+    records = [CaptureInspector(model, sample_line, asked, limit).inspect([task])[0] for limit in (0.0, 0.5, 1.1)]
+    contract = asked.contract()
+    for record, limit in zip(records, (0.0, 0.5, 1.1), strict=True):
+        assert record["error"] is None and record["threshold"] == limit
+        assert (record["judgement"] == "defective") == (record["p_defective"] >= limit)
+        assert contract.parse(record["answer"]).values() == {name: record[name] for name in FIELDS}
+        assert len(record["address_probabilities"]) == contract.layout.pins
+        assert sum(record["address_probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert 0 <= record["address_entropy"] <= np.log2(contract.layout.pins)
+        assert json.loads(json.dumps(record)) == record
+    assert [record["judgement"] for record in records[::2]] == ["defective", "passed"]
+    assert len({tuple(record["address_probabilities"]) for record in records}) == 1
+
+
+def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
+    (record,) = CaptureInspector(model, sample_line, params(), 0.5).inspect(
+        [Task(Photograph("note.txt", b"no picture"))]
+    )
+    assert record["error"].startswith("note.txt: ")
+    assert {value for name, value in record.items() if name not in ("file", "error")} == {None}
+    assert list(record) == ["file", *FIELDS, "answer", *SCORES, "error"]

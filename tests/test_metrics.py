@@ -35,7 +35,7 @@ some_answers = st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=24)
 
 
 def test_right_answers_score_one_and_let_nothing_escape():
-    scores = metrics.score(answered(map(chat_row, range(12)), chance=lambda row: "defective" in row["answer"]))
+    scores = metrics.score(answered(map(chat_row, range(12)), chance=lambda row: float("defective" in row["answer"])))
     for name in metrics.METRICS:
         expected = 0.0 if name in metrics.BETTER_WHEN_LOW else 1.0
         assert scores[name].value == expected, name
@@ -238,12 +238,117 @@ def test_the_roc_runs_from_nothing_caught_to_everything_refused():
     assert metrics.roc(answered(map(chat_row, range(8)))).empty
 
 
+def chance_of(low, high):
+    """P(defective) that rises from `low` to `high` with the number of the capture."""
+    return lambda row: low + (high - low) * int(str(row["file"]).split("/")[-1].removesuffix(".jpg")) / 40
+
+
+def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not():
+    rows = [chat_row(number) for number in range(8)]
+    right_odds = metrics.score(answered(rows, chance=lambda row: float("defective" in row["answer"])))
+    wrong_odds = metrics.score(answered(rows, chance=lambda row: float("defective" not in row["answer"])))
+    even_odds = metrics.score(answered(rows, chance=lambda row: 0.5))
+    assert [scores["ece"].value for scores in (right_odds, wrong_odds, even_odds)] == [0, 1, 0]
+
+
+def test_the_calibration_error_is_the_gap_of_the_reliability_table():
+    told = answered(map(chat_row, range(40)), chance=chance_of(0.05, 0.8))
+    table = metrics.reliability(told)
+    assert table["n"].sum() == 40
+    assert ((table["low"] <= table["mean_probability"]) & (table["mean_probability"] <= table["high"])).all()
+    gaps = (table["defective_share"] - table["mean_probability"]).abs() * table["n"]
+    found = metrics.score(told)["ece"]
+    assert found.value == pytest.approx(gaps.sum() / 40)
+    assert found.low <= found.value <= found.high
+    assert (found.n, found.captures) == (40, 40)
+
+
+def test_a_probability_of_one_lies_in_the_last_bin():
+    table = metrics.reliability(answered(map(chat_row, range(4)), chance=lambda row: 1.0))
+    assert table.to_numpy().tolist() == [[0.9, 1.0, 4, 1.0, 0.5]]
+    assert metrics.reliability(answered(map(chat_row, range(4)))).empty
+
+
+@given(some_answers, some_answers, st.sampled_from([(0.0, 1.0), (0.9, 0.1)]))
+@settings(max_examples=12, deadline=None)
+def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, second, span):
+    size = min(len(first), len(second))
+    tables = [one_answer_each(choices[:size]) for choices in (first, second)]
+    tables[1] = tables[1].assign(p_defective=[chance_of(*span)(row) for row in map(chat_row, range(size))])
+    tables[0] = tables[0].assign(p_defective=[chance_of(0.2, 0.4)(row) for row in map(chat_row, range(size))])
+    found = metrics.compare_predictions(*tables, bootstrap_samples=50)
+    scores = [metrics.score(table, bootstrap_samples=10) for table in tables]
+    assert list(found.differences) == list(metrics.HEADLINE)
+    for metric, difference in found.differences.items():
+        assert difference.first == pytest.approx(scores[0][metric].value)
+        assert difference.second == pytest.approx(scores[1][metric].value)
+        assert difference.difference == pytest.approx(difference.second - difference.first)
+        assert difference.low - 1e-9 <= difference.high
+    assert found.mcnemar["exact_match"] == metrics.mcnemar(*tables)
+    assert (found.n, found.captures) == (size, size)
+
+
+def test_a_clear_difference_excludes_nothing_and_none_says_so():
+    rows = [chat_row(number) for number in range(40)]
+    same = metrics.compare_predictions(answered(rows), answered(rows))
+    assert {(d.difference, d.low, d.high) for d in same.differences.values()} == {(0, 0, 0)}
+    assert same.mcnemar["judgement"].p_value == 1
+    worse = pd.concat([answered(rows[:12], escaped), answered(rows[12:])])
+    escape = metrics.compare_predictions(answered(rows), worse).differences["escape_rate"]
+    assert (escape.first, escape.second) == (0.0, pytest.approx(6 / 20))
+    assert 0 < escape.low < 0.3 < escape.high < 0.6
+
+
+def test_the_rows_of_a_capture_are_drawn_together():
+    """Two views of a capture are one capture: asking twice makes no interval narrower."""
+    once = [chat_row(number) for number in range(24)]
+    twice = [chat_row(number, view=view) for number in range(24) for view in ("DST", "RAW")]
+
+    def width(rows):
+        half = len(rows) // 2
+        worse = pd.concat([answered(rows[:half], escaped), answered(rows[half:])])
+        found = metrics.compare_predictions(answered(rows), worse, bootstrap_samples=500).differences["exact_match"]
+        return found.high - found.low
+
+    assert width(twice) == pytest.approx(width(once))
+
+
+def test_predictors_without_common_rows_cannot_be_compared():
+    with pytest.raises(ValueError, match="both tables must answer the same rows; 2 stand in one only"):
+        metrics.compare_predictions(answered([chat_row(0)]), answered([chat_row(2)]))
+
+
+def test_a_score_that_one_of_both_lacks_is_not_compared():
+    rows = [chat_row(number) for number in range(4)]
+    found = metrics.compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
+    assert "auroc" not in found.differences
+    passed_only = [chat_row(1), chat_row(3)]
+    found = metrics.compare_predictions(answered(passed_only), answered(passed_only), bootstrap_samples=10)
+    assert set(found.differences) == {"exact_match", "overkill_rate", "parse_rate"}
+
+
 def test_a_predictions_table_survives_its_file(tmp_path):
     table = pd.concat([answered(map(chat_row, range(6)), chance=lambda row: 0.25), answered([chat_row(6)], unreadable)])
     predictions.write(table, tmp_path / "predictions.csv")
     found = predictions.read(tmp_path / "predictions.csv")
     pd.testing.assert_frame_equal(found, table.reset_index(drop=True), check_dtype=False)
     assert found.loc[1, "expected_defect_position"] == "NA"
+
+
+def test_what_was_generated_stands_in_the_table(tmp_path):
+    shares = [0.5, 0.25, 0.25, *[0.0] * 24]
+    row = chat_row(0)
+    told = predictions.prediction(
+        row, row["answer"], CONTRACT, model="m", threshold=0.4, address_entropy=1.5, address_probabilities=shares
+    )
+    predictions.write(
+        predictions.table([told, predictions.prediction(row, "", CONTRACT, model="m")]), tmp_path / "p.csv"
+    )
+    found = predictions.read(tmp_path / "p.csv")
+    assert found["threshold"].tolist()[0] == 0.4 and found["address_entropy"].tolist()[0] == 1.5
+    probabilities = predictions.address_probabilities(found, CONTRACT.layout.pins)
+    assert probabilities[0].tolist() == shares
+    assert np.isnan(probabilities[1]).all() and np.isnan(found["threshold"][1])
 
 
 def test_a_predictions_table_that_is_missing_or_foreign_is_named(tmp_path):

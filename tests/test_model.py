@@ -18,10 +18,12 @@ from pinspect.errors import ModelError
 from pinspect.imaging import composite, virtual_line
 from pinspect.model import adapter, base, pretext
 from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahead
+from pinspect.model.families import Checkpoint, checkpoint_of
 from pinspect.model.generate import answer_rows
-from pinspect.model.loading import directory_digest, load_base, load_inspector
+from pinspect.model.loading import load_base, load_inspector
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
 from pinspect.model.rows import RowEncoder
+from pinspect.params import load_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,15 +48,16 @@ def line(tmp_path_factory):
     return root, params
 
 
-def train_params(root: Path, params, **changes):
-    few = {"base": str(ROOT / "models/base"), "batch_size": 4, "epochs": 1.0, "maximum_steps": 6, "rank": 4}
-    return params.train.model_copy(update=few | changes)
+def base_of(root: Path) -> Checkpoint:
+    """The default family's checkpoint in the project at `root`."""
+    return checkpoint_of(load_params(ROOT / "params.yaml").model, root)
 
 
-def train(root: Path, params, out: Path, **changes):
-    chat, images = root / "data/chat", root / "data/composited"
-    layout, work = params.layout.layout(), out.parent / "work"
-    return adapter.train_adapter(train_params(root, params, **changes), layout, chat, images, out, work)
+def train(root: Path, params, out: Path):
+    """A few steps of an adapter on the shipped base."""
+    few = params.train.model_copy(update={"batch_size": 4, "epochs": 1.0, "maximum_steps": 6, "rank": 4})
+    asked, data = params.model_copy(update={"train": few}), root / "data"
+    return adapter.train_adapter(asked, base_of(ROOT), data / "chat", data / "composited", out, out.parent / "work")
 
 
 def rows_of(root: Path, shot: str | None = None) -> list[dict]:
@@ -73,14 +76,14 @@ def test_batched_patches_equal_the_image_processors():
 
 def test_one_pin_is_one_visual_token(line):
     root, _ = line
-    encoder = RowEncoder(load_base(root / "models/base")[1], root / "data/composited")
+    encoder = RowEncoder(load_base(base_of(root))[1], root / "data/composited")
     batch = encoder.batch(rows_of(root, prompts.ZERO_SHOT)[:1], answers=False)
     assert batch["mm_token_type_ids"].sum() == 2 * 4 * 10
 
 
 def test_the_encoded_prompt_is_the_processors_own(line):
     root, _ = line
-    processor = load_base(root / "models/base")[1]
+    processor = load_base(base_of(root))[1]
     encoder = RowEncoder(processor, root / "data/composited")
     row = rows_of(root, prompts.ONE_SHOT)[0]
     text = processor.apply_chat_template(prompts.without_answer(row["messages"]), add_generation_prompt=True)
@@ -92,7 +95,7 @@ def test_the_encoded_prompt_is_the_processors_own(line):
 
 def test_the_loss_sees_answer_tokens_only(line):
     root, _ = line
-    processor = load_base(root / "models/base")[1]
+    processor = load_base(base_of(root))[1]
     batch = RowEncoder(processor, root / "data/composited").batch(rows_of(root)[:3], answers=True)
     for row, labels in zip(rows_of(root), batch["labels"], strict=False):
         told = processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
@@ -191,80 +194,13 @@ def test_lessons_teach_the_base(line, tmp_path):
     assert lessons_told == ["see", "compare"]
 
 
-# --- the adapter
-
-
-@pytest.mark.parametrize(
-    ("switches", "expected"),
-    [
-        ({"language": False, "mlp": False}, {"visual.*qkv", "visual.*attn.proj"}),
-        ({"vision": False, "attention": False}, {"language_model.*gate_proj", "language_model.*down_proj"}),
-    ],
-)
-def test_the_four_switches_choose_what_is_adapted(line, switches, expected):
-    root, params = line
-    names = adapter.adapted_modules(load_base(root / "models/base")[0], train_params(root, params, **switches))
-    part = "visual" if "language" in switches else "language_model"
-    assert names and all(part in name for name in names)
-    assert all(any(re.search(pattern, name) for name in names) for pattern in expected)
-
-
-def test_training_learns_and_writes_its_curve(line, tmp_path):
-    root, params = line
-    facts = train(root, params, tmp_path / "adapter", maximum_steps=15, epochs=20.0, learning_rate=0.003)
-    curve = (tmp_path / "adapter/learning_curve.csv").read_text().splitlines()
-    assert curve[0] == ",".join(adapter.CURVE_COLUMNS)
-    assert len(curve) == 1 + facts.steps == 16
-    losses = [float(row.split(",")[1]) for row in curve[1:]]
-    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
-    summary = json.loads((tmp_path / "adapter/training.json").read_text())
-    assert 0 < summary["trainable_share"] < 0.2
-    assert summary["base_sha256"] == directory_digest(ROOT / "models/base")
-
-
-def test_an_interrupted_training_resumes_to_the_same_adapter(line, tmp_path, monkeypatch):
-    root, params = line
-    asked = {"maximum_steps": 12, "epochs": 9.0}
-    train(root, params, tmp_path / "whole/adapter", **asked)
-    loss_of, calls = adapter._answer_loss, []
-
-    def dies_at_the_tenth(model, batch):
-        if torch.is_grad_enabled():
-            calls.append(None)
-            if len(calls) == 10:
-                raise KeyboardInterrupt
-        return loss_of(model, batch)
-
-    monkeypatch.setattr(adapter, "_answer_loss", dies_at_the_tenth)
-    with pytest.raises(KeyboardInterrupt):
-        train(root, params, tmp_path / "cut/adapter", **asked)
-    calls.clear()
-    train(root, params, tmp_path / "cut/adapter", **asked)
-    assert len(calls) == 3, "the nine steps that were saved are not trained again"
-    whole, cut = (tmp_path / name / "adapter/adapter_model.safetensors" for name in ("whole", "cut"))
-    assert whole.read_bytes() == cut.read_bytes()
-    assert not list((tmp_path / "cut/work").iterdir())
-
-
-def test_camera_captures_keep_their_share_beside_a_large_virtual_line(line):
-    root, params = line
-    encoder = RowEncoder(load_base(root / "models/base")[1], root / "data/composited")
-    camera = read_chat(root / "data/chat/train.jsonl")[:10]
-    virtual = [row | {"id": f"v{number}-{row['id']}", "source": "virtual"} for number in range(9) for row in camera]
-    asked = train_params(root, params, maximum_steps=99, epochs=1)
-    batches = adapter.plan_batches(camera + virtual, encoder, params.layout.layout(), asked)
-    drawn = [row["source"] for batch in batches for row in batch]
-    assert len(drawn) == 100
-    assert drawn.count("camera") == 50
-
-
 # --- answering
 
 
 def test_constrained_answers_always_parse_even_from_an_untrained_base(line):
     root, params = line
     contract, rows = params.contract(), rows_of(root)[:6]
-    inspector = load_inspector(root / "models/base")
+    inspector = load_inspector(base_of(root))
     for row, answer in zip(
         rows, answer_rows(inspector, rows, root / "data/composited", contract, batch_size=4), strict=True
     ):
@@ -276,7 +212,7 @@ def test_constrained_answers_always_parse_even_from_an_untrained_base(line):
 def test_batched_answers_equal_answers_one_by_one(line, tmp_path):
     root, params = line
     train(root, params, tmp_path / "adapter")
-    inspector = load_inspector(ROOT / "models/base", tmp_path / "adapter")
+    inspector = load_inspector(base_of(ROOT), tmp_path / "adapter")
     rows, images, contract = rows_of(root)[:7], root / "data/composited", params.contract()
     together = answer_rows(inspector, rows, images, contract, batch_size=7)
     alone = answer_rows(inspector, rows, images, contract, batch_size=1)
@@ -290,7 +226,7 @@ def test_the_shipped_base_finds_the_star(line):
     """Its only words that the contract shares: shapes, views, the count and addresses."""
     root, params = line
     layout, contract = params.layout.layout(), params.contract()
-    inspector = load_inspector(ROOT / "models/base")
+    inspector = load_inspector(base_of(ROOT))
     rng = np.random.default_rng(1)
     setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
     half = np.array([4.5, 1.5]) * setup.pitch_px
@@ -317,7 +253,7 @@ def test_the_shipped_base_finds_the_star(line):
 def test_free_answers_are_what_the_model_says_unaided(line):
     root, params = line
     rows = rows_of(root)[:2]
-    inspector = load_inspector(root / "models/base")
+    inspector = load_inspector(base_of(root))
     answers = answer_rows(inspector, rows, root / "data/composited", params.contract(), batch_size=2, constrained=False)
     pattern = params.contract().pattern()
     assert not any(re.match(pattern, answer.text) for answer in answers), "an untrained base keeps no contract unaided"
@@ -326,12 +262,12 @@ def test_free_answers_are_what_the_model_says_unaided(line):
 def test_a_missing_or_broken_model_is_told_in_one_line(line, tmp_path):
     root, params = line
     with pytest.raises(ModelError, match="no adapter there"):
-        load_inspector(root / "models/base", tmp_path / "nowhere")
+        load_inspector(base_of(root), tmp_path / "nowhere")
     with pytest.raises(ModelError, match="make base"):
-        load_base(tmp_path)
+        load_base(base_of(tmp_path))
     train(root, params, tmp_path / "adapter", maximum_steps=1)
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot be put on") as told:
-        load_inspector(ROOT / "models/base", tmp_path / "adapter")
+        load_inspector(base_of(ROOT), tmp_path / "adapter")
     assert "\n" not in str(told.value)

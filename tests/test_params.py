@@ -25,9 +25,10 @@ def test_the_shipped_file_is_accepted():
     assert params.register_.model_name == "pin-inspector"
 
 
-def test_the_sections_are_named_after_the_stages(shipped):
+def test_the_sections_are_the_product_the_model_every_stage_and_promotion(shipped):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert list(shipped) == ["layout", "answers", *stages]
+    own = [stage for stage in stages if stage != "calibrate"]  # it reads the section of evaluate
+    assert list(shipped) == ["layout", "answers", "model", *own, "promote"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,8 @@ def test_the_sections_are_named_after_the_stages(shipped):
         ("train.rank", 0, "train.rank: input should be greater than or equal to 1, found 0"),
         ("evaluate.confidence", 1.0, "evaluate.confidence: input should be less than 1, found 1.0"),
         ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
+        ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
+        ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
         ("colour", {}, "colour: unknown key"),
     ],
 )

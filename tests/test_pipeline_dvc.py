@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from sample import ROOT, contents, drop, line, read_labels, write_labels
 
 from pinspect.data.incremental import source_files
@@ -203,3 +204,21 @@ def test_a_lost_output_is_made_again(project):
     (project.root / "data/dst/manifest.csv").unlink()
     project.repro()
     assert project.data() == before
+
+
+def test_a_sweep_runs_as_experiments_each_with_its_own_params_and_none_redoes_what_did_not_change(project):
+    project.run("git", "add", ".")
+    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
+    assert project.run("git", *identity, "commit", "--quiet", "--message", "Start of the sweep").returncode == 0
+    widths = {}
+    for cell in (128, 192):
+        result = project.run("dvc", "exp", "run", "--name", f"cell-{cell}", "-S", f"composite.cell={cell}")
+        assert result.returncode == 0, result.stderr
+        ran = [line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")]
+        assert ran == ["composite"]
+        widths[cell] = {Image.open(path).width for path in (project.root / "data/composited/images").rglob("*.jpg")}
+    assert widths == {128: {1280}, 192: {1920}}
+    listed = project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    assert sorted(listed) == ["cell-128", "cell-192"]
+    assert project.run("dvc", "exp", "apply", "cell-128").returncode == 0
+    assert yaml.safe_load((project.root / "params.yaml").read_text())["composite"]["cell"] == 128

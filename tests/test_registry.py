@@ -5,25 +5,23 @@ import json
 import subprocess
 import sys
 
+import mlflow
 import pandas as pd
 import pytest
-from evaluated_project import make_project, run_stage
+import yaml
+from evaluated_project import run_stage
 from sample import ROOT
 
 from pinspect import cli
 from pinspect.answers import FIELDS
 from pinspect.errors import RegistryError, StageInputError
 from pinspect.evaluation import predictions, provenance
+from pinspect.model.families import checkpoint_of
 from pinspect.params import load_params
 from pinspect.serving.inspect_files import exit_code, inspect_files
-from pinspect.serving.registry import find_version, load_registered, open_registry, read_candidate
+from pinspect.serving.registry import find_version, load_registered, open_registry, pack, read_candidate
 
 NAME = "pin-inspector"
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +191,57 @@ def test_a_new_evaluation_of_the_same_adapter_renews_the_scores_of_its_version(r
     assert client.get_run(versions[0].run_id).data.metrics["zero_shot.exact_match"] == 0.875
 
 
+def test_another_view_of_the_same_adapter_is_another_version_and_leaves_the_first_one_as_it_is(registered, client):
+    project, _ = registered
+    files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
+    kept = [path.read_text() for path in files]
+    other = {"RAW": "DST", "DST": "RAW"}[load_params(files[0]).evaluate.view]
+    found = yaml.safe_load(kept[0])
+    found["evaluate"] |= {"view": other}
+    detail = json.loads(kept[1])
+    detail["headline"]["view"] = other
+    before = len(client.search_model_versions(f"name = '{NAME}'"))
+    try:
+        files[0].write_text(yaml.safe_dump(found))
+        files[1].write_text(json.dumps(detail))
+        run_stage("register", project)
+        version = str(registration(project)["version"])
+    finally:
+        for path, text in zip(files, kept, strict=True):
+            path.write_text(text)
+    first = str(registration(project)["version"])
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == before + 1
+    versions = {number: client.get_model_version(NAME, number) for number in (first, version)}
+    assert versions[first].tags["adapter_sha256"] == versions[version].tags["adapter_sha256"]
+    assert versions[version].tags["headline.view"] == other
+    views = {
+        number: load_params(
+            mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}/artifacts/params.yaml")
+        ).evaluate.view
+        for number in versions
+    }
+    assert views == {first: load_params(files[0]).evaluate.view, version: other}
+    client.delete_model_version(NAME, version)
+    client.set_registered_model_alias(NAME, "challenger", first)
+
+
+def test_params_that_no_answer_hangs_on_make_no_other_version(registered):
+    project, _ = registered
+    params = load_params(project / "params.yaml")
+    candidate = read_candidate(project, checkpoint_of(params.model, project))
+
+    def package(**changed):
+        asked = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changed)})
+        with pack(candidate, asked) as packed:
+            return packed.sha256
+
+    assert package(bootstrap_samples=7) == package()
+    assert package(kind="one_image") != package()
+
+
 def test_the_champion_does_not_become_a_challenger_again(registered, client):
     project, _ = registered
-    version = find_version(client, NAME, registration(project)["adapter_sha256"])
+    version = find_version(client, NAME, registration(project)["package_sha256"])
     client.delete_registered_model_alias(NAME, "challenger")
     client.set_registered_model_alias(NAME, "champion", version.version)
     run_stage("register", project)
@@ -238,6 +284,6 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
     config.write_text(kept + " ")
     try:
         with pytest.raises(StageInputError, match="run dvc repro evaluate"):
-            read_candidate(project, "models/base")
+            read_candidate(project, checkpoint_of(load_params(project / "params.yaml").model, project))
     finally:
         config.write_text(kept)

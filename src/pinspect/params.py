@@ -17,10 +17,26 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NaturalInt = Annotated[int, Field(ge=0)]
 View = Literal["RAW", "DST"]
 PromptKind = Literal["two_image", "one_image", "stacked"]
+Score = Literal[
+    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
+    *("escape_rate", "overkill_rate", "parse_rate", "auroc", "ece"),
+]
+
+LORA_PRESETS = {"standard": {"rank": 16, "alpha": 32}, "plus": {"rank": 64, "alpha": 128}}
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelParams(_Section):
+    """Which vision-language model is adapted. checkpoint: a folder or a hub id, empty for the family's own."""
+
+    family: str
+    backend: Literal["auto", "transformers", "unsloth"]
+    checkpoint: str
+    revision: str
+    trust_remote_code: bool
 
 
 class LayoutParams(_Section):
@@ -101,6 +117,7 @@ class CompositeParams(_Section):
     """The pictures that the model sees."""
 
     cell: Annotated[int, Field(ge=16, le=256)]
+    token_aligned: bool
     grid: bool
     jpeg_quality: Annotated[int, Field(ge=50, le=100)]
 
@@ -120,29 +137,58 @@ class CheckParams(_Section):
     minimum_rows: PositiveInt
 
 
-class TrainParams(_Section):
-    """The LoRA adapter and its training."""
+class CounterexampleParams(_Section):
+    """Shares of the training rows that become a counterexample of each kind."""
 
-    base: str
+    swapped: Share
+    blank: Share
+    other_shape: Share
+    shuffled_letters: Share
+
+    @model_validator(mode="after")
+    def _leaves_rows_as_they_are(self) -> CounterexampleParams:
+        if self.swapped + self.blank + self.other_shape + self.shuffled_letters > 0.5:
+            raise ValueError("more than half of the training rows would be counterexamples: lower the shares")
+        return self
+
+
+class TrainParams(_Section):
+    """The LoRA adapter and its training. rank and alpha left empty (null) are those of the preset."""
+
     vision: bool
     language: bool
     attention: bool
     mlp: bool
     words: bool
+    preset: Literal["standard", "plus"]
     rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt
+    accumulation: PositiveInt
+    gradient_checkpointing: bool
+    precision: Literal["auto", "bf16", "float32"]
+    quantization: Literal["auto", "none", "4bit"]
+    patience: NaturalInt
     camera_share: Share
     mirror: bool
     light_jitter: Annotated[float, Field(ge=0, le=0.7)]
+    counterexamples: CounterexampleParams
     epochs: Annotated[float, Field(gt=0)]
     maximum_steps: PositiveInt
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0)]
     maximum_grad_norm: Annotated[float, Field(gt=0)]
     seed: NaturalInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in_rank_and_alpha(cls, found: object) -> object:
+        if not isinstance(found, dict):
+            return found
+        preset = LORA_PRESETS.get(str(found.get("preset")), LORA_PRESETS["standard"])
+        return found | {name: value for name, value in preset.items() if found.get(name) is None}
 
     @model_validator(mode="after")
     def _adapts_something(self) -> TrainParams:
@@ -152,11 +198,17 @@ class TrainParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """Scoring: what production inspects with (view, kind, the first decoding) makes the headline."""
+    """Scoring: what production inspects with (view, kind, the first decoding) makes the headline.
+
+    wanted_escape_rate decides the operating point. bounds: what the scores are held against.
+    """
 
     view: View
     kind: PromptKind
     decodings: Annotated[list[Literal["constrained", "free"]], Field(min_length=1, max_length=2)]
+    wanted_escape_rate: Annotated[float, Field(ge=0, lt=1)]
+    virtual_kinds: list[PromptKind]
+    bounds: dict[Score, Share]
     batch_size: PositiveInt
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     bootstrap_samples: PositiveInt
@@ -171,11 +223,22 @@ class RegisterParams(_Section):
     tracking_uri: str
 
 
+class PromoteParams(_Section):
+    """What a challenger has to prove on the test split before it becomes champion."""
+
+    maximum_escape_rate: Share
+    maximum_overkill_rate: Share
+    minimum_defective: PositiveInt
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    approval_required: bool
+
+
 class Params(_Section):
-    """The whole of `params.yaml`; its sections are named after the stages."""
+    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, and promotion."""
 
     layout: LayoutParams
     answers: AnswersParams
+    model: ModelParams
     raw: RawParams
     dst: DstParams
     composite: CompositeParams
@@ -184,6 +247,7 @@ class Params(_Section):
     train: TrainParams
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]
+    promote: PromoteParams
 
     def contract(self) -> AnswerContract:
         """The answer contract of this product."""

@@ -67,10 +67,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What `add_captures` did: the names of the captures that came in, and of those that were there already."""
+    """What `add_captures` did: the names of the captures that came in, and of those that were there already; what is
+    wrong with those that it left where they are, a line each."""
 
     added: tuple[str, ...]
     skipped: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
 
 def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") -> Labels:
@@ -125,13 +127,14 @@ def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
 
 
 def add_captures(
-    source: Path, folder: Path, contract: AnswerContract, *, max_pixels: int, shape: str = ""
+    source: Path, folder: Path, contract: AnswerContract, *, max_pixels: int, shape: str = "", leave_bad: bool = False
 ) -> AddReport:
     """Copy the captures of the folder `source` that are new into `folder`, each image and label checked before.
 
-    All or nothing: CaptureError tells every problem in a line of its own, and `folder` is as it was. Captures whose
-    content is there already with the same label are skipped. New labels come at the end of `labels.csv`, which is
-    written last: the order of its rows is the age of the captures.
+    All or nothing: CaptureError tells every problem in a line of its own, and `folder` is as it was. With `leave_bad`,
+    captures with a problem are left out instead, and told in the report. Captures whose content is there already with
+    the same label are skipped. New labels come at the end of `labels.csv`, which is written last: the order of its rows
+    is the age of the captures.
     """
     if not source.is_dir():
         raise CaptureError(f"{source}: no such folder; name a folder of images, with or without a {LABELS}")
@@ -162,11 +165,21 @@ def add_captures(
             wanted.append(capture)
             known.add(content)
     problems += conflicting_labels(contents)
-    if problems:
+    if there.problems or (problems and not leave_bad):
         raise CaptureError("\n".join(problems))
+    disputed = _disputed(contents)
+    wanted, skipped = ([one for one in found if one not in disputed] for found in (wanted, skipped))
     if wanted:
         _copy(wanted, images_folder(source), folder)
-    return AddReport(tuple(capture.file for capture in wanted), tuple(capture.file for capture in skipped))
+    return AddReport(tuple(one.file for one in wanted), tuple(one.file for one in skipped), tuple(problems))
+
+
+def _disputed(contents: Sequence[tuple[Capture, str]]) -> set[Capture]:
+    """Captures of whose content another says something else."""
+    labels: dict[str, set[tuple[str, ...]]] = {}
+    for capture, content in contents:
+        labels.setdefault(content, set()).add(capture.label)
+    return {capture for capture, content in contents if len(labels[content]) > 1}
 
 
 def _copy(captures: Sequence[Capture], images: Path, folder: Path) -> None:

@@ -1,0 +1,167 @@
+"""Speed on an NVIDIA GPU, of a model that was made from a config for it; benchmarks/gpu.sh runs this.
+
+    python benchmarks/gpu.py prepare --work build/gpu     a small project of virtual captures and an untrained model
+    python benchmarks/gpu.py measure --work build/gpu     training and answering by each back end, and the plain way
+
+Every way is measured in a process of its own: Unsloth changes the libraries that the others are measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+
+# isort: split
+import torch
+from training import our_turn, plain_turn, planned
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from pinspect.data.chat import read_chat
+from pinspect.errors import PinspectError, run
+from pinspect.model.adapter import train_adapter
+from pinspect.model.backends import open_backend, unsloth_obstacle
+from pinspect.model.families import checkpoint_of
+from pinspect.model.generate import answer_rows
+from pinspect.model.loading import inspecting_device, load_inspector, load_processor
+from pinspect.params import load_params
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+WAYS = ("plain", "transformers", "unsloth")
+LARGE = {  # about 150 million parameters
+    "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "heads": 12},
+    "vision": {"hidden_size": 512, "intermediate_size": 2048, "depth": 12, "num_heads": 8},
+}
+
+
+def make_base(out: Path, sizes: dict) -> float:
+    """Save an untrained Qwen3-VL of `sizes` with the shipped base's processor to `out`; returns its parameters in
+    millions."""
+    shipped = ROOT / "models/base"
+    config = AutoConfig.from_pretrained(shipped)
+    text, vision = config.text_config, config.vision_config
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers"):
+        setattr(text, name, sizes["text"][name])
+    text.num_attention_heads = text.num_key_value_heads = sizes["text"]["heads"]
+    text.head_dim = text.hidden_size // sizes["text"]["heads"]
+    third = text.head_dim // 6  # of the rotated pairs: time, height, width
+    text.rope_parameters["mrope_section"] = [text.head_dim // 2 - 2 * third, third, third]
+    for name, value in sizes["vision"].items():
+        setattr(vision, name, value)
+    vision.out_hidden_size = text.hidden_size
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config)
+    model.save_pretrained(out)
+    shown = checkpoint_of(load_params(ROOT / "params.yaml").model.model_copy(update={"checkpoint": str(shipped)}))
+    load_processor(shown).save_pretrained(out)
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+def prepare(work: Path) -> None:
+    """A project in `work`: virtual captures through the stages raw to check, and the large base."""
+    work.mkdir(parents=True, exist_ok=True)
+    found = yaml.safe_load((ROOT / "params.yaml").read_text())
+    found["raw"]["virtual"] |= {"train": 120, "test": 60, "references": 10}
+    found["train"] |= {"maximum_steps": 60, "learning_rate": 0.0003}
+    found["model"]["checkpoint"] = str((work / "base").resolve())
+    (work / "params.yaml").write_text(yaml.safe_dump(found))
+    print(f"model: {make_base(work / 'base', LARGE):.0f} million parameters")
+    (work / "data/captures").mkdir(parents=True, exist_ok=True)
+    for stage in ("raw", "dst", "composite", "chat", "check"):
+        subprocess.run([sys.executable, ROOT / f"stages/{stage}.py"], cwd=work, check=True)
+
+
+def turn(work: Path, way: str, steps: int) -> dict:
+    """Tokens a second in training, and, but for the plain way, captures a second in answering; peak memory in GB."""
+    params = load_params(work / "params.yaml")
+    batches = planned(params, work, steps)
+    if way == "plain":
+        tokens, seconds = plain_turn(params, work, batches)
+        return {"tokens_per_second": round(tokens / seconds, 1), "peak_gb": _peak()}
+    tokens, seconds = our_turn(params, work, batches, way)
+    told = {"tokens_per_second": round(tokens / seconds, 1), "peak_gb": _peak()}
+    base, data, out = checkpoint_of(params.model, work), work / "data", work / f"{way}-adapter"
+    few = params.model_copy(update={"train": params.train.model_copy(update={"maximum_steps": 2})})
+    train_adapter(few, base, data / "chat", data / "composited", out, work / f"{way}-steps", open_backend(way))
+    rows = [row for row in read_chat(data / "chat/test.jsonl") if row["shot"] == "zero_shot"]
+    inspector, contract = load_inspector(base, out), params.contract()
+    asked = {"images_dir": data / "composited", "contract": contract, "batch_size": params.evaluate.batch_size}
+    answer_rows(inspector, rows[:2], **asked)  # libraries warm up
+    began = time.perf_counter()
+    answer_rows(inspector, rows, **asked)
+    return told | {"captures_per_second": round(len(rows) / (time.perf_counter() - began), 2)}
+
+
+def measure(work: Path, steps: int) -> dict:
+    """Every way in a process of its own; those that cannot run here are told with the reason."""
+    ways: dict[str, dict] = {}
+    for way in WAYS:
+        obstacle = unsloth_obstacle() if way == "unsloth" else ""
+        if obstacle:
+            ways[way] = {"left_out": f"unsloth {obstacle}"}
+            continue
+        command = [sys.executable, __file__, "turn", "--work", str(work), "--way", way, "--steps", str(steps)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise PinspectError(f"benchmarks/gpu.py: measuring {way} failed; see above")
+        ways[way] = json.loads(done.stdout.splitlines()[-1])
+    plain = ways["plain"]["tokens_per_second"]
+    for told in ways.values():
+        if "tokens_per_second" in told:
+            told["ratio"] = round(told["tokens_per_second"] / plain, 2)
+    device = inspecting_device()
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {"device": card, "torch": torch.__version__, "steps": steps, "ways": ways}
+
+
+def write_results(told: dict, folder: Path) -> None:
+    """The figures as JSON and as a table for people; what was not measured stays blank."""
+    lines = [
+        f"# Speed on {told['device']}",
+        "",
+        f"`benchmarks/gpu.sh`: {told['steps']} steps, torch {told['torch']}.",
+        "",
+        "| way | training tokens/s | captures/s | peak GB | against plain |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for way, found in told["ways"].items():
+        cells = [found.get(name, "") for name in ("tokens_per_second", "captures_per_second", "peak_gb", "ratio")]
+        lines.append(f"| {way} | {' | '.join(map(str, cells))} |")
+        if "left_out" in found:
+            lines[-1] += f" {found['left_out']}"
+    (folder / "gpu.json").write_text(json.dumps(told, indent=2) + "\n")
+    (folder / "gpu.md").write_text("\n".join(lines) + "\n")
+
+
+def _peak() -> float | None:
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("prepare", "measure", "turn"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=20, help="of each turn, the first untimed")
+    parser.add_argument("--way", choices=WAYS, default="transformers")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if asked.what == "prepare":
+        prepare(asked.work)
+    elif asked.what == "turn":
+        print(json.dumps(turn(asked.work, asked.way, asked.steps)))
+    else:
+        told = measure(asked.work, asked.steps)
+        write_results(told, asked.results)
+        print(json.dumps(told["ways"], indent=2))
+
+
+if __name__ == "__main__":
+    run(main)

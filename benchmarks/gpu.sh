@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The whole path on an NVIDIA GPU: train, calibrate and evaluate a model of 150 million parameters, then its speed by
+# either back end. Writes benchmarks/results/gpu.json and gpu.md. Takes some minutes; needs requirements-gpu.lock.
+#
+#     benchmarks/gpu.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "benchmarks/gpu.sh: torch sees no NVIDIA GPU on this machine; nothing was measured" >&2
+    exit 2
+fi
+work=build/gpu
+"$python" benchmarks/gpu.py prepare --work "$work"
+for stage in train calibrate evaluate; do
+    (cd "$work" && "$python" "$OLDPWD/stages/$stage.py")
+done
+"$python" benchmarks/gpu.py measure --work "$work"

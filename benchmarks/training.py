@@ -1,0 +1,183 @@
+"""Training tokens a second: pinspect's steps against a plain Hugging Face Trainer, on the same model and rows.
+
+    python benchmarks/training.py [--root DIR] [--steps N] [--rounds N]
+
+Both train the same LoRA adapter on the project's base and the same rows of its chat dataset, on this machine, in
+turns. The plain way is float32, batches drawn at random and padded to their longest row, images read and prepared by
+the processor, logits of every token. Counted are the tokens of prompts and answers, padding left out; the first step
+of each turn, in which libraries warm up, is not timed. Writes benchmarks/results/training_speed.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+
+# isort: split
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from pinspect.data.chat import read_chat
+from pinspect.model.adapter import answer_words, plan_batches
+from pinspect.model.backends import adapted_modules, computes_bfloat16, open_backend
+from pinspect.model.batching import prepared_ahead
+from pinspect.model.families import checkpoint_of
+from pinspect.model.learner import Learner, assemble
+from pinspect.model.loading import inspecting_device, load_base, load_processor
+from pinspect.model.rows import RowEncoder
+from pinspect.params import Params, load_params
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class _StepTimes(TrainerCallback):
+    """When each step of the plain Trainer ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.ends.append(time.perf_counter())
+
+
+class _PlainCollator:
+    """Texts and images through the processor, padded, as fine-tuning scripts do; counts the tokens of each batch."""
+
+    def __init__(self, processor, images_dir: Path) -> None:
+        self.processor, self.images_dir, self.tokens = processor, images_dir, []
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        texts = [self.processor.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+        images = [Image.open(self.images_dir / name).convert("RGB") for row in rows for name in row["images"]]
+        batch = dict(self.processor(text=texts, images=images, padding=True, return_tensors="pt"))
+        self.tokens.append(int(batch["attention_mask"].sum()))
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) -> tuple[int, float]:
+    """Tokens and seconds of a plain Trainer over the rows of `batches`, but for its first step."""
+    asked = params.train
+    model, processor = load_base(checkpoint_of(params.model, root), dtype=torch.float32)
+    encoder = RowEncoder(processor, root / "data/composited")
+    rows = [row for batch in batches for row in batch]
+    random.Random(0).shuffle(rows)
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=asked.rank,
+            lora_alpha=asked.alpha,
+            target_modules=adapted_modules(model, asked),
+            trainable_token_indices=answer_words(rows, encoder) if asked.words else None,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    times, collator = _StepTimes(), _PlainCollator(processor, root / "data/composited")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder,
+            per_device_train_batch_size=asked.batch_size,
+            max_steps=len(batches),
+            learning_rate=asked.learning_rate,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            use_cpu=inspecting_device().type == "cpu",
+        )
+        Trainer(model, settings, data_collator=collator, train_dataset=rows, callbacks=[times]).train()
+    return sum(collator.tokens[1 : len(times.ends)]), times.ends[-1] - times.ends[0]
+
+
+def our_turn(
+    params: Params, root: Path, batches: Sequence[Sequence[dict]], asked: str = "transformers"
+) -> tuple[int, float]:
+    """Tokens and seconds of pinspect's own steps over `batches`, but for the first, by the back end that is `asked`."""
+    backend = open_backend(asked)
+    model, processor = backend.load(checkpoint_of(params.model, root), params.train)
+    encoder = RowEncoder(processor, root / "data/composited")
+    words = answer_words([row for batch in batches for row in batch], encoder) if params.train.words else ()
+    model = backend.adapt(model, params.train, words)
+    backend.to_train(model)
+    learner = Learner(backend, model, encoder, params.train, assemble())
+    ends, tokens = [], []
+    for number, inputs in enumerate(prepared_ahead(lambda index: learner.inputs(batches[index]), len(batches))):
+        learner.step(inputs, number, params.train.learning_rate)
+        ends.append(time.perf_counter())
+        tokens.append(learner.tokens)
+    return tokens[-1] - tokens[0], ends[-1] - ends[0]
+
+
+def planned(params: Params, root: Path, steps: int) -> list[list[dict]]:
+    """The first batches of the project's training."""
+    encoder = RowEncoder(load_processor(checkpoint_of(params.model, root)), root / "data/composited")
+    asked = params.train.model_copy(update={"maximum_steps": steps})
+    return plan_batches(read_chat(root / "data/chat/train.jsonl"), encoder, params.contract(), asked)
+
+
+def measure(root: Path, steps: int, rounds: int) -> dict:
+    """Tokens a second both ways, the median of `rounds` turns each, and their ratio."""
+    params = load_params(root / "params.yaml")
+    batches = planned(params, root, steps)
+    speeds: dict[str, list[float]] = {"pinspect": [], "plain": []}
+    for _ in range(rounds):
+        for name, turn in (("pinspect", our_turn), ("plain", plain_turn)):
+            tokens, seconds = turn(params, root, batches)
+            speeds[name].append(round(tokens / seconds, 1))
+    middle = {name: sorted(found)[len(found) // 2] for name, found in speeds.items()}
+    device = inspecting_device()
+    return {
+        "tokens_per_second": middle,
+        "turns": speeds,
+        "ratio": round(middle["pinspect"] / middle["plain"], 2),
+        "steps": len(batches),
+        "batch_size": params.train.batch_size,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "bfloat16": computes_bfloat16(device),
+        "torch": torch.__version__,
+    }
+
+
+def write_results(told: dict) -> None:
+    """The figures as JSON and as a table for people."""
+    speed = told["tokens_per_second"]
+    lines = [
+        "# Training speed",
+        "",
+        f"`python benchmarks/training.py`: {told['steps']} steps of {told['batch_size']} rows, {told['device']}, "
+        f"{told['threads']} threads, torch {told['torch']}.",
+        "",
+        "| way | tokens a second |",
+        "| --- | --- |",
+        f"| plain Hugging Face Trainer, float32, padded | {speed['plain']:,.0f} |",
+        f"| pinspect, {'bf16' if told['bfloat16'] else 'float32'}, rows of like length, logits of answers only "
+        f"| {speed['pinspect']:,.0f} |",
+        f"| ratio | {told['ratio']:.2f} |",
+    ]
+    (RESULTS / "training_speed.json").write_text(json.dumps(told, indent=2) + "\n")
+    (RESULTS / "training_speed.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path(), help="the project's folder, after `dvc repro check`")
+    parser.add_argument("--steps", type=int, default=8, help="of each turn, the first untimed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    asked = parser.parse_args()
+    told = measure(asked.root, asked.steps, asked.rounds)
+    write_results(told)
+    print(json.dumps(told["tokens_per_second"]), f"ratio {told['ratio']}")
+
+
+if __name__ == "__main__":
+    main()
