@@ -36,7 +36,7 @@ def ingest(root: str = ".", inbox: str = "inbox", retries: int = 2, retry_delay_
     def work(project: Path) -> State:
         added = take(str(project), str(project / inbox))
         state = bring_up_to_date(project, retries, retry_delay_seconds)
-        what = f"{len(added.added)} captures came in, {len(added.refused)} problems in {inbox}."
+        what = f"{len(added.added)} captures came in; problems left in {inbox}: {len(added.refused)}."
         return state.model_copy(update={"message": f"{what} {state.message}"})
 
     return in_checkout(root, work)

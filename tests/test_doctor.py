@@ -58,6 +58,7 @@ def test_unsloth_without_a_gpu_is_an_obstacle(tmp_path, monkeypatch):
 
 def test_a_base_that_is_not_there_is_an_obstacle(tmp_path):
     params = load_params(ROOT / "params.yaml")
+    (tmp_path / "models").mkdir()
     (obstacle,) = examine(tmp_path, params)["obstacles"]
     assert obstacle.startswith(f"{tmp_path / 'models/base'}: no base model there")
 

@@ -183,7 +183,7 @@ def test_a_model_that_cannot_take_runs_is_read_token_by_token(untrained, rows, l
 
     def otherwise(_module, _arguments, inputs, made):
         tokens = inputs["input_ids"].shape[1]
-        if 1 < tokens < inputs["past_key_values"].get_seq_length():
+        if 1 < tokens < made.past_key_values.get_seq_length():
             made.logits = made.logits.flip(-1)
 
     model = copy.deepcopy(untrained.model)
@@ -212,10 +212,17 @@ def test_no_rows_are_no_work(inspector, line, contract):
 # --- the calibrate stage
 
 
-def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(line):
-    path, weights = line / "models/operating_point.json", line / "models/adapter"
-    before = adapter_sha256(weights)
+@pytest.fixture(scope="module")
+def calibrated(line):
+    """The line with its operating point, and the hash that named its adapter before."""
+    before = adapter_sha256(line / "models/adapter")
     run_stage("calibrate", line)
+    return line, before
+
+
+def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(calibrated):
+    line, before = calibrated
+    path, weights = line / "models/operating_point.json", line / "models/adapter"
     point = read_operating_point(path, weights)
     assert (point.chosen_on, point.weights_sha256) == ("camera", weights_sha256(weights))
     assert point.defective > 0 and point.passed > 0
@@ -231,8 +238,8 @@ def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(line)
     assert adapter_sha256(weights) != before, "another threshold makes another inspector"
 
 
-def test_an_operating_point_of_another_adapter_is_refused(line, tmp_path):
-    run_stage("calibrate", line)
+def test_an_operating_point_of_another_adapter_is_refused(calibrated, tmp_path):
+    line, _ = calibrated
     other = tmp_path / "adapter"
     other.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from sample import drop
 
+from flows.recovery import keep_lock_file
 from pinspect.evaluation.provenance import adapter_sha256
 
 SESSION = "-S"  # of the command line of flows/session.py, which holds dvc's
@@ -152,14 +152,15 @@ def test_the_run_after_a_killed_one_tells_the_server_what_became_of_it(rounds):
 
 def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_path):
     checkout = prepared.copy(tmp_path / "cut")
-    checkout.set_param("register", experiment="other")
-    checkout.must(*RETRAIN)
+    keep_lock_file(checkout.root)  # as before each stage
     whole = (checkout.root / "dvc.lock").read_text()
     (checkout.root / "dvc.lock").write_text(whole[: len(whole) // 2] + "\n  - [")
-    reused = {"pid": os.getpid(), "cmd": "dvc repro"}  # the number of a process that is no dvc
     out = str(checkout.root / "models/adapter")
-    (checkout.root / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {out: reused}, "read": {}}))
-    end = checkout.run(*RETRAIN)
+    with subprocess.Popen(["sleep", "3600"]) as other:  # it has the number of a dvc that was killed before a restart
+        held = {"write": {out: {"pid": other.pid, "cmd": "dvc repro"}}, "read": {}}
+        (checkout.root / ".dvc/tmp/rwlock").write_text(json.dumps(held))
+        end = checkout.run(*RETRAIN)
+        other.kill()
     assert end.returncode == 0, end.stderr
     assert "Skipped" in end.stdout + end.stderr
     assert (checkout.root / "dvc.lock").read_text() == whole

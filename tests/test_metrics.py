@@ -270,7 +270,7 @@ def test_a_probability_of_one_lies_in_the_last_bin():
 
 
 @given(some_answers, some_answers, st.sampled_from([(0.0, 1.0), (0.9, 0.1)]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6)
 def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, second, span):
     size = min(len(first), len(second))
     tables = [one_answer_each(choices[:size]) for choices in (first, second)]

@@ -55,7 +55,7 @@ def test_an_evaluation_answers_every_test_row_and_tells_the_baseline_beside_it(p
 
 def test_the_headline_is_what_production_asks_on_the_cameras_test_split(project):
     told = json.loads((project / "reports/eval/metrics.json").read_text())
-    assert list(told) == ["zero_shot", "one_shot", "baseline"]
+    assert list(told)[:3] == ["zero_shot", "one_shot", "baseline"]
     table = predictions.read(project / "reports/eval/predictions.csv")
     view = load_params(project / "params.yaml").evaluate.view
     asked = table[(table["model"] == "adapter") & (table["view"] == view) & (table["shot"] == "zero_shot")]

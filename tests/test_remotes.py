@@ -42,8 +42,8 @@ def test_data_and_adapter_come_back_from_an_s3_remote_into_a_fresh_clone(s3, pre
     there.must("dvc", "pull", **KEYS)
     for made in ("data/raw", "data/chat", "models/adapter", "reports/eval"):
         assert contents(there.root / made) == contents(here.root / made)
-    ran = there.must("dvc", "repro", **KEYS)
-    assert running_stages(ran) == ["register"]  # each checkout's own registry, unless a team's server is named
+    # What is left is the registration: each checkout has its own registry, unless a team's server is named.
+    assert list(json.loads(there.must("dvc", "status", "--json", **KEYS))) == ["register"]
 
 
 def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path):

@@ -90,7 +90,8 @@ def attention_maps(
 
     answers: row id -> what the model answered; it is read once more, not generated again. images: the folder of the
     rows' pictures. adapted: False switches the adapter off, which shows what the base alone looks at for these words.
-    Raises ModelError where the family of the model does not tell its attention to visual tokens.
+    Raises ModelError where the attention of the model's family cannot be read, or the grid of its visual tokens is
+    not known.
     """
     with contextlib.nullcontext() if adapted else inspector.model.disable_adapter():
         found = _maps(inspector, rows, answers, images, contract, [layer])
@@ -274,8 +275,10 @@ def _layer_count(inspector: Inspector) -> int:
 
 
 def _unreadable(inspector: Inspector) -> ModelError:
-    family = inspector.model.config.model_type
-    return ModelError(f"{family}: this family of models does not tell where it attends; there are no evidence maps")
+    return ModelError(
+        f"{inspector.model.config.model_type}: no evidence maps: they need attention that can be read and visual "
+        "tokens on a known grid, as Qwen's families have"
+    )
 
 
 def _answered(row: Row, answer: str) -> dict[str, object]:

@@ -190,7 +190,7 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
         pack_line(candidate.root, params.answers.shapes, line)
         artifacts = {
             "adapter": candidate.adapter,
-            "base": candidate.base.folder,
+            "base": candidate.base.folder and candidate.base.folder.resolve(),  # MLflow packs no linked folder
             "line": line,
             "operating_point": candidate.operating_point,
             "params": candidate.root / "params.yaml",
