@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pinspect.errors import ModelError
@@ -132,16 +132,28 @@ def parameters_of(folder: Path) -> float:
 
     Raises ModelError for a file that is no safetensors file or was cut off.
     """
-    count = 0
-    for path in _shards(folder):
-        try:
-            with safe_open(path, "pt") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path}: no complete safetensors file: {_one_line(error)}; restore it from git, or download it again"
-            ) from None
-    return count / 1e9
+    return sum(_tensor_elements(path) for path in _shards(folder)) / 1e9
+
+
+def _tensor_elements(path: Path) -> int:
+    """How many numbers a safetensors file holds. Its format: the header's length in 8 bytes, the header as JSON, data.
+
+    Read here and not by its library, which maps the whole file: the memory that is asked after may not suffice for it.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        missing = 8 + length + max(entry["data_offsets"][1] for entry in tensors) - size
+        if missing:
+            raise ValueError(f"{missing:,} bytes are missing" if missing > 0 else f"{-missing:,} bytes too many")
+        return sum(math.prod(entry["shape"]) for entry in tensors)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise ModelError(
+            f"{path}: no complete safetensors file: {_one_line(error)}; restore it from git, or download it again"
+        ) from None
 
 
 def require_memory(checkpoint: Checkpoint, bytes_per_parameter: float, device: torch.device) -> None:
