@@ -8,6 +8,7 @@ Completed, by the name Skipped.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -114,6 +115,18 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
         outcomes.append(state.result())
     publish(project, outcomes)
     return Completed(message=f"{sum(one.ran for one in outcomes)} stages ran.", data=outcomes)
+
+
+class _WithoutTraceback(logging.Filter):
+    """What pinspect explains is logged in its own words, also where it is raised so that Prefect tries again."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], PinspectError):
+            record.exc_info = None
+        return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_WithoutTraceback())
 
 
 def _is_worth_another_try(task, task_run, state) -> bool:

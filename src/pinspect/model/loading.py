@@ -144,7 +144,9 @@ def _tensor_elements(path: Path) -> int:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
+            if length > size:
+                raise ValueError("it has no header")
+            header = json.loads(file.read(length))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         missing = 8 + length + max(entry["data_offsets"][1] for entry in tensors) - size
         if missing:
