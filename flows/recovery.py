@@ -16,9 +16,10 @@ from pathlib import Path
 from uuid import UUID
 
 import psutil
-from dvc.exceptions import DvcException
+import voluptuous
+import yaml
 from dvc.lock import make_lock
-from dvc.repo import Repo
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -58,7 +59,8 @@ def one_per_checkout(root: Path) -> Iterator[None]:
         raise CheckoutBusyError(f"{root}: another run works in this checkout; it will be done when that is") from None
     try:
         _crash_the_run_that_died(root)
-        _mend(root)
+        _forget_dead_lockers(root / ".dvc/tmp/rwlock")
+        secure_lock_file(root)
         _note_this_run(root)
         yield
     finally:
@@ -66,28 +68,25 @@ def one_per_checkout(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def keep_lock_file(root: Path) -> None:
-    """Keep a whole copy of `dvc.lock`, for a run that is killed while DVC writes it."""
-    if (root / LOCK_FILE).is_file():
-        partial = root / _PLACE / f"{LOCK_FILE}.partial"
-        shutil.copyfile(root / LOCK_FILE, partial)
-        partial.replace(root / _PLACE / LOCK_FILE)
+def secure_lock_file(root: Path) -> None:
+    """Keep a copy of `dvc.lock` while it is whole; put the copy back where a kill has cut it off."""
+    path, kept = root / LOCK_FILE, root / _PLACE / LOCK_FILE
+    if not path.is_file():
+        return
+    if _is_whole(path):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        shutil.copyfile(path, partial)
+        partial.replace(kept)
+    elif kept.is_file():
+        shutil.copyfile(kept, path)
 
 
-def _mend(root: Path) -> None:
-    _forget_dead_lockers(root / ".dvc/tmp/rwlock")
-    kept = root / _PLACE / LOCK_FILE
-    if not _is_readable(root) and kept.is_file():
-        shutil.copyfile(kept, root / LOCK_FILE)
-
-
-def _is_readable(root: Path) -> bool:
-    """Whether DVC can read `dvc.lock`, which it cannot where a kill has cut it off."""
+def _is_whole(lock_file: Path) -> bool:
     try:
-        with Repo(str(root)) as repo:
-            _ = repo.index.stages
-    except DvcException as error:
-        return LOCK_FILE not in str(error)
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock_file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, voluptuous.Invalid, UnicodeDecodeError):
+        return False
     return True
 
 

@@ -32,7 +32,7 @@ from dvc.repo import Repo  # noqa: E402
 from prefect import Flow, flow, get_run_logger, task  # noqa: E402
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
-from flows.recovery import CheckoutBusyError, keep_lock_file, one_per_checkout  # noqa: E402
+from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file  # noqa: E402
 from flows.run_artifacts import REPORT, publish  # noqa: E402
 
 SKIPPED = "Skipped"
@@ -168,7 +168,7 @@ def run_stage(stage: str, root: Path, log: Callable[[str], object]) -> StageOutc
     Raises InfrastructureError when another try may help, else StageFailedError; both end with the stage's last words.
     """
     began = time.monotonic()
-    keep_lock_file(root)
+    secure_lock_file(root)
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_SESSION), sys.executable, "-m", "dvc", "repro", "--single-item", stage],
         cwd=root,

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from sample import drop
 
-from flows.recovery import keep_lock_file
+from flows.recovery import secure_lock_file
 from pinspect.evaluation.provenance import adapter_sha256
 
 SESSION = "-S"  # of the command line of flows/session.py, which holds dvc's
@@ -152,7 +152,7 @@ def test_the_run_after_a_killed_one_tells_the_server_what_became_of_it(rounds):
 
 def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_path):
     checkout = prepared.copy(tmp_path / "cut")
-    keep_lock_file(checkout.root)  # as before each stage
+    secure_lock_file(checkout.root)  # as before each stage
     whole = (checkout.root / "dvc.lock").read_text()
     (checkout.root / "dvc.lock").write_text(whole[: len(whole) // 2] + "\n  - [")
     out = str(checkout.root / "models/adapter")
