@@ -36,7 +36,7 @@ from pinspect.prompts import SHOTS, ZERO_SHOT
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/ablations.csv"
 WORK = ROOT / "build/ablations"
-STEPS = 120
+STEPS = 60
 VIEWS = ("RAW", "DST")
 
 Row = dict

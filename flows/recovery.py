@@ -16,10 +16,10 @@ from pathlib import Path
 from uuid import UUID
 
 import psutil
-import voluptuous
 import yaml
+from dvc.dvcfile import Lockfile
+from dvc.exceptions import DvcException
 from dvc.lock import make_lock
-from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -84,8 +84,8 @@ def secure_lock_file(root: Path) -> None:
 
 def _is_whole(lock_file: Path) -> bool:
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock_file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, voluptuous.Invalid, UnicodeDecodeError):
+        Lockfile.validate(yaml.safe_load(lock_file.read_text(encoding="utf-8")), str(lock_file))
+    except (yaml.YAMLError, DvcException, UnicodeDecodeError):
         return False
     return True
 

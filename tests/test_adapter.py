@@ -26,7 +26,7 @@ from pinspect.model.loading import base_digest, load_base, load_inspector, load_
 from pinspect.model.rows import RowEncoder
 from pinspect.params import Params, load_params
 
-FEW_STEPS = {"batch_size": 4, "maximum_steps": 6, "epochs": 9.0, "rank": 4}
+FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def losses(folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plain(line, tmp_path_factory) -> Path:
-    """An adapter of six steps, trained in one go."""
+    """An adapter of four steps, trained in one go."""
     out = tmp_path_factory.mktemp("plain") / "adapter"
     train(line, out, precision="float32")
     return out
@@ -184,7 +184,7 @@ def test_two_processes_learn_what_one_does(line, plain, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("6 steps") == 1, "one of the processes tells the result"
+    assert done.stdout.count("4 steps") == 1, "one of the processes tells the result"
     assert json.loads((root / "models/adapter/training.json").read_text())["processes"] == 2
     assert losses(root / "models/adapter") == pytest.approx(losses(plain), abs=1e-4)
 

@@ -100,10 +100,22 @@ def test_a_worse_exact_match_is_refused_beyond_chance_only():
 
 
 def test_controls_have_to_be_there_and_to_hold():
-    assert broken(evidence(), tags={})["controls"] == "none was made; run dvc repro evaluate"
-    tags = HELD | {"controls.swapped": "false", "controls.other_shape": "null"}
-    assert broken(evidence(), tags=tags) == {"controls": "1 of 2 do not hold: swapped"}
+    assert broken(evidence(), tags={})["controls"] == "none was made that holds; run dvc repro evaluate"
+    tags = HELD | {"controls.blank": "false", "controls.other_shape": "null"}
+    assert broken(evidence(), tags=tags) == {"controls": "1 of 2 do not hold: blank"}
     assert broken(evidence(), tags=HELD | {"controls.other_shape": "null"}) == {}
+
+
+def test_a_control_that_is_not_required_is_told_and_stops_nothing():
+    tags = HELD | {"controls.swapped": "false"}
+    assert broken(evidence(), tags=tags, required_controls=["blank"]) == {}
+    assert broken(evidence(), tags=tags, required_controls=["swapped"]) == {"controls": "1 of 2 do not hold: swapped"}
+    (rule,) = [
+        rule
+        for rule in weigh(evidence(), None, tags, asked(required_controls=["blank"]), approve_by="")
+        if rule.name == "controls"
+    ]
+    assert rule.found == "1 hold; not required, and not held: swapped"
 
 
 def test_a_person_approves_where_params_ask_for_one_and_after_a_rollback():

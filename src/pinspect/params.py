@@ -230,6 +230,7 @@ class PromoteParams(_Section):
     maximum_overkill_rate: Share
     minimum_defective: PositiveInt
     significance: Annotated[float, Field(gt=0, lt=1)]
+    required_controls: list[Literal["blank", "swapped", "other_shape", "shuffled_letters", "lighting"]]
     approval_required: bool
 
 

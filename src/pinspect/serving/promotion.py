@@ -9,7 +9,7 @@ between two steps leaves a registry in which one version is champion, and promot
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,7 +179,7 @@ def weigh(
     return (
         *_absolute_rules(ours, params),
         *(_comparing_rules(ours, theirs, params.promote) if theirs else ()),
-        _controls(tags),
+        _controls(tags, params.promote.required_controls),
         *_approval(tags, params.promote, approve_by),
     )
 
@@ -253,14 +253,19 @@ def _comparing_rules(ours: Evidence, theirs: Evidence, asked: PromoteParams) -> 
     ]
 
 
-def _controls(tags: Mapping[str, str]) -> Rule:
-    """The controls of the evaluation: a model that does not look fails them. What could not be made is no failure."""
+def _controls(tags: Mapping[str, str], required: Sequence[str]) -> Rule:
+    """The controls of the evaluation: a model that does not look fails them. What could not be made is no failure, and
+    what is not required is only told."""
     told = {name.removeprefix(_CONTROL): held for name, held in tags.items() if name.startswith(_CONTROL)}
     failed = sorted(name for name, held in told.items() if held == "false")
     held = sum(value == "true" for value in told.values())
-    if failed:
-        return Rule("controls", False, f"{len(failed)} of {held + len(failed)} do not hold: {', '.join(failed)}")
-    return Rule("controls", held > 0, f"{held} hold" if held else "none was made; run dvc repro evaluate")
+    broken = [name for name in failed if name in required]
+    if broken:
+        return Rule("controls", False, f"{len(broken)} of {held + len(failed)} do not hold: {', '.join(broken)}")
+    if not held:
+        return Rule("controls", False, "none was made that holds; run dvc repro evaluate")
+    spared = f"; not required, and not held: {', '.join(failed)}" if failed else ""
+    return Rule("controls", True, f"{held} hold{spared}")
 
 
 def _approval(tags: Mapping[str, str], asked: PromoteParams, approve_by: str) -> list[Rule]:
