@@ -83,11 +83,14 @@ def secure_lock_file(root: Path) -> None:
 
 
 def _is_whole(lock_file: Path) -> bool:
+    """Whether DVC could read it and its last line has an end. Cut off between lines it is whole, too, and DVC runs the
+    stages that it lacks."""
     try:
-        Lockfile.validate(yaml.safe_load(lock_file.read_text(encoding="utf-8")), str(lock_file))
+        text = lock_file.read_text(encoding="utf-8")
+        Lockfile.validate(yaml.safe_load(text), str(lock_file))
     except (yaml.YAMLError, DvcException, UnicodeDecodeError):
         return False
-    return True
+    return text.endswith("\n")
 
 
 def _forget_dead_lockers(path: Path) -> None:

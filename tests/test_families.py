@@ -376,6 +376,7 @@ def test_code_that_a_checkpoint_brings_runs_only_when_trusted_and_pinned(line):
 def test_checkpoints_are_folders_or_hub_ids(line, tmp_path):
     model = line[1].model
     assert checkpoint_of(model, ROOT).folder == ROOT / "models/base"
+    assert checkpoint_of(model, tmp_path).folder == tmp_path / "models/base", "even where there is none"
     (tmp_path / "models").mkdir()
     asked = model.model_copy(update={"family": "qwen2-vl-7b", "checkpoint": "models/qwen"})
     assert checkpoint_of(asked, tmp_path).folder == tmp_path / "models/qwen"

@@ -265,7 +265,7 @@ def test_a_missing_or_broken_model_is_told_in_one_line(line, tmp_path):
         load_inspector(base_of(root), tmp_path / "nowhere")
     with pytest.raises(ModelError, match="make base"):
         load_base(base_of(tmp_path))
-    train(root, params, tmp_path / "adapter", maximum_steps=1)
+    train(root, params, tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot be put on") as told:

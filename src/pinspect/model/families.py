@@ -15,6 +15,7 @@ from pathlib import Path
 from pinspect.errors import ParamsError, StageInputError
 from pinspect.params import ModelParams, Params
 
+PROJECT_BASE = "models/base"  # a folder of the project, though it reads like an id of the hub
 _PATH_LIKE = re.compile(r"\A[./~]|/.*/|\\")
 
 
@@ -126,7 +127,7 @@ FAMILIES: dict[str, Family] = {
         replace(
             _QWEN3_VL,
             name="pinspect",
-            model_id="models/base",
+            model_id=PROJECT_BASE,
             parameters=0.004,
             stride=64,
             unsloth_id="",
@@ -302,7 +303,8 @@ def checkpoint_of(model: ModelParams, root: Path = Path()) -> Checkpoint:
     if not revision and source == family.model_id:
         revision = family.revision
     path = root / Path(source).expanduser()
-    folder = path if path.is_dir() or _PATH_LIKE.search(source) or path.parent.is_dir() else None
+    local = source == PROJECT_BASE or _PATH_LIKE.search(source) or path.is_dir() or path.parent.is_dir()
+    folder = path if local else None
     if family.remote_code and not model.trust_remote_code:
         raise ParamsError(
             f"params.yaml: model.trust_remote_code: {family.name} runs code that its checkpoint brings along; read it, "

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pinspect.errors import ModelError
-from pinspect.model.families import FAMILIES, Checkpoint
+from pinspect.model.families import FAMILIES, PROJECT_BASE, Checkpoint
 from pinspect.model.processor import processor_from
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -296,7 +296,7 @@ def _require_adapter(adapter: Path, checkpoint: Checkpoint) -> None:
 
 
 def _remedy(checkpoint: Checkpoint) -> str:
-    if checkpoint.family.model_id == "models/base":
+    if checkpoint.family.model_id == PROJECT_BASE:
         return "run `make base`, or restore the folder from git"
     return "download it again, or set model.checkpoint to a complete folder"
 
