@@ -193,6 +193,17 @@ def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first
     assert {row["shot"] for row in rows} == {"zero_shot", "one_shot"}
 
 
+def test_a_young_line_without_a_defective_training_capture_has_stacked_prompts_without_an_example(line):
+    chat_line.add_stacked(line)
+    for row in chat_line.manifest(line, "raw"):
+        if (row["split"], row["judgement"]) == ("train", "defective"):
+            passed = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+            chat_line.change_row(line, "raw", row["file"], **passed)
+    rows = all_rows(build(line, kinds={"two_image": 3, "stacked": 3}))
+    assert {row["shot"] for row in rows if row["kind"] == "stacked"} == {"zero_shot"}
+    assert {row["shot"] for row in rows if row["kind"] == "two_image"} == {"zero_shot", "one_shot"}
+
+
 def test_stacked_prompts_without_stacked_composites_are_refused(line):
     with pytest.raises(StageInputError, match=r"no stacked RAW composite of images/.*run `dvc repro -f composite`"):
         build(line, kinds={"stacked": 3})

@@ -52,10 +52,12 @@ class Round:
                 while not self._kill(kind, flow, longest):  # it was over before its moment came
                     longest /= 2
                     flow.kill()
+                    flow.wait()
                     self._all_gone()
                     flow = self._start()
                 self.killed.append(kind)
                 if kind == "flow" and len(self.killed) < len(kills):
+                    flow.wait()
                     self._all_gone()
                     flow = self._start()
         finally:

@@ -112,10 +112,9 @@ class Composites:
         return _found(self._stars.get((capture.line, view)), name)
 
     def worked_stacks(self, capture: Capture, view: str) -> list[Worked]:
-        """Stacked composites of other, defective training captures of the same line."""
+        """Stacked composites of other, defective training captures of the same line; empty where it has none yet."""
         examples = self._worked_stacks.get((capture.line, view), [])
-        others = [worked for file, worked in examples if file != capture.file]
-        return _found(others, f"no stacked {view} composite of a defective training capture of {capture.line}")
+        return [worked for file, worked in examples if file != capture.file]
 
 
 class ChatBuilder:
@@ -149,13 +148,22 @@ class ChatBuilder:
     def _training_rows(self, capture: Capture, view: str, kind: PromptKind, count: int) -> Iterator[Row]:
         shown = self._ranked(self._comparisons(capture, view, kind), capture, view)[:count]
         shots = self._spread_shots(len(shown), capture, view, kind)
+        if not self._has_example(capture, view, kind):
+            shots = [ZERO_SHOT] * len(shown)
         for number, (images, shot) in enumerate(zip(shown, shots, strict=True)):
             yield self._row(capture, view, kind, shot, images, number)
 
     def _evaluation_rows(self, capture: Capture, view: str, kind: PromptKind) -> Iterator[Row]:
         images = self._comparisons(capture, view, kind)[0]
-        for shot in SHOTS if kind is not PromptKind.ONE_IMAGE else (ZERO_SHOT,):
+        for shot in SHOTS if self._has_example(capture, view, kind) else (ZERO_SHOT,):
             yield self._row(capture, view, kind, shot, images, 0)
+
+    def _has_example(self, capture: Capture, view: str, kind: PromptKind) -> bool:
+        """Whether a one-shot prompt can be made: a stacked one wants another defective training capture of the line,
+        which a young line may lack."""
+        if kind is PromptKind.STACKED:
+            return bool(self.composites.worked_stacks(capture, view))
+        return kind is PromptKind.TWO_IMAGE
 
     def _comparisons(self, capture: Capture, view: str, kind: PromptKind) -> list[tuple[str, ...]]:
         """What a zero-shot prompt can show of `capture`, with each reference in turn, the best aligned one first."""
@@ -177,7 +185,7 @@ class ChatBuilder:
     def _spread_shots(self, rows: int, capture: Capture, view: str, kind: PromptKind) -> list[str]:
         """Deal the one-shot share out evenly over the rows of a capture; a hash says where the remainder falls, so
         that the share holds over all captures without counting them."""
-        share = 0.0 if kind is PromptKind.ONE_IMAGE else self.params.one_shot_share
+        share = self.params.one_shot_share
         start = self._fraction(capture.sha256, view, kind)
         return [
             ONE_SHOT if int(start + (row + 1) * share) > int(start + row * share) else ZERO_SHOT for row in range(rows)
