@@ -62,7 +62,8 @@ def stop(processes: list[subprocess.Popen]) -> None:
 
 
 def main(root: str = ".") -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs in the background deaf to Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     started: dict[str, subprocess.Popen] = {}
     try:
         for name, command in commands(Path(root)).items():

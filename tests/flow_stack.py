@@ -174,9 +174,10 @@ def scheduled_run(deployed):
 
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("retrain/nightly")
-        run = until(lambda: _started(client, nightly.id), "a run by cron")
+        first = until(lambda: _begun(client, nightly.id), "a run by cron")[0]
         client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=False)
-        return until(lambda: _ended(client, run.id), "the end of the scheduled run")
+        until(lambda: all(run.state.is_final() for run in _begun(client, nightly.id)), "the end of the scheduled run")
+        return client.read_flow_run(first.id)
 
 
 @pytest.fixture(scope="session")
@@ -206,16 +207,13 @@ def working(checkout: Checkout, log: Path) -> Iterator[subprocess.Popen]:
         worker.wait()
 
 
-def _started(client, deployment_id):
+def _begun(client, deployment_id) -> list:
+    """Runs that the schedule has started, the first one first."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
     runs = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])))
-    return next((run for run in runs if run.auto_scheduled and not run.state.is_scheduled()), None)
-
-
-def _ended(client, run_id):
-    run = client.read_flow_run(run_id)
-    return run if run.state.is_final() else None
+    begun = [run for run in runs if run.auto_scheduled and not run.state.is_scheduled()]
+    return sorted(begun, key=lambda run: run.expected_start_time)
 
 
 def _works_in(process: psutil.Process, root: Path) -> bool:

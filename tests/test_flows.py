@@ -15,6 +15,7 @@ from flows.retrain import InfrastructureError, read_plan, retrain, run_stage
 from pinspect import quiet
 
 PROJECT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("deployed")  # whose schedule starts its first run meanwhile, on another core
 
 
 @pytest.fixture

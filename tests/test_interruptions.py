@@ -26,9 +26,8 @@ RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.'
 
 # Ten kills. A killed stage is tried again by the flow; after a killed flow comes another one.
 ROUNDS = [
-    ("flow", "training", "dvc", "flow"),  # the first of them in the imaging stages
-    ("training", "dvc", "flow"),
-    ("dvc", "training", "flow"),
+    ("flow", "training", "dvc", "flow", "dvc"),  # the first of them in the imaging stages
+    ("training", "flow", "training", "dvc", "flow"),
 ]
 
 
@@ -104,7 +103,7 @@ class Round:
 
 @pytest.fixture(scope="module")
 def rounds(prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
-    """All rounds, two at a time, each with the run that followed."""
+    """Both rounds, at the same time, each with the run that followed."""
     place = tmp_path_factory.mktemp("killed")
     started = []
     for number, kills in enumerate(ROUNDS):
@@ -112,7 +111,7 @@ def rounds(prepared, tmp_path_factory) -> list[tuple[Round, subprocess.Completed
         if kills[0] == "flow":
             drop(checkout.root / "data/captures", captures()[11:])
         started.append((Round(checkout, number), kills))
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(len(ROUNDS)) as pool:
         ends = list(pool.map(lambda given: given[0].play(given[1]), started))
     return [(played, end) for (played, _), end in zip(started, ends, strict=True)]
 

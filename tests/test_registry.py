@@ -287,3 +287,12 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
             read_candidate(project, checkpoint_of(load_params(project / "params.yaml").model, project))
     finally:
         config.write_text(kept)
+
+
+def test_one_projects_registry_is_not_taken_for_the_users_choice_by_the_next(registered, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = load_params(registered[0] / "params.yaml").register_
+    with open_registry(registered[0], asked):
+        pass
+    with open_registry(tmp_path, asked) as other:
+        assert other.tracking_uri == f"sqlite:///{tmp_path / 'mlruns/mlflow.db'}"

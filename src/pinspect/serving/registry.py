@@ -52,6 +52,7 @@ ROLLBACK_TAG = "rolled_back"  # JSON: why a version is champion no longer
 ASKED = ("view", "kind", "decoding")  # how an evaluation's headline, and production, puts its question
 PREDICTIONS = "predictions.csv"
 _REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 _METRICS_A_BATCH = 500
@@ -139,7 +140,7 @@ def headline(answered: pd.DataFrame, asked: Mapping[str, str]) -> pd.DataFrame:
 
 def tracking_uri(root: Path, params: RegisterParams) -> str:
     """Where to register: MLFLOW_TRACKING_URI, else `register.tracking_uri`, else sqlite in `mlruns/` of the project."""
-    chosen = os.environ.get("MLFLOW_TRACKING_URI") or params.tracking_uri
+    chosen = os.environ.get(_URI_VARIABLE) or params.tracking_uri
     return chosen or f"sqlite:///{(root / _DEFAULT_STORE / 'mlflow.db').resolve()}"
 
 
@@ -286,6 +287,7 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
     elif uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     _hush()
+    named = os.environ.get(_URI_VARIABLE)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -301,6 +303,12 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
         raise _unreachable(uri, error) from error
     except SQLAlchemyError as error:
         raise RegistryError(f"{uri}: not usable as MLflow's database ({_one_line(error)}); move it away") from error
+    finally:
+        # MLflow has put its URI into the environment, where the next project would take it for the user's choice.
+        if named is None:
+            os.environ.pop(_URI_VARIABLE, None)
+        else:
+            os.environ[_URI_VARIABLE] = named
 
 
 def _create_version(client: MlflowClient, candidate: Candidate, package: Package, params: Params) -> ModelVersion:
