@@ -134,7 +134,7 @@ def test_no_orphan_keeps_writing(rounds):
 def test_nothing_is_registered_half(rounds):
     for played, _ in rounds:
         root = played.checkout.root
-        client = MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
+        client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)
         told = json.loads((root / "reports/registration.json").read_text())
         found = client.search_model_versions("name = 'pin-inspector'")
         for version in found:

@@ -58,7 +58,7 @@ def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path)
 
     with running_server(tmp_path) as uri:
         assert running_stages(checkout.must("dvc", "repro", MLFLOW_TRACKING_URI=uri)) == ["register"]
-        version = MlflowClient(uri).get_model_version_by_alias("pin-inspector", "challenger").version
+        version = MlflowClient(uri, uri).get_model_version_by_alias("pin-inspector", "challenger").version
         image = next((checkout.root / "data/captures/images").iterdir())
         told = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)
         inspected = json.loads(told.stdout)

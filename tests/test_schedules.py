@@ -56,7 +56,8 @@ def zombie(prefect_api, client):
 
 
 def registry(checkout) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{checkout.root}/mlruns/mlflow.db")
+    uri = f"sqlite:///{checkout.root}/mlruns/mlflow.db"
+    return MlflowClient(uri, uri)  # else the registry is whichever this process named last
 
 
 def versions(checkout) -> list:
