@@ -234,8 +234,49 @@ class PromoteParams(_Section):
     approval_required: bool
 
 
+class DriftParams(_Section):
+    """When the station says that the line has changed, by its latest captures against those that the model learnt from.
+
+    window: captures that are looked at; minimum: fewer tell nothing. significance: of the two-sample test by which a
+    quantity counts as changed, shared among all quantities. minimum_effect: Kolmogorov-Smirnov distances below it are
+    no matter, however sure.
+    """
+
+    window: PositiveInt = 200
+    minimum: PositiveInt = 30
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    minimum_effect: Share = 0.3
+
+
+class StationParams(_Section):
+    """The inspection station: where it listens, what it accepts, how it keeps results. Nothing of it changes an answer.
+
+    results: SQLAlchemy URL of the results table, empty for sqlite in data/station/. keep_days: how long uploaded
+    pictures are kept, corrected or not; the results themselves stay. queue: captures that may wait; the next one is
+    turned away (429). requests_a_minute: of one client.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=32)] = 1
+    language: Literal["en", "ja"] = "en"
+    results: str = ""
+    keep_days: PositiveInt = 90
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 16
+    queue: PositiveInt = 64
+    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    champion_check_seconds: Annotated[float, Field(gt=0)] = 5.0
+    upload_bytes: PositiveInt = 20_000_000
+    images_a_request: PositiveInt = 16
+    requests_a_minute: PositiveInt = 1200
+    drift: DriftParams = DriftParams()
+
+
 class Params(_Section):
-    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, and promotion."""
+    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, promotion and station.
+
+    A version of before the station has packed parameters without that section: it has defaults.
+    """
 
     layout: LayoutParams
     answers: AnswersParams
@@ -249,6 +290,7 @@ class Params(_Section):
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]
     promote: PromoteParams
+    station: StationParams = StationParams()
 
     def contract(self) -> AnswerContract:
         """The answer contract of this product."""

@@ -47,6 +47,7 @@ VISUAL_LENGTH = 2.0  # of a visual token where the language model takes it over
 GUIDED_HEADS = 2  # of the last layer
 CHAT_KINDS = ("star", "two_image", "one_shot", "one_image", "stacked")
 CHAT_SHARES = (0.07, 0.46, 0.16, 0.12, 0.19)
+CHANGED_REFERENCES = 0.25  # of the second lesson's references: the odd pin is not always in the inspected picture
 CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the only one whose address is asked
 
 
@@ -54,11 +55,11 @@ CHANGED_ADDRESS_WEIGHT = 12.0  # a changed pin's token is one of forty, and the 
 class Curriculum:
     """Steps, batch sizes and learning rates of the lessons."""
 
-    see_steps: int = 600
+    see_steps: int = 800
     see_images: int = 40
     see_rate: float = 1.5e-3
     muon_rate: float = 0.02
-    compare_steps: int = 420
+    compare_steps: int = 500
     compare_rate: float = 2e-3
     chats: int = 20
     warmup: int = 40
@@ -213,15 +214,20 @@ class Lessons:
         drawn.add(starred_picture, starred, f"{group.shape}_{view}")
         return address
 
-    def _reference(self, rng, group: SetupPool, view: str, drawn: _Pictures) -> None:
+    def _reference(self, rng, group: SetupPool, view: str, drawn: _Pictures, changed_share: float = 0.0) -> None:
+        """Draw a reference. `changed_share` of them have changed pins themselves, which no answer tells of: an answer
+        is about the inspected picture alone."""
+        if changed_share and rng.random() < changed_share:
+            self._inspected(group, view, rng.integers(len(group.cells)), drawn)
+            return
         picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
         drawn.add(picture, self._none, f"{group.shape}_{view}")
 
     def _inspected(self, group: SetupPool, view: str, index: int, drawn: _Pictures) -> None:
         drawn.add(pretext.decode(group.inspected[view][index]), group.cells[index], f"{group.shape}_{view}")
 
-    def _stack(self, group: SetupPool, view: str, index: int, rng, drawn: _Pictures) -> None:
-        self._reference(rng, group, view, drawn)
+    def _stack(self, group: SetupPool, view: str, index: int, rng, drawn: _Pictures, changed_share=0.0) -> None:
+        self._reference(rng, group, view, drawn, changed_share)
         self._inspected(group, view, index, drawn)
         drawn.stack()
 
@@ -236,7 +242,7 @@ class Lessons:
             address = self._star(rng, group, view, drawn)
             star = pretext.neutral_star(self.layout, group.shape, view, address)
         index = rng.integers(len(group.cells))
-        self._reference(rng, group, view, drawn)
+        self._reference(rng, group, view, drawn, CHANGED_REFERENCES)
         self._inspected(group, view, index, drawn)
         spoken = self._spoken(group, view, index, AnswerKind.COMPARISON)
         images = [1] * (2 if star is None else 3)
@@ -256,7 +262,7 @@ class Lessons:
             self._stack(group, view, index, rng, drawn)
             worked = self._spoken(group, view, index, AnswerKind.COMPARISON)
         index = rng.integers(len(group.cells))
-        self._stack(group, view, index, rng, drawn)
+        self._stack(group, view, index, rng, drawn, CHANGED_REFERENCES)
         spoken = self._spoken(group, view, index, AnswerKind.COMPARISON)
         images = [2] if worked is None else [2, 2]
         return self._encode((kind, view, worked, spoken), lambda: prompts.stacked(view, spoken, worked), images)
