@@ -69,7 +69,7 @@ def prepare(work: Path) -> None:
     """A project in `work`: virtual captures through the stages raw to check, and the large base."""
     work.mkdir(parents=True, exist_ok=True)
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["raw"]["virtual"] |= {"train": 120, "test": 60, "references": 10}
+    found["raw"]["virtual"] |= {"train": 120, "validation": 0, "test": 60, "references": 10}
     found["train"] |= {"maximum_steps": 60, "learning_rate": 0.0003}
     found["model"]["checkpoint"] = str((work / "base").resolve())
     (work / "params.yaml").write_text(yaml.safe_dump(found))

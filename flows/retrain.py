@@ -22,18 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinspect import quiet
-from pinspect.errors import PinspectError, run
+from pinspect.errors import PinspectError, StageInputError, run
 
 quiet.apply()
 
-import networkx  # noqa: E402  after the settings that libraries read while they are imported
-from dvc.exceptions import DvcException  # noqa: E402
-from dvc.repo import Repo  # noqa: E402
-from prefect import Flow, flow, get_run_logger, task  # noqa: E402
+from prefect import Flow, flow, get_run_logger, task  # noqa: E402  after the settings that it reads
 from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
 from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file  # noqa: E402
 from flows.run_artifacts import REPORT, publish  # noqa: E402
+from pinspect.serving.status import UNCHANGED, stage_states  # noqa: E402
 
 SKIPPED = "Skipped"
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: with it a stage says that its surroundings failed, not its data
@@ -148,18 +146,11 @@ def reproduce(stage: str, root: str, stale: bool = True) -> State | StageOutcome
 
 def read_plan(root: Path) -> Plan:
     """What DVC knows of the project in `root`. A stage is stale where it has changed, or one that it depends on is."""
-    root = root.resolve()
     try:
-        with Repo(str(root)) as repo:
-            graph = repo.index.graph.reverse()  # DVC's edges lead from a stage to what it depends on
-            status = repo.status()
-            changed = [stage for stage in graph if stage.addressing in status]
-            names = {stage: _name_from(root, stage) for stage in graph if stage.cmd}
-    except DvcException as error:
-        raise StageFailedError(f"{root}: {error}") from None
-    ordered = networkx.lexicographical_topological_sort(graph, key=lambda stage: stage.addressing)
-    stale = {names[one] for stage in changed for one in (stage, *networkx.descendants(graph, stage)) if one in names}
-    return Plan(tuple(names[stage] for stage in ordered if stage in names), frozenset(stale))
+        states = stage_states(root.resolve())
+    except StageInputError as error:
+        raise StageFailedError(str(error)) from None
+    return Plan(tuple(states), frozenset(name for name, told in states.items() if told["state"] != UNCHANGED))
 
 
 def run_stage(stage: str, root: Path, log: Callable[[str], object]) -> StageOutcome:
@@ -202,12 +193,6 @@ def end_session(process: subprocess.Popen) -> None:
     process.wait()
     process.stdin.close()
     process.stdout.close()
-
-
-def _name_from(root: Path, stage) -> str:
-    """How `dvc repro` is told of a stage when it runs in `root`."""
-    file = Path(stage.path).relative_to(root)
-    return stage.name if file == Path("dvc.yaml") else f"{file.as_posix()}:{stage.name}"
 
 
 def _told(process: subprocess.Popen, log: Callable[[str], object]) -> Iterator[str]:

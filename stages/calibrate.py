@@ -1,10 +1,11 @@
-"""The adapter and the validation rows -> the operating point: from which P(defective) on a capture is defective.
+"""The adapter and the validation rows -> the operating point: from which P(defective) on a capture is defective. And
+the line profile: how the line was when the model learnt from it.
 
     python stages/calibrate.py
 
-Reads the base model, models/adapter, data/chat/validation.jsonl and data/composited. Writes
-models/operating_point.json, and reports/validation: predictions.csv and scores.csv, by which choices are made that the
-test split must not make.
+Reads the base model, models/adapter, data/chat/validation.jsonl and data/composited, and for the profile data/raw and
+data/dst. Writes models/operating_point.json, models/line_profile.json, and reports/validation: predictions.csv and
+scores.csv, by which choices are made that the test split must not make.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from pinspect.data.chat import read_chat
 from pinspect.errors import run
 from pinspect.evaluation import metrics, predictions
 from pinspect.evaluation.answering import answer_validation_rows
+from pinspect.evaluation.line_profile import make_profile, write_line_profile
 from pinspect.evaluation.operating_point import write_operating_point
 from pinspect.evaluation.provenance import weights_sha256
 from pinspect.model.families import checkpoint_of
@@ -36,7 +38,10 @@ def main(root: Path = Path()) -> None:
     predictions.write(answered, out / "predictions.csv")
     metrics.write_scores(scores, out / "scores.csv")
     write_operating_point(point, root / "models/operating_point.json")
+    profile = make_profile(root / "data/raw", root / "data/dst", answered, params)
+    write_line_profile(profile, root / "models/line_profile.json")
     print(point.told())
+    print(profile.told())
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@
 
 Reads the base model, models/adapter, models/operating_point.json, data/chat/{validation,test}.jsonl and
 data/composited; for the baseline data/raw and data/dst. Writes reports/eval: predictions.csv, scores.csv, controls.csv,
-evidence.csv, detail.json, plots/*.csv, report.html and metrics.json.
+evidence.csv, answer_checks.json (Great Expectations on what the model answered), detail.json, plots/*.csv, report.html
+and metrics.json.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.data.answer_checks import check_model_answers
 from pinspect.data.chat import read_chat
 from pinspect.errors import run
 from pinspect.evaluation import evaluate, predictions
@@ -34,12 +37,16 @@ def main(root: Path = Path()) -> None:
     inspector = load_inspector(base, adapter)
     answered = answer_test_rows(inspector, rows, images, contract, asked, point.threshold)
     own = evaluate.own_predictions(answered, asked)
+    checked = check_model_answers(own, contract)
+    kept = f"{checked.rows - checked.failing_rows} of {checked.rows} answers keep all {len(checked.expectations)} rules"
+    subject = replace(subject, facts={**subject.facts, "Answer checks": kept})
     found = examine(inspector, rows, own, validation, images, contract, asked, point.threshold)
     baseline = fit_baseline(root / "data/dst", root / "data/raw", contract)
     compared = predictions.table(baseline.predictions(headline_rows(rows, asked), evaluate.BASELINE))
     answered = pd.concat([answered, compared], ignore_index=True)
     out = root / "reports/eval"
     headline = evaluate.write_evaluation(answered, rows, images, contract, asked, subject, out, point, found)
+    (out / "answer_checks.json").write_text(checked.to_json(), encoding="utf-8")
     for name, block in headline.items():
         print(name, block)
     print(f"report: {(out / 'report.html').resolve()}")

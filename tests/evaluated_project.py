@@ -37,7 +37,7 @@ def write_params(root: Path, **train: object) -> None:
     """The shipped parameters, made small; `train` changes its section."""
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
     found["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
-    found["raw"]["virtual"] |= {"train": 0, "test": 0}
+    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
     found["chat"]["kinds"] = {"two_image": 1}
     found["check"]["minimum_rows"] = 1
     found["model"]["checkpoint"] = str(root / "models/base")

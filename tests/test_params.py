@@ -25,10 +25,10 @@ def test_the_shipped_file_is_accepted():
     assert params.register_.model_name == "pin-inspector"
 
 
-def test_the_sections_are_the_product_the_model_every_stage_and_promotion(shipped):
+def test_the_sections_are_the_product_the_model_every_stage_promotion_and_the_station(shipped):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     own = [stage for stage in stages if stage != "calibrate"]  # it reads the section of evaluate
-    assert list(shipped) == ["layout", "answers", "model", *own, "promote"]
+    assert list(shipped) == ["layout", "answers", "model", *own, "promote", "station"]
 
 
 @pytest.mark.parametrize(

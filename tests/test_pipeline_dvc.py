@@ -38,7 +38,7 @@ class Project:
         pipeline = {"stages": {name: STAGES[name] for name in IMAGING_STAGES}}
         (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
-        params["raw"]["virtual"] |= {"train": 0, "test": 0}
+        params["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
         params["dst"] |= {"minimum_references": 3}
         params["composite"] |= {"cell": 32}
         (root / "params.yaml").write_text(yaml.safe_dump(params))

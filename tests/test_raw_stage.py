@@ -22,7 +22,7 @@ from pinspect.params import Params, load_params
 def write_params(folder, **virtual) -> Params:
     """The shipped parameters, with a virtual line of the given size (none, if not told)."""
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["raw"]["virtual"] |= {"train": 0, "test": 0, "references": 2} | virtual
+    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
     (folder / "params.yaml").write_text(yaml.safe_dump(found))
     return load_params(folder / "params.yaml")
 
@@ -80,12 +80,15 @@ def test_the_boxes_of_the_labels_are_kept(root):
     assert copied["pin_x0"] == ""
 
 
-def test_the_virtual_line_tops_up_training_and_test(root):
-    write_params(root, train=6, test=4)
+def test_the_virtual_line_tops_up_every_split(root):
+    write_params(root, train=6, validation=3, test=4)
     build(root)
     virtual = manifest(root).query("source == 'virtual'")
     counts = virtual.groupby(["role", "split"]).size().to_dict()
-    assert counts == {("inspected", "test"): 4, ("inspected", "train"): 6, ("reference", "train"): 4}
+    assert counts == {
+        **{("inspected", "train"): 6, ("inspected", "validation"): 3, ("inspected", "test"): 4},
+        ("reference", "train"): 4,
+    }
     assert (virtual["field_x0"].astype(float) < virtual["field_x1"].astype(float)).all()
     defective = virtual["judgement"] == "defective"
     assert ((virtual["pin_x0"] != "") == defective).all()
@@ -121,7 +124,7 @@ def test_a_mode_that_the_virtual_line_cannot_draw_is_told(root):
     found["answers"]["defect_modes"].append("rusty")
     found["raw"]["virtual"]["train"] = 2
     (root / "params.yaml").write_text(yaml.safe_dump(found))
-    with pytest.raises(ParamsError, match=r"cannot draw rusty; set raw.virtual.train and .test to 0"):
+    with pytest.raises(ParamsError, match=r"cannot draw rusty; set raw.virtual.train, .validation and .test to 0"):
         build(root)
 
 

@@ -30,9 +30,9 @@ def test_the_same_seed_renders_the_same_bytes():
 
 def test_asking_for_more_captures_changes_none_of_the_others():
     few = {capture.name: hashlib.sha256(capture.jpeg).digest() for capture in line()}
-    more = {capture.name: hashlib.sha256(capture.jpeg).digest() for capture in line(train=9, test=5)}
+    more = {capture.name: hashlib.sha256(capture.jpeg).digest() for capture in line(train=9, test=5, validation=2)}
     assert few.items() <= more.items()
-    assert len(more) == len(few) + 4
+    assert len(more) == len(few) + 6
 
 
 def test_references_are_passed_and_never_tested():

@@ -73,6 +73,7 @@ class VirtualParams(_Section):
     """How many captures the virtual line renders."""
 
     train: NaturalInt
+    validation: NaturalInt = 0
     test: NaturalInt
     references: Annotated[int, Field(ge=2)]
     defective_share: Share
@@ -273,7 +274,7 @@ class StationParams(_Section):
 
 
 class Params(_Section):
-    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, promotion and station.
+    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, promotion and the station.
 
     A version of before the station has packed parameters without that section: it has defaults.
     """

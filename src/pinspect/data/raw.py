@@ -126,14 +126,16 @@ def _copy_images(
 
 def _render_virtual_line(folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams) -> list[dict]:
     """The rows of the virtual line. It is seeded throughout, so that its parameters stand for what it makes."""
+    wanted = {split: getattr(params, split) for split in splits.SPLITS}
+    # The references belong to the training captures, which are there as soon as there is anything.
     parts = {
-        splits.TRAIN: params.model_copy(update={"test": 0}),  # with the references
-        splits.TEST: params.model_copy(update={"train": 0}),
+        split: params.model_copy(update=dict.fromkeys(wanted, 0) | {split: count})
+        for split, count in wanted.items()
+        if count or (split == splits.TRAIN and any(wanted.values()))
     }
     items = [
         Item(f"virtual line, {split}", (repr(contract), part.model_dump_json()), (contract, part, split))
         for split, part in parts.items()
-        if params.train + params.test > 0
     ]
     try:
         parts_done = folder.map(render_virtual_line, items, params=None, title="virtual line", batch_size=1)

@@ -29,8 +29,9 @@ def answer_validation_rows(
 ) -> tuple[OperatingPoint, pd.DataFrame]:
     """Answer the validation rows, choose the operating point by them, and judge them by it.
 
-    weights: sha256 of the adapter. Returns the point and the predictions table.
+    The virtual line's captures are asked as in `answer_test_rows`. weights: sha256 of the adapter. Returns the point and the predictions table.
     """
+    rows = _asked(rows, params.decodings[0], params)
     answers = _answer(inspector, rows, images, contract, params, params.decodings[0], EVEN_ODDS)
     point = choose_operating_point(_table(rows, answers, contract, params.decodings[0]), params, weights)
     judged = [answer.judged(point.threshold) for answer in answers]

@@ -196,19 +196,22 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 def render_line(
     layout: Layout, shapes: tuple[str, ...], defect_modes: tuple[str, ...], params: VirtualParams
 ) -> Iterator[VirtualCapture]:
-    """Render the captures of one virtual line: references of every shape, then training, then test captures.
+    """Render the captures of one virtual line: references of every shape, then training, test and validation captures.
 
     Each capture has a random stream of its own, so that asking for more of them changes none of the others.
     Raises ValueError for a shape or a defect mode that the renderer cannot draw.
     """
     unknown = [shape for shape in shapes if shape not in _PIN_WIDTH] + [m for m in defect_modes if m not in DEFECTS]
     if unknown:
-        raise ValueError(f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train and .test to 0")
+        raise ValueError(
+            f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train, .validation and .test to 0"
+        )
     for number, shape in enumerate(shapes):
         for index in range(params.references):
             rng = np.random.default_rng([params.seed, 0, number, index])
             yield _capture(rng, f"virtual-{shape}-reference-{index:03d}", shape, PASSED, "reference", "train", layout)
-    for part, (split, count) in enumerate((("train", params.train), ("test", params.test)), start=1):
+    parts = (("train", params.train), ("test", params.test), ("validation", params.validation))
+    for part, (split, count) in enumerate(parts, start=1):
         for index in range(count):
             rng = np.random.default_rng([params.seed, part, index])
             shape = shapes[index % len(shapes)]

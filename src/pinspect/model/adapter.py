@@ -91,7 +91,8 @@ def train_adapter(
     """
     asked = params.train
     rows = {split: read_chat(chat_dir / f"{split}.jsonl") for split in ("train", "validation")}
-    shown = rows["validation"][:: max(1, len(rows["validation"]) // _VALIDATION_ROWS)]
+    validation = [row for row in rows["validation"] if row["source"] == "camera"] or rows["validation"]
+    shown = validation[:: max(1, len(validation) // _VALIDATION_ROWS)]
     backend = backend or open_backend(params.model.backend)
     team = assemble()
     model, processor = backend.load(base, asked)
@@ -112,13 +113,13 @@ def train_adapter(
         progress.step += 1
         last = progress.step == len(plan)
         due = last or progress.step % max(1, len(plan) // CHECKS) == 0
-        validation = learner.loss(shown) if due else None
+        validation_loss = learner.loss(shown) if due else None
         exact_match = None
         if due and asked.patience and shown:
             exact_match = learner.exact_match(shown, params.contract(), params.evaluate.batch_size)
             progress.keep_best(model, exact_match)
         progress.seconds, progress.tokens = time.monotonic() - began, learner.tokens
-        progress.curve.append([progress.step, loss, validation, exact_match, rate, progress.seconds])
+        progress.curve.append([progress.step, loss, validation_loss, exact_match, rate, progress.seconds])
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
         if asked.patience and progress.checks_without_gain >= asked.patience:

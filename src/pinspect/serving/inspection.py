@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pinspect import prompts
-from pinspect.answers import FIELDS
+from pinspect.answers import FIELDS, VIEWS
 from pinspect.data.chat import DST_COLUMNS, RAW_COLUMNS, rank_references, read_manifest
 from pinspect.data.dst import best_shape
 from pinspect.data.lines import EYES, eye_of
@@ -21,6 +22,7 @@ from pinspect.imaging.alignment import Alignment, align, warp
 from pinspect.imaging.composite import rectify, single, stacked
 from pinspect.imaging.decode import decode_image, to_gray
 from pinspect.imaging.dst_view import dst_view
+from pinspect.imaging.line_facts import LINE_FACTS, line_facts
 from pinspect.imaging.unit_space import UnitSpace
 from pinspect.model.families import composite_cell
 from pinspect.params import Params
@@ -55,6 +57,17 @@ class Seen:
     gray: np.ndarray
     aspect: str
     alignment: Alignment
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A capture that is ready for the model. row: as the chat dataset has it, without an expected answer. pictures: its
+    composites, the bytes of JPEG files, by the names that the row gives them. facts: its `LINE_FACTS`."""
+
+    name: str
+    row: dict
+    pictures: Mapping[str, bytes]
+    facts: Mapping[str, float]
 
 
 def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
@@ -100,28 +113,61 @@ class CaptureInspector:
         self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
 
     def inspect(self, tasks: Sequence[Task]) -> list[dict]:
-        """One record per task, in order: file, `answers.FIELDS`, answer, `SCORES` and error.
+        """One record per task, in order: file, `answers.FIELDS`, answer, `SCORES`, `LINE_FACTS` and error.
 
         The scores, see `model.generate.GeneratedAnswer`: p_defective; the threshold that it was compared with;
         address_probabilities, a list with one a pin, row by row from the top left, and address_entropy in bits: of the
         place of the defect if there is one, so a passed capture has them too. `error` is None, or the reason why this
         capture could not be inspected; the other values are then None.
         """
+        ready: dict[int, Prepared] = {}
+        records: dict[int, dict] = {}
+        for number, task in enumerate(tasks):
+            try:
+                ready[number] = self.prepare(task)
+            except PinspectError as error:
+                records[number] = empty_record(task.inspected.name) | {"error": str(error)}
+        records |= dict(zip(ready, self.answer(list(ready.values())), strict=True))
+        return [records[number] for number in range(len(tasks))]
+
+    def prepare(self, task: Task) -> Prepared:
+        """The part of an inspection that needs no model: the capture laid over the line, measured and drawn.
+
+        Safe to be called by several threads at once, also while `answer` is at work. Raises AlignmentError or
+        ImageError.
+        """
+        view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
+        inspected = self.see(task.inspected, task.shape)
+        shown = {"inspected": self._composite(inspected, view)}
+        if kind is not PromptKind.ONE_IMAGE:
+            given = task.reference
+            reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
+            shown = {"reference": self._composite(reference, view)} | shown
+        if kind is PromptKind.STACKED:
+            shown = {"stacked": stacked(*shown.values())}
+        messages = {
+            PromptKind.TWO_IMAGE: prompts.two_image,
+            PromptKind.ONE_IMAGE: prompts.one_image,
+            PromptKind.STACKED: prompts.stacked,
+        }[kind](view)
+        row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
+        pictures = {name: self._encoded(picture) for name, picture in shown.items()}
+        facts = line_facts(inspected.gray, inspected.alignment, self._unit_spaces[inspected.aspect])
+        return Prepared(task.inspected.name, row, pictures, facts)
+
+    def answer(self, prepared: Sequence[Prepared]) -> list[dict]:
+        """The records, as `inspect` gives them, of captures that this inspector has prepared; they share forward
+        passes, `evaluate.batch_size` of them at most."""
         with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
-            rows: dict[int, dict] = {}
-            errors: dict[int, str] = {}
-            for number, task in enumerate(tasks):
-                try:
-                    rows[number] = self._row(task, number, Path(folder))
-                except PinspectError as error:
-                    errors[number] = str(error)
-            answers = dict(zip(rows, self._answer(list(rows.values()), Path(folder)), strict=True))
-        return [
-            empty_record(task.inspected.name) | {"error": errors[number]}
-            if number in errors
-            else self._told(task, answers[number])
-            for number, task in enumerate(tasks)
-        ]
+            rows = [_written(one, number, Path(folder)) for number, one in enumerate(prepared)]
+            answers = self._answer(rows, Path(folder)) if rows else []
+        return [self._told(one, answer) for one, answer in zip(prepared, answers, strict=True)]
+
+    def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
+        """Both views of a photograph as the model gets to see them: `RAW` and `DST`, each the JPEG of its single
+        composite. Raises AlignmentError or ImageError."""
+        seen = self.see(photograph, shape)
+        return {view: self._encoded(self._composite(seen, view)) for view in VIEWS}
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
         """The photograph laid over `shape`, or the shape that it fits best, by its own eye where the line has two.
@@ -150,39 +196,16 @@ class CaptureInspector:
             threshold=self._threshold,
         )
 
-    def _told(self, task: Task, answer) -> dict:
+    def _told(self, prepared: Prepared, answer) -> dict:
         scores = {name: getattr(answer, name) for name in SCORES}
         if answer.address_probabilities is not None:
             scores["address_probabilities"] = list(answer.address_probabilities)
-        record = empty_record(task.inspected.name) | {"answer": answer.text} | scores
+        record = empty_record(prepared.name) | {"answer": answer.text} | scores | prepared.facts
         try:
             kind = prompts.answer_kind_of(self._params.evaluate.kind)
             return record | self._contract.parse(answer.text, kind).values()
         except PinspectError as error:
             return record | {"error": f"the answer breaks the contract: {error}"}
-
-    def _row(self, task: Task, number: int, folder: Path) -> dict:
-        """A row as the chat dataset has it, without an expected answer; its composites are written to `folder`."""
-        view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
-        inspected = self.see(task.inspected, task.shape)
-        shown = {"inspected": self._composite(inspected, view)}
-        if kind is not PromptKind.ONE_IMAGE:
-            given = task.reference
-            reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
-            shown = {"reference": self._composite(reference, view)} | shown
-        if kind is PromptKind.STACKED:
-            shown = {"stacked": stacked(*shown.values())}
-        names = [f"{number}-{name}.jpg" for name in shown]
-        quality = self._params.composite.jpeg_quality
-        for name, picture in zip(names, shown.values(), strict=True):
-            # The model learnt from composites that had gone through JPEG, written just so.
-            Image.fromarray(picture).save(folder / name, quality=quality, subsampling=0)
-        messages = {
-            PromptKind.TWO_IMAGE: prompts.two_image,
-            PromptKind.ONE_IMAGE: prompts.one_image,
-            PromptKind.STACKED: prompts.stacked,
-        }[kind](view)
-        return {"id": str(number), "images": names, "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
 
     def _lay(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
         """The photograph laid over the one of `aspects` that it fits best. Raises AlignmentError or ImageError."""
@@ -204,11 +227,25 @@ class CaptureInspector:
             field = rectify(picture, np.eye(2, 3), unit_space.cell_box, self._layout, cell)
         return single(field, self._layout, cell, grid=self._params.composite.grid)
 
+    def _encoded(self, picture: np.ndarray) -> bytes:
+        """The model learnt from composites that had gone through JPEG, written just so."""
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, "JPEG", quality=self._params.composite.jpeg_quality, subsampling=0)
+        return encoded.getvalue()
+
     def _own_reference(self, line: Path, aspect: str) -> Seen:
         found = sorted(line.glob(f"{aspect}-reference.*"))
         if not found:
             raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
         return self._lay(Photograph(found[0].name, found[0].read_bytes()), [aspect])
+
+
+def _written(prepared: Prepared, number: int, folder: Path) -> dict:
+    """The row of a prepared capture, its composites written to `folder`."""
+    names = [f"{number}-{name}.jpg" for name in prepared.row["images"]]
+    for name, content in zip(names, prepared.pictures.values(), strict=True):
+        (folder / name).write_bytes(content)
+    return prepared.row | {"id": str(number), "images": names}
 
 
 def _aspects(line: Path, shape: str) -> list[str]:
@@ -219,4 +256,4 @@ def _aspects(line: Path, shape: str) -> list[str]:
 
 def empty_record(file: str) -> dict:
     """The record of a capture of which nothing is known yet."""
-    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, "error"))}
+    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LINE_FACTS, "error"))}

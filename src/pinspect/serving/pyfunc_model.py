@@ -2,13 +2,14 @@
 
 Input: a table with the column `inspected`, and if wanted `reference` and `shape`. Images are paths, or the bytes of an
 image file as base64 text. Output: one line per input line with `file`, the fields of the answer, `answer`, its scores
-(`serving.inspection.SCORES`) and `error`.
+(`serving.inspection.SCORES`), what the capture tells of its line (`imaging.line_facts.LINE_FACTS`) and `error`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 from pathlib import Path
 
 import mlflow
@@ -16,6 +17,7 @@ import pandas as pd
 
 from pinspect import quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.errors import ImageError
+from pinspect.imaging.line_facts import LINE_FACTS
 from pinspect.serving.inspection import CaptureInspector, Photograph, Task, empty_record
 
 _LONGEST_PATH = 4096
@@ -23,7 +25,13 @@ _LONGEST_PATH = 4096
 
 class PinInspector(mlflow.pyfunc.PythonModel):
     """Artifacts: `adapter` (its folder), `operating_point` (operating_point.json), `line` (see `pack_line`), `params`
-    (params.yaml) and, where the base is no checkpoint of the hub, `base` (its folder)."""
+    (params.yaml), where the base is no checkpoint of the hub `base` (its folder), and `line_profile`
+    (line_profile.json), which versions of before the station lack.
+
+    inspector: the loaded `CaptureInspector`. profile: what the line profile says, None without one."""
+
+    inspector: CaptureInspector
+    profile: dict | None
 
     def load_context(self, context) -> None:
         from pinspect.evaluation.operating_point import read_operating_point
@@ -38,7 +46,9 @@ class PinInspector(mlflow.pyfunc.PythonModel):
             base = base.at(found["base"])
         point = read_operating_point(found["operating_point"], found["adapter"])
         inspector = load_inspector(base, found["adapter"])
-        self._inspector = CaptureInspector(inspector, found["line"], params, point.threshold)
+        self.inspector = CaptureInspector(inspector, found["line"], params, point.threshold)
+        profile = found.get("line_profile")
+        self.profile = json.loads(profile.read_text(encoding="utf-8")) if profile else None
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
         columns = list(signature().outputs.input_names())
@@ -49,7 +59,7 @@ class PinInspector(mlflow.pyfunc.PythonModel):
                 tasks[number] = _task(line, number)
             except ImageError as error:
                 records[number] = empty_record(f"image {number}") | {"error": str(error)}
-        for number, record in zip(tasks, self._inspector.inspect(list(tasks.values())), strict=True):
+        for number, record in zip(tasks, self.inspector.inspect(list(tasks.values())), strict=True):
             records[number] = record
         return pd.DataFrame(records, columns=columns, dtype=object)
 
@@ -67,6 +77,7 @@ def signature() -> mlflow.models.ModelSignature:
     told += [ColSpec("string", name, required=False) for name in (*FIELDS, "answer")]
     told += [ColSpec("double", name, required=False) for name in ("p_defective", "threshold", "address_entropy")]
     told.append(ColSpec(Array(DataType.double), "address_probabilities", required=False))
+    told += [ColSpec("double", name, required=False) for name in LINE_FACTS]
     told.append(ColSpec("string", "error", required=False))
     return mlflow.models.ModelSignature(inputs=Schema(given), outputs=Schema(told))
 

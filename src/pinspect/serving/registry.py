@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.errors import RegistryError, RegistryUnreachableError, StageInputError
 from pinspect.evaluation import predictions, provenance
+from pinspect.evaluation.line_profile import read_line_profile
 from pinspect.model.families import Checkpoint
 from pinspect.params import Params, RegisterParams
 from pinspect.prompts import ZERO_SHOT
@@ -80,6 +81,10 @@ class Candidate:
     @property
     def operating_point(self) -> Path:
         return self.root / "models/operating_point.json"
+
+    @property
+    def line_profile(self) -> Path:
+        return self.root / "models/line_profile.json"
 
     @property
     def reports(self) -> list[Path]:
@@ -181,11 +186,14 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
 
 @contextlib.contextmanager
 def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
-    """What a version packs, for as long as the context lasts: adapter, base, operating point, line and parameters.
+    """What a version packs, for as long as the context lasts: adapter, base, operating point, line, its profile and
+    parameters.
 
     A base that is no folder of this machine stays where it is: the parameters name it, with its revision. Of the
-    parameters only those count for the hash that an answer hangs on: other ones make no other inspector.
+    parameters only those count for the hash that an answer hangs on: other ones make no other inspector. Raises
+    StageInputError when the line's profile is missing, as after an evaluation from before there was one, or broken.
     """
+    read_line_profile(candidate.line_profile)  # a station must not be the first to find it broken
     with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
         line = Path(folder) / "line"
         pack_line(candidate.root, params.answers.shapes, line)
@@ -193,6 +201,7 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
             "adapter": candidate.adapter,
             "base": candidate.base.folder and candidate.base.folder.resolve(),  # MLflow packs no linked folder
             "line": line,
+            "line_profile": candidate.line_profile,
             "operating_point": candidate.operating_point,
             "params": candidate.root / "params.yaml",
         }
@@ -200,6 +209,7 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
             "adapter": candidate.digests[ADAPTER_TAG],  # the operating point is part of it
             "base": candidate.digests["base_sha256"],
             "line": provenance.dvc_directory_hash(line),
+            "line_profile": provenance.file_sha256(candidate.line_profile),
             "params": _served(params),
         }
         sha256 = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()

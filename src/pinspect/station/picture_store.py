@@ -1,0 +1,66 @@
+"""The pictures behind the results: the bytes that were inspected, under their own hash, as long as they are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pinspect.station.results import STATION_FOLDER
+
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = ".partial-"
+
+
+class PictureStore:
+    """Pictures in `data/station/pictures/` of a project; threads and processes may share it.
+
+    root: the project's folder. keep_days: how long a picture is kept after it was last put.
+    """
+
+    def __init__(self, root: Path, keep_days: int):
+        self._folder = root / STATION_FOLDER / "pictures"
+        self._keep = timedelta(days=keep_days)
+
+    def put(self, content: bytes, suffix: str) -> str:
+        """Keep the bytes of an image file; they are on the disk when this returns. Returns their SHA-256.
+
+        suffix: of the file, such as `.jpg`. The same bytes are kept once. Raises ValueError for a suffix that is none.
+        """
+        if not _SUFFIX.fullmatch(suffix := suffix.lower()):
+            raise ValueError(f"expected a suffix such as .jpg, found {suffix!r}")
+        sha256 = hashlib.sha256(content).hexdigest()
+        with contextlib.suppress(FileNotFoundError):  # should it be pruned at this moment, it is put anew
+            if there := self.path(sha256):
+                os.utime(there)
+                return sha256
+        folder = self._folder / sha256[:2]
+        folder.mkdir(parents=True, exist_ok=True)
+        number, partial = tempfile.mkstemp(dir=folder, prefix=_PARTIAL)
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(folder / f"{sha256}{suffix}")
+        return sha256
+
+    def path(self, sha256: str) -> Path | None:
+        """Where the picture with this hash lies; None where there is none, or where that is no hash."""
+        if not _SHA256.fullmatch(sha256):
+            return None
+        return next((self._folder / sha256[:2]).glob(f"{sha256}.*"), None)
+
+    def prune(self, now: datetime) -> int:
+        """Delete what is older than it is kept, and what killed processes left half-written. Returns how many."""
+        oldest, pruned = (now - self._keep).timestamp(), 0
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    pruned += 1
+        return pruned
