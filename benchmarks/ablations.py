@@ -169,8 +169,8 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
             f"{metric} {shot} {view}": _score(table, metric, shot, view)
             for metric, shot, view in (
                 *(("exact_match", shot, view) for view in VIEWS for shot in SHOTS),
-                ("address_on_defective", ZERO_SHOT, "RAW"),
-                ("mode_on_defective", ZERO_SHOT, "RAW"),
+                ("address_on_defective", ZERO_SHOT, params.evaluate.view),
+                ("mode_on_defective", ZERO_SHOT, params.evaluate.view),
             )
         },
         "controls held": f"{sum(control.held is True for control in controls)} of {len(controls)}",

@@ -44,9 +44,10 @@ def _deployment(told: dict) -> RunnerDeployment:
 
 
 def _schedule(told: dict) -> Schedule:
+    active = told.get("active", True)
     if "cron" in told:
-        return Cron(told["cron"], timezone=told.get("timezone"))
-    return Interval(timedelta(seconds=told["interval"]))
+        return Cron(told["cron"], timezone=told.get("timezone"), active=active)
+    return Interval(timedelta(seconds=told["interval"]), active=active)
 
 
 def main() -> None:

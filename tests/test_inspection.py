@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from stereo_line import passed_pins, stereo, stereo_line
 from pinspect.answers import FIELDS
 from pinspect.data.raw import build_raw
 from pinspect.errors import AlignmentError, UnitSpaceError
+from pinspect.imaging.line_facts import LINE_FACTS, line_facts
+from pinspect.imaging.unit_space import UnitSpace
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 from pinspect.serving.inspection import SCORES, CaptureInspector, Photograph, Task, pack_line
@@ -141,4 +144,43 @@ def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
     )
     assert record["error"].startswith("note.txt: ")
     assert {value for name, value in record.items() if name not in ("file", "error")} == {None}
-    assert list(record) == ["file", *FIELDS, "answer", *SCORES, "error"]
+    assert list(record) == ["file", *FIELDS, "answer", *SCORES, *LINE_FACTS, "error"]
+
+
+def test_captures_that_were_prepared_by_several_threads_are_answered_as_if_inspected_one_by_one(model, sample_line):
+    inspector = CaptureInspector(model, sample_line, params(), 0.5)
+    rows = [row for row in read_labels(CAPTURES) if row["role"] == "inspected"][:4]
+    tasks = [Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())) for row in rows]
+    with ThreadPoolExecutor(2) as threads:
+        together = inspector.answer(list(threads.map(inspector.prepare, tasks)))
+    for record, task in zip(together, tasks, strict=True):
+        (alone,) = inspector.inspect([task])
+        for name in ("p_defective", "address_entropy", "address_probabilities"):
+            assert record.pop(name) == pytest.approx(alone.pop(name), abs=1e-4)
+        assert record == alone
+    assert inspector.answer([]) == []
+
+
+def test_a_record_tells_what_the_capture_tells_of_its_line(model, sample_line):
+    inspector = CaptureInspector(model, sample_line, params(), 0.5)
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
+    (record,) = inspector.inspect([Task(photograph)])
+    seen, unit_space = inspector.see(photograph), UnitSpace.load(sample_line / f"{row['shape']}.npz")
+    assert {name: record[name] for name in LINE_FACTS} == line_facts(seen.gray, seen.alignment, unit_space)
+
+
+def test_a_photograph_is_shown_in_both_views_and_the_model_is_shown_one_of_them(sample_inspector):
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
+    shown, prepared = sample_inspector.pictures(photograph), sample_inspector.prepare(Task(photograph))
+    assert list(shown) == ["RAW", "DST"]
+    assert shown["RAW"] != shown["DST"]
+    assert prepared.pictures["inspected"] == shown[params().evaluate.view]
+    assert list(prepared.pictures) == prepared.row["images"] == ["reference", "inspected"]
+
+
+def test_an_inspector_that_cannot_answer_says_so_before_anything_relies_on_it(model, sample_line):
+    CaptureInspector(model, sample_line, params(), 0.5).try_out()
+    with pytest.raises(AttributeError):
+        CaptureInspector(None, sample_line, params(), 0.5).try_out()

@@ -54,16 +54,70 @@ def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The proj
 
 @app.command()
 def inspect(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of the line's connectors.")],
+    images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Photographs, folders of them, quoted globs.")],
     alias: Annotated[str, typer.Option(help="Which version inspects; the champion, if there is one.")] = "",
     shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
+    annotate: Annotated[str, typer.Option(metavar="DIR", help="Writes pictures with the defective pin boxed.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Inspect photographs. Exit code 0: all passed; 1: some are defective; 2: one could not be inspected."""
-    from pinspect.serving.inspect_files import exit_code, inspect_files, print_records
+    from pinspect.serving import inspect_files as files
 
-    records = print_records(inspect_files(Path(), images, alias, shape), as_json=as_json)
-    raise typer.Exit(exit_code(records))
+    found = files.find_images(images)
+    total = sum(1 for _ in files.find_images(images)) if files.shows_progress() else None
+    annotated = files.AnnotatedPictures(Path(annotate)) if annotate else None
+    records = files.inspect_files(Path(), found, alias, shape, annotated)
+    raise typer.Exit(files.exit_code(files.print_records(records, as_json=as_json, total=total)))
+
+
+@app.command()
+def watch(
+    inbox: Annotated[Path, typer.Argument(metavar="INBOX", help="The folder that a camera writes to.")],
+    results: Annotated[str, typer.Option(metavar="URL", help="SQLAlchemy URL; else station.results.")] = "",
+    settle: Annotated[float, typer.Option(min=1, help="Seconds that a file must be unchanged to count as whole.")] = 1,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds until one that stays damaged is told.")] = 30,
+    shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
+    once: Annotated[bool, typer.Option("--once", help="Inspects what is there and ends as `inspect` does.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Inspect photographs as they come into a folder, each once, into the results table. Ctrl-C ends it."""
+    from pinspect.station.watch import watch_inbox
+
+    raise typer.Exit(
+        watch_inbox(
+            Path(),
+            inbox,
+            results=results,
+            settle=settle,
+            patience=patience,
+            shape=shape,
+            once=once,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def station(
+    host: Annotated[str, typer.Option(help="Where to listen; else station.host.")] = "",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else station.port; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=32, help="Web workers; else station.workers.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Captures a forward pass; else station.batch_size.")
+    ] = None,
+    token: Annotated[
+        str,
+        typer.Option(envvar="PINSPECT_STATION_TOKEN", show_envvar=True, help="What clients have to send."),
+    ] = "",
+) -> None:
+    """Serve the champion: a page, an API and metrics. Ctrl-C ends it."""
+    from pinspect.params import load_params
+    from pinspect.station.server import run_station
+
+    chosen = {"host": host or None, "port": port, "workers": workers, "batch_size": batch_size}
+    params = load_params()
+    own = params.station.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    run_station(Path(), params.model_copy(update={"station": own}), token=token)
 
 
 @app.command()

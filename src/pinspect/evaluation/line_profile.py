@@ -75,7 +75,7 @@ class LineProfile:
         names = [field.name for field in fields(cls)]
         if not isinstance(found, Mapping) or sorted(found) != sorted(names):
             raise ValueError(f"expected the keys {', '.join(names)}")
-        shares = {name: found[name] for name in ("defective_share", "set_aside_share")}
+        shares = {name: _as_share(name, found[name]) for name in ("defective_share", "set_aside_share")}
         return cls(**{name: _as_sample(name, found[name]) for name in names if name not in shares}, **shares)
 
     def told(self) -> str:
@@ -194,3 +194,9 @@ def _as_sample(name: str, found: object) -> Sample:
     except (TypeError, ValueError):
         raise ValueError(f"{name}: values: expected numbers") from None
     return Sample(values, int(found["captures"]), str(found["source"]))
+
+
+def _as_share(name: str, found: object) -> float | None:
+    if found is not None and not (isinstance(found, float | int) and 0 <= found <= 1):
+        raise ValueError(f"{name}: expected a share, found {found!r}")
+    return found

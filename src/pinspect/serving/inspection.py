@@ -136,24 +136,10 @@ class CaptureInspector:
         Safe to be called by several threads at once, also while `answer` is at work. Raises AlignmentError or
         ImageError.
         """
-        view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
         inspected = self.see(task.inspected, task.shape)
-        shown = {"inspected": self._composite(inspected, view)}
-        if kind is not PromptKind.ONE_IMAGE:
-            given = task.reference
-            reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
-            shown = {"reference": self._composite(reference, view)} | shown
-        if kind is PromptKind.STACKED:
-            shown = {"stacked": stacked(*shown.values())}
-        messages = {
-            PromptKind.TWO_IMAGE: prompts.two_image,
-            PromptKind.ONE_IMAGE: prompts.one_image,
-            PromptKind.STACKED: prompts.stacked,
-        }[kind](view)
-        row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
-        pictures = {name: self._encoded(picture) for name, picture in shown.items()}
-        facts = line_facts(inspected.gray, inspected.alignment, self._unit_spaces[inspected.aspect])
-        return Prepared(task.inspected.name, row, pictures, facts)
+        given = task.reference
+        reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
+        return self._prepared(task.inspected.name, inspected, reference)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[dict]:
         """The records, as `inspect` gives them, of captures that this inspector has prepared; they share forward
@@ -169,6 +155,11 @@ class CaptureInspector:
         seen = self.see(photograph, shape)
         return {view: self._encoded(self._composite(seen, view)) for view in VIEWS}
 
+    def try_out(self) -> None:
+        """Inspect the line's own references: what is broken raises here, before anything relies on this inspector, and
+        what is done once a model is done then."""
+        self.answer([self._prepared(aspect, seen, seen) for aspect, seen in self._references.items()])
+
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
         """The photograph laid over `shape`, or the shape that it fits best, by its own eye where the line has two.
 
@@ -181,6 +172,23 @@ class CaptureInspector:
         aspects = [aspect for aspect, its_shape in shapes.items() if shape in (None, its_shape)]
         eye = eye_of(Path(photograph.name).name)
         return self._lay(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
+
+    def _prepared(self, name: str, inspected: Seen, reference: Seen) -> Prepared:
+        view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
+        shown = {"inspected": self._composite(inspected, view)}
+        if kind is not PromptKind.ONE_IMAGE:
+            shown = {"reference": self._composite(reference, view)} | shown
+        if kind is PromptKind.STACKED:
+            shown = {"stacked": stacked(*shown.values())}
+        messages = {
+            PromptKind.TWO_IMAGE: prompts.two_image,
+            PromptKind.ONE_IMAGE: prompts.one_image,
+            PromptKind.STACKED: prompts.stacked,
+        }[kind](view)
+        row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
+        pictures = {picture: self._encoded(drawn) for picture, drawn in shown.items()}
+        facts = line_facts(inspected.gray, inspected.alignment, self._unit_spaces[inspected.aspect])
+        return Prepared(name, row, pictures, facts)
 
     def _answer(self, rows: list[dict], folder: Path) -> list:
         from pinspect.model.generate import answer_rows
@@ -238,6 +246,19 @@ class CaptureInspector:
         if not found:
             raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
         return self._lay(Photograph(found[0].name, found[0].read_bytes()), [aspect])
+
+    def pin_corners(self, seen: Seen, address: str) -> np.ndarray:
+        """Where the cell of the pin at `address` (such as `X:3, Y:U`) lies in a photograph: float64 (4, 2), x and y in
+        px of its corners, clockwise from the pin's top left, pixel centres at whole numbers. Raises ValueError where
+        the layout has no such pin."""
+        pin = self._layout.index(self._layout.address(address))
+        row, column = divmod(pin, self._layout.columns)
+        x0, y0, x1, y1 = self._unit_spaces[seen.aspect].cell_box
+        width, height = (x1 - x0) / self._layout.columns, (y1 - y0) / len(self._layout.rows)
+        corners = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
+        in_unit_space = corners * (width, height) + (x0 - 0.5, y0 - 0.5)
+        matrix = seen.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
+        return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T
 
 
 def _written(prepared: Prepared, number: int, folder: Path) -> dict:

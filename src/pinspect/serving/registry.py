@@ -90,7 +90,7 @@ class Candidate:
     def reports(self) -> list[Path]:
         """Report, figures, predictions and validation result: what a version is judged and compared by."""
         files = [f"eval/{name}" for name in ("report.html", "metrics.json", "detail.json", "scores.csv", PREDICTIONS)]
-        files.append("answers/validation.json")
+        files += ["answers/validation.json", "eval/answer_checks.json"]
         return [path for path in (self.root / "reports" / name for name in files) if path.is_file()]
 
     @property

@@ -31,13 +31,13 @@ from pinspect.data.captures import (
     Capture,
     add_captures,
     images_folder,
-    read_captures,
 )
 from pinspect.data.manifests import MANIFEST
 from pinspect.errors import CaptureError
 from pinspect.layout import NO_ADDRESS
 from pinspect.params import Params
-from pinspect.station.results import Correction, Inspection, PictureStore, ResultsTable
+from pinspect.station.picture_store import PictureStore
+from pinspect.station.results import Correction, Inspection, ResultsTable
 
 CAPTURES = Path("data/captures")
 RAW = Path("data/raw")
@@ -111,8 +111,8 @@ def correct(
 def waiting(root: Path) -> int:
     """How many captures that corrections made wait for the next retraining: those that the last run of the raw stage
     did not have, or had with another label."""
-    learnt = {_label(row | {"file": row["capture"]}) for row in _rows(root / RAW / MANIFEST)}
-    labels = [row for row in _rows(root / CAPTURES / LABELS) if _MADE_HERE.match(row["file"])]
+    learnt = {_label(row | {"file": row.get("capture", "")}) for row in _rows(root / RAW / MANIFEST)}
+    labels = [row for row in _rows(root / CAPTURES / LABELS) if _MADE_HERE.match(row.get("file", ""))]
     return sum(_label(row) not in learnt for row in labels)
 
 
@@ -121,7 +121,7 @@ def _verdict(said: Correction | Inspection) -> tuple[str | None, ...]:
 
 
 def _label(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[column] for column in ("file", "shape", "judgement", "defect_mode", "defect_position"))
+    return tuple(row.get(column, "") for column in ("file", "shape", "judgement", "defect_mode", "defect_position"))
 
 
 def _check(said: Correction, inspection: Inspection, contract: AnswerContract) -> None:
@@ -154,7 +154,7 @@ def _earlier_capture(root: Path, sha256: str) -> str | None:
 
     An image of such a name without a row is what a kill left behind: it is taken away, its picture is kept elsewhere.
     """
-    labelled = {row["file"] for row in _rows(root / CAPTURES / LABELS)}
+    labelled = {row.get("file") for row in _rows(root / CAPTURES / LABELS)}
     found = None
     for path in images_folder(root / CAPTURES).glob(f"{_stem(sha256)}*"):
         if path.name in labelled:
@@ -171,7 +171,7 @@ def _stem(sha256: str) -> str:
 def _keep_capture(
     root: Path, params: Params, picture: Path, inspection: Inspection, said: Correction, earlier: str | None
 ) -> str | None:
-    """Put the picture among the captures. Returns its name; None where it was there from elsewhere, labelled the same."""
+    """Put the picture among the captures. Returns its name; None where it is there from elsewhere with that label."""
     mode = "OK" if said.judgement == PASSED else said.defect_mode.upper()
     capture = Capture(
         file=f"{_stem(inspection.sha256)}{mode}{picture.suffix}",
@@ -209,7 +209,7 @@ def _without(captures: Path, earlier: str, others: Path) -> None:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name != earlier:
             (images / path.name).symlink_to(path.resolve())
     rows = _rows(captures / LABELS)
-    _write_rows(others / LABELS, list(rows[0]), [row for row in rows if row["file"] != earlier])
+    _write_rows(others / LABELS, list(rows[0]), [row for row in rows if row.get("file") != earlier])
 
 
 def _take_over(captures: Path, earlier: str, image: Path, labels: Path) -> None:
@@ -237,12 +237,13 @@ def _note(path: Path, inspection: Inspection, said: Correction) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that `pinspect` checked before; none where there is no such file."""
+    """The rows of a table, as far as they can be read; its reader in `pinspect.data` tells what is wrong with it. None
+    where there is no such file."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         header = [name.strip() for name in next(csv.reader(file), [])]
-        return [{name: cell.strip() for name, cell in row.items()} for row in csv.DictReader(file, header, restval="")]
+        return [{name: row[name].strip() for name in header} for row in csv.DictReader(file, header, restval="")]
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pinspect.station.results import STATION_FOLDER
+from pinspect.station.results import STATION_FOLDER, ResultsError
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,23 +30,17 @@ class PictureStore:
     def put(self, content: bytes, suffix: str) -> str:
         """Keep the bytes of an image file; they are on the disk when this returns. Returns their SHA-256.
 
-        suffix: of the file, such as `.jpg`. The same bytes are kept once. Raises ValueError for a suffix that is none.
+        suffix: of the file, such as `.jpg`. The same bytes are kept once. Raises ValueError for a suffix that is none,
+        and ResultsError where the bytes cannot be written.
         """
         if not _SUFFIX.fullmatch(suffix := suffix.lower()):
             raise ValueError(f"expected a suffix such as .jpg, found {suffix!r}")
         sha256 = hashlib.sha256(content).hexdigest()
-        with contextlib.suppress(FileNotFoundError):  # should it be pruned at this moment, it is put anew
-            if there := self.path(sha256):
-                os.utime(there)
-                return sha256
-        folder = self._folder / sha256[:2]
-        folder.mkdir(parents=True, exist_ok=True)
-        number, partial = tempfile.mkstemp(dir=folder, prefix=_PARTIAL)
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(folder / f"{sha256}{suffix}")
+        try:
+            if not self._kept_on(sha256):
+                self._write(content, self._folder / sha256[:2] / f"{sha256}{suffix}")
+        except OSError as error:
+            raise ResultsError(f"{self._folder}: cannot keep a picture: {error.strerror}") from None
         return sha256
 
     def path(self, sha256: str) -> Path | None:
@@ -64,3 +58,22 @@ class PictureStore:
                     path.unlink()
                     pruned += 1
         return pruned
+
+    def _kept_on(self, sha256: str) -> bool:
+        """Whether the picture is there; it is kept from now on."""
+        there = self.path(sha256)
+        with contextlib.suppress(FileNotFoundError):  # another process pruned it at this moment
+            if there:
+                os.utime(there)
+                return True
+        return False
+
+    @staticmethod
+    def _write(content: bytes, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)

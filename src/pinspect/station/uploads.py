@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from pinspect.errors import ImageError
 from pinspect.imaging.decode import decode_image
-from pinspect.params import Params
+from pinspect.params import Params, StationParams
 from pinspect.station.problems import Problem
 
 IMAGES, SHAPE = "images", "shape"
@@ -103,6 +103,8 @@ def checked_image(content: bytes, name: str, max_pixels: int) -> Upload:
         decode_image(content, name, max_pixels)
     except ImageError as error:
         raise Problem(422, str(error), reason="damaged") from None
+    except Exception as error:  # what a hostile file leads a decoder to beyond what `decode_image` knows of
+        raise Problem(422, f"{name}: cannot be decoded ({type(error).__name__})", reason="damaged") from error
     return Upload(name, content, found[1])
 
 
@@ -113,24 +115,32 @@ def shown_name(given: str | None) -> str:
     visible = "".join(
         letter for letter in last if letter == " " or unicodedata.category(letter)[0] not in "CZ"
     )  # C: control, format (right-to-left overrides), surrogates; Z: separators
-    name = visible.strip(" .")
+    name = visible.strip(" .") or UNNAMED
     suffix = PurePosixPath(name).suffix[:10]
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - len(suffix)] + suffix if name else UNNAMED
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - len(suffix)] + suffix
 
 
 class _ImageForm(MultiPartParser):
-    """A form whose parts are refused as soon as one grows beyond `part_bytes`."""
+    """A form that is refused as soon as one of its images is too large, or there are too many."""
 
-    part_bytes = 0
+    def __init__(self, request: Request, limits: StationParams, most: int):
+        super().__init__(request.headers, _counted(request.stream(), most), max_part_size=_LONGEST_FIELD)
+        self._limits = limits
+        self._parts = 0
+        self._grown = 0
 
     def on_part_begin(self) -> None:
         self._grown = 0
+        self._parts += 1
+        if self._parts > self._limits.images_a_request + 1:  # the shape is one
+            raise _too_many(self._limits)
         super().on_part_begin()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._grown += end - start
-        if self._grown > self.part_bytes:
-            raise Problem(413, f"an image has more than {self.part_bytes} bytes; send a smaller one", reason="bytes")
+        most = self._limits.upload_bytes
+        if self._grown > most:
+            raise Problem(413, f"an image has more than {most} bytes; send a smaller one", reason="bytes")
         super().on_part_data(data, start, end)
 
 
@@ -142,23 +152,20 @@ async def _form(request: Request, params: Params) -> FormData:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
-    # One more than allowed of each, so that the refusal can tell how many there are to be.
-    parser = _ImageForm(
-        request.headers,
-        _counted(request.stream(), most),
-        max_files=limits.images_a_request + 1,
-        max_fields=2,
-        max_part_size=_LONGEST_FIELD,
-    )
-    parser.part_bytes = limits.upload_bytes
     try:
-        form = await parser.parse()
+        form = await _ImageForm(request, limits, most).parse()
     except MultiPartException as error:
         raise Problem(422, f"the form cannot be read: {error.message}", reason="form") from None
     if len(form.getlist(IMAGES)) > limits.images_a_request:
         await form.close()
-        raise Problem(413, f"at most {limits.images_a_request} images a request; send the others in another")
+        raise _too_many(limits)
     return form
+
+
+def _too_many(limits: StationParams) -> Problem:
+    return Problem(
+        413, f"at most {limits.images_a_request} images a request; send the others in another", reason="images"
+    )
 
 
 async def _counted(stream: AsyncGenerator[bytes, None], most: int) -> AsyncGenerator[bytes, None]:
@@ -204,4 +211,6 @@ def _size(content: bytes, name: str, kind: str) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise Problem(413, f"{name}: far too many pixels; crop the image", reason="pixels") from None
     except Exception:  # Pillow's readers raise whatever a hostile header leads them to
-        raise Problem(422, f"{name}: the {kind} header is damaged or cut short; send it again", reason="damaged") from None
+        raise Problem(
+            422, f"{name}: the {kind} header is damaged or cut short; send it again", reason="damaged"
+        ) from None
