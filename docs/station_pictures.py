@@ -1,8 +1,8 @@
 """Take the README's pictures of the station's page: `python docs/station_pictures.py`, after `dvc repro`.
 
 A station on the project's registry inspects captures of the test split. A wrong answer is corrected to the capture's
-label if there is one; a right one is confirmed so. Nothing in the project changes. Needs Chromium and, for the Japanese pictures, a font with its letters (`apt-get install chromium
-fonts-noto-cjk`).
+label if there is one; a right one is confirmed so. Nothing in the project changes. Needs Chromium and, for the Japanese
+pictures, a font with its letters (`apt-get install chromium fonts-noto-cjk`).
 """
 
 from __future__ import annotations

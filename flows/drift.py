@@ -22,6 +22,7 @@ from flows.retrain import SKIPPED, bring_up_to_date, in_checkout, report_on  # n
 
 STATION = "http://127.0.0.1:8000"
 _SECONDS = 10
+_NO_PROFILE = "its version has packed no line profile; run dvc repro"
 
 
 class StationError(PinspectError):
@@ -62,7 +63,7 @@ def ask_station(url: str) -> dict:
     if not isinstance(health, dict) or "drift" not in health:
         raise StationError(f"{address}: no health of a station: {str(health)[:200]}")
     if not health["drift"]:
-        why = health.get("last_error") or health.get("results_error") or "its version has packed no line profile; run dvc repro"
+        why = health.get("last_error") or health.get("results_error") or _NO_PROFILE
         raise StationError(f"{address}: the station cannot judge its line: {why}")
     return health["drift"]
 

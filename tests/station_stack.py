@@ -18,9 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 import yaml
 from evaluated_project import run_stage
-from mlflow_server import free_port, wait_for
+from flow_stack import until
+from mlflow_server import free_port
 
 from pinspect import quiet
 from pinspect.params import load_params
@@ -39,6 +41,14 @@ class StationProcess:
     process: subprocess.Popen
     log: Path
 
+    def answers(self) -> bool:
+        """Whether its model answers. AssertionError with what it said when it has ended instead."""
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+        try:
+            return requests.get(f"{self.url}/health", timeout=30).ok
+        except requests.RequestException:
+            return False
+
     def kill(self) -> None:
         """What a power cut does: every process of the station ends at once."""
         members = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
@@ -50,7 +60,7 @@ class StationProcess:
     def stop(self) -> int:
         """Ask it to end, as a service manager does. Returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=600)
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def station(project: Path, *options: str, **environment: str) -> Iterator[Statio
         )
     running = StationProcess(f"http://127.0.0.1:{port}", project, process, log)
     try:
-        wait_for(f"{running.url}/health", process, log)
+        until(running.answers, "the station's model")
         yield running
     finally:
         if process.poll() is None:

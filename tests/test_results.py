@@ -171,18 +171,6 @@ def test_the_latest_correction_counts_and_confirming_is_one(table):
         judge(table, "c", GOOD)
 
 
-def test_captures_wait_until_a_retraining_had_them(table):
-    for id in "abc":
-        keep(table, id)
-    judge(table, "a", BEND, capture="a.jpg")
-    judge(table, "b", BEND, capture="old.jpg")
-    judge(table, "b", GOOD, capture="b.jpg")
-    judge(table, "c", GOOD)
-    assert table.waiting() == 2
-    assert table.waiting(["a.jpg", "something else.jpg"]) == 1
-    assert table.waiting({"a.jpg", "b.jpg"}) == 0
-
-
 def test_outcomes_tell_yield_escapes_and_overkill_of_each_day_and_month(table):
     for number in range(8):
         keep(table, f"1-{number}", NOON, **(BEND if number < 2 else GOOD))
@@ -195,8 +183,8 @@ def test_outcomes_tell_yield_escapes_and_overkill_of_each_day_and_month(table):
     judge(table, "1-3", BEND)
     judge(table, "1-3", GOOD)
     first = {"bucket": "2026-03-01", "inspected": 8, "defective": 2, "yield": 0.75}
-    first |= {"judged": 4, "escapes": 1, "overkill": 1}
-    nothing = {"judged": 0, "escapes": 0, "overkill": 0}
+    first |= {"judged": 4, "judged_defective": 2, "escapes": 1, "overkill": 1}
+    nothing = {"judged": 0, "judged_defective": 0, "escapes": 0, "overkill": 0}
     second = {"bucket": "2026-03-02", "inspected": 1, "defective": 1, "yield": 0.0} | nothing
     third = {"bucket": "2026-04-01", "inspected": 1, "defective": 0, "yield": 1.0} | nothing
     assert table.outcomes() == [first, second, third]
@@ -205,7 +193,8 @@ def test_outcomes_tell_yield_escapes_and_overkill_of_each_day_and_month(table):
         *(("2026-03", 9), ("2026-04", 1)),
     ]
     assert table.counts() == {
-        **{"inspected": 10, "defective": 3, "judged": 4, "escapes": 1, "overkill": 1, "errors": 1},
+        **{"inspected": 10, "defective": 3, "errors": 1},
+        **{"judged": 4, "judged_defective": 2, "escapes": 1, "overkill": 1},
     }
     with pytest.raises(ValueError, match="expected one of"):
         table.outcomes(bucket="fortnight")
@@ -219,6 +208,7 @@ def test_the_latest_captures_come_as_a_table_without_those_that_could_not_be_ins
     assert list(found.columns) == ["p_defective", "brightness"]
     assert list(found["p_defective"]) == [0.4, 0.3, 0.2]
     assert found["brightness"].isna().all()
+    assert list(table.latest(2, ["id", "error"])["id"]) == ["unread", "4"]
     assert list(table.latest(0, ["id"])["id"]) == []
 
 

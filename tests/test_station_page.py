@@ -32,6 +32,7 @@ PINS = [f"X:{column}, Y:{row}" for row in "UCD" for column in range(1, 10)]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield started

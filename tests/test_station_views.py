@@ -111,7 +111,7 @@ def test_every_text_is_used_and_every_used_one_is_there():
     ]
     assert unused == []
     missing = (
-        set(re.findall(r't\("(\w+)"', sources))
+        set(re.findall(r'\bt\("(\w+)"', sources))
         - TEXTS["en"].keys()
         - {"key_", "judged_", "source_", "upload_", "view_"}
     )

@@ -274,7 +274,7 @@ class StationParams(_Section):
 
 
 class Params(_Section):
-    """The whole of `params.yaml`; its sections are the product, the model, one for each stage, promotion and the station.
+    """The whole of `params.yaml`: the product, the model, a section for each stage, promotion and the station.
 
     A version of before the station has packed parameters without that section: it has defaults.
     """

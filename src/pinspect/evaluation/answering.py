@@ -29,7 +29,8 @@ def answer_validation_rows(
 ) -> tuple[OperatingPoint, pd.DataFrame]:
     """Answer the validation rows, choose the operating point by them, and judge them by it.
 
-    The virtual line's captures are asked as in `answer_test_rows`. weights: sha256 of the adapter. Returns the point and the predictions table.
+    The virtual line's captures are asked as in `answer_test_rows`. weights: sha256 of the adapter. Returns the point
+    and the predictions table.
     """
     rows = _asked(rows, params.decodings[0], params)
     answers = _answer(inspector, rows, images, contract, params, params.decodings[0], EVEN_ODDS)

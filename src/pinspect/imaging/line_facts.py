@@ -23,7 +23,11 @@ def line_facts(gray: np.ndarray, alignment: Alignment, unit_space: UnitSpace) ->
     does not move the median.
     """
     aligned = warp(gray, alignment, unit_space.size)
-    evened = even_light(aligned, unit_space.templates)
+    return facts_of_evened(aligned, even_light(aligned, unit_space.templates), unit_space)
+
+
+def facts_of_evened(aligned: np.ndarray, evened: np.ndarray, unit_space: UnitSpace) -> dict[str, float]:
+    """As `line_facts`, of a capture that is aligned, and of the same with its light evened."""
     dst = distance_image(evened, unit_space.mean, unit_space.window, unit_space.stride)
     box = _field_box(unit_space)
     return {

@@ -15,15 +15,15 @@ from PIL import Image
 from pinspect import prompts
 from pinspect.answers import FIELDS, VIEWS
 from pinspect.data.chat import DST_COLUMNS, RAW_COLUMNS, rank_references, read_manifest
-from pinspect.data.dst import best_shape
 from pinspect.data.lines import EYES, eye_of
 from pinspect.errors import AlignmentError, PinspectError, StageInputError
 from pinspect.imaging.alignment import Alignment, align, warp
 from pinspect.imaging.composite import rectify, single, stacked
 from pinspect.imaging.decode import decode_image, to_gray
 from pinspect.imaging.dst_view import dst_view
-from pinspect.imaging.line_facts import LINE_FACTS, line_facts
-from pinspect.imaging.unit_space import UnitSpace
+from pinspect.imaging.line_facts import LINE_FACTS, facts_of_evened
+from pinspect.imaging.pin_scores import misfit
+from pinspect.imaging.unit_space import UnitSpace, even_light
 from pinspect.model.families import composite_cell
 from pinspect.params import Params
 from pinspect.prompts import PromptKind
@@ -50,13 +50,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Seen:
-    """A photograph laid over a unit space. image: uint8 (H, W, 3); gray: float32 (H, W). aspect: which unit space, by
-    its shape, and its eye where the line has two (`CYLN`, or `CYLN-left`)."""
+    """A photograph laid over a unit space. image: uint8 (H, W, 3); gray: float32 (H, W); aligned, evened: the same in
+    the unit space's place, and in its light too. aspect: which unit space, by its shape, and its eye where the line has
+    two (`CYLN`, or `CYLN-left`)."""
 
     image: np.ndarray
     gray: np.ndarray
     aspect: str
     alignment: Alignment
+    aligned: np.ndarray
+    evened: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class CaptureInspector:
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
         self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
         self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
+        self._drawn = {aspect: self._composite(seen) for aspect, seen in self._references.items()}
 
     def inspect(self, tasks: Sequence[Task]) -> list[dict]:
         """One record per task, in order: file, `answers.FIELDS`, answer, `SCORES`, `LINE_FACTS` and error.
@@ -137,8 +141,9 @@ class CaptureInspector:
         ImageError.
         """
         inspected = self.see(task.inspected, task.shape)
-        given = task.reference
-        reference = self._lay(given, [inspected.aspect]) if given else self._references[inspected.aspect]
+        reference = self._drawn[inspected.aspect]
+        if task.reference and self._params.evaluate.kind != PromptKind.ONE_IMAGE:
+            reference = self._composite(self._lay(task.reference, [inspected.aspect]))
         return self._prepared(task.inspected.name, inspected, reference)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[dict]:
@@ -158,7 +163,7 @@ class CaptureInspector:
     def try_out(self) -> None:
         """Inspect the line's own references: what is broken raises here, before anything relies on this inspector, and
         what is done once a model is done then."""
-        self.answer([self._prepared(aspect, seen, seen) for aspect, seen in self._references.items()])
+        self.answer([self._prepared(aspect, seen, self._drawn[aspect]) for aspect, seen in self._references.items()])
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
         """The photograph laid over `shape`, or the shape that it fits best, by its own eye where the line has two.
@@ -173,11 +178,12 @@ class CaptureInspector:
         eye = eye_of(Path(photograph.name).name)
         return self._lay(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
 
-    def _prepared(self, name: str, inspected: Seen, reference: Seen) -> Prepared:
+    def _prepared(self, name: str, inspected: Seen, reference: np.ndarray) -> Prepared:
+        """reference: its composite."""
         view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
-        shown = {"inspected": self._composite(inspected, view)}
+        shown = {"inspected": self._composite(inspected)}
         if kind is not PromptKind.ONE_IMAGE:
-            shown = {"reference": self._composite(reference, view)} | shown
+            shown = {"reference": reference} | shown
         if kind is PromptKind.STACKED:
             shown = {"stacked": stacked(*shown.values())}
         messages = {
@@ -187,7 +193,7 @@ class CaptureInspector:
         }[kind](view)
         row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
         pictures = {picture: self._encoded(drawn) for picture, drawn in shown.items()}
-        facts = line_facts(inspected.gray, inspected.alignment, self._unit_spaces[inspected.aspect])
+        facts = facts_of_evened(inspected.aligned, inspected.evened, self._unit_spaces[inspected.aspect])
         return Prepared(name, row, pictures, facts)
 
     def _answer(self, rows: list[dict], folder: Path) -> list:
@@ -219,19 +225,28 @@ class CaptureInspector:
         """The photograph laid over the one of `aspects` that it fits best. Raises AlignmentError or ImageError."""
         image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
         gray = to_gray(image)
-        try:
-            aspect = best_shape(gray, {aspect: self._unit_spaces[aspect] for aspect in aspects}, self._params.dst)
-        except AlignmentError as error:
-            raise AlignmentError(f"{photograph.name}: {error}") from None
-        place = align(gray, self._unit_spaces[aspect].mean, self._params.dst.maximum_shift)
-        return Seen(np.asarray(image), gray, aspect, place)
+        fits, reasons = [], []
+        for aspect in aspects:
+            unit_space = self._unit_spaces[aspect]
+            try:
+                place = align(gray, unit_space.mean, self._params.dst.maximum_shift)
+            except AlignmentError as error:
+                reasons.append(f"{aspect}: {error}")
+                continue
+            aligned = warp(gray, place, unit_space.size)
+            evened = even_light(aligned, unit_space.templates)
+            fits.append(Seen(np.asarray(image), gray, aspect, place, aligned, evened))
+        if not fits:
+            raise AlignmentError(f"{photograph.name}: {'; '.join(reasons)}")
+        return min(fits, key=lambda seen: misfit(seen.evened, self._unit_spaces[seen.aspect].templates))
 
-    def _composite(self, seen: Seen, view: str) -> np.ndarray:
+    def _composite(self, seen: Seen, view: str = "") -> np.ndarray:
+        """The single composite of a view; without one, of the view that is asked about."""
         unit_space, cell = self._unit_spaces[seen.aspect], composite_cell(self._params)
-        if view == "RAW":
+        if (view or self._params.evaluate.view) == "RAW":
             field = rectify(seen.image, seen.alignment.matrix, unit_space.cell_box, self._layout, cell)
         else:
-            picture = dst_view(warp(seen.gray, seen.alignment, unit_space.size), unit_space)
+            picture = dst_view(seen.aligned, unit_space)
             field = rectify(picture, np.eye(2, 3), unit_space.cell_box, self._layout, cell)
         return single(field, self._layout, cell, grid=self._params.composite.grid)
 

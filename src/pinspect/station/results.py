@@ -169,10 +169,28 @@ _LATEST = (
 _JUDGED = _inspections.outerjoin(_LATEST, _LATEST.c.inspection == _inspections.c.id)
 
 
+def _sums(rows: sa.FromClause, **counted: sa.ColumnElement[bool]) -> sa.Select:
+    """How many `rows` of inspected captures are what each name says."""
+    columns = [sa.func.count(sa.case((what, 1))).label(name) for name, what in counted.items()]
+    return sa.select(*columns).select_from(rows).where(_inspections.c.error.is_(None))
+
+
+# Two questions: what people judged is little beside what was inspected, and is found by itself.
+_BY_MODEL = _sums(_inspections, inspected=sa.true(), defective=_inspections.c.judgement == DEFECTIVE)
+_BY_PERSON = _sums(
+    _LATEST.join(_inspections, _LATEST.c.inspection == _inspections.c.id),
+    judged=sa.true(),
+    judged_defective=_LATEST.c.judgement == DEFECTIVE,
+    escapes=sa.and_(_inspections.c.judgement == PASSED, _LATEST.c.judgement == DEFECTIVE),
+    overkill=sa.and_(_inspections.c.judgement == DEFECTIVE, _LATEST.c.judgement == PASSED),
+)
+_NOBODY = {"judged": 0, "judged_defective": 0, "escapes": 0, "overkill": 0}
+
+
 class ResultsTable:
     """The results table of a project. Threads may share one; processes open their own.
 
-    url: any SQLAlchemy URL; its tables are made if they are not there. Tried on sqlite and PostgreSQL. Everything here
+    url: any SQLAlchemy URL; its tables are made if they are not there. Tried on sqlite only. Everything here
     raises ResultsError, which names the database without its password, when that cannot be used.
     """
 
@@ -291,45 +309,44 @@ class ResultsTable:
                     raise
                 raise ResultsError(f"{self._name}: no inspection {id!r}") from None
 
-    def waiting(self, learnt: Iterable[str] = ()) -> int:
-        """How many captures that corrections made wait for the next retraining: those not among `learnt`, the files
-        that the last one had."""
-        asked = sa.select(_LATEST.c.capture).where(_LATEST.c.capture.is_not(None)).distinct()
-        with self._explained(), self._engine.connect() as connection:
-            return len(set(connection.scalars(asked)) - set(learnt))
-
     def outcomes(self, *, bucket: Literal["hour", "day", "month"] = "day", since: datetime | None = None) -> list[dict]:
         """What came out over time, the oldest first: a dict for each hour, day or month (UTC) with inspections.
 
         bucket: its beginning in ISO 8601. inspected: how many could be. defective: how many of those the model called
-        so. yield: the share of the others. judged: by a person. escapes: judged defective, called passed. overkill:
-        judged passed, called defective.
+        so. yield: the share of the others. judged: by a person. judged_defective: those that the person called so.
+        escapes: judged defective, called passed. overkill: judged passed, called defective.
         """
         if bucket not in _BUCKETS:
             raise ValueError(f"expected one of {list(_BUCKETS)}, found {bucket!r}")
         when = sa.func.substr(_inspections.c.hour, 1, sa.literal_column(str(_BUCKETS[bucket]))).label("bucket")
-        asked = sa.select(when, *_sums()).select_from(_JUDGED).where(_inspections.c.error.is_(None))
+        asked = [sums.add_columns(when).group_by("bucket").order_by("bucket") for sums in (_BY_MODEL, _BY_PERSON)]
         if since is not None:
-            asked = asked.where(_inspections.c.received >= since)
+            asked = [sums.where(_inspections.c.received >= since) for sums in asked]
         with self._explained(), self._engine.connect() as connection:
-            found = connection.execute(asked.group_by("bucket").order_by("bucket")).mappings().all()
-        return [{**row, "yield": 1 - row["defective"] / row["inspected"]} for row in found]
+            told, judged = ([dict(row) for row in connection.execute(sums).mappings()] for sums in asked)
+        said = {row["bucket"]: row for row in judged}
+        return [
+            {**row, "yield": 1 - row["defective"] / row["inspected"], **_NOBODY, **said.get(row["bucket"], {})}
+            for row in told
+        ]
 
     def latest(self, n: int, columns: Sequence[str]) -> pd.DataFrame:
-        """`columns` of the latest `n` captures that could be inspected, the newest first."""
-        wanted = [_inspections.c[name] for name in columns]
-        asked = sa.select(*wanted).where(_inspections.c.error.is_(None))
+        """`columns` of the latest `n` captures, the newest first; those that could not be inspected only where `error`
+        is asked for."""
+        asked = sa.select(*(_inspections.c[name] for name in columns))
+        if "error" not in columns:
+            asked = asked.where(_inspections.c.error.is_(None))
         asked = asked.order_by(_inspections.c.received.desc(), _inspections.c.id.desc()).limit(n)
         with self._explained(), self._engine.connect() as connection:
             return pd.DataFrame(connection.execute(asked).all(), columns=list(columns))
 
     def counts(self) -> dict[str, int]:
-        """How many there are in all: inspected, defective, judged, escapes, overkill (see `outcomes`), and errors:
-        those that could not be inspected."""
-        fine = sa.select(*_sums()).select_from(_JUDGED).where(_inspections.c.error.is_(None))
+        """How many there are in all: inspected, defective, judged, judged_defective, escapes, overkill (see
+        `outcomes`), and errors: those that could not be inspected."""
         errors = sa.select(sa.func.count()).select_from(_inspections).where(_inspections.c.error.is_not(None))
         with self._explained(), self._engine.connect() as connection:
-            return {**connection.execute(fine).mappings().one(), "errors": connection.scalar(errors)}
+            told, judged = (connection.execute(sums).mappings().one() for sums in (_BY_MODEL, _BY_PERSON))
+            return {**told, **judged, "errors": connection.scalar(errors)}
 
     def _read(self, asked: sa.Select) -> list[Inspection]:
         with self._explained(), self._engine.connect() as connection:
@@ -394,19 +411,6 @@ def _engine(address: URL) -> Engine:
 
 def _hour(received: datetime) -> str:
     return f"{received if received.tzinfo is None else received.astimezone(UTC):%Y-%m-%dT%H}"
-
-
-def _sums() -> list[sa.Label]:
-    """How many of `_JUDGED` are inspected, defective, judged, escapes and overkill."""
-    model, person = _inspections.c.judgement, _LATEST.c.judgement
-    counted = {
-        "inspected": sa.true(),
-        "defective": model == DEFECTIVE,
-        "judged": person.is_not(None),
-        "escapes": sa.and_(model == PASSED, person == DEFECTIVE),
-        "overkill": sa.and_(model == DEFECTIVE, person == PASSED),
-    }
-    return [sa.func.count(sa.case((what, 1))).label(name) for name, what in counted.items()]
 
 
 def _told() -> sa.Select:
