@@ -25,7 +25,7 @@ from pinspect.params import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 DESK, TABLET = {"width": 1280, "height": 800}, {"width": 820, "height": 1180}
 NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}

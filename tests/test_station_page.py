@@ -3,6 +3,7 @@ accessibility. No page may ask any other host, nor leave an error in the browser
 
 import base64
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pinspect.params import load_params
 from pinspect.serving.registry import open_registry
 from pinspect.station.results import ResultsTable
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
