@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import AuthenticationError
+from multiprocessing import AuthenticationError, resource_tracker
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
@@ -112,6 +112,7 @@ class ModelProcess:
         self._process = context.Process(target=_run, args=(*self._given, its_end), name="pinspect-model", daemon=True)
         # Ctrl-C reaches all processes of a terminal. A mask is inherited, from the first moment on: what ends the model
         # process is the end of this one.
+        resource_tracker.ensure_running()  # multiprocessing's own, which takes the mask away when it is started
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()

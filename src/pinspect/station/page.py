@@ -35,7 +35,6 @@ from pinspect.station.pictures import CAPTURE, ShownPictures, box, preview
 from pinspect.station.problems import Problem
 from pinspect.station.results import Correction, Inspection, ResultsTable
 from pinspect.station.texts import LANGUAGES, chosen_language, mode_name, text
-from pinspect.station.uploads import read_uploads
 
 HERE = Path(__file__).parent
 LANGUAGE_COOKIE = "pinspect_language"
@@ -115,7 +114,7 @@ class Page:
     async def upload(self, request: Request) -> Response:
         """What a browser without scripts sends; one that has them asks `POST /inspect` itself, file by file."""
         try:
-            found = await request.app.state.intake.inspect(await read_uploads(request, self._params))
+            found = await request.app.state.intake.take(request)
         except Problem as problem:
             return await self._render(
                 request, "inspect.html", problem.status, shown=[], latest=[], failure=str(problem)
