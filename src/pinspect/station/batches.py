@@ -16,8 +16,6 @@ from pinspect.serving.inspection import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion, Version
 from pinspect.station.model_client import ModelTimeoutError, ModelUnavailableError, QueueFullError
 
-_PAUSE = 0.03  # seconds; a forward pass takes many times as long
-
 
 @dataclass(frozen=True)
 class Question:
@@ -56,7 +54,6 @@ class Batches:
         self._ready: deque[_Ready] = deque()
         self._changed = threading.Condition()  # guards `_ready` and `_unprepared`
         self._unprepared = 0
-        self._shared = False  # whether the last batch held several captures
 
     @property
     def waiting(self) -> int:
@@ -72,7 +69,6 @@ class Batches:
             if self.waiting >= self._limit:
                 raise QueueFullError(f"{self.waiting} captures wait already (station.queue); try again later")
             self._unprepared += 1
-            self._changed.notify()
         self._questions.put(question)
 
     def prepare_next(self) -> None:
@@ -105,24 +101,20 @@ class Batches:
         return _Ready(question, prepared, version)
 
     def _next_batch(self) -> list[_Ready]:
-        """What shares the next forward pass: all that is ready, once there is as much as fits, or nothing else is being
-        prepared and, where clients are several, none has come for a moment: who has just got an answer asks again."""
+        """What shares the next forward pass: all that is ready, once there is as much as fits or nothing else is being
+        prepared."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready)
-            pause = _PAUSE if self._shared else 0
-            while not self._full() and (self._unprepared or self._changed.wait(pause)):
-                self._changed.wait_for(lambda: self._full() or not self._unprepared)
+            self._changed.wait_for(self._can_begin)
             batch = [self._ready.popleft()]
             while self._ready and len(batch) < self._batch_size and self._ready[0].version is batch[0].version:
                 batch.append(self._ready.popleft())
-            self._shared = len(batch) > 1
         late = [one.question.late for one in batch]
         for one in compress(batch, late):
             one.question.answer(_too_late())
         return [one for one, is_late in zip(batch, late, strict=True) if not is_late]
 
-    def _full(self) -> bool:
-        return len(self._ready) >= self._batch_size
+    def _can_begin(self) -> bool:
+        return bool(self._ready) and (len(self._ready) >= self._batch_size or not self._unprepared)
 
     def _answer(self, batch: list[_Ready]) -> None:
         began = time.perf_counter()
