@@ -45,12 +45,16 @@ def test_no_threshold_with_so_few_escapes_has_less_overkill(captures, wanted):
     assert overkill <= min(other for escaped, other in others if escaped <= wanted) + 1e-12
 
 
-def test_where_the_judgements_part_the_middle_of_the_gap_in_logits_is_taken():
-    p_defective = np.array([0.001, 0.01, 0.99, 0.999])
-    assert choose_threshold(p_defective, p_defective > 0.5, 0.0) == pytest.approx(0.5)
-    p_defective = np.array([0.001, 0.01, 0.5, 0.999])
-    odds = np.sqrt(0.01 / 0.99 * 1.0)
-    assert choose_threshold(p_defective, p_defective > 0.4, 0.0) == pytest.approx(odds / (1 + odds))
+def test_even_odds_stay_where_nothing_speaks_against_them():
+    p_defective = np.array([0.001, 0.03, 0.9999])
+    assert choose_threshold(p_defective, p_defective > 0.5, 0.0) == 0.5
+
+
+@pytest.mark.parametrize(("passed", "defective"), [(0.6, 0.99), (0.01, 0.4), (0.01, 0.5)])
+def test_where_the_judgements_part_beside_even_odds_the_middle_of_the_gap_in_logits_is_taken(passed, defective):
+    p_defective = np.array([0.001, passed, defective, 0.999])
+    odds = np.sqrt(passed / (1 - passed) * defective / (1 - defective))
+    assert choose_threshold(p_defective, p_defective >= defective, 0.0) == pytest.approx(odds / (1 + odds))
 
 
 def test_an_escape_that_is_wanted_for_no_gain_is_not_taken():

@@ -1,8 +1,8 @@
 """The operating point: from which P(defective) on a capture is called defective.
 
 It is chosen on validation captures, never on test captures: of all thresholds that let at most the wanted share of the
-defective ones escape, one with the least overkill. It lies in the middle, in logits, of the gap between the captures at
-both sides of it, since none says which end of the gap is the better one.
+defective ones escape, one with the least overkill. Where even odds are such a threshold they stay: nothing speaks for
+another one. Else it lies in the middle, in logits, of the gap between the captures at both sides of it.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_esca
     have it, the one that lets fewer escape.
 
     p_defective: float (n,), 0..1. defective: bool (n,), both values in it. Between two neighbouring probabilities every
-    threshold judges alike: the middle of that gap, in logits, is returned. 0, which calls everything defective, is the
-    last resort.
+    threshold judges alike: even odds are returned where they lie in that gap, else its middle, in logits. 0, which calls
+    everything defective, is the last resort.
     """
     logits = _logit(p_defective)
     known = np.unique(logits)
@@ -104,6 +104,8 @@ def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_esca
     escapes, overkills = (~called[defective]).mean(axis=0), called[~defective].mean(axis=0)
     admissible = np.flatnonzero(escapes <= wanted_escape_rate)
     best = admissible[np.lexsort((escapes[admissible], overkills[admissible]))[0]]
+    if best and known[best - 1] < 0 < known[best]:
+        return EVEN_ODDS
     return float(1 / (1 + np.exp(-candidates[best])))
 
 
