@@ -93,9 +93,9 @@ def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_esca
     """The threshold with the least overkill among those that let at most `wanted_escape_rate` escape; where several
     have it, the one that lets fewer escape.
 
-    p_defective: float (n,), 0..1. defective: bool (n,), both values in it. Between two neighbouring probabilities every
-    threshold judges alike: even odds are returned where they lie in that gap, else its middle, in logits. 0, which calls
-    everything defective, is the last resort.
+    p_defective: float (n,), 0..1. defective: bool (n,), both values in it. Between two neighbouring probabilities
+    every threshold judges alike: even odds are returned where they lie in that gap, else its middle, in logits. 0,
+    which calls everything defective, is the last resort.
     """
     logits = _logit(p_defective)
     known = np.unique(logits)
