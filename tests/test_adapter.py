@@ -169,7 +169,8 @@ def test_bf16_teaches_what_float32_does(line, plain, tmp_path):
     train(line, tmp_path / "adapter", precision="bf16")
     found, expected = losses(tmp_path / "adapter"), losses(plain)
     assert found[0] == pytest.approx(expected[0], rel=0.01)
-    assert max(found[-1], expected[-1]) < 0.7 * expected[0]
+    assert max(found[-1], expected[-1]) < 0.9 * expected[0]
+    assert found[-1] == pytest.approx(expected[-1], rel=0.1)
 
 
 def test_two_processes_learn_what_one_does(line, plain, tmp_path):
