@@ -88,7 +88,7 @@ def sample_line(folder: Path, params: Params) -> tuple[pd.DataFrame, Path]:
     data.mkdir()
     if (ROOT / "data/splits.csv").exists():
         shutil.copy(ROOT / "data/splits.csv", data)
-    virtual = params.raw.virtual.model_copy(update={"train": 0, "test": 0})
+    virtual = params.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
     asked = params.raw.model_copy(update={"virtual": virtual})
     build_raw(ROOT / "data/captures", data / "raw", data / "splits.csv", params.contract(), asked)
     build_dst(data / "raw", data / "dst", reading_of(params), workers=1)

@@ -29,7 +29,9 @@ def prepare(root, captures):
     """The raw and the dst folder of the captures that are in `root`, after `captures` have come in."""
     drop(root / "captures", captures)
     found = params()
-    no_virtual = found.raw.model_copy(update={"virtual": found.raw.virtual.model_copy(update={"train": 0, "test": 0})})
+    no_virtual = found.raw.model_copy(
+        update={"virtual": found.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})}
+    )
     build_raw(root / "captures", root / "raw", root / "splits.csv", found.contract(), no_virtual)
     reading = Reading(LAYOUT, found.dst.model_copy(update={"minimum_references": 3}), 1_000_000)
     build_dst(root / "raw", root / "dst", reading, workers=1)

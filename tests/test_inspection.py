@@ -45,7 +45,7 @@ def sample_line(tmp_path_factory):
     for row in references:
         shutil.copy(CAPTURES / "images" / row["file"], root / "captures/images")
     write_labels(root / "captures", references)
-    virtual = params().raw.virtual.model_copy(update={"train": 0, "test": 0})
+    virtual = params().raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
     asked = params().raw.model_copy(update={"virtual": virtual})
     build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked)
     return packed(root)
