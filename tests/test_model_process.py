@@ -317,12 +317,13 @@ def test_a_project_without_a_registered_version_is_told_what_to_do(registered, a
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pinspect.params import load_params
 from pinspect.station.model_process import ModelProcess
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
     root = Path(sys.argv[1])
     try:
         with ModelProcess(root, load_params(root / "params.yaml"), Path(sys.argv[2]), 4) as process:
