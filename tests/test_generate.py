@@ -17,7 +17,8 @@ from pinspect.answers import DEFECTIVE, PASSED, AnswerKind
 from pinspect.data.chat import read_chat
 from pinspect.errors import StageInputError
 from pinspect.evaluation import predictions
-from pinspect.evaluation.operating_point import read_operating_point
+from pinspect.evaluation.answering import answer_validation_rows
+from pinspect.evaluation.operating_point import read_operating_point, write_operating_point
 from pinspect.evaluation.provenance import adapter_sha256, weights_sha256
 from pinspect.model import adapter
 from pinspect.model.base import new_base
@@ -225,14 +226,20 @@ def test_no_rows_are_no_work(inspector, line, contract):
     assert answer_rows(inspector, [], line / "data/composited", contract, batch_size=4) == []
 
 
-# --- the calibrate stage
+# --- the operating point; the stage itself wants unit spaces, and runs where a whole project is made
 
 
 @pytest.fixture(scope="module")
-def calibrated(line):
+def calibrated(line, inspector, contract):
     """The line with its operating point, and the hash that named its adapter before."""
-    before = adapter_sha256(line / "models/adapter")
-    run_stage("calibrate", line)
+    weights, params = line / "models/adapter", load_params(line / "params.yaml").evaluate
+    before, rows = adapter_sha256(weights), read_chat(line / "data/chat/validation.jsonl")
+    point, answered = answer_validation_rows(
+        inspector, rows, line / "data/composited", contract, params, weights_sha256(weights)
+    )
+    (line / "reports/validation").mkdir(parents=True)
+    predictions.write(answered, line / "reports/validation/predictions.csv")
+    write_operating_point(point, line / "models/operating_point.json")
     return line, before
 
 

@@ -164,7 +164,7 @@ async def _form(request: Request, params: Params) -> FormData:
 
 def _too_many(limits: StationParams) -> Problem:
     return Problem(
-        413, f"at most {limits.images_a_request} images a request; send the others in another", reason="images"
+        422, f"at most {limits.images_a_request} images a request; send the others in another", reason="images"
     )
 
 
