@@ -35,17 +35,17 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 base: install
-	python -m pinspect.model.base --out models/base --work build/base
+	python -m pinspect.pretraining.base --out models/base --work build/base
 
 bench-nsoartc: install
 	python benchmarks/nsoartc.py
 
 figures: install
-	python docs/figures.py
+	python tools/figures.py
 
 pictures: install
-	python docs/nsoartc_pictures.py
-	python docs/overview_picture.py
+	python tools/nsoartc_pictures.py
+	python tools/overview_picture.py
 
 lint: install
 	ruff check . && ruff format --check .

@@ -21,17 +21,18 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.data.chat import read_chat
-from pinspect.errors import StageInputError, run
-from pinspect.evaluation import metrics, predictions
-from pinspect.evaluation.controls import run_controls
+from pinspect.chat.dataset import read_chat
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import predictions
+from pinspect.core.errors import StageInputError, run
+from pinspect.core.params import load_params
+from pinspect.core.prompts import SHOTS, ZERO_SHOT
+from pinspect.evaluation import metrics
+from pinspect.examination.controls import run_controls
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generate import answer_rows
 from pinspect.model.loading import load_inspector
-from pinspect.params import load_params
-from pinspect.prompts import SHOTS, ZERO_SHOT
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/ablations.csv"

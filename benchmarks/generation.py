@@ -20,18 +20,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.answers import AnswerContract, AnswerKind
-from pinspect.data.chat import read_chat
-from pinspect.data.manifests import read_manifest
-from pinspect.evaluation.answering import headline_rows
-from pinspect.evaluation.operating_point import read_operating_point
+from pinspect.chat.dataset import read_chat
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.answers import AnswerContract, AnswerKind
+from pinspect.core.manifests import read_manifest
+from pinspect.core.params import Params, load_params
+from pinspect.core.prompts import answer_kind_of
+from pinspect.examination.answering import headline_rows
+from pinspect.examination.operating_point import read_operating_point
+from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, pack_line
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generate import GeneratedAnswer, answer_rows
 from pinspect.model.loading import Inspector, load_inspector
-from pinspect.params import Params, load_params
-from pinspect.prompts import answer_kind_of
-from pinspect.serving.inspection import CaptureInspector, Photograph, Task, pack_line
 
 ROOT = Path(__file__).parents[1]
 BATCH, ROUNDS, WARM_UP = 32, 3, 2

@@ -17,21 +17,21 @@ from pathlib import Path
 
 import yaml
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 
 # isort: split
 import torch
 from training import our_turn, plain_turn, planned
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from pinspect.data.chat import read_chat
-from pinspect.errors import PinspectError, run
+from pinspect.chat.dataset import read_chat
+from pinspect.core.errors import PinspectError, run
+from pinspect.core.params import load_params
 from pinspect.model.adapter import train_adapter
 from pinspect.model.backends import open_backend, unsloth_obstacle
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generate import answer_rows
 from pinspect.model.loading import inspecting_device, load_inspector, load_processor
-from pinspect.params import load_params
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

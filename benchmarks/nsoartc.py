@@ -34,19 +34,19 @@ from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from pinspect.data.captures import FIELD_BOX
-from pinspect.data.dst import Reading, build_dst
-from pinspect.data.manifests import read_manifest
-from pinspect.data.raw import COLUMNS, build_raw
-from pinspect.evaluation.baseline import fit_baseline
-from pinspect.imaging.alignment import align, warp
-from pinspect.imaging.decode import read_image, to_gray
-from pinspect.imaging.dst_view import dst_view, paint_dst_view
-from pinspect.imaging.nsoartc import distance_image, nsoartc
-from pinspect.imaging.pin_scores import measure_pins
-from pinspect.imaging.unit_space import UnitSpace, even_light
-from pinspect.layout import Layout
-from pinspect.params import Params, load_params
+from pinspect.captures.labels import FIELD_BOX
+from pinspect.captures.raw import COLUMNS, build_raw
+from pinspect.core.images import read_image, to_gray
+from pinspect.core.layout import Layout
+from pinspect.core.manifests import read_manifest
+from pinspect.core.params import Params, load_params
+from pinspect.examination.baseline import fit_baseline
+from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.dst import Reading, build_dst
+from pinspect.nsoartc.dst_view import dst_view, paint_dst_view
+from pinspect.nsoartc.pin_scores import measure_pins
+from pinspect.nsoartc.unit_space import UnitSpace, even_light
+from pinspect.nsoartc.window_beta import distance_image, nsoartc
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 
 # isort: split
 import torch
@@ -26,7 +26,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pinspect.data.chat import read_chat
+from pinspect.chat.dataset import read_chat
+from pinspect.core.params import Params, load_params
 from pinspect.model.adapter import answer_words, plan_batches
 from pinspect.model.backends import adapted_modules, computes_bfloat16, open_backend
 from pinspect.model.batching import prepared_ahead
@@ -34,7 +35,6 @@ from pinspect.model.families import checkpoint_of
 from pinspect.model.learner import Learner, assemble
 from pinspect.model.loading import inspecting_device, load_base, load_processor
 from pinspect.model.rows import RowEncoder
-from pinspect.params import Params, load_params
 
 RESULTS = Path(__file__).parent / "results"
 

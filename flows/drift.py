@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pinspect import quiet
-from pinspect.errors import PinspectError, run
+from pinspect.core import environment as quiet
+from pinspect.core.errors import PinspectError, run
 
 quiet.apply()
 

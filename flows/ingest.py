@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pinspect import quiet
-from pinspect.errors import run
+from pinspect.core import environment as quiet
+from pinspect.core.errors import run
 
 quiet.apply()
 
@@ -18,9 +18,9 @@ from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.states import State  # noqa: E402
 
 from flows.retrain import bring_up_to_date, in_checkout, report_on  # noqa: E402
-from pinspect.data.captures import AddReport  # noqa: E402
-from pinspect.data.inbox import take_captures  # noqa: E402
-from pinspect.params import load_params  # noqa: E402
+from pinspect.captures.inbox import take_captures  # noqa: E402
+from pinspect.captures.labels import AddReport  # noqa: E402
+from pinspect.core.params import load_params  # noqa: E402
 
 CAPTURES = Path("data/captures")
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pinspect import quiet
-from pinspect.errors import PinspectError, run
+from pinspect.core import environment as quiet
+from pinspect.core.errors import PinspectError, run
 
 quiet.apply()
 
@@ -16,7 +16,7 @@ from prefect import flow  # noqa: E402  after the settings that it reads while i
 from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.states import Completed, Failed, State  # noqa: E402
 
-from pinspect.params import load_params  # noqa: E402
+from pinspect.core.params import load_params  # noqa: E402
 
 REFUSED = "Refused"
 
@@ -25,7 +25,7 @@ REFUSED = "Refused"
 def promote(root: str = ".", approve_by: str = "") -> State:
     """Make the challenger the champion, if the rules allow it. Ends Completed with the decision, or Failed by the name
     Refused, with every rule that does not hold."""
-    from pinspect.serving import promotion
+    from pinspect.registry import promotion
 
     project = Path(root).resolve()
     try:
@@ -44,7 +44,7 @@ def promote(root: str = ".", approve_by: str = "") -> State:
 @flow(name="rollback")
 def rollback(root: str = ".", why: str = "", by: str = "") -> State:
     """Make the previous champion the champion again; `why` is written to the version that goes."""
-    from pinspect.serving import promotion
+    from pinspect.registry import promotion
 
     project = Path(root).resolve()
     try:

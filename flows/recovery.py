@@ -27,7 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from pinspect.errors import PinspectError
+from pinspect.core.errors import PinspectError
 
 LOCK_FILE = "dvc.lock"
 _PLACE = Path(".dvc/tmp/retrain")

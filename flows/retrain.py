@@ -21,8 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinspect import quiet
-from pinspect.errors import PinspectError, StageInputError, run
+from pinspect.core import environment as quiet
+from pinspect.core.errors import PinspectError, StageInputError, run
 
 quiet.apply()
 
@@ -31,7 +31,7 @@ from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
 from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file  # noqa: E402
 from flows.run_artifacts import REPORT, publish  # noqa: E402
-from pinspect.serving.status import UNCHANGED, stage_states  # noqa: E402
+from pinspect.cli.status import UNCHANGED, stage_states  # noqa: E402
 
 SKIPPED = "Skipped"
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: with it a stage says that its surroundings failed, not its data

@@ -12,7 +12,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
-from pinspect.errors import PinspectError
+from pinspect.core.errors import PinspectError
 
 REPORT = Path("reports/eval/report.html")
 METRICS = Path("reports/eval/metrics.json")
@@ -57,8 +57,8 @@ def _champion(root: Path) -> tuple[str, Mapping[str, str]]:
     """Version and tags of the champion; blanks where there is none yet, or no registry that answers."""
     from mlflow.exceptions import MlflowException
 
-    from pinspect.params import load_params
-    from pinspect.serving.registry import CHAMPION, open_registry
+    from pinspect.core.params import load_params
+    from pinspect.registry.versions import CHAMPION, open_registry
 
     try:
         params = load_params(root / "params.yaml").register_

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from pinspect import quiet
-from pinspect.errors import PinspectError, run
+from pinspect.core import environment as quiet
+from pinspect.core.errors import PinspectError, run
 
 quiet.apply()
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # as in prefect.yaml: flows/zombies.py counts on it

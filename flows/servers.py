@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from pinspect import quiet
-from pinspect.errors import PinspectError, run
-from pinspect.params import load_params
+from pinspect.core import environment as quiet
+from pinspect.core.errors import PinspectError, run
+from pinspect.core.params import load_params
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pinspect import quiet
+from pinspect.core import environment as quiet
 
 quiet.apply()
 

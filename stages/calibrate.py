@@ -10,17 +10,18 @@ scores.csv, by which choices are made that the test split must not make.
 
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.data.chat import read_chat
-from pinspect.errors import run
-from pinspect.evaluation import metrics, predictions
-from pinspect.evaluation.answering import answer_validation_rows
-from pinspect.evaluation.line_profile import make_profile, write_line_profile
-from pinspect.evaluation.operating_point import write_operating_point
-from pinspect.evaluation.provenance import weights_sha256
+from pinspect.chat.dataset import read_chat
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import predictions
+from pinspect.core.digests import weights_sha256
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
+from pinspect.evaluation import metrics
+from pinspect.examination.answering import answer_validation_rows
+from pinspect.examination.operating_point import write_operating_point
+from pinspect.inspection.line_profile import make_profile, write_line_profile
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
-from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -8,11 +8,11 @@ prompts the chosen model family must be able to show.
 
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.data.chat import ChatDataset, build_chat, count_rows, write_chat
-from pinspect.errors import ModelError, run
+from pinspect.chat.dataset import ChatDataset, build_chat, count_rows, write_chat
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.errors import ModelError, run
+from pinspect.core.params import load_params
 from pinspect.model.families import Checkpoint, checkpoint_of, require_images_fit
-from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:

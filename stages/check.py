@@ -8,9 +8,9 @@ the checks fail.
 
 from pathlib import Path
 
-from pinspect.data.answer_checks import check_chat
-from pinspect.errors import run
-from pinspect.params import load_params
+from pinspect.chat.checks import check_chat
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -7,10 +7,10 @@ Reads data/raw and data/dst (their manifests); writes data/composited.
 
 from pathlib import Path
 
-from pinspect.data.composited import Style, build_composited
-from pinspect.errors import run
+from pinspect.composites.composited import Style, build_composited
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
 from pinspect.model.families import composite_cell
-from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -8,9 +8,9 @@ and the double-eye of every connector with a left and a right view.
 
 from pathlib import Path
 
-from pinspect.data.dst import Reading, build_dst
-from pinspect.errors import run
-from pinspect.params import load_params
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
+from pinspect.nsoartc.dst import Reading, build_dst
 
 
 def main(root: Path = Path()) -> None:

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.data.answer_checks import check_model_answers
-from pinspect.data.chat import read_chat
-from pinspect.errors import run
-from pinspect.evaluation import evaluate, predictions
-from pinspect.evaluation.answering import answer_test_rows, headline_rows
-from pinspect.evaluation.baseline import fit_baseline
-from pinspect.evaluation.examination import examine
-from pinspect.evaluation.operating_point import read_operating_point
+from pinspect.chat.checks import check_model_answers
+from pinspect.chat.dataset import read_chat
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import predictions
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
+from pinspect.evaluation import evaluate
+from pinspect.examination.answering import answer_test_rows, headline_rows
+from pinspect.examination.baseline import fit_baseline
+from pinspect.examination.examination import examine
+from pinspect.examination.operating_point import read_operating_point
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
-from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -7,9 +7,9 @@ Reads data/captures; writes data/raw, and into data/splits.csv which split each 
 
 from pathlib import Path
 
-from pinspect.data.raw import build_raw
-from pinspect.errors import run
-from pinspect.params import load_params
+from pinspect.captures.raw import build_raw
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -9,11 +9,11 @@ reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tr
 import json
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import run
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
 from pinspect.model.families import checkpoint_of
-from pinspect.params import load_params
-from pinspect.serving.registry import read_candidate, register_candidate
+from pinspect.registry.versions import read_candidate, register_candidate
 
 
 def main(root: Path = Path()) -> None:

@@ -10,11 +10,11 @@ checkpoint in build/train.
 
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import run
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.errors import run
+from pinspect.core.params import load_params
 from pinspect.model.backends import open_backend
 from pinspect.model.families import checkpoint_of
-from pinspect.params import load_params
 
 
 def main(root: Path = Path()) -> None:

@@ -4,9 +4,9 @@ The answer contract, the layout, the parameters and the errors are this package'
 imported from the module that holds it.
 """
 
-from pinspect.answers import Answer, AnswerContract, AnswerKind
-from pinspect.errors import PinspectError
-from pinspect.layout import Address, Layout
-from pinspect.params import Params, load_params
+from pinspect.core.answers import Answer, AnswerContract, AnswerKind
+from pinspect.core.errors import PinspectError
+from pinspect.core.layout import Address, Layout
+from pinspect.core.params import Params, load_params
 
 __all__ = ["Address", "Answer", "AnswerContract", "AnswerKind", "Layout", "Params", "PinspectError", "load_params"]

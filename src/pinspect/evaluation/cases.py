@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from PIL import Image
 
-from pinspect.answers import FIELDS, PASSED
-from pinspect.errors import StageInputError
-from pinspect.layout import Layout
-from pinspect.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, Message, PromptKind, without_answer
+from pinspect.core.answers import FIELDS, PASSED
+from pinspect.core.errors import StageInputError
+from pinspect.core.layout import Layout
+from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, Message, PromptKind, without_answer
 
 if TYPE_CHECKING:
-    from pinspect.evaluation.evidence import EvidenceMap
+    from pinspect.examination.evidence import EvidenceMap
 
 HITS_PER_MODE = 2  # right answers shown of each defect mode, and of passed captures
 VIRTUAL_MISSES = 40  # cards at most; predictions.csv has them all

@@ -14,19 +14,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from pinspect.answers import AnswerContract
-from pinspect.data.manifests import read_manifest
-from pinspect.errors import StageInputError
-from pinspect.evaluation import metrics, plots, provenance
-from pinspect.evaluation import predictions as tables
-from pinspect.evaluation.answering import MODEL
-from pinspect.evaluation.controls import checks_table
-from pinspect.evaluation.examination import Examination
+from pinspect.core import digests as provenance
+from pinspect.core import predictions as tables
+from pinspect.core.answers import AnswerContract
+from pinspect.core.errors import StageInputError
+from pinspect.core.manifests import read_manifest
+from pinspect.core.params import EvaluateParams
+from pinspect.core.prompts import SHOTS, ZERO_SHOT
+from pinspect.evaluation import metrics, plots
 from pinspect.evaluation.metrics import ALL, HEADLINE, McNemar
-from pinspect.evaluation.operating_point import OperatingPoint
 from pinspect.evaluation.report import ReportInput, render_report
-from pinspect.params import EvaluateParams
-from pinspect.prompts import SHOTS, ZERO_SHOT
+from pinspect.examination.answering import MODEL
+from pinspect.examination.controls import checks_table
+from pinspect.examination.examination import Examination
+from pinspect.examination.operating_point import OperatingPoint
 
 BASELINE = "NSOARTC baseline"
 ABLATIONS = Path("benchmarks/results/ablations.csv")

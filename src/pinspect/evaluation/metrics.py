@@ -30,8 +30,8 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from pinspect.answers import DEFECTIVE, FIELDS, PASSED
-from pinspect.layout import NO_ADDRESS, Layout
+from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED
+from pinspect.core.layout import NO_ADDRESS, Layout
 
 ALL = "all"
 NOT_ANSWERED = "not answered"

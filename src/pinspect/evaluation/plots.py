@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pinspect.answers import DEFECTIVE, PASSED
+from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.evaluation import metrics
 
 # Each ink becomes the page's own colour of that name, so that a figure follows the page into the dark.

@@ -16,17 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from pinspect.answers import DEFECTIVE, AnswerContract
+from pinspect.core.answers import DEFECTIVE, AnswerContract
+from pinspect.core.predictions import CONSTRAINED, FREE
+from pinspect.core.prompts import ZERO_SHOT, Message, PromptKind
 from pinspect.evaluation import cases, metrics, plots
 from pinspect.evaluation.cases import SHOT_NAMES, Casebook, production_rows
 from pinspect.evaluation.metrics import ALL, BETTER_WHEN_LOW, Estimate
-from pinspect.evaluation.predictions import CONSTRAINED, FREE
-from pinspect.prompts import ZERO_SHOT, Message, PromptKind
 
 if TYPE_CHECKING:
-    from pinspect.evaluation.controls import ControlResult
-    from pinspect.evaluation.evidence import EvidenceMap
-    from pinspect.evaluation.operating_point import OperatingPoint
+    from pinspect.examination.controls import ControlResult
+    from pinspect.examination.evidence import EvidenceMap
+    from pinspect.examination.operating_point import OperatingPoint
 
 # Columns of benchmarks/results/ablations.csv besides its scores, which are named `<metric> <shot> <view>`.
 ABLATION_COLUMNS = ("name", "differs", "parameters", "steps", "captures", "date")

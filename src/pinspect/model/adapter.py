@@ -17,8 +17,9 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from tqdm import tqdm
 
-from pinspect.answers import AnswerContract
-from pinspect.data.chat import read_chat
+from pinspect.chat.dataset import read_chat
+from pinspect.core.answers import AnswerContract
+from pinspect.core.params import Params, TrainParams
 from pinspect.model.augmentation import Augmenter
 from pinspect.model.backends import Backend, open_backend
 from pinspect.model.batching import prepared_ahead
@@ -26,7 +27,6 @@ from pinspect.model.families import Checkpoint
 from pinspect.model.learner import Learner, assemble
 from pinspect.model.loading import base_digest
 from pinspect.model.rows import RowEncoder
-from pinspect.params import Params, TrainParams
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "validation_exact_match", "learning_rate", "seconds")
 CHECKS = 12  # times in a training that validation rows are asked and a checkpoint is written

@@ -16,10 +16,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from pinspect.answers import DEFECTIVE, AnswerContract, AnswerKind
-from pinspect.layout import Address, Layout
-from pinspect.params import TrainParams
-from pinspect.prompts import PromptKind
+from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
+from pinspect.core.layout import Address, Layout
+from pinspect.core.params import TrainParams
+from pinspect.core.prompts import PromptKind
 
 _ADDRESS = re.compile(r"X:\d+, Y:[A-Z]")
 

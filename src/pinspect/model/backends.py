@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pinspect.errors import ModelError
+from pinspect.core.errors import ModelError
+from pinspect.core.params import TrainParams
 from pinspect.model.batching import IGNORED
-from pinspect.params import TrainParams
 
 if TYPE_CHECKING:
     from pinspect.model.families import Checkpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pinspect.prompts import Message, without_answer
+from pinspect.core.prompts import Message, without_answer
 
 _AHEAD = 4  # batches
 IGNORED = -100  # the label that torch's cross entropy leaves out

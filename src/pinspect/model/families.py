@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pinspect.errors import ParamsError, StageInputError
-from pinspect.params import ModelParams, Params
+from pinspect.core.errors import ParamsError, StageInputError
+from pinspect.core.params import ModelParams, Params
 
 PROJECT_BASE = "models/base"  # a folder of the project, though it reads like an id of the hub
 _PATH_LIKE = re.compile(r"\A[./~]|/.*/|\\")

@@ -29,7 +29,7 @@ import llguidance.torch
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from pinspect.answers import DEFECTIVE, PASSED, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract, AnswerKind
 from pinspect.model.loading import Inspector
 from pinspect.model.rows import RowEncoder
 

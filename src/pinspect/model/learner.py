@@ -11,14 +11,14 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import nn
 
-from pinspect.answers import AnswerContract
-from pinspect.errors import ModelError
+from pinspect.core.answers import AnswerContract
+from pinspect.core.errors import ModelError
+from pinspect.core.params import TrainParams
 from pinspect.model.backends import Backend
 from pinspect.model.batching import IGNORED
 from pinspect.model.generate import answer_rows
 from pinspect.model.loading import Inspector
 from pinspect.model.rows import RowEncoder
-from pinspect.params import TrainParams
 
 # A new word's embedding starts anywhere: it has to go as far as it is long, about half a unit, in a few steps.
 WORDS_RATE_FACTOR = 10.0

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from pinspect.errors import ModelError
+from pinspect.core.errors import ModelError
 from pinspect.model.families import FAMILIES, PROJECT_BASE, Checkpoint
 from pinspect.model.processor import processor_from
 

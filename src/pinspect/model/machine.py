@@ -15,10 +15,10 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from pinspect.errors import ModelError
+from pinspect.core.errors import ModelError
+from pinspect.core.params import Params
 from pinspect.model.backends import computes_bfloat16, open_backend, unsloth_obstacle
 from pinspect.model.families import FAMILIES, Family, checkpoint_of
-from pinspect.params import Params
 
 LOCK, GPU_LOCK = "requirements.lock", "requirements-gpu.lock"
 READY, NOT_READY = 0, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pinspect.errors import ModelError
+from pinspect.core.errors import ModelError
 from pinspect.model.families import Checkpoint
 from pinspect.model.loading import checkpoint_folder, directory_digest, load_inspector
 

@@ -26,7 +26,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from pinspect.errors import ModelError
+from pinspect.core.errors import ModelError
 from pinspect.model.families import Family
 
 PAD, END = "<|endoftext|>", "<|im_end|>"

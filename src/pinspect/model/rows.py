@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import PaliGemmaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pinspect.errors import StageInputError
+from pinspect.core.errors import StageInputError
+from pinspect.core.prompts import without_answer
 from pinspect.model.batching import EncodedChat, collate, encode_chat, expected_ids, prompt_text, with_answers
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
-from pinspect.prompts import without_answer
 
 
 class RowEncoder:

@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pinspect.errors import PinspectError
+from pinspect.core.errors import PinspectError
 from pinspect.station.problems import Problem
 
 COOKIE = "pinspect_station"

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from pinspect.errors import CaptureError
-from pinspect.params import Params
+from pinspect.core.errors import CaptureError
+from pinspect.core.params import Params
 from pinspect.station import corrections, problems, uploads
 from pinspect.station.access import Access, allowed_hosts
 from pinspect.station.condition import Condition, Health

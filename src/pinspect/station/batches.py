@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 
-from pinspect.errors import PinspectError
-from pinspect.serving.inspection import Photograph, Prepared, Task, empty_record
+from pinspect.core.errors import PinspectError
+from pinspect.inspection.inspector import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion, Version
 from pinspect.station.model_client import ModelTimeoutError, ModelUnavailableError, QueueFullError
 

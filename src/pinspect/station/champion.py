@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pinspect.errors import ModelError, PinspectError, RegistryError
-from pinspect.params import RegisterParams
-from pinspect.serving.inspection import CaptureInspector
-from pinspect.serving.registry import (
+from pinspect.core.errors import ModelError, PinspectError, RegistryError
+from pinspect.core.params import RegisterParams
+from pinspect.inspection.inspector import CaptureInspector
+from pinspect.registry.versions import (
     CHALLENGER,
     CHAMPION,
     load_registered,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 from pydantic import BaseModel, Field
 
-from pinspect.params import Params
+from pinspect.core.params import Params
 from pinspect.station import drift
 from pinspect.station.corrections import waiting
 from pinspect.station.intake import Intake

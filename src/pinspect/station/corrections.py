@@ -22,8 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pinspect.answers import PASSED, VIEWS, Answer, AnswerContract
-from pinspect.data.captures import (
+from pinspect.captures.labels import (
     IMAGE_SUFFIXES,
     INSPECTED,
     LABEL_COLUMNS,
@@ -32,10 +31,11 @@ from pinspect.data.captures import (
     add_captures,
     images_folder,
 )
-from pinspect.data.manifests import MANIFEST
-from pinspect.errors import CaptureError
-from pinspect.layout import NO_ADDRESS
-from pinspect.params import Params
+from pinspect.core.answers import PASSED, VIEWS, Answer, AnswerContract
+from pinspect.core.errors import CaptureError
+from pinspect.core.layout import NO_ADDRESS
+from pinspect.core.manifests import MANIFEST
+from pinspect.core.params import Params
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import Correction, Inspection, ResultsTable
 

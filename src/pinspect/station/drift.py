@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, ks_2samp
 
-from pinspect.answers import DEFECTIVE, PASSED
-from pinspect.evaluation.line_profile import PLACES, LineProfile, Sample
-from pinspect.imaging.line_facts import LINE_FACTS
-from pinspect.params import DriftParams
+from pinspect.core.answers import DEFECTIVE, PASSED
+from pinspect.core.params import DriftParams
+from pinspect.inspection.line_facts import LINE_FACTS
+from pinspect.inspection.line_profile import PLACES, LineProfile, Sample
 
 COLUMNS = ("judgement", "p_defective", "brightness", "dst_background", "error", "model_version")
 QUANTITIES = (*LINE_FACTS, "p_defective", "uncertain", "set_aside")

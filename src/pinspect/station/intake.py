@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import anyio
 from starlette.requests import Request
 
-from pinspect.params import Params
+from pinspect.core.params import Params
 from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError, QueueFullError
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem

@@ -15,7 +15,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
-from pinspect.errors import PinspectError
+from pinspect.core.errors import PinspectError
 
 KEY = "key"  # the file beside the socket that holds what both sides must know
 _PICTURES_SECONDS = 30.0

@@ -23,10 +23,10 @@ from multiprocessing import AuthenticationError, resource_tracker
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
-from pinspect import quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.errors import PinspectError
-from pinspect.params import Params
-from pinspect.serving.inspection import Photograph
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.errors import PinspectError
+from pinspect.core.params import Params
+from pinspect.inspection.inspector import Photograph
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion
 from pinspect.station.model_client import KEY, ModelHealth, ModelUnavailableError

@@ -22,10 +22,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from pinspect.answers import DEFECTIVE, PASSED, VIEWS
-from pinspect.errors import CaptureError, ImageError
-from pinspect.layout import NO_ADDRESS
-from pinspect.params import Params
+from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS
+from pinspect.core.errors import CaptureError, ImageError
+from pinspect.core.layout import NO_ADDRESS
+from pinspect.core.params import Params
 from pinspect.station import access
 from pinspect.station.charts import line_chart
 from pinspect.station.corrections import LONGEST_NAME, correct

@@ -7,8 +7,8 @@ import io
 from collections import OrderedDict
 from pathlib import Path
 
-from pinspect.imaging.decode import read_image
-from pinspect.layout import NO_ADDRESS, Layout
+from pinspect.core.images import read_image
+from pinspect.core.layout import NO_ADDRESS, Layout
 from pinspect.station.model_client import ModelClient
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import Inspection

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
-from pinspect.errors import PinspectError
+from pinspect.core.errors import PinspectError
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = {

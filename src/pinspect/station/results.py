@@ -24,9 +24,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from pinspect.answers import DEFECTIVE, PASSED
-from pinspect.errors import PinspectError
-from pinspect.params import StationParams
+from pinspect.core.answers import DEFECTIVE, PASSED
+from pinspect.core.errors import PinspectError
+from pinspect.core.params import StationParams
 
 STATION = "station"
 WATCH = "watch"

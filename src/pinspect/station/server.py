@@ -23,8 +23,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from pinspect.errors import PinspectError
-from pinspect.params import Params
+from pinspect.core.errors import PinspectError
+from pinspect.core.params import Params
 from pinspect.station.access import check_token
 from pinspect.station.model_client import ModelClient
 from pinspect.station.model_process import ModelProcess, start_model_process

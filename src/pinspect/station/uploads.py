@@ -21,9 +21,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from pinspect.errors import ImageError
-from pinspect.imaging.decode import decode_image
-from pinspect.params import Params, StationParams
+from pinspect.core.errors import ImageError
+from pinspect.core.images import decode_image
+from pinspect.core.params import Params, StationParams
 from pinspect.station.problems import Problem
 
 IMAGES, SHAPE = "images", "shape"

@@ -23,17 +23,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pinspect.errors import ImageError, PinspectError
-from pinspect.params import load_params
-from pinspect.serving.inspect_files import (
-    BATCH,
-    SOME_NOT_INSPECTED,
-    exit_code,
-    is_image_name,
-    printable,
-    read_photograph,
-)
-from pinspect.serving.inspection import Photograph, Prepared, Task, empty_record
+from pinspect.core.errors import ImageError, PinspectError
+from pinspect.core.params import load_params
+from pinspect.inspection.files import BATCH, SOME_NOT_INSPECTED, exit_code, is_image_name, printable, read_photograph
+from pinspect.inspection.inspector import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import STATION_FOLDER, WATCH, ResultsError, ResultsTable, watch_id

@@ -1,0 +1,57 @@
+"""The last run at a glance: scores, registered version and where the report lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pinspect.core.errors import StageInputError
+
+SCORES = {
+    "exact_match": "exact match",
+    "address_on_defective": "address (defective)",
+    "mode_on_defective": "mode (defective)",
+    "balanced_accuracy": "balanced accuracy",
+    "escape_rate": "escape rate",
+    "overkill_rate": "overkill rate",
+    "auroc": "AUROC of P(defective)",
+    "parse_rate": "answers that parse",
+}
+SHOWN = {"zero_shot": "zero-shot", "one_shot": "one-shot", "baseline": "NSOARTC baseline"}
+
+
+def score_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """One row a score of `reports/eval/metrics.json`: its name, then its value in each block of SHOWN or a blank."""
+    return [
+        [label, *(f"{metrics[block][name]:.3f}" if name in metrics.get(block, {}) else "" for block in SHOWN)]
+        for name, label in SCORES.items()
+        if any(name in metrics.get(block, {}) for block in SHOWN)
+    ]
+
+
+def print_summary(folder: Path) -> None:
+    """Print the summary of the project in `folder`. Raises StageInputError when it has not run to its end."""
+    metrics = _read(folder / "reports/eval/metrics.json")
+    registration = _read(folder / "reports/registration.json")
+    captures = metrics.get("zero_shot", {}).get("captures", 0)
+    table = Table(title=f"test split of the line, {captures} captures", title_justify="left")
+    table.add_column("")
+    for label in SHOWN.values():
+        table.add_column(label, justify="right")
+    for row in score_rows(metrics):
+        table.add_row(*row)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"registered: {registration['model_uri']} in {registration['registry']}", highlight=False)
+    console.print(f"report:     {(folder / 'reports/eval/report.html').resolve()}", highlight=False)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageInputError(f"{path}: not found; run `dvc repro` first") from None

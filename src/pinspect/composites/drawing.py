@@ -1,0 +1,96 @@
+"""Composites: the pictures that the model sees, laid on its grid of visual tokens.
+
+A composite shows the pin field, rectified so that every pin has a square cell of `cell` px, with a margin of one cell
+above (the column numbers) and one at the left (the row letters). Where `cell` is a multiple of the model's visual
+token (patch x merge), each pin falls on whole tokens of its own.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pinspect.core.layout import Address, Layout
+
+YELLOW = (255, 214, 0)
+RED = (235, 20, 20)
+
+
+def composite_size(layout: Layout, cell: int) -> tuple[int, int]:
+    """Width and height in px of a single composite, margins included."""
+    return (layout.columns + 1) * cell, (len(layout.rows) + 1) * cell
+
+
+def rectify(
+    image: np.ndarray, matrix: np.ndarray, cell_box: tuple[float, float, float, float], layout: Layout, cell: int
+) -> np.ndarray:
+    """Cut the pin field out of `image` so that every pin fills a cell of `cell` x `cell` px.
+
+    image: uint8 (H, W, 3). matrix: float (2, 3), maps capture px to unit-space px; the identity for an image that is
+    aligned already. cell_box: x0, y0, x1, y1 in unit-space px, the rectangle that the cells divide evenly.
+    Returns uint8 (rows * cell, columns * cell, 3); what lies outside the capture is black.
+    """
+    x0, y0, x1, y1 = cell_box
+    width, height = layout.columns * cell, len(layout.rows) * cell
+    scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
+    # Pixel centres lie at whole numbers, hence the half pixels around the scaling.
+    place = np.array(
+        [[scale_x, 0, (0.5 - x0) * scale_x - 0.5], [0, scale_y, (0.5 - y0) * scale_y - 0.5], [0, 0, 1]], np.float64
+    )
+    capture_to_unit = np.vstack([np.asarray(matrix, np.float64), [0, 0, 1]])
+    return cv2.warpAffine(image, (place @ capture_to_unit)[:2], (width, height), flags=cv2.INTER_LINEAR)
+
+
+def single(field: np.ndarray, layout: Layout, cell: int, *, grid: bool = True) -> np.ndarray:
+    """One composite from a rectified pin field.
+
+    field: uint8 (rows * cell, columns * cell, 3), as `rectify` gives it. Returns uint8 with the margins; without `grid`
+    the margins stay black, so that the tokens keep their places.
+    """
+    composite = (_grid(layout, cell) if grid else np.zeros_like(_grid(layout, cell))).copy()
+    composite[cell:, cell:] = field
+    return composite
+
+
+def stacked(passed: np.ndarray, inspected: np.ndarray) -> np.ndarray:
+    """The passed composite above the inspected one, each with its own grid: uint8 (2 * height, width, 3)."""
+    return np.vstack([passed, inspected])
+
+
+def draw_star(composite: np.ndarray, address: Address, layout: Layout, cell: int) -> np.ndarray:
+    """A copy of a single composite with a red five-pointed star on the pin at `address`."""
+    row = layout.rows.index(address.row)
+    top, left = (row + 1) * cell, address.column * cell
+    starred = composite.copy()
+    patch = starred[top : top + cell, left : left + cell]
+    mask = _star(cell)[..., None]
+    patch[:] = (patch * (1 - mask) + np.array(RED) * mask).round().astype(np.uint8)
+    return starred
+
+
+@lru_cache(maxsize=8)
+def _grid(layout: Layout, cell: int) -> np.ndarray:
+    width, height = composite_size(layout, cell)
+    image = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=round(cell * 0.55))
+    for column in range(1, layout.columns + 1):
+        draw.text(((column + 0.5) * cell, cell / 2), str(column), fill=YELLOW, font=font, anchor="mm")
+    for number, row in enumerate(layout.rows, start=1):
+        draw.text((cell / 2, (number + 0.5) * cell), row, fill=YELLOW, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+@lru_cache(maxsize=8)
+def _star(cell: int) -> np.ndarray:
+    """Coverage (0..1, float32, cell x cell) of the star, antialiased by drawing it four times as large."""
+    size = cell * 4
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2
+    radii = np.where(np.arange(10) % 2 == 0, 0.40, 0.16) * size
+    points = np.stack([size / 2 + radii * np.cos(angles), size / 2 + radii * np.sin(angles)], axis=1)
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).polygon([tuple(point) for point in points], fill=255)
+    return np.asarray(image.resize((cell, cell), Image.Resampling.BOX), np.float32) / 255

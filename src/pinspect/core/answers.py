@@ -1,0 +1,216 @@
+"""The answer contract: how an inspection is written down, read back and judged well-formed.
+
+Prompts, answer checks, constrained decoding and scoring all take the grammar from here; no other module knows a
+line of it. An answer has five lines::
+
+    - image type->CYLN_DST
+    - number of pins->27 pins
+    - your judgement->defective
+    - defect mode->bend
+    - defect position->X:3, Y:U
+
+One-image answers say `- quantity of pins->` in the second line. The star answer, the worked example of a one-shot
+prompt, has the first, second and fifth line only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pinspect.core.errors import AnswerFormatError
+from pinspect.core.layout import NO_ADDRESS, Address, Layout
+
+PASSED = "passed"
+DEFECTIVE = "defective"
+VIEWS = ("RAW", "DST")
+FIELDS = ("image_type", "number_of_pins", "judgement", "defect_mode", "defect_position")
+
+
+class AnswerKind(StrEnum):
+    """Which form of the contract an answer has."""
+
+    COMPARISON = "comparison"  # two images, or one stacked composite
+    DISCRIMINATION = "discrimination"  # one image
+    STAR = "star"
+
+
+_LABELS = {
+    AnswerKind.COMPARISON: {
+        "image_type": "image type",
+        "number_of_pins": "number of pins",
+        "judgement": "your judgement",
+        "defect_mode": "defect mode",
+        "defect_position": "defect position",
+    },
+}
+_LABELS[AnswerKind.DISCRIMINATION] = _LABELS[AnswerKind.COMPARISON] | {"number_of_pins": "quantity of pins"}
+_LABELS[AnswerKind.STAR] = {
+    field: _LABELS[AnswerKind.COMPARISON][field] for field in ("image_type", "number_of_pins", "defect_position")
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The five facts of an inspection. A star answer has `judgement` and `defect_mode` None."""
+
+    shape: str
+    view: str
+    pins: int
+    judgement: str | None
+    defect_mode: str | None
+    defect_position: Address | None
+
+    @property
+    def image_type(self) -> str:
+        """`<shape>_<view>`, e.g. `CYLN_DST`."""
+        return f"{self.shape}_{self.view}"
+
+    def values(self) -> dict[str, str | None]:
+        """The facts as the strings that stand behind the arrows, keyed by `FIELDS`."""
+        return {
+            "image_type": self.image_type,
+            "number_of_pins": f"{self.pins} pins",
+            "judgement": self.judgement,
+            "defect_mode": self.defect_mode,
+            "defect_position": NO_ADDRESS if self.defect_position is None else str(self.defect_position),
+        }
+
+
+@dataclass(frozen=True)
+class AnswerContract:
+    """The grammar for one product: its layout, shapes and defect modes (all from `params.yaml`)."""
+
+    layout: Layout
+    shapes: tuple[str, ...]
+    defect_modes: tuple[str, ...]
+
+    def passed(self, shape: str, view: str) -> Answer:
+        """The answer for a capture without a defect."""
+        return Answer(shape, view, self.layout.pins, PASSED, PASSED, None)
+
+    def defective(self, shape: str, view: str, mode: str, address: Address) -> Answer:
+        """The answer for a capture whose pin at `address` shows `mode`."""
+        return Answer(shape, view, self.layout.pins, DEFECTIVE, mode, address)
+
+    def star(self, shape: str, view: str, address: Address) -> Answer:
+        """The answer to a star image with the star at `address`."""
+        return Answer(shape, view, self.layout.pins, None, None, address)
+
+    def render(self, answer: Answer, kind: AnswerKind = AnswerKind.COMPARISON) -> str:
+        """Write `answer` as the contract's lines, joined by newlines and without a trailing one.
+
+        Raises AnswerFormatError when the answer breaks a cross-field rule, so that no wrong string is ever made.
+        """
+        problems = self.rule_breaches(answer, kind)
+        if problems:
+            raise AnswerFormatError(f"cannot write this answer: {'; '.join(problems)}")
+        values = answer.values()
+        return "\n".join(f"- {label}->{values[field]}" for field, label in _LABELS[kind].items())
+
+    def parse(self, text: str, kind: AnswerKind = AnswerKind.COMPARISON) -> Answer:
+        """Read an answer string. Raises AnswerFormatError that names the line and what was expected there."""
+        values = self._split(text, kind)
+        shape, view = values["image_type"].rsplit("_", 1)
+        position = values["defect_position"]
+        answer = Answer(
+            shape=shape,
+            view=view,
+            pins=int(values["number_of_pins"].removesuffix(" pins")),
+            judgement=values.get("judgement"),
+            defect_mode=values.get("defect_mode"),
+            defect_position=None if position == NO_ADDRESS else self.layout.address(position),
+        )
+        problems = self.rule_breaches(answer, kind)
+        if problems:
+            raise AnswerFormatError("; ".join(problems))
+        return answer
+
+    def rule_breaches(self, answer: Answer, kind: AnswerKind = AnswerKind.COMPARISON) -> list[str]:
+        """The cross-field rules that `answer` breaks, each as a sentence; empty when it keeps them all."""
+        problems = []
+        if answer.shape not in self.shapes:
+            problems.append(f"image type: expected a shape of {list(self.shapes)}, found {answer.shape!r}")
+        if answer.view not in VIEWS:
+            problems.append(f"image type: expected a view of {list(VIEWS)}, found {answer.view!r}")
+        if answer.pins != self.layout.pins:
+            problems.append(f"number of pins: the layout has {self.layout.pins} pins, found {answer.pins}")
+        if answer.defect_position is not None:
+            try:
+                self.layout.index(answer.defect_position)
+            except ValueError as error:
+                problems.append(f"defect position: {error}")
+        if kind is AnswerKind.STAR:
+            if answer.defect_position is None:
+                problems.append("defect position: a star answer names the pin under the star")
+            return problems
+        if answer.judgement not in (PASSED, DEFECTIVE):
+            problems.append(f"your judgement: expected passed or defective, found {answer.judgement!r}")
+        if answer.defect_mode not in (PASSED, *self.defect_modes):
+            modes = [PASSED, *self.defect_modes]
+            problems.append(f"defect mode: expected one of {modes}, found {answer.defect_mode!r}")
+        if (answer.judgement == PASSED) != (answer.defect_mode == PASSED):
+            problems.append(f"defect mode: {answer.defect_mode!r} does not go with judgement {answer.judgement!r}")
+        if (answer.judgement == PASSED) != (answer.defect_position is None):
+            where = NO_ADDRESS if answer.defect_position is None else str(answer.defect_position)
+            problems.append(f"defect position: {where!r} does not go with judgement {answer.judgement!r}")
+        return problems
+
+    def pattern(self, kind: AnswerKind = AnswerKind.COMPARISON, *, anchored: bool = True) -> str:
+        r"""A regular expression that matches exactly the well-formed answers of this product.
+
+        The cross-field rules are part of it: a passed answer cannot name a mode. `anchored` puts `\A` and `\Z`
+        around it (`$` would let a trailing newline through); constrained decoding wants it without.
+        """
+        labels = _LABELS[kind]
+        image_type = f"(?:{'|'.join(map(re.escape, self.shapes))})_(?:{'|'.join(VIEWS)})"
+        columns = "|".join(str(column) for column in range(1, self.layout.columns + 1))
+        address = f"X:(?:{columns}), Y:[{''.join(self.layout.rows)}]"
+        head = f"- {labels['image_type']}->{image_type}\n- {labels['number_of_pins']}->{self.layout.pins} pins\n"
+        position = f"- {labels['defect_position']}->"
+        if kind is AnswerKind.STAR:
+            body = f"{head}{position}{address}"
+        else:
+            judgement, mode = f"- {labels['judgement']}->", f"- {labels['defect_mode']}->"
+            modes = "|".join(map(re.escape, self.defect_modes))
+            passed = f"{judgement}{PASSED}\n{mode}{PASSED}\n{position}{NO_ADDRESS}"
+            defective = f"{judgement}{DEFECTIVE}\n{mode}(?:{modes})\n{position}{address}"
+            body = f"{head}(?:{passed}|{defective})"
+        return rf"\A{body}\Z" if anchored else body
+
+    def _split(self, text: str, kind: AnswerKind) -> dict[str, str]:
+        labels = _LABELS[kind]
+        lines = text.split("\n")
+        if len(lines) != len(labels):
+            raise AnswerFormatError(f"expected {len(labels)} lines, found {len(lines)}: {text!r}")
+        forms = self._line_forms()
+        values = {}
+        for number, (line, (field, label)) in enumerate(zip(lines, labels.items(), strict=True), start=1):
+            prefix = f"- {label}->"
+            if not line.startswith(prefix):
+                raise AnswerFormatError(f"line {number}: expected '{prefix}…', found {line!r}")
+            value = line.removeprefix(prefix)
+            form, example = forms[field]
+            if not re.fullmatch(form, value):
+                raise AnswerFormatError(f"line {number}: expected {example} after '{prefix}', found {value!r}")
+            values[field] = value
+        return values
+
+    def _line_forms(self) -> dict[str, tuple[str, str]]:
+        shapes = "|".join(map(re.escape, self.shapes))
+        modes = (PASSED, *self.defect_modes)
+        addresses = "|".join(re.escape(str(address)) for address in self.layout.addresses)
+        return {
+            "image_type": (
+                f"(?:{shapes})_(?:{'|'.join(VIEWS)})",
+                " or ".join(f"{shape}_{view}" for shape in self.shapes for view in VIEWS),
+            ),
+            "number_of_pins": (f"{self.layout.pins} pins", f"'{self.layout.pins} pins'"),
+            "judgement": (f"{PASSED}|{DEFECTIVE}", f"'{PASSED}' or '{DEFECTIVE}'"),
+            "defect_mode": ("|".join(map(re.escape, modes)), f"one of {', '.join(modes)}"),
+            "defect_position": (
+                f"{NO_ADDRESS}|{addresses}",
+                f"'{NO_ADDRESS}' or an address in {self.layout}, such as '{self.layout.addresses[0]}',",
+            ),
+        }

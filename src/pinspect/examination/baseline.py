@@ -1,0 +1,143 @@
+"""The baseline that needs no model: NSOARTC pin scores, one threshold, and a small classifier for the defect mode.
+
+It is a row of every evaluation report: a model that does not beat it is not worth its watts. The threshold comes from
+captures of the train and validation splits, the classifier from the train split; the test split is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from pinspect.captures.splits import TRAIN, VALIDATION
+from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract
+from pinspect.core.errors import StageInputError
+from pinspect.core.manifests import read_manifest
+from pinspect.core.predictions import prediction
+from pinspect.core.prompts import answer_kind_of
+from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.dst import HIGHEST, SCORE, SCORES, score_columns, score_row
+from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins
+from pinspect.nsoartc.unit_space import UnitSpace, even_light
+
+UNTRAINED_THRESHOLD = 2.0  # twice what few passed pins reach: where no labelled defect says better
+_STEEPNESS = 4.0
+_RAW_COLUMNS = ("file", "source", "shape", "judgement", "defect_mode", "defect_position", "split")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the baseline says of one capture. score: of its highest pin. p_defective: 0.5 at the threshold; it orders
+    captures as the score does and is not calibrated."""
+
+    answer: Answer
+    score: float
+    p_defective: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted baseline. thresholds: by source. modes: classifier over `MODE_FEATURES`, or None where the training
+    captures show fewer than two modes; `only_mode` is then what defects are called. scores: the table it answers from,
+    indexed by raw file, with source and shape."""
+
+    contract: AnswerContract
+    thresholds: Mapping[str, float]
+    modes: Pipeline | None
+    only_mode: str
+    scores: pd.DataFrame
+
+    def inspect(self, file: str, view: str = "DST") -> Finding:
+        """The finding for a capture of the dst folder, by its file in the raw folder.
+
+        Raises StageInputError when the dst stage has set the capture aside or does not know it.
+        """
+        if file not in self.scores.index:
+            raise StageInputError(
+                f"{file}: no pin scores in data/dst/{SCORES}; see data/dst/manifest.csv for the reason"
+            )
+        row = self.scores.loc[file]
+        return self._find(row, row["shape"], row["source"], view)
+
+    def inspect_gray(self, gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
+        """The finding for a capture that is in no folder: float32 (H, W), 0..1. Raises AlignmentError."""
+        aligned = warp(gray, align(gray, unit_space.mean, maximum_shift), unit_space.size)
+        measures = measure_pins(even_light(aligned, unit_space.templates), unit_space.templates)
+        return self._find(score_row(measures, unit_space), unit_space.shape, source, "DST")
+
+    def predictions(self, rows: Sequence[Mapping[str, object]], model: str) -> list[dict[str, object]]:
+        """Rows of the predictions table, one for each of the chat dataset's `rows`, under the name `model`."""
+        answered = []
+        for row in rows:
+            finding = self.inspect(str(row["file"]), str(row["view"]))
+            answer = self.contract.render(finding.answer, answer_kind_of(str(row["kind"])))
+            answered.append(prediction(row, answer, self.contract, model=model, p_defective=finding.p_defective))
+        return answered
+
+    def _find(self, row: Mapping[str, object], shape: str, source: str, view: str) -> Finding:
+        threshold = self.thresholds.get(source, UNTRAINED_THRESHOLD)
+        score = float(row[SCORE])
+        p_defective = 1 / (1 + (threshold / max(score, 1e-6)) ** _STEEPNESS)
+        if score < threshold:
+            return Finding(self.contract.passed(shape, view), score, p_defective)
+        mode = self.only_mode
+        if self.modes is not None:
+            mode = str(self.modes.predict(np.array([[float(row[name]) for name in MODE_FEATURES]]))[0])
+        address = self.contract.layout.address(str(row[HIGHEST]))
+        return Finding(self.contract.defective(shape, view, mode, address), score, p_defective)
+
+
+def fit_baseline(dst: Path, raw: Path, contract: AnswerContract) -> Baseline:
+    """Fit the baseline on the dst folder `dst` and the labels of the raw folder `raw`.
+
+    Raises StageInputError when a table is missing.
+    """
+    scores = read_manifest(dst / SCORES, score_columns(contract.layout))
+    numbers = [column for column in scores.columns if column not in ("file", HIGHEST)]
+    scores = scores.astype(dict.fromkeys(numbers, float))
+    table = scores.merge(read_manifest(raw / "manifest.csv", _RAW_COLUMNS), on="file")
+    known = table[table["split"].isin((TRAIN, VALIDATION))]
+    thresholds = {
+        source: choose_threshold(rows[SCORE].to_numpy(), (rows["judgement"] == DEFECTIVE).to_numpy())
+        for source, rows in known.groupby("source")
+    }
+    train = known[
+        (known["split"] == TRAIN) & (known["judgement"] == DEFECTIVE) & (known["defect_position"] == known[HIGHEST])
+    ]
+    classes = sorted(train["defect_mode"].unique())
+    return Baseline(
+        contract=contract,
+        thresholds=thresholds,
+        modes=_mode_classifier(train) if len(classes) > 1 else None,
+        only_mode=classes[0] if classes else contract.defect_modes[0],
+        scores=table.set_index("file")[["source", "shape", *scores.columns.drop("file")]],
+    )
+
+
+def choose_threshold(scores: np.ndarray, defective: np.ndarray) -> float:
+    """The threshold with the fewest errors, escapes and overkills counted by their rates; where several have, the one
+    in the widest gap between scores.
+
+    scores: float (n,). defective: bool (n,). Without captures of both judgements it is UNTRAINED_THRESHOLD.
+    """
+    if defective.all() or not defective.any():
+        return UNTRAINED_THRESHOLD
+    ordered = np.log(np.unique(np.maximum(scores, 1e-6)))
+    candidates, gaps = (ordered[1:] + ordered[:-1]) / 2, np.diff(ordered)
+    if not len(candidates):
+        return UNTRAINED_THRESHOLD
+    called = scores[:, None] >= np.exp(candidates)
+    errors = (~called[defective]).mean(axis=0) + called[~defective].mean(axis=0)
+    best = np.isclose(errors, errors.min())
+    return float(np.exp(candidates[best][gaps[best].argmax()]))
+
+
+def _mode_classifier(train: pd.DataFrame) -> Pipeline:
+    return make_pipeline(StandardScaler(), SVC(C=10)).fit(train[list(MODE_FEATURES)].to_numpy(), train["defect_mode"])

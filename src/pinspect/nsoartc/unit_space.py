@@ -1,0 +1,366 @@
+"""The unit space of one shape: what passed captures of it have in common, and how far they differ."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pinspect.core.errors import AlignmentError, UnitSpaceError
+from pinspect.core.layout import Layout
+from pinspect.core.params import DstParams
+from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.light import light_field
+from pinspect.nsoartc.pin_scores import (
+    FEATURE_FLOORS,
+    SCORED,
+    PinTemplates,
+    measure_pins,
+    misfit,
+    pin_distances,
+    pin_templates,
+    top_brightness,
+)
+from pinspect.nsoartc.window_beta import distance_image
+
+_MAD_TO_SIGMA = 1.4826
+_OUTLIER = 3.0  # times the median of the references: the worst pin of one that is no fellow
+_STRANGER = 2.2  # times the median of the references: the misfit of one that is no fellow
+_QUORUM = 5
+_TOP_SHARE = 0.52  # of a pitch; the size of a top where rows and columns are as many and the box cannot tell
+_STEEP_QUANTILE = 0.98  # of the mean's steepness: drawn in full
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class UnitSpace:
+    """The unit space of one shape, in px of its mean image.
+
+    shape: pin shape. layout: rows and columns. mean: float32 (H, W), the references' mean gray, 0..1, light evened.
+    location, scale: float32 (rows of windows, columns of windows), median and robust standard deviation of the
+    references' DST in every window. field_box: float64 (4,), x0, y0, x1, y1 round the outer pins' tops. references:
+    file names. outliers: names of those references that differ from their fellows and were left out of the mean.
+    white: the DST value that a DST view shows as full brightness. pin_location: float32 (pins, 5), pin_precision:
+    float32 (5, 5), the unit group of the pins' features. pin_white: the Mahalanobis distance that few passed pins
+    reach. window, stride: px.
+    """
+
+    shape: str
+    layout: Layout
+    mean: np.ndarray
+    location: np.ndarray
+    scale: np.ndarray
+    field_box: np.ndarray
+    references: tuple[str, ...]
+    outliers: tuple[str, ...]
+    white: float
+    pin_location: np.ndarray
+    pin_precision: np.ndarray
+    pin_white: float
+    window: int
+    stride: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the mean image, px."""
+        return self.mean.shape[1], self.mean.shape[0]
+
+    @property
+    def pitch(self) -> float:
+        """Distance of neighbouring pins' tops, px."""
+        return _pitch(self.field_box, self.layout)
+
+    @cached_property
+    def pin_centres(self) -> np.ndarray:
+        """Places of the pins' tops, float32 (pins, 2), x and y in px, in the order of `layout.addresses`."""
+        return pin_centres(self.field_box, self.layout)
+
+    @property
+    def cell_box(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 (px) of the rectangle that rows x columns square cells of one pitch fill."""
+        (x0, y0), (x1, y1) = self.pin_centres[0] - self.pitch / 2, self.pin_centres[-1] + self.pitch / 2
+        return float(x0), float(y0), float(x1), float(y1)
+
+    @cached_property
+    def templates(self) -> PinTemplates:
+        """The mean's pins, prepared for measuring."""
+        return pin_templates(self.mean, self.pin_centres, self.pitch)
+
+    @cached_property
+    def outline(self) -> np.ndarray:
+        """How steep the mean is, float32 (H, W), 0..1: the edges of what a passed capture shows."""
+        smooth = cv2.GaussianBlur(self.mean, (0, 0), 1.0)
+        steepness = cv2.magnitude(cv2.Scharr(smooth, cv2.CV_32F, 1, 0), cv2.Scharr(smooth, cv2.CV_32F, 0, 1))
+        return np.minimum(steepness / max(float(np.quantile(steepness, _STEEP_QUANTILE)), 1e-6), 1).astype(np.float32)
+
+    def pin_distances(self, measures: np.ndarray) -> np.ndarray:
+        """How far each pin, as `measure_pins` found it, lies from the unit space: float32 (pins,)."""
+        return pin_distances(measures, self.pin_location, self.pin_precision)
+
+    def misfit(self, aligned: np.ndarray) -> float:
+        """How little an aligned capture (float32 (H, W)) looks like this shape; the shape it has gives the least."""
+        return misfit(even_light(aligned, self.templates), self.templates)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the artifact's content."""
+        return hashlib.sha256(self._packed()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact as npz; the same unit space gives the same bytes."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self._packed())
+
+    @classmethod
+    def load(cls, path: str | Path) -> UnitSpace:
+        """Read an artifact. Raises UnitSpaceError when the file is missing or no unit space."""
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
+            layout = Layout(tuple(str(row) for row in arrays.pop("rows")), int(arrays.pop("columns")))
+            values = {name: _unpacked(name, array) for name, array in arrays.items()}
+            return cls(layout=layout, **values)
+        except FileNotFoundError:
+            raise UnitSpaceError(f"{path}: not found; run the dst stage first") from None
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise UnitSpaceError(f"{path}: no unit space of this version ({error}); run the dst stage again") from None
+
+    def _packed(self) -> bytes:
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
+        arrays |= {"rows": self.layout.rows, "columns": self.layout.columns}
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, value in sorted(arrays.items()):
+                content = io.BytesIO()
+                array = np.array(value, dtype=np.str_) if isinstance(value, tuple) else np.asarray(value)
+                np.lib.format.write_array(content, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+                # A fixed time stamp: equal content must give equal bytes.
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", _FIXED_TIME), content.getvalue(), zipfile.ZIP_DEFLATED)
+        return packed.getvalue()
+
+
+def even_light(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
+    """Take the smooth difference in light between an aligned capture (float32 (H, W)) and the mean out of it."""
+    size = (aligned.shape[1], aligned.shape[0])
+    return aligned / light_field(top_brightness(aligned, templates), templates.centres, size)
+
+
+def build_unit_space(
+    references: Sequence[np.ndarray],
+    names: Sequence[str],
+    field_boxes: Sequence[Sequence[float]] | None,
+    shape: str,
+    layout: Layout,
+    params: DstParams,
+) -> UnitSpace:
+    """Make the unit space of `shape` from its references.
+
+    references: float32 (H, W) each, gray in 0..1, all of one size. names: what errors and `outliers` call them.
+    field_boxes: x0, y0, x1, y1 (px, in the reference's own image) round its pins' tops; None where unknown: the pin
+    field is then found by its brightness. The references need not be aligned with one another.
+
+    Raises UnitSpaceError when there are fewer than `params.minimum_references`, when one differs in size or shows
+    something else, or when no pin field is found.
+    """
+    _check(references, names, shape, params)
+    alignments = _common_place(references, names, params)
+    size = references[0].shape[::-1]
+    aligned = np.stack([warp(gray, place, size) for gray, place in zip(references, alignments, strict=True)])
+    box = _field_box(aligned, alignments, field_boxes, shape, layout)
+    centres, pitch = pin_centres(box, layout), _pitch(box, layout)
+    middle, kept = np.median(aligned, axis=0), np.ones(len(references), bool)
+    for _ in range(2):
+        templates = pin_templates(middle, centres, pitch)
+        evened = np.stack([even_light(image, templates) for image in aligned])
+        kept = _fellows(evened, templates)
+        middle = evened[kept].mean(axis=0)
+    return _summarised(middle, evened, kept, names, box, shape, layout, params)
+
+
+def pin_centres(field_box: np.ndarray, layout: Layout) -> np.ndarray:
+    """Places of the pins' tops in a pin field whose outer tops `field_box` (x0, y0, x1, y1) hugs: float32 (pins, 2)."""
+    x0, y0, x1, y1 = field_box
+    pitch = _pitch(field_box, layout)
+    column, row = np.meshgrid(np.arange(layout.columns), np.arange(len(layout.rows)))
+    x = (x0 + x1) / 2 + (column - (layout.columns - 1) / 2) * pitch
+    y = (y0 + y1) / 2 + (row - (len(layout.rows) - 1) / 2) * pitch
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
+
+
+def _pitch(field_box: np.ndarray, layout: Layout) -> float:
+    # The box is (columns - 1) pitches and one top wide, (rows - 1) pitches and one top high.
+    width, height = field_box[2] - field_box[0], field_box[3] - field_box[1]
+    if layout.columns != len(layout.rows):
+        return float((width - height) / (layout.columns - len(layout.rows)))
+    return float(width / (layout.columns - 1 + _TOP_SHARE))
+
+
+def _check(references: Sequence[np.ndarray], names: Sequence[str], shape: str, params: DstParams) -> None:
+    if len(references) < params.minimum_references:
+        raise UnitSpaceError(
+            f"shape {shape}: {len(references)} references, at least {params.minimum_references} are needed "
+            "(dst.minimum_references); mark more passed captures with the role 'reference' in labels.csv"
+        )
+    for gray, name in zip(references, names, strict=True):
+        if gray.shape != references[0].shape:
+            found, expected = (f"{array.shape[1]} x {array.shape[0]} px" for array in (gray, references[0]))
+            raise UnitSpaceError(
+                f"reference {name} of shape {shape} has {found}, {names[0]} has {expected}; "
+                "capture all references at one size"
+            )
+
+
+def _common_place(references: Sequence[np.ndarray], names: Sequence[str], params: DstParams) -> list[Alignment]:
+    """Alignments of all references to the middle of their own places, so that no single one sets the frame."""
+    first = _all_aligned(references, names, references[0], params)
+    middle = np.mean([_square(place.matrix) for place in first], axis=0)
+    inverse = np.linalg.inv(middle)
+    size = references[0].shape[::-1]
+    moved = [
+        Alignment((inverse @ _square(place.matrix))[:2].astype(np.float32), place.score, place.shift) for place in first
+    ]
+    mean = np.median([warp(gray, place, size) for gray, place in zip(references, moved, strict=True)], axis=0)
+    return _all_aligned(references, names, mean.astype(np.float32), params)
+
+
+def _all_aligned(
+    references: Sequence[np.ndarray], names: Sequence[str], mean: np.ndarray, params: DstParams
+) -> list[Alignment]:
+    alignments = []
+    for gray, name in zip(references, names, strict=True):
+        try:
+            alignments.append(align(gray, mean, params.maximum_shift))
+        except AlignmentError as error:
+            raise UnitSpaceError(f"reference {name} cannot be laid over its fellows: {error}") from None
+    return alignments
+
+
+def _square(matrix: np.ndarray) -> np.ndarray:
+    return np.vstack([matrix.astype(np.float64), [0, 0, 1]])
+
+
+def _field_box(
+    aligned: np.ndarray,
+    alignments: Sequence[Alignment],
+    field_boxes: Sequence[Sequence[float]] | None,
+    shape: str,
+    layout: Layout,
+) -> np.ndarray:
+    if field_boxes is not None:
+        corners = np.asarray(field_boxes, np.float64).reshape(-1, 2, 2)
+        centres = corners.mean(axis=1)
+        moved = [a.matrix[:, :2] @ centre + a.matrix[:, 2] for a, centre in zip(alignments, centres, strict=True)]
+        centre, half = _middle_mean(np.array(moved)), _middle_mean(corners[:, 1] - corners[:, 0]) / 2
+        box = np.concatenate([centre - half, centre + half])
+    else:
+        box = _bright_box(np.median(aligned, axis=0))
+    pitch = _pitch(box, layout)
+    height, width = aligned.shape[1:]
+    if not 8 <= pitch <= min(width / layout.columns, height / len(layout.rows)) * 1.3:
+        raise UnitSpaceError(
+            f"shape {shape}: found no field of {len(layout.rows)} x {layout.columns} pins, bright is "
+            f"{box.round().tolist()}; give field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
+        )
+    return box
+
+
+def _middle_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half (by value, along the first axis): boxes are whole px, and one of them may be wrong."""
+    cut = len(values) // 4
+    return np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0)
+
+
+def _bright_box(mean: np.ndarray) -> np.ndarray:
+    """The box round everything bright that is of a pin's size: pins are pale, the shell is dark."""
+    levels = (mean * 255).clip(0, 255).astype(np.uint8)
+    _, bright = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(bright)
+    left, top, width, height, area = boxes[1:].T
+    # A lit rim of the shell is long and thin, a speck is small: neither fills its box as pins do.
+    pins = (area > area.max(initial=0) / 20) & (np.minimum(width, height) > 0.04 * mean.shape[0])
+    if not pins.any():
+        return np.zeros(4)
+    return np.array(
+        [left[pins].min(), top[pins].min(), (left + width)[pins].max() - 1, (top + height)[pins].max() - 1], np.float64
+    )
+
+
+def _fellows(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
+    """Which references, (n, H, W), are like their fellows, as a whole and pin by pin: bool (n,).
+
+    Fewer than five cannot outvote one of them: all are kept then.
+    """
+    if len(evened) < _QUORUM:
+        return np.ones(len(evened), bool)
+    features = np.stack([measure_pins(image, templates) for image in evened])
+    location = np.median(features[..., :SCORED], axis=0)
+    precision = _precision((features[..., :SCORED] - location).reshape(-1, SCORED))
+    worst_pin = np.array([pin_distances(measures, location, precision).max() for measures in features])
+    whole = np.array([misfit(image, templates) for image in evened])
+    return (worst_pin <= _OUTLIER * np.median(worst_pin)) & (whole <= _STRANGER * np.median(whole))
+
+
+def _summarised(
+    mean: np.ndarray,
+    evened: np.ndarray,
+    kept: np.ndarray,
+    names: Sequence[str],
+    box: np.ndarray,
+    shape: str,
+    layout: Layout,
+    params: DstParams,
+) -> UnitSpace:
+    mean = mean.astype(np.float32)
+    fellows = evened[kept]
+    # A reference is part of its own mean: what it differs from it is smaller than what a new capture differs, by this.
+    widen = np.sqrt((len(fellows) + 1) / (len(fellows) - 1))
+    distances = np.stack([distance_image(image, mean, params.window, params.stride) for image in fellows]) * widen
+    location = np.median(distances, axis=0)
+    scale = _MAD_TO_SIGMA * np.median(np.abs(distances - location), axis=0)
+    templates = pin_templates(mean, pin_centres(box, layout), _pitch(box, layout))
+    features = np.stack([measure_pins(image, templates)[:, :SCORED] for image in fellows])
+    pin_location = np.median(features, axis=0).astype(np.float32)
+    deviations = (features - pin_location).reshape(-1, SCORED) * widen
+    precision = _precision(deviations)
+    own = np.sqrt(np.einsum("nk,kl,nl->n", deviations, precision, deviations))
+    return UnitSpace(
+        shape=shape,
+        layout=layout,
+        mean=mean,
+        location=location.astype(np.float32),
+        scale=scale.astype(np.float32),
+        field_box=box.astype(np.float64),
+        references=tuple(names),
+        outliers=tuple(name for name, is_kept in zip(names, kept, strict=True) if not is_kept),
+        white=float(np.quantile(distances, params.scale_quantile)),
+        pin_location=pin_location,
+        pin_precision=precision.astype(np.float32),
+        pin_white=float(max(np.quantile(own, params.scale_quantile), 3.0)),
+        window=params.window,
+        stride=params.stride,
+    )
+
+
+def _precision(deviations: np.ndarray) -> np.ndarray:
+    """Inverse covariance, (5, 5), of the references' pins, pooled; robust, and never surer than the floors allow."""
+    spread = np.maximum(_MAD_TO_SIGMA * np.median(np.abs(deviations), axis=0), FEATURE_FLOORS)
+    covariance = np.cov(np.clip(deviations, -3 * spread, 3 * spread).T)
+    return np.linalg.inv(0.9 * covariance + 0.1 * np.diag(spread**2) + np.diag((0.3 * FEATURE_FLOORS) ** 2))
+
+
+def _unpacked(name: str, array: np.ndarray) -> object:
+    if name in ("references", "outliers"):
+        return tuple(str(text) for text in array)
+    if name == "shape":
+        return str(array)
+    if name in ("window", "stride"):
+        return int(array)
+    return float(array) if array.ndim == 0 else array

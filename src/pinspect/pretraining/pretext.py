@@ -1,0 +1,271 @@
+"""Pre-text: what the base learns from before it ever meets a real line.
+
+Everything here comes from the virtual line, from many random set-ups of it, and is told in neutral words. The base
+learns to see pins, to name addresses and to compare two pictures; which of the changes is a defect, and what a line
+calls it, is left to the adapter. No judgement and no defect mode of the answer contract occurs in any pre-text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from pinspect.composites import drawing as composite
+from pinspect.core import prompts
+from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.core.errors import UnitSpaceError
+from pinspect.core.layout import Address, Layout
+from pinspect.core.params import DstParams
+from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.dst_view import dst_view
+from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
+from pinspect.virtual_line import renderer as virtual_line
+from pinspect.virtual_line.renderer import LineSetup, Pins, Rendered
+
+SHAPES = ("CYLN", "SQUR")
+UNCHANGED = "unchanged"
+CHANGES = ("leaning", "lower", "absent", "darker", "shifted", "thinner")
+CELL_CLASSES = (UNCHANGED, *CHANGES, "star")
+JPEG_QUALITY = 95
+_ATTEMPTS = 20
+
+# The prompts and answers of the contract, told without its judgements and defect modes.
+_NEUTRAL_WORDS = {"defective": "changed", "defect": "change", "passed": UNCHANGED}
+
+
+def neutral(text: str) -> str:
+    """`text` in the pre-text's neutral words: `passed` becomes `unchanged`, `defect` becomes `change`."""
+    return re.sub("|".join(_NEUTRAL_WORDS), lambda found: _NEUTRAL_WORDS[found[0]], text)
+
+
+def neutral_messages(messages: list[prompts.Message]) -> list[prompts.Message]:
+    """Chat messages with every text in neutral words."""
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "text", "text": neutral(part["text"])} if part["type"] == "text" else part
+                for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def neutral_answer(layout: Layout, shape: str, view: str, cells: np.ndarray, kind: AnswerKind) -> str | None:
+    """The five-line answer in neutral words; None where more than one cell changed, since an answer names one pin.
+
+    cells: integers (pins,), an index into CELL_CLASSES for each pin.
+    """
+    contract = AnswerContract(layout, SHAPES, CHANGES)
+    changed = np.flatnonzero(cells)
+    if len(changed) > 1:
+        return None
+    if len(changed) == 0:
+        answer = contract.passed(shape, view)
+    else:
+        pin = int(changed[0])
+        answer = contract.defective(shape, view, CELL_CLASSES[cells[pin]], layout.addresses[pin])
+    return neutral(contract.render(answer, kind))
+
+
+def neutral_star(layout: Layout, shape: str, view: str, address: Address) -> str:
+    """The three-line star answer in neutral words."""
+    contract = AnswerContract(layout, SHAPES, CHANGES)
+    return neutral(contract.render(contract.star(shape, view, address), AnswerKind.STAR))
+
+
+@dataclass
+class SetupPool:
+    """Composites of one virtual set-up, as JPEG bytes.
+
+    references and inspected hold a list of pictures for each view; cells is int8 (inspected, pins), what happened to
+    each pin, as an index into CELL_CLASSES.
+    """
+
+    shape: str
+    references: dict[str, list[bytes]]
+    inspected: dict[str, list[bytes]]
+    cells: np.ndarray
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """How much pre-text to render."""
+
+    setups: int = 220
+    unit_space_references: int = 7
+    references: int = 4
+    inspected: int = 40
+    seed: int = 1
+
+
+def build_pool(directory: Path, plan: PoolPlan, layout: Layout, dst: DstParams, cell: int, workers: int) -> list[Path]:
+    """Render the pre-text, one file a set-up; set-ups that are there already are kept, so a stopped build resumes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"setup-{number:04d}.npz" for number in range(plan.setups)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    if missing:
+        jobs = [(paths[number], number, plan, layout, dst, cell) for number in missing]
+        with ProcessPoolExecutor(workers) as executor:
+            list(tqdm(executor.map(_build_setup, jobs), total=len(jobs), desc="pre-text", unit="set-up"))
+    return paths
+
+
+def load_pool(paths: list[Path]) -> list[SetupPool]:
+    """Read the rendered set-ups into memory (JPEG bytes: about 40 KB a composite)."""
+    pools = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as stored:
+            data, ends = stored["data"].tobytes(), np.cumsum(stored["lengths"])
+            pictures = [data[end - length : end] for end, length in zip(ends, stored["lengths"], strict=True)]
+            per_view = [
+                (view, role, int(count)) for (view, role), count in zip(_POOL_ORDER, stored["counts"], strict=True)
+            ]
+            pool = SetupPool(str(stored["shape"]), {}, {}, stored["cells"])
+        for view, role, count in per_view:
+            getattr(pool, role)[view], pictures = pictures[:count], pictures[count:]
+        pools.append(pool)
+    return pools
+
+
+def decode(jpeg: bytes) -> np.ndarray:
+    """The composite in JPEG bytes as RGB uint8 (H, W, 3)."""
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+_POOL_ORDER = [(view, role) for view in VIEWS for role in ("references", "inspected")]
+
+
+def _build_setup(job: tuple) -> None:
+    cv2.setNumThreads(1)
+    path, number, *rest = job
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _render_setup(path, number, attempt, *rest)
+        except UnitSpaceError:
+            # A random camera may see a line that no one would build: another one takes its place.
+            continue
+    raise RuntimeError(f"set-up {number}: no usable line in {_ATTEMPTS} attempts; narrow virtual_line.random_setup")
+
+
+def _render_setup(
+    path: Path, number: int, attempt: int, plan: PoolPlan, layout: Layout, dst: DstParams, cell: int
+) -> None:
+    rng = np.random.default_rng([plan.seed, number, attempt])
+    shape = SHAPES[number % len(SHAPES)]
+    setup = virtual_line.random_setup(rng, shape)
+    references = [
+        _photograph(rng, setup, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)
+    ]
+    space = build_unit_space(
+        [_gray(image) for image in references],
+        [f"reference {index}" for index in range(len(references))],
+        None,
+        shape,
+        layout,
+        dst,
+    )
+    pictures: dict[tuple[str, str], list[bytes]] = {key: [] for key in _POOL_ORDER}
+    for _ in range(plan.references):
+        image = _photograph(rng, setup, _passed(rng, setup, layout), layout)
+        _add_views(pictures, "references", image, space, layout, cell, dst)
+    cells = np.zeros((plan.inspected, layout.pins), np.int8)
+    for row in cells:
+        pins = _passed(rng, setup, layout)
+        for pin in _changed_pins(rng, layout):
+            row[pin] = rng.integers(1, len(CHANGES) + 1)
+            _CHANGE[CELL_CLASSES[row[pin]]](pins, int(pin), rng, layout, setup)
+        _add_views(pictures, "inspected", _photograph(rng, setup, pins, layout), space, layout, cell, dst)
+    ordered = [picture for key in _POOL_ORDER for picture in pictures[key]]
+    # np.savez appends .npz where the name lacks it; the rename makes a present file a complete one.
+    partial = path.with_name(f".{path.name}")
+    np.savez(
+        partial,
+        shape=shape,
+        cells=cells,
+        counts=[len(pictures[key]) for key in _POOL_ORDER],
+        lengths=[len(picture) for picture in ordered],
+        data=np.frombuffer(b"".join(ordered), np.uint8),
+    )
+    partial.rename(path)
+
+
+def _passed(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:
+    return virtual_line.tolerated_pins(rng, setup, layout)
+
+
+def _photograph(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layout) -> np.ndarray:
+    rendered: Rendered = virtual_line.render(rng, setup, pins, layout)
+    return decode(virtual_line.encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range))))
+
+
+def _gray(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+
+
+def _add_views(
+    pictures: dict[tuple[str, str], list[bytes]],
+    role: str,
+    image: np.ndarray,
+    space: UnitSpace,
+    layout: Layout,
+    cell: int,
+    dst: DstParams,
+) -> None:
+    gray = _gray(image)
+    alignment = align(gray, space.mean, dst.maximum_shift)
+    distance = dst_view(warp(gray, alignment, space.size), space)
+    for view, source, matrix in (("RAW", image, alignment.matrix), ("DST", distance, np.eye(2, 3))):
+        field = composite.rectify(source, matrix, space.cell_box, layout, cell)
+        picture = composite.single(field, layout, cell)
+        pictures[view, role].append(virtual_line.encode_jpeg(picture, JPEG_QUALITY))
+
+
+def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
+    """None, one or several pins: answers name one pin, but dense supervision learns more from several."""
+    kind = rng.random()
+    count = 0 if kind < 0.25 else 1 if kind < 0.75 else int(rng.integers(2, 7))
+    return rng.choice(layout.pins, size=count, replace=False)
+
+
+def _lean(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    virtual_line.lean_clear_of_neighbours(pins, pin, rng.uniform(7, 21), rng, layout, setup)
+
+
+def _lower(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    pins.height[pin] *= 1 - rng.uniform(0.18, 0.62)
+
+
+def _take_away(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    pins.present[pin] = 0
+
+
+def _darken(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    pins.grey[pin] *= rng.uniform(0.55, 0.85)
+
+
+def _shift(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.22)
+    pins.shift_x[pin], pins.shift_y[pin] = far * np.cos(angle), far * np.sin(angle)
+
+
+def _thin(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    pins.width[pin] *= rng.uniform(0.7, 0.88)
+
+
+_CHANGE: dict[str, Callable[[Pins, int, np.random.Generator, Layout, LineSetup], None]] = {
+    "leaning": _lean,
+    "lower": _lower,
+    "absent": _take_away,
+    "darker": _darken,
+    "shifted": _shift,
+    "thinner": _thin,
+}

@@ -1,0 +1,353 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import great_expectations.expectations as gxe
+import pandas as pd
+import pytest
+from great_expectations.expectations import registry
+
+from pinspect.chat import checks as answer_checks
+from pinspect.chat import dataset as chat
+from pinspect.chat.checks import CheckResult, ExpectAnswerToKeepTheContract
+from pinspect.core import prompts
+from pinspect.core.answers import AnswerContract, AnswerKind
+from pinspect.core.errors import AnswerCheckFailed
+from pinspect.core.params import load_params
+from tests.support import chat_line
+
+STAGES = Path(__file__).resolve().parents[2] / "stages"
+KINDS = {"two_image": 3, "one_image": 1, "stacked": 2}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A line with a chat dataset of every prompt kind."""
+    root = tmp_path_factory.mktemp("line")
+    params = chat_line.make_line(root, inspected=64, stacked=True)
+    data = root / "data"
+    asked = params.chat.model_copy(update={"kinds": KINDS})
+    dataset = chat.build_chat(data / "raw", data / "dst", data / "composited", params.contract(), asked)
+    chat.write_chat(dataset, data / "chat")
+    return root
+
+
+@pytest.fixture(scope="module")
+def contract(line: Path) -> AnswerContract:
+    return load_params(line / "params.yaml").contract()
+
+
+@pytest.fixture
+def rows(line: Path) -> dict[str, list[dict]]:
+    return {split: chat.read_chat(line / f"data/chat/{split}.jsonl") for split in chat.SPLITS}
+
+
+def check(rows: dict[str, list[dict]], contract: AnswerContract, minimum_rows: int = 20) -> CheckResult:
+    expectations = [
+        *answer_checks.answer_expectations(contract),
+        *answer_checks.dataset_expectations(contract, minimum_rows),
+    ]
+    table = answer_checks.tabulate(rows, contract)
+    return answer_checks.validate(table, expectations, contract, index_columns=("id", "line", "capture"))
+
+
+def of(
+    rows: dict[str, list[dict]],
+    *,
+    kind: str = "two_image",
+    shot: str = "zero_shot",
+    judged: str = "",
+    not_in: Sequence[str] = (),
+) -> dict:
+    """The first test row of a kind and shot, and judgement if given, whose line is not in `not_in`."""
+    return next(
+        row
+        for number, row in enumerate(rows["test"], start=1)
+        if f"test.jsonl, line {number}" not in not_in
+        and (row["kind"], row["shot"]) == (kind, shot)
+        and judged in row["answer"]
+    )
+
+
+def answer(row: dict, text: object) -> None:
+    """Let `row` expect `text`, in its messages too."""
+    row["answer"] = text
+    row["messages"][-1]["content"][0]["text"] = text
+
+
+def replace(row: dict, old: str, new: str) -> None:
+    assert old in row["answer"]
+    answer(row, row["answer"].replace(old, new))
+
+
+def swap_view(row: dict) -> None:
+    replace(row, row["view"], "DST" if row["view"] == "RAW" else "RAW")
+
+
+def drop_image(row: dict) -> None:
+    row["images"].pop()
+
+
+def drop_image_and_placeholder(row: dict) -> None:
+    row["images"].pop()
+    row["messages"][-2]["content"].pop(0)
+
+
+def spoil_star(row: dict) -> None:
+    row["messages"][1]["content"][0]["text"] += " "
+
+
+def forget_star(row: dict) -> None:
+    del row["messages"][:2]
+
+
+DEFECTIVE = {"judged": "->defective"}
+PASSED = {"judged": "->passed"}
+STAR = {"shot": "one_shot"}
+RULES = [
+    ("the answer keeps the contract's comparison form", {}, lambda row: answer(row, row["answer"] + "\n")),
+    ("the answer keeps the contract's comparison form", {}, lambda row: answer(row, "")),
+    ("the answer keeps the contract's discrimination form", {"kind": "one_image"}, lambda row: answer(row, "bend")),
+    ("the answer keeps the contract's comparison form", {"kind": "stacked"}, lambda row: answer(row, "bend")),
+    ("the image type is a known shape and view", {}, lambda row: replace(row, "type->", "type->X")),
+    ("the number of pins is that of the layout", {}, lambda row: replace(row, "27 pins", "26 pins")),
+    ("the judgement is passed or defective", DEFECTIVE, lambda row: replace(row, "defective", "doubtful")),
+    ("the defect mode is a known one", PASSED, lambda row: replace(row, "mode->passed", "mode->rusty")),
+    ("the defect position is NA or lies in the layout", PASSED, lambda row: replace(row, "->NA", "->X:10, Y:U")),
+    ("the image type is the shape and view of the row", {}, swap_view),
+    ("a passed answer names no defect mode", PASSED, lambda row: replace(row, "mode->passed", "mode->bend")),
+    ("a passed answer names no defect position", PASSED, lambda row: replace(row, "->NA", "->X:1, Y:U")),
+    (
+        "a defective answer names its defect mode",
+        DEFECTIVE,
+        lambda row: answer(row, re.sub("mode->.*", "mode->passed", row["answer"])),
+    ),
+    (
+        "a defective answer names its defect position",
+        DEFECTIVE,
+        lambda row: answer(row, re.sub("position->.*", "position->NA", row["answer"])),
+    ),
+    *(
+        (f"every row has '{name}'", {}, lambda row, name=name: row.update({name: None}))
+        for name in answer_checks.REQUIRED
+    ),
+    ("the split is a known one", {}, lambda row: row.update(split="holdout")),
+    ("a row lies in the file of its split", {}, lambda row: row.update(split="train")),
+    ("the shape is a known one", {}, lambda row: row.update(shape="HEXA")),
+    ("the view is a known one", {}, lambda row: row.update(view="XRAY")),
+    ("the prompt kind is a known one", {}, lambda row: row.update(kind="three_image")),
+    ("the shot is a known one", {}, lambda row: row.update(shot="few_shot")),
+    (
+        "the form of the answer is the one that the prompt asks for",
+        {},
+        lambda row: row.update(answer_kind="discrimination"),
+    ),
+    (
+        "the messages are in the chat form and end with the assistant's turn",
+        {},
+        lambda row: row.update(messages=["what do you see?"]),
+    ),
+    (
+        "the messages are in the chat form and end with the assistant's turn",
+        {},
+        lambda row: row.update(messages=prompts.without_answer(row["messages"])),
+    ),
+    ("the assistant's last turn is the expected answer", {}, lambda row: row.update(answer=row["answer"] + " ")),
+    ("there are as many images as placeholders", {}, drop_image),
+    ("there are as many images as the prompt kind and the shot need", {}, drop_image_and_placeholder),
+    ("a one-shot prompt has a worked example", STAR, forget_star),
+    ("the worked example of a two_image prompt keeps the contract's star form", STAR, spoil_star),
+    (
+        "the worked example of a stacked prompt keeps the contract's comparison form",
+        STAR | {"kind": "stacked"},
+        spoil_star,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def spoilt(line: Path, contract: AnswerContract) -> tuple[CheckResult, list[str]]:
+    """The result of one validation in which every entry of RULES has spoilt a row of its own, and these rows' lines."""
+    rows = {split: chat.read_chat(line / f"data/chat/{split}.jsonl") for split in chat.SPLITS}
+    lines = []
+    for _, where, spoil in RULES:
+        row = of(rows, **where, not_in=lines)
+        lines.append(f"test.jsonl, line {rows['test'].index(row) + 1}")
+        spoil(row)
+    return check(rows, contract), lines
+
+
+@pytest.mark.parametrize("number", range(len(RULES)), ids=[rule for rule, *_ in RULES])
+def test_a_row_that_breaks_a_rule_is_caught_and_named(spoilt, number):
+    result, lines = spoilt
+    broken = {failure.rule for failure in result.failures if failure.line == lines[number]}
+    assert RULES[number][0] in broken
+
+
+def test_rows_that_keep_the_rules_are_not_named_beside_those_that_break_them(spoilt):
+    result, lines = spoilt
+    assert not result.success
+    assert {failure.line for failure in result.failures} == set(lines)
+    assert result.failing_rows == len(lines) == len(RULES)
+
+
+def test_every_rule_of_the_suite_has_a_row_that_breaks_it(contract):
+    expectations = [
+        *answer_checks.answer_expectations(contract),
+        *answer_checks.dataset_expectations(contract, minimum_rows=20),
+    ]
+    tested_below = {
+        "there are at least 20 training rows (check.minimum_rows in params.yaml)",
+        "no id stands twice",
+        "no inspected capture is in two splits",
+    }
+    assert {expectation.description for expectation in expectations} == {rule for rule, *_ in RULES} | tested_below
+
+
+def test_the_dataset_as_it_is_made_keeps_every_rule(rows, contract):
+    result = check(rows, contract)
+    assert result.success
+    assert result.failures == []
+    assert all(record["element_count"] for record in result.expectations if "element_count" in record)
+    result.require_success("Nothing to correct.")
+
+
+def test_an_id_that_stands_twice_is_named_with_both_lines(rows, contract):
+    rows["test"][1]["id"] = rows["test"][0]["id"]
+    failures = [failure for failure in check(rows, contract).failures if failure.rule == "no id stands twice"]
+    assert [failure.line for failure in failures] == ["test.jsonl, line 1", "test.jsonl, line 2"]
+
+
+def test_an_inspected_capture_in_training_and_test_is_named(rows, contract):
+    leaked = rows["test"][0]
+    leaked["sha256"] = rows["train"][0]["sha256"]
+    failures = check(rows, contract).failures
+    assert [(failure.rule, failure.line) for failure in failures] == [
+        ("no inspected capture is in two splits", "test.jsonl, line 1")
+    ]
+
+
+def test_too_few_training_rows_are_refused_whatever_the_other_splits_hold(rows, contract):
+    enough = len(rows["train"])
+    assert check(rows, contract, minimum_rows=enough).success
+    result = check(rows, contract, minimum_rows=enough + 1)
+    with pytest.raises(AnswerCheckFailed, match=rf"the dataset: there are at least {enough + 1} .* found {enough}"):
+        result.require_success("Add captures.")
+
+
+def test_an_error_names_ten_rows_and_counts_the_others(rows, contract):
+    for row in rows["test"]:
+        answer(row, "no idea")
+    result = check(rows, contract)
+    with pytest.raises(AnswerCheckFailed) as raised:
+        result.require_success("Correct the labels.")
+    head, *named, more, advice = str(raised.value).splitlines()
+    assert head == f"{len(rows['test'])} of {result.rows} rows fail the answer checks:"
+    assert len(named) == answer_checks.ROWS_NAMED_IN_AN_ERROR
+    assert more == f"  and {len(rows['test']) - len(named)} more"
+    assert advice == "Correct the labels."
+    assert rows["test"][0]["capture"] in named[0]
+    assert "expected 5 lines, found 1: 'no idea'" in named[0]
+
+
+def test_an_expectation_that_great_expectations_drops_is_noticed(rows, contract, monkeypatch):
+    name = "expect_answer_to_keep_the_contract"
+    monkeypatch.delitem(registry._registered_expectations, name)
+    with pytest.raises(AnswerCheckFailed, match="dropped: the answer keeps the contract's comparison form"):
+        check(rows, contract)
+
+
+def test_two_expectations_with_one_name_are_noticed_since_only_one_would_be_told(rows, contract):
+    table = answer_checks.tabulate(rows, contract)
+    twice = [gxe.ExpectColumnValuesToBeUnique(column=column, description="a rule") for column in ("id", "line")]
+    with pytest.raises(AnswerCheckFailed, match="ran 1 of 2 answer checks"):
+        answer_checks.validate(table, twice, contract, index_columns=("id",))
+
+
+def test_the_custom_expectation_is_known_to_great_expectations_and_takes_plain_values(contract):
+    expectation = ExpectAnswerToKeepTheContract.for_contract(contract, AnswerKind.STAR, "worked_answer")
+    assert registry.get_expectation_impl("expect_answer_to_keep_the_contract") is ExpectAnswerToKeepTheContract
+    stored = json.loads(json.dumps(expectation.configuration.to_json_dict()))
+    assert stored["kwargs"]["layout_rows"] == list(contract.layout.rows)
+    assert stored["kwargs"]["defect_modes"] == list(contract.defect_modes)
+
+
+def test_a_model_s_answers_are_checked_by_the_same_rules_and_never_stop_anything(rows, contract):
+    predictions = pd.DataFrame(rows["test"])
+    assert answer_checks.check_model_answers(predictions, contract).success
+    wrong = of(rows, judged="->defective")
+    predictions.loc[predictions["id"] == wrong["id"], "answer"] = wrong["answer"].replace("->defective", "->passed")
+    result = answer_checks.check_model_answers(predictions, contract)
+    assert not result.success
+    assert result.failing_rows == 1
+    assert {failure.row_id for failure in result.failures} == {wrong["id"]}
+    assert {"a passed answer names no defect mode", "a passed answer names no defect position"} <= {
+        failure.rule for failure in result.failures
+    }
+
+
+def test_the_fields_of_an_answer_are_found_even_where_it_breaks_the_contract(contract):
+    text = "I think:\n- defect mode->bend\n- quantity of pins->12 pins\n- your judgement->"
+    assert answer_checks.answer_fields(text, contract, AnswerKind.DISCRIMINATION) == {
+        "image_type": None,
+        "number_of_pins": "12 pins",
+        "judgement": "",
+        "defect_mode": "bend",
+        "defect_position": None,
+    }
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A line whose chat dataset is made by the stage itself."""
+    chat_line.make_line(tmp_path)
+    assert run_stage("chat", tmp_path).returncode == 0
+    return tmp_path
+
+
+def run_stage(name: str, root: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, STAGES / f"{name}.py"], cwd=root, capture_output=True, text=True)
+
+
+def test_the_stage_writes_the_same_validation_again_and_data_docs_beside_it(workspace):
+    first = run_stage("check", workspace)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    validation = workspace / "reports/answers/validation.json"
+    written = validation.read_text()
+    assert json.loads(written)["success"] is True
+    assert run_stage("check", workspace).returncode == 0
+    assert validation.read_text() == written
+    docs = workspace / "reports/answers/docs"
+    assert (docs / "index.html").is_file()
+    pages = list(docs.glob("validations/**/*.html"))
+    assert len(pages) == 1
+    assert "a passed answer names no defect position" in pages[0].read_text()
+
+
+def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
+    path = workspace / "data/chat/train.jsonl"
+    row, *others = chat.read_chat(path)
+    answer(row, row["answer"].replace("27 pins", "28 pins"))
+    path.write_text("".join(json.dumps(each) + "\n" for each in (row, *others)))
+    before = {file: file.read_bytes() for file in (workspace / "data").rglob("*") if file.is_file()}
+    failed = run_stage("check", workspace)
+    assert failed.returncode == AnswerCheckFailed.exit_code
+    assert "Traceback" not in failed.stderr
+    head, named, advice = failed.stderr.splitlines()
+    assert head == f"1 of {sum(1 for _ in all_lines(workspace))} rows fail the answer checks:"
+    assert named.startswith(f"  train.jsonl, line 1, {row['capture']} ({row['id']}): ")
+    assert "line 2: expected '27 pins' after '- number of pins->', found '28 pins'" in named
+    assert "data/captures/labels.csv" in advice
+    assert {file: file.read_bytes() for file in (workspace / "data").rglob("*") if file.is_file()} == before
+    told = json.loads((workspace / "reports/answers/validation.json").read_text())
+    assert (told["success"], told["failing_rows"]) == (False, 1)
+    (page,) = (workspace / "reports/answers/docs").glob("validations/**/*.html")
+    assert row["id"] in page.read_text()
+
+
+def all_lines(root: Path) -> list[str]:
+    return [line for path in (root / "data/chat").glob("*.jsonl") for line in path.read_text().splitlines()]

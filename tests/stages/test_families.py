@@ -1,0 +1,406 @@
+"""Every model family keeps one contract: its prompts are its own, its adapters learn, its answers are well-formed.
+
+Each family stands in the report by its name. Its checkpoint is tiny and random, made from its own config and processor
+classes (tests/tiny_families.py), and goes through the code that a real checkpoint takes.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from pinspect.chat.dataset import build_chat
+from pinspect.core import environment as _quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import prompts
+from pinspect.core.answers import AnswerKind
+from pinspect.core.errors import ModelError, ParamsError, StageInputError
+from pinspect.model import loading
+from pinspect.model.adapter import train_adapter
+from pinspect.model.batching import IGNORED, prompt_text
+from pinspect.model.families import (
+    FAMILIES,
+    Checkpoint,
+    checkpoint_of,
+    composite_cell,
+    family_named,
+    require_images_fit,
+)
+from pinspect.model.generate import answer_rows
+from pinspect.model.loading import load_base, load_inspector, load_processor
+from pinspect.model.rows import RowEncoder, require_placeholders
+from tests.support import chat_line
+from tests.support.tiny_families import TINY_FAMILIES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """A small line of pictures, its parameters, and two rows of each shot: the two-image prompts of the contract."""
+    root = tmp_path_factory.mktemp("line")
+    params = chat_line.make_line(root, inspected=8)
+    data = root / "data"
+    made = build_chat(data / "raw", data / "dst", data / "composited", params.contract(), params.chat).rows["train"]
+    rows = [row for shot in prompts.SHOTS for row in [row for row in made if row["shot"] == shot][:2]]
+    (data / "chat").mkdir()
+    for split, content in (("train", rows), ("validation", [])):
+        (data / "chat" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return root, params, rows
+
+
+@pytest.fixture(scope="module", params=TINY_FAMILIES, ids=str)
+def checkpoint(request, tmp_path_factory) -> Checkpoint:
+    """The family's tiny checkpoint, saved to disk."""
+    tiny = TINY_FAMILIES[request.param]
+    folder = tiny.save(tmp_path_factory.mktemp(tiny.family) / "base")
+    return Checkpoint(FAMILIES[tiny.family], str(folder), folder)
+
+
+def small_training(params):
+    """Three steps over the same four rows, unchanged: so that the loss can be compared."""
+    train = params.train.model_copy(
+        update={
+            **{"maximum_steps": 3, "epochs": 3.0, "batch_size": 4, "learning_rate": 0.01, "warmup_share": 0.0},
+            **{"mirror": False, "light_jitter": 0.0, "precision": "float32"},
+            "counterexamples": params.train.counterexamples.model_copy(
+                update=dict.fromkeys(type(params.train.counterexamples).model_fields, 0.0)
+            ),
+        }
+    )
+    return params.model_copy(update={"train": train})
+
+
+# --- the contract, family by family
+
+
+def test_training_sees_the_prompt_that_generation_starts_from(line, checkpoint):
+    root, _, rows = line
+    processor = load_processor(checkpoint)
+    encoder = RowEncoder(processor, root / "data/composited")
+    for row in rows:
+        asked, trained = encoder.batch([row], answers=False), encoder.batch([row], answers=True)
+        length = asked["input_ids"].shape[1]
+        assert trained["input_ids"][0, :length].tolist() == asked["input_ids"][0].tolist() == encoder.chat(row).prompt
+        assert torch.equal(trained["pixel_values"], asked["pixel_values"])
+        assert (trained["labels"][0, :length] == IGNORED).all()
+        told = trained["labels"][0, length:].tolist()
+        assert processor.tokenizer.decode(told[:-1]) == row["answer"]
+        assert processor.tokenizer.convert_ids_to_tokens(told[-1]) == checkpoint.family.end_of_turn
+
+
+def test_a_prompt_holds_every_instruction_and_one_placeholder_an_image(line, checkpoint):
+    _, _, rows = line
+    processor = load_processor(checkpoint)
+    for row in rows:
+        text = prompt_text(processor, row["messages"], len(row["images"]))
+        parts = [part for message in prompts.without_answer(row["messages"]) for part in message["content"]]
+        assert all(part["text"] in text for part in parts if part["type"] == "text")
+        assert text.count(processor.image_token) == len(row["images"])
+        with pytest.raises(ValueError, match="image placeholders for 7 images"):
+            prompt_text(processor, row["messages"], 7)
+
+
+def test_the_model_looks_at_every_image(line, checkpoint, tmp_path):
+    root, _, rows = line
+    model, processor = load_base(checkpoint)
+    model.eval()
+    row = rows[-1]
+    shutil.copytree(root / "data/composited/images", tmp_path / "images")
+    encoder = RowEncoder(processor, tmp_path)
+
+    @torch.inference_mode()
+    def told() -> torch.Tensor:
+        return model(**encoder.batch([row], answers=False)).logits[0, -1]
+
+    before = told()
+    for name in row["images"]:
+        kept = (tmp_path / name).read_bytes()
+        picture = np.asarray(Image.open(tmp_path / name))
+        Image.fromarray(255 - picture).save(tmp_path / name)
+        assert not torch.allclose(told(), before, atol=1e-6), f"{name} is not looked at"
+        (tmp_path / name).write_bytes(kept)
+    assert torch.allclose(told(), before, atol=1e-6)
+
+
+def test_an_adapter_learns_answers_and_merges(line, checkpoint, tmp_path):
+    root, params, rows = line
+    asked, images, contract = small_training(params), root / "data/composited", params.contract()
+    train_adapter(asked, checkpoint, root / "data/chat", images, tmp_path / "adapter", tmp_path / "work")
+    losses = [float(text.split(",")[1]) for text in (tmp_path / "adapter/learning_curve.csv").read_text().split()[1:]]
+    assert len(losses) == 3 and losses[2] < losses[0]
+
+    inspector = load_inspector(checkpoint, tmp_path / "adapter")
+    answers = answer_rows(inspector, rows, images, contract, batch_size=4)
+    for row, answer in zip(rows, answers, strict=True):
+        contract.parse(answer.text, AnswerKind(row["answer_kind"]))
+    plain = answer_rows(inspector, rows, images, contract, batch_size=4, fast_forward=False)
+    assert [answer.p_defective for answer in answers] == pytest.approx([a.p_defective for a in plain], abs=1e-4)
+
+    merged = tmp_path / "merged"
+    shutil.copytree(checkpoint.folder, merged, ignore=shutil.ignore_patterns("*.safetensors"))
+    inspector.model.merge_and_unload().save_pretrained(merged)
+    again = answer_rows(load_inspector(checkpoint.at(merged)), rows, images, contract, batch_size=4)
+    assert [answer.p_defective for answer in again] == pytest.approx([a.p_defective for a in answers], abs=1e-3)
+
+
+# --- what every family must be told about
+
+
+def test_every_family_has_a_tiny_checkpoint_but_the_one_that_brings_its_own_code():
+    covered = {kind for tiny in TINY_FAMILIES.values() for kind in FAMILIES[tiny.family].model_types}
+    uncovered = {family.name for family in FAMILIES.values() if not covered & set(family.model_types)}
+    assert uncovered == {"phi-3.5-vision"}
+    assert {FAMILIES[tiny.family].vision_type for tiny in TINY_FAMILIES.values()} >= {"pixtral", "clip_vision_model"}
+
+
+def test_the_documented_table_is_the_one_in_the_code():
+    documented = (ROOT / "docs/models.md").read_text().split("<!-- families -->")[1].split("<!-- /families -->")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in documented.strip().splitlines()[2:]]
+    assert [row[:4] for row in rows] == [
+        [f"`{family.name}`", family.model_id, f"{family.parameters:g}", f"{family.stride} px"]
+        for family in FAMILIES.values()
+    ]
+    for row, family in zip(rows, FAMILIES.values(), strict=True):
+        assert (row[4] == "rescales") == family.rescales
+        assert row[5].split(" (")[0] == str(family.max_images) and ("trained" in row[5]) == bool(family.trained_images)
+        assert row[7] == (f"`{family.unsloth_id}`" if family.unsloth_id else "none")
+
+
+def test_a_composite_lays_each_pin_on_whole_tokens(line):
+    _, params, _ = line
+
+    def cell(family: str, wanted: int, *, aligned: bool = True) -> int:
+        drawn = params.composite.model_copy(update={"cell": wanted, "token_aligned": aligned})
+        model = params.model.model_copy(update={"family": family})
+        return composite_cell(params.model_copy(update={"composite": drawn, "model": model}))
+
+    assert cell("pinspect", 64) == 64
+    assert cell("qwen2-vl-7b", 64) == 84
+    assert cell("qwen3-vl-2b", 64) == 64
+    assert cell("pixtral-12b", 60) == 64
+    assert cell("pinspect", 60, aligned=False) == 60
+    for family in FAMILIES.values():
+        assert family.rescales or cell(family.name, 61) % family.stride == 0
+
+
+def test_the_family_s_own_processor_keeps_an_aligned_composite_as_it_is(line, checkpoint):
+    """Else the cells would not lie on whole tokens."""
+    if checkpoint.family.rescales:
+        assert composite_cell(with_model(line[1], family=checkpoint.family.name)) == 64
+        return
+    image_processor = load_processor(checkpoint).image_processor
+    made = image_processor([Image.new("RGB", (160, 64))], return_tensors="pt")
+    pixels = made["pixel_values"][0].numel() if "image_sizes" in made else made["image_grid_thw"].prod() * 8 * 8 * 3
+    assert int(pixels) == 160 * 64 * 3
+
+
+def with_model(params, **changes):
+    return params.model_copy(update={"model": params.model.model_copy(update=changes)})
+
+
+def test_more_images_than_a_family_takes_are_refused_and_more_than_it_learnt_with_are_told(line):
+    _, _, rows = line
+    assert require_images_fit(FAMILIES["qwen2-vl-7b"], rows) == []
+    (advice,) = require_images_fit(FAMILIES["llama-3.2-11b-vision"], rows)
+    assert "trained with 1 image a prompt, and rows show up to 3" in advice
+    with pytest.raises(StageInputError, match=r"shows 3 images, and small takes at most 2; choose other chat.kinds"):
+        require_images_fit(replace(FAMILIES["pinspect"], name="small", max_images=2), rows)
+
+
+def test_a_chat_template_that_loses_images_or_words_stops_the_chat_stage(line):
+    _, params, rows = line
+    checkpoint = checkpoint_of(params.model, ROOT)
+    processor = load_processor(checkpoint)
+    require_placeholders(processor, checkpoint.family, rows)
+    processor.chat_template = "{% for message in messages %}{{ message.role }}{% endfor %}"
+    with pytest.raises(StageInputError, match="pinspect's chat template has 0 image placeholders for 2 images"):
+        require_placeholders(processor, checkpoint.family, rows)
+    processor.chat_template = "<|image_pad|><|image_pad|>"
+    with pytest.raises(StageInputError, match="pinspect's chat template leaves out 'You are a visual inspector"):
+        require_placeholders(processor, checkpoint.family, rows[:1])
+
+
+def test_a_prompt_is_the_same_tomorrow(tmp_path):
+    """Llama's template would write today's date."""
+    folder = TINY_FAMILIES["Mllama"].save(tmp_path)
+    assert "strftime_now" in (folder / "chat_template.jinja").read_text()
+    processor = load_processor(Checkpoint(FAMILIES["llama-3.2-11b-vision"], str(folder), folder))
+    text = prompt_text(processor, prompts.one_image("RAW"), 1)
+    assert text.startswith("<|begin_of_text|><|start_header_id|>user") and text.endswith("<|end_header_id|>\n\n")
+
+
+# --- errors, each one line
+
+
+def one_line(caught) -> str:
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> Path:
+    return TINY_FAMILIES["Qwen2-VL"].save(tmp_path_factory.mktemp("qwen") / "base")
+
+
+def of(family: str, folder: Path) -> Checkpoint:
+    return Checkpoint(FAMILIES[family], str(folder), folder)
+
+
+def test_a_wrong_family_name_is_told_with_close_ones():
+    with pytest.raises(ParamsError) as caught:
+        family_named("qwen2vl-7b")
+    assert one_line(caught).startswith("params.yaml: model.family: no family 'qwen2vl-7b'; did you mean qwen2-vl-7b")
+    with pytest.raises(ParamsError, match=r"did you mean pinspect or phi-3.5-vision or .* or paligemma-2-3b"):
+        family_named("xyz")
+
+
+def test_a_checkpoint_of_another_family_is_told_with_the_right_one(qwen):
+    with pytest.raises(ModelError) as caught:
+        load_base(of("pixtral-12b", qwen))
+    assert "model.family is pixtral-12b, but config.json tells of model_type 'qwen2_vl'" in one_line(caught)
+    assert "choose qwen2-vl-2b or qwen2-vl-7b or qwen2-vl-72b" in str(caught.value)
+
+
+def test_pixtral_and_llava_are_told_apart(tmp_path):
+    pixtral = TINY_FAMILIES["Pixtral"].save(tmp_path)
+    with pytest.raises(ModelError, match="model_type 'llava'; choose pixtral-12b"):
+        load_processor(of("llava-1.5-7b", pixtral))
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("config.json", "lacks config.json"),
+        ("model.safetensors", "lacks model.safetensors or model.safetensors.index.json"),
+        ("processor_config.json", "lacks processor_config.json or preprocessor_config.json"),
+    ],
+)
+def test_a_checkpoint_folder_that_lacks_files_names_them(qwen, tmp_path, lost, told):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder, ignore=shutil.ignore_patterns(lost))
+    with pytest.raises(ModelError) as caught:
+        load_base(of("qwen2-vl-2b", folder))
+    assert f"{folder}: the base model {told}; download it again" in one_line(caught)
+
+
+def test_a_missing_shard_is_named(qwen, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    shutil.copy(qwen / "model.safetensors", folder / shards["a"])
+    with pytest.raises(ModelError, match=r"lacks model-00002-of-00002.safetensors"):
+        load_base(of("qwen2-vl-2b", folder))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_a_corrupted_weight_file_is_named(qwen, tmp_path, damage):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2] if damage == "cut off" else b"not safetensors at all" * 9)
+    with pytest.raises(ModelError) as caught:
+        load_base(of("qwen2-vl-2b", folder))
+    assert one_line(caught).startswith(f"{weights}: no complete safetensors file")
+
+
+def test_weights_that_lack_tensors_are_never_filled_at_random(qwen, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder)
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if "layers.1" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks 1 of its tensors, .*layers.1"):
+        load_base(of("qwen2-vl-2b", folder))
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded(qwen, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder)
+    huge = 10**12
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [huge], "data_offsets": [0, 2 * huge]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * huge)  # a file of holes: takes no room on the disk
+    with pytest.raises(ModelError) as caught:
+        load_base(of("qwen2-vl-2b", folder))
+    assert "qwen2-vl-2b needs about 4400.0 GB of main memory, and " in one_line(caught)
+
+
+def test_an_adapter_of_another_family_is_refused(qwen, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in loading.ADAPTER_FILES:
+        (adapter / name).write_text("{}")
+    (adapter / "training.json").write_text('{"family": "pixtral-12b"}')
+    with pytest.raises(ModelError) as caught:
+        load_inspector(of("qwen2-vl-2b", qwen), adapter)
+    assert "an adapter of the family pixtral-12b cannot be put on qwen2-vl-2b" in one_line(caught)
+
+
+def test_a_hub_checkpoint_that_is_not_here_tells_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError) as caught:
+        load_processor(Checkpoint(FAMILIES["qwen2-vl-7b"], "Qwen/Qwen2-VL-7B-Instruct", None, "c" * 40))
+    assert f"HF_HUB_OFFLINE=0 hf download Qwen/Qwen2-VL-7B-Instruct --revision {'c' * 40}`" in one_line(caught)
+
+
+def test_too_little_disk_is_told_before_a_download_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    vast = replace(FAMILIES["qwen2-vl-72b"], parameters=1e6)
+    with pytest.raises(ModelError, match=r"about 2000000.0 GB to download, and .* has room for"):
+        load_processor(Checkpoint(vast, "Qwen/Qwen2-VL-72B-Instruct", None))
+
+
+def test_code_that_a_checkpoint_brings_runs_only_when_trusted_and_pinned(line):
+    _, params, _ = line
+    with pytest.raises(ParamsError, match=r"model.trust_remote_code: phi-3.5-vision runs code that its checkpoint"):
+        checkpoint_of(with_model(params, family="phi-3.5-vision").model)
+    trusting = with_model(params, family="phi-3.5-vision", trust_remote_code=True)
+    with pytest.raises(ParamsError, match=r"model.revision: trusted code is pinned by its commit"):
+        checkpoint_of(trusting.model)
+    pinned = checkpoint_of(with_model(trusting, revision="0123456789abcdef" * 2 + "01234567").model)
+    assert pinned.trust_remote_code and str(pinned).startswith("microsoft/Phi-3.5-vision-instruct@0123456789")
+
+
+def test_checkpoints_are_folders_or_hub_ids(line, tmp_path):
+    model = line[1].model
+    assert checkpoint_of(model, ROOT).folder == ROOT / "models/base"
+    assert checkpoint_of(model, tmp_path).folder == tmp_path / "models/base", "even where there is none"
+    (tmp_path / "models").mkdir()
+    asked = model.model_copy(update={"family": "qwen2-vl-7b", "checkpoint": "models/qwen"})
+    assert checkpoint_of(asked, tmp_path).folder == tmp_path / "models/qwen"
+    hub = checkpoint_of(model.model_copy(update={"family": "qwen2-vl-7b", "revision": "main"}), tmp_path)
+    assert (hub.source, hub.folder, hub.revision) == ("Qwen/Qwen2-VL-7B-Instruct", None, "main")
+    assert hub.at(tmp_path).folder == tmp_path
+
+
+def test_phi_s_prompt_numbers_its_images():
+    """Its processor comes with its checkpoint; its prompt, as its model card writes it, is ours."""
+    messages = prompts.two_image("RAW", star="- star")
+    text = render_jinja_template([messages], chat_template=FAMILIES["phi-3.5-vision"].template)[0][0]
+    assert text.startswith(
+        "<|user|>\n<|image_1|>\n" + prompts.STAR_INSTRUCTION + "<|end|>\n<|assistant|>\n- star<|end|>"
+    )
+    assert "<|user|>\n<|image_2|>\n<|image_3|>\nYou are" in text
+
+
+def test_a_processor_that_takes_no_batches_is_asked_row_by_row(line, tmp_path, monkeypatch):
+    """Code that comes with a checkpoint promises none: its module's name tells it."""
+    root, _, rows = line
+    processor = load_processor(of("llava-1.5-7b", TINY_FAMILIES["LLaVA-1.5"].save(tmp_path)))
+    together = RowEncoder(processor, root / "data/composited").batch(rows, answers=True)
+    monkeypatch.setattr(type(processor), "__module__", "transformers_modules.processing_llava")
+    one_by_one = RowEncoder(processor, root / "data/composited").batch(rows, answers=True)
+    assert together.keys() == one_by_one.keys()
+    assert all(torch.equal(tensor, one_by_one[name]) for name, tensor in together.items())

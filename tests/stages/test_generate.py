@@ -1,0 +1,271 @@
+"""The promises of generation: what the grammar forces costs no thought and changes nothing, probabilities are the
+model's own, and the threshold judges."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pinspect.chat.dataset import read_chat
+from pinspect.core import predictions
+from pinspect.core.answers import DEFECTIVE, PASSED, AnswerKind
+from pinspect.core.digests import adapter_sha256, weights_sha256
+from pinspect.core.errors import StageInputError
+from pinspect.core.params import load_params
+from pinspect.core.prompts import ZERO_SHOT
+from pinspect.examination.answering import answer_validation_rows
+from pinspect.examination.operating_point import read_operating_point, write_operating_point
+from pinspect.model import adapter
+from pinspect.model.batching import IGNORED
+from pinspect.model.families import checkpoint_of
+from pinspect.model.generate import MAXIMUM_ANSWER_TOKENS, answer_rows
+from pinspect.model.loading import Inspector, load_inspector
+from pinspect.model.rows import RowEncoder
+from pinspect.pretraining.base import new_base
+from tests.support import chat_line
+from tests.support.evaluated_project import run_stage
+from tests.support.sample import ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """A line with every kind of prompt, and an adapter of two steps on the shipped base."""
+    root = tmp_path_factory.mktemp("line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_line, "CELL", 64)
+        chat_line.make_line(root, inspected=8, references=2, stacked=True)
+    asked = yaml.safe_load((root / "params.yaml").read_text())
+    asked["model"]["checkpoint"] = str(ROOT / "models/base")
+    asked["train"] |= {"batch_size": 4, "maximum_steps": 2}
+    (root / "params.yaml").write_text(yaml.safe_dump(asked))
+    run_stage("chat", root)
+    params = load_params(root / "params.yaml")
+    chat, images = root / "data/chat", root / "data/composited"
+    out = root / "models/adapter"
+    adapter.train_adapter(params, checkpoint_of(params.model, root), chat, images, out, root / "build")
+    return root
+
+
+@pytest.fixture(scope="module")
+def contract(line):
+    return load_params(line / "params.yaml").contract()
+
+
+@pytest.fixture(scope="module")
+def inspector(line):
+    params = load_params(line / "params.yaml")
+    return load_inspector(checkpoint_of(params.model, line), line / "models/adapter")
+
+
+@pytest.fixture(scope="module")
+def untrained(line):
+    """A model without any opinion: all that its answers have in common with the contract comes from the grammar."""
+    model, processor, _ = new_base(load_params(line / "params.yaml").layout.layout(), seed=0)
+    return Inspector(model.eval(), processor, CPU)
+
+
+@pytest.fixture(scope="module")
+def rows(line):
+    """Every kind of prompt about one test capture, in both views, and one star."""
+    asked = read_chat(line / "data/chat/test.jsonl")
+    kept = [row for row in asked if row["file"] == asked[0]["file"]]
+    one_shot = next(row for row in kept if row["kind"] == "two_image" and row["shot"] != ZERO_SHOT)
+    messages = one_shot["messages"]
+    star = {"id": "star", "answer_kind": "star", "images": one_shot["images"][:1], "messages": messages[:2]}
+    assert len({(row["kind"], row["shot"], row["view"]) for row in kept}) == 10
+    return [*kept, star]
+
+
+@pytest.fixture(scope="module")
+def answers(inspector, rows, line, contract):
+    return answer_rows(inspector, rows, line / "data/composited", contract, batch_size=8)
+
+
+def zero_shot(rows):
+    return [row for row in rows if row.get("kind") == "two_image" and row["shot"] == ZERO_SHOT]
+
+
+def alike(first, second):
+    """The same words, and the same probabilities up to the rounding of another batch."""
+    assert [answer.text for answer in first] == [answer.text for answer in second]
+    assert [answer.if_defective for answer in first] == [answer.if_defective for answer in second]
+    for one, other in zip(first, second, strict=True):
+        assert (one.p_defective is None) == (other.p_defective is None)
+        assert one.p_defective is None or one.p_defective == pytest.approx(other.p_defective, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["inspector", "untrained"])
+def test_forced_runs_give_what_generate_gives_token_by_token(model, request, rows, line, contract):
+    asked, images = request.getfixturevalue(model), line / "data/composited"
+    fast = answer_rows(asked, rows, images, contract, batch_size=8)
+    alike(fast, answer_rows(asked, rows, images, contract, batch_size=5, fast_forward=False))
+    for row, answer in zip(rows, fast, strict=True):
+        contract.parse(answer.text, AnswerKind(row["answer_kind"]))
+
+
+def test_address_probabilities_are_the_models_own(rows, line, contract):
+    """Against one plain forward pass over every address, written out.
+
+    The base alone is asked, whose addresses are not certain yet. It may spell a word that it has never written in other
+    pieces than the tokenizer, which its text does not tell: such answers cannot be written out again.
+    """
+    inspector = load_inspector(checkpoint_of(load_params(line / "params.yaml").model, line))
+    asked = [row for row in rows if row.get("shot") == ZERO_SHOT and row["kind"] != "stacked"]
+    found = answer_rows(inspector, asked, line / "data/composited", contract, batch_size=8)
+    apart = [
+        np.abs(np.subtract(answer.address_probabilities, written_out(inspector, row, answer, line, contract))).max()
+        for row, answer in zip(asked, found, strict=True)
+    ]
+    assert sum(difference < 1e-4 for difference in apart) >= 2
+    assert all(answer.address_entropy > 0.3 for answer in found)
+
+
+def written_out(inspector, row, answer, line, contract) -> list[float]:
+    """P(address) of every address after the answer's own words, by one forward pass without a cache."""
+    encoder = RowEncoder(inspector.processor, line / "data/composited")
+    lead = answer.if_defective[: answer.if_defective.rindex("X:")]
+    written = []
+    for address in contract.layout.addresses:
+        turn = {"role": "assistant", "content": [{"type": "text", "text": f"{lead}{address}"}]}
+        written.append({**row, "messages": [*row["messages"][:-1], turn]})
+    batch = encoder.batch(written, answers=True)
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        logits = inspector.model(**batch).logits[:, :-1].float()
+    token_of = inspector.processor.tokenizer.convert_tokens_to_ids
+    columns = [token_of(str(column)) for column in range(1, contract.layout.columns + 1)]
+    letters = [token_of(letter) for letter in contract.layout.rows]
+    expected = []
+    for number, address in enumerate(contract.layout.addresses):
+        # "X : 3 , Y : U" and the end of the turn: the column is the sixth token from the end, the row the second.
+        end = int((labels[number] != IGNORED).nonzero()[-1])
+        column = logits[number, end - 6, columns].softmax(0)[address.column - 1]
+        letter = logits[number, end - 2, letters].softmax(0)[contract.layout.rows.index(address.row)]
+        expected.append(float(column * letter))
+    return expected
+
+
+def test_every_constrained_answer_tells_where_a_defect_would_be(answers, contract):
+    for answer in answers:
+        assert len(answer.address_probabilities) == contract.layout.pins
+        assert sum(answer.address_probabilities) == pytest.approx(1, abs=1e-5)
+        shares = np.array(answer.address_probabilities)
+        assert 0 <= answer.address_entropy <= math.log2(contract.layout.pins) + 1e-5
+        assert answer.address_entropy == pytest.approx(-(shares * np.log2(np.maximum(shares, 1e-30))).sum(), abs=1e-4)
+
+
+def test_the_named_column_is_the_most_probable_one_and_so_is_the_row_in_it(answers, rows, contract):
+    layout = contract.layout
+    for row, answer in zip(rows, answers, strict=True):
+        text = answer.if_defective or answer.text
+        named = contract.parse(text, AnswerKind(row["answer_kind"])).defect_position
+        shares = np.array(answer.address_probabilities).reshape(len(layout.rows), layout.columns)
+        assert shares.sum(axis=0).argmax() == named.column - 1
+        assert shares[:, named.column - 1].argmax() == layout.rows.index(named.row)
+
+
+def test_the_threshold_judges_and_mode_and_address_follow(answers, rows, contract):
+    for row, answer in list(zip(rows, answers, strict=True))[:-1]:
+        kind = AnswerKind(row["answer_kind"])
+        strict, lax = answer.judged(answer.p_defective), answer.judged(math.nextafter(answer.p_defective, 2))
+        assert contract.parse(strict.text, kind).judgement == DEFECTIVE
+        assert contract.parse(lax.text, kind).judgement == PASSED
+        assert (strict.text, lax.text) == (answer.if_defective, answer.if_passed)
+        assert strict.address_probabilities == lax.address_probabilities
+
+
+def test_answers_under_a_threshold_are_those_judged_by_it_later(inspector, rows, answers, line, contract):
+    """So that a threshold can be chosen without asking the model again."""
+    threshold = sorted(answer.p_defective for answer in answers[:-1])[len(answers) // 2]
+    again = answer_rows(inspector, rows, line / "data/composited", contract, batch_size=8, threshold=threshold)
+    assert [answer.text for answer in again] == [answer.judged(threshold).text for answer in answers]
+    assert {answer.threshold for answer in again[:-1]} == {threshold}
+
+
+def test_a_star_answer_has_a_place_and_no_judgement(answers):
+    star = answers[-1]
+    assert star.p_defective is None and star.threshold is None
+    assert star.text.count("\n") == 2
+    assert star.judged(0.0) == star
+
+
+def test_a_model_that_cannot_take_runs_is_read_token_by_token(untrained, rows, line, contract):
+    """Some read a run otherwise than its tokens one by one, such as models whose prompt attends in both directions."""
+
+    def otherwise(_module, _arguments, inputs, made):
+        tokens = inputs["input_ids"].shape[1]
+        if 1 < tokens < made.past_key_values.get_seq_length():
+            made.logits = made.logits.flip(-1)
+
+    model = copy.deepcopy(untrained.model)
+    model.register_forward_hook(otherwise, with_kwargs=True)
+    asked, images = zero_shot(rows), line / "data/composited"
+    slow = answer_rows(replace(untrained, model=model), asked, images, contract, batch_size=4)
+    plain = answer_rows(untrained, asked, images, contract, batch_size=4)
+    alike(slow, plain)
+    for one, other in zip(slow, plain, strict=True):
+        assert one.address_probabilities == pytest.approx(other.address_probabilities, abs=1e-4)
+
+
+def test_free_answers_are_not_judged_by_a_threshold(untrained, rows, line, contract):
+    (answer,) = answer_rows(
+        untrained, rows[:1], line / "data/composited", contract, batch_size=1, constrained=False, threshold=0.0
+    )
+    assert answer.if_passed is answer.threshold is answer.address_probabilities is answer.address_entropy is None
+    assert len(untrained.processor.tokenizer(answer.text).input_ids) <= MAXIMUM_ANSWER_TOKENS + 8
+    assert answer.judged(0.0) == answer
+
+
+def test_no_rows_are_no_work(inspector, line, contract):
+    assert answer_rows(inspector, [], line / "data/composited", contract, batch_size=4) == []
+
+
+# --- the operating point; the stage itself wants unit spaces, and runs where a whole project is made
+
+
+@pytest.fixture(scope="module")
+def calibrated(line, inspector, contract):
+    """The line with its operating point, and the hash that named its adapter before."""
+    weights, params = line / "models/adapter", load_params(line / "params.yaml").evaluate
+    before, rows = adapter_sha256(weights), read_chat(line / "data/chat/validation.jsonl")
+    point, answered = answer_validation_rows(
+        inspector, rows, line / "data/composited", contract, params, weights_sha256(weights)
+    )
+    (line / "reports/validation").mkdir(parents=True)
+    predictions.write(answered, line / "reports/validation/predictions.csv")
+    write_operating_point(point, line / "models/operating_point.json")
+    return line, before
+
+
+def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(calibrated):
+    line, before = calibrated
+    path, weights = line / "models/operating_point.json", line / "models/adapter"
+    point = read_operating_point(path, weights)
+    assert (point.chosen_on, point.weights_sha256) == ("camera", weights_sha256(weights))
+    assert point.defective > 0 and point.passed > 0
+    assert point.escape_rate <= point.wanted_escape_rate
+    answered = predictions.read(line / "reports/validation/predictions.csv")
+    asked = read_chat(line / "data/chat/validation.jsonl")
+    assert list(answered["id"]) == [row["id"] for row in asked]
+    assert answered["parses"].all()
+    # Probabilities are written to six places; the threshold may lie between two of them.
+    sure = answered[(answered["p_defective"] - point.threshold).abs() > 1e-5]
+    assert ((sure["p_defective"] >= point.threshold) == (sure["found_judgement"] == DEFECTIVE)).all()
+    assert np.allclose(predictions.address_probabilities(answered, 27).sum(axis=1), 1, atol=3e-3)
+    assert adapter_sha256(weights) != before, "another threshold makes another inspector"
+
+
+def test_an_operating_point_of_another_adapter_is_refused(calibrated, tmp_path):
+    line, _ = calibrated
+    other = tmp_path / "adapter"
+    other.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (other / name).write_bytes((line / "models/adapter" / name).read_bytes() + b" ")
+    with pytest.raises(StageInputError, match=r"chosen for another adapter than .*; run dvc repro calibrate"):
+        read_operating_point(line / "models/operating_point.json", other)

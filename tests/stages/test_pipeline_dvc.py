@@ -1,0 +1,224 @@
+"""The pipeline under a real DVC, in a project of its own: what changed is redone, and nothing else."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pinspect.captures.incremental import source_files
+from pinspect.core.manifests import read_manifest
+from tests.support.sample import ROOT, contents, drop, line, read_labels, write_labels
+
+IMAGING_STAGES = ("raw", "dst", "composite")
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
+
+
+def paths(outs: list) -> dict[str, dict]:
+    """Outputs of a stage with their options."""
+    return {path: options for out in outs for path, options in (out if isinstance(out, dict) else {out: {}}).items()}
+
+
+class Project:
+    """A git and DVC repository with the code, small captures and the first three stages."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for name in (".gitignore", ".dvcignore", "data/.gitignore", "models/.gitignore", "reports/.gitignore"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+        for name in ("src/pinspect", "stages"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        pipeline = {"stages": {name: STAGES[name] for name in IMAGING_STAGES}}
+        (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
+        params["dst"] |= {"minimum_references": 3}
+        params["composite"] |= {"cell": 32}
+        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        self.run("git", "init", "--quiet")
+        self.run("dvc", "init", "--quiet")
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root / "src"),
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.root / ".dvc/tmp/site"),
+        }
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def repro(self) -> list[str]:
+        """`dvc repro`; returns the stages that ran."""
+        result = self.run("dvc", "repro")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return [found.split("'")[1] for found in result.stdout.splitlines() if found.startswith("Running stage")]
+
+    def data(self) -> dict[str, bytes]:
+        """Every file that the stages have made."""
+        return {
+            name: content
+            for name, content in contents(self.root / "data").items()
+            if name.startswith(("raw/", "dst/", "composited/"))
+        }
+
+
+def captures(shape: str = "CYLN") -> list:
+    return list(line(seed=4, train=6, references=4, shapes=(shape,)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Project:
+    """A project whose data is made. Tests that change it work on a copy."""
+    project = Project(tmp_path_factory.mktemp("made"))
+    drop(project.root / "data/captures", captures()[:8])
+    assert project.repro() == list(IMAGING_STAGES)
+    return project
+
+
+@pytest.fixture
+def project(made, tmp_path) -> Project:
+    """A copy of the made project."""
+    shutil.copytree(made.root, tmp_path / "copy", symlinks=True)
+    copy = object.__new__(Project)
+    copy.root = tmp_path / "copy"
+    return copy
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_modules_that_it_runs(stage):
+    command = STAGES[stage]["cmd"].split()
+    assert command == ["python", f"stages/{stage}.py"]
+    needed = [path for path in source_files(ROOT / command[1], ROOT / "src") if path.stat().st_size]
+    listed = [dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")]
+    assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in needed)
+
+
+def test_every_stage_script_is_a_stage():
+    assert sorted(path.stem for path in (ROOT / "stages").glob("*.py")) == sorted(STAGES)
+
+
+def test_every_param_that_a_stage_lists_is_there():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for stage in STAGES.values():
+        for key in stage["params"]:
+            found = params
+            for name in key.split("."):
+                found = found[name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_every_section_of_the_params_that_its_script_reads(stage):
+    read = set(re.findall(r"\bparams\.(?!yaml\b)(\w+)", (ROOT / f"stages/{stage}.py").read_text()))
+    needed = {name for word in read for name in {"contract": ("layout", "answers")}.get(word, (word,))}
+    assert needed <= {key.split(".")[0] for key in STAGES[stage]["params"]}
+
+
+def test_what_is_kept_between_runs_is_what_is_made_batch_by_batch():
+    persistent = {
+        path for stage in STAGES.values() for path, options in paths(stage["outs"]).items() if options.get("persist")
+    }
+    assert persistent == {"data/raw", "data/splits.csv", "data/dst", "data/composited"}
+
+
+def test_git_ignores_every_output_that_dvc_keeps(made):
+    for stage in STAGES.values():
+        for path, options in paths([*stage["outs"], *stage.get("metrics", [])]).items():
+            ignored = made.run("git", "check-ignore", "--quiet", path).returncode == 0
+            assert ignored == options.get("cache", True) or path == "reports/registration.json", path
+
+
+def test_a_run_leaves_the_committed_ignore_files_alone(made):
+    for name in (".gitignore", "data/.gitignore"):
+        assert (made.root / name).read_text() == (ROOT / name).read_text()
+
+
+def test_a_second_run_runs_no_stage(made):
+    assert made.repro() == []
+
+
+def test_every_capture_has_its_view_and_composites(made):
+    data = made.root / "data"
+    raw = read_manifest(data / "raw/manifest.csv", ("file", "role"))
+    composited = read_manifest(data / "composited/manifest.csv", ("file", "raw_file", "kind", "view"))
+    singles = composited[composited["kind"] == "single"]
+    assert sorted(singles["raw_file"]) == sorted([*raw["file"]] * 2)
+    stars = composited[composited["kind"] == "star"]
+    assert set(stars["raw_file"]) == set(raw.loc[raw["role"] == "reference", "file"])
+    assert all((data / "composited" / file).is_file() for file in composited["file"])
+
+
+def test_adding_captures_redoes_only_those_and_equals_a_clean_run(project, tmp_path):
+    before = project.data()
+    added = captures()[8:]
+    drop(tmp_path / "new", added)
+    assert project.run("pinspect", "add", str(tmp_path / "new")).returncode == 0
+    times = {path: path.stat().st_mtime_ns for path in (project.root / "data").rglob("images/*/*")}
+    result = project.run("dvc", "repro")
+    assert result.returncode == 0, result.stderr
+    assert f"{len(added)} pieces of work done, the rest was there" in result.stdout  # raw
+    assert f"{len(added)} captures compared, the rest was there" in result.stdout  # dst
+    touched = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert not touched
+    clean = Project(tmp_path / "clean")
+    drop(clean.root / "data/captures", captures())
+    clean.repro()
+    assert project.data() == clean.data()
+    assert len(project.data()) > len(before)
+
+
+def test_a_bad_capture_stops_the_pipeline_and_nothing_is_lost(project):
+    labels = project.root / "data/captures"
+    before, rows = project.data(), read_labels(labels)
+    broken = labels / "images" / rows[0]["file"]
+    good = broken.read_bytes()
+    broken.write_bytes(good[:1000])
+    write_labels(labels, [*rows[:-1], rows[-1] | {"judgement": "unknown"}])
+    result = project.run("dvc", "repro")
+    assert result.returncode != 0
+    assert rows[0]["file"] in result.stderr
+    assert f"row {len(rows) + 1} ({rows[-1]['file']}): judgement: expected passed or defective" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert project.data() == before
+    broken.write_bytes(good)
+    write_labels(labels, rows)
+    project.repro()
+    assert project.data() == before
+
+
+def test_an_edit_of_a_module_runs_the_stages_that_use_it(project):
+    with (project.root / "src/pinspect/composites/drawing.py").open("a") as module:
+        module.write("\n# edited\n")
+    assert project.repro() == ["composite"]
+
+
+def test_a_lost_output_is_made_again(project):
+    before = project.data()
+    shutil.rmtree(project.root / "data/composited")
+    (project.root / "data/dst/manifest.csv").unlink()
+    project.repro()
+    assert project.data() == before
+
+
+def test_a_sweep_runs_as_experiments_each_with_its_own_params_and_none_redoes_what_did_not_change(project):
+    project.run("git", "add", ".")
+    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
+    assert project.run("git", *identity, "commit", "--quiet", "--message", "Start of the sweep").returncode == 0
+    widths = {}
+    for cell in (128, 192):
+        result = project.run("dvc", "exp", "run", "--name", f"cell-{cell}", "-S", f"composite.cell={cell}")
+        assert result.returncode == 0, result.stderr
+        ran = [line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")]
+        assert ran == ["composite"]
+        widths[cell] = {Image.open(path).width for path in (project.root / "data/composited/images").rglob("*.jpg")}
+    assert widths == {128: {1280}, 192: {1920}}
+    listed = project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    assert sorted(listed) == ["cell-128", "cell-192"]
+    assert project.run("dvc", "exp", "apply", "cell-128").returncode == 0
+    assert yaml.safe_load((project.root / "params.yaml").read_text())["composite"]["cell"] == 128

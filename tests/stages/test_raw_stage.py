@@ -1,0 +1,264 @@
+"""The raw stage: captures checked, copied and split; the virtual line beside them."""
+
+import dataclasses
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image, ImageEnhance
+
+from pinspect.captures.raw import COLUMNS, RawReport, build_raw
+from pinspect.core.errors import CaptureError, ParamsError
+from pinspect.core.manifests import read_manifest
+from pinspect.core.params import Params, load_params
+from tests.support.sample import ROOT, contents, drop, line, read_labels, row, write_labels
+
+
+def write_params(folder, **virtual) -> Params:
+    """The shipped parameters, with a virtual line of the given size (none, if not told)."""
+    found = yaml.safe_load((ROOT / "params.yaml").read_text())
+    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
+    (folder / "params.yaml").write_text(yaml.safe_dump(found))
+    return load_params(folder / "params.yaml")
+
+
+def build(root) -> RawReport:
+    params = load_params(root / "params.yaml")
+    data = root / "data"
+    return build_raw(data / "captures", data / "raw", data / "splits.csv", params.contract(), params.raw)
+
+
+def run_stage(root) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "stages/raw.py"], cwd=root, capture_output=True, text=True)
+
+
+def manifest(root) -> pd.DataFrame:
+    return read_manifest(root / "data/raw/manifest.csv", COLUMNS)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A project's folder with ten captures and no virtual line."""
+    write_params(tmp_path)
+    drop(tmp_path / "data/captures", line()[:10])
+    return tmp_path
+
+
+def test_every_capture_is_copied_with_its_label_and_provenance(root):
+    build(root)
+    found = manifest(root)
+    assert sorted(found["capture"]) == sorted(capture.name for capture in line()[:10])
+    for capture in line()[:10]:
+        (copied,) = found[found["capture"] == capture.name].to_dict("records")
+        assert (root / "data/raw" / copied["file"]).read_bytes() == capture.jpeg
+        assert copied["sha256"] == hashlib.sha256(capture.jpeg).hexdigest()
+        assert copied["file"] == f"images/{copied['sha256'][:2]}/{copied['sha256'][:20]}.jpg"
+        assert copied["source"] == "camera"
+        assert {key: copied[key] for key in row(capture) if key != "file"} == {
+            key: value for key, value in row(capture).items() if key != "file"
+        }
+
+
+def test_references_are_for_training(root):
+    build(root)
+    found = manifest(root)
+    assert set(found.loc[found["role"] == "reference", "split"]) == {"train"}
+
+
+def test_the_boxes_of_the_labels_are_kept(root):
+    rows = read_labels(root / "data/captures")
+    rows[0] |= {"field_x0": "40", "field_y0": "46", "field_x1": "604.5", "field_y1": "217"}
+    write_labels(root / "data/captures", rows)
+    build(root)
+    (copied,) = manifest(root).query("capture == @rows[0]['file']").to_dict("records")
+    assert [copied[name] for name in ("field_x0", "field_y0", "field_x1", "field_y1")] == ["40", "46", "604.5", "217"]
+    assert copied["pin_x0"] == ""
+
+
+def test_the_virtual_line_tops_up_every_split(root):
+    write_params(root, train=6, validation=3, test=4)
+    build(root)
+    virtual = manifest(root).query("source == 'virtual'")
+    counts = virtual.groupby(["role", "split"]).size().to_dict()
+    assert counts == {
+        **{("inspected", "train"): 6, ("inspected", "validation"): 3, ("inspected", "test"): 4},
+        ("reference", "train"): 4,
+    }
+    assert (virtual["field_x0"].astype(float) < virtual["field_x1"].astype(float)).all()
+    defective = virtual["judgement"] == "defective"
+    assert ((virtual["pin_x0"] != "") == defective).all()
+    assert ((virtual["defect_position"] != "NA") == defective).all()
+
+
+def test_the_virtual_line_runs_before_the_first_capture_comes(tmp_path):
+    write_params(tmp_path, train=4)
+    assert build(tmp_path).counts["train"].sum() == 8
+    assert set(manifest(tmp_path)["source"]) == {"virtual"}
+
+
+def test_more_virtual_captures_leave_the_first_ones_alone(root):
+    write_params(root, train=4, test=2)
+    build(root)
+    before = manifest(root)
+    write_params(root, train=6, test=2)
+    assert build(root).made == 1
+    after = manifest(root)
+    assert len(after) == len(before) + 2
+    assert set(before["sha256"]) < set(after["sha256"])
+
+
+def test_no_capture_at_all_is_told(tmp_path):
+    write_params(tmp_path)
+    with pytest.raises(CaptureError, match=r"no captures, and raw.virtual asks for none; run `pinspect add DIR`"):
+        build(tmp_path)
+    assert not (tmp_path / "data/splits.csv").exists()
+
+
+def test_a_mode_that_the_virtual_line_cannot_draw_is_told(root):
+    found = yaml.safe_load((root / "params.yaml").read_text())
+    found["answers"]["defect_modes"].append("rusty")
+    found["raw"]["virtual"]["train"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    with pytest.raises(ParamsError, match=r"cannot draw rusty; set raw.virtual.train, .validation and .test to 0"):
+        build(root)
+
+
+def test_an_unchanged_run_makes_nothing(root):
+    write_params(root, train=2, test=2)
+    assert build(root).made == 12
+    before = contents(root)
+    assert build(root).made == 0
+    assert contents(root) == before
+
+
+def test_adding_captures_costs_the_work_of_those_and_equals_a_clean_run_byte_for_byte(root, tmp_path_factory):
+    build(root)
+    drop(root / "data/captures", line()[10:14])
+    assert build(root).made == 4
+    clean = tmp_path_factory.mktemp("clean")
+    write_params(clean)
+    drop(clean / "data/captures", line()[:14])
+    build(clean)
+    assert contents(root / "data/raw") == contents(clean / "data/raw")
+    assert contents(root / "data")["splits.csv"] == contents(clean / "data")["splits.csv"]
+
+
+def test_a_capture_that_is_taken_out_leaves_nothing_behind(root):
+    build(root)
+    rows = read_labels(root / "data/captures")
+    (root / "data/captures/images" / rows[-1]["file"]).unlink()
+    write_labels(root / "data/captures", rows[:-1])
+    build(root)
+    files = {name for name in contents(root / "data/raw") if name.startswith("images/")}
+    assert files == set(manifest(root)["file"])
+    assert len(files) == 9
+
+
+def brighter(capture, name):
+    """The same picture, stored anew and brightened."""
+    file = io.BytesIO()
+    ImageEnhance.Brightness(Image.open(io.BytesIO(capture.jpeg))).enhance(1.06).save(file, "JPEG", quality=90)
+    return dataclasses.replace(capture, name=name, jpeg=file.getvalue())
+
+
+def test_near_duplicates_join_the_split_of_the_capture_that_came_first(root):
+    captures = [capture for capture in line() if capture.role == "inspected"]
+    drop(root / "data/captures", captures[6:])
+    build(root)
+    before = manifest(root).set_index("capture")["split"]
+    copies = [brighter(capture, f"again-{capture.name}") for capture in captures]
+    labels = read_labels(root / "data/captures")
+    drop(root / "data/captures", copies)
+    # Whoever keeps the labels sorted puts the copies before the captures that they resemble.
+    write_labels(root / "data/captures", [*map(row, copies), *labels])
+    build(root)
+    after = manifest(root).set_index("capture")["split"]
+    assert len(set(before)) > 1
+    assert after[before.index].to_dict() == before.to_dict()
+    assert all(after[f"again-{capture.name}"] == before[capture.name] for capture in captures)
+
+
+def test_the_same_picture_twice_is_kept_once_and_said_so(root):
+    first = line()[0]
+    drop(root / "data/captures", [dataclasses.replace(first, name="twin.jpg")])
+    assert build(root).remarks == (f"twin.jpg: the same picture as {first.name}, left out",)
+    assert len(manifest(root)) == 10
+
+
+def test_a_renamed_capture_is_not_copied_again(root):
+    build(root)
+    rows = read_labels(root / "data/captures")
+    (root / "data/captures/images" / rows[0]["file"]).rename(root / "data/captures/images/renamed.jpg")
+    write_labels(root / "data/captures", [rows[0] | {"file": "renamed.jpg"}, *rows[1:]])
+    assert build(root).made == 0
+    assert "renamed.jpg" in set(manifest(root)["capture"])
+
+
+def test_pictures_of_other_formats_keep_their_suffix(root):
+    rows = read_labels(root / "data/captures")
+    images = root / "data/captures/images"
+    Image.open(images / rows[0]["file"]).save(images / "lossless.PNG")
+    write_labels(root / "data/captures", [*rows, rows[0] | {"file": "lossless.PNG"}])
+    build(root)
+    (file,) = manifest(root).query("capture == 'lossless.PNG'")["file"]
+    assert file.endswith(".png")
+
+
+def test_every_bad_capture_is_named_in_one_line_and_everything_else_stays(root):
+    build(root)
+    captures = root / "data/captures"
+    rows = read_labels(captures)
+    (captures / "images" / rows[0]["file"]).write_bytes(b"no picture")
+    (captures / "images" / rows[1]["file"]).unlink()
+    rows[2]["defect_mode"] = "scratched"
+    rows[3]["defect_position"] = "X:10, Y:U"
+    shutil.copy(captures / "images" / rows[4]["file"], captures / "images/twin.jpg")
+    twin = rows[4] | {
+        "file": "twin.jpg",
+        "judgement": "defective",
+        "defect_mode": "bend",
+        "defect_position": "X:1, Y:U",
+    }
+    write_labels(captures, [*rows, twin | {"role": "inspected"}])
+    before = contents(root)
+    result = run_stage(root)
+    assert result.returncode == 2
+    told = [problem for problem in result.stderr.splitlines() if "━" not in problem]
+    assert len(told) == 5
+    for name in (rows[0]["file"], rows[1]["file"], rows[2]["file"], rows[3]["file"], "twin.jpg"):
+        assert len([problem for problem in told if name in problem]) == 1
+    assert "Traceback" not in result.stderr
+    after = {name: content for name, content in contents(root).items() if not name.startswith("data/raw.partial/")}
+    assert after == before
+
+
+def test_a_bad_image_is_told_by_the_name_that_it_has_now(root):
+    captures = root / "data/captures"
+    rows = read_labels(captures)
+    (captures / "images" / rows[0]["file"]).write_bytes(b"no picture")
+    for name in (rows[0]["file"], "renamed.jpg"):
+        (captures / "images" / rows[0]["file"]).rename(captures / "images" / name)
+        rows[0]["file"] = name
+        write_labels(captures, rows)
+        with pytest.raises(CaptureError) as caught:
+            build(root)
+        assert str(caught.value).startswith(f"{captures / 'images' / name}: ")
+        assert str(caught.value).count(".jpg") == 1
+
+
+def test_once_the_bad_capture_is_mended_the_run_goes_on(root):
+    captures = root / "data/captures"
+    name = read_labels(captures)[0]["file"]
+    good = (captures / "images" / name).read_bytes()
+    (captures / "images" / name).write_bytes(good[:2000])
+    assert run_stage(root).returncode == 2
+    (captures / "images" / name).write_bytes(good)
+    result = run_stage(root)
+    assert result.returncode == 0, result.stderr
+    assert "1 pieces of work done" in result.stdout
+    assert not (root / "data/raw.partial").exists()

@@ -1,0 +1,51 @@
+"""A whole project for tests, made by the project's own stages: a small camera line, a base that was never trained, an
+adapter of two steps, and its evaluation. Its answers are poor, and everything about them is real."""
+
+from __future__ import annotations
+
+import runpy
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core.params import load_params
+from pinspect.pretraining.base import new_base, save_base
+from tests.support.sample import ROOT, drop, line
+
+STAGES = ("raw", "dst", "composite", "chat", "check", "train", "calibrate", "evaluate")
+
+
+def make_project(root: Path) -> Path:
+    """Run all stages up to evaluate in `root`."""
+    write_params(root)
+    drop(root / "data/captures", line(seed=8, train=10, references=5))
+    model, processor, known = new_base(load_params(root / "params.yaml").layout.layout(), seed=0)
+    save_base(model, processor, known, root / "models/base")
+    for stage in STAGES:
+        run_stage(stage, root)
+    return root
+
+
+def run_stage(stage: str, root: Path) -> None:
+    """What `python stages/<stage>.py` does, in this process."""
+    _stage(stage)(root)
+
+
+def write_params(root: Path, **train: object) -> None:
+    """The shipped parameters, made small; `train` changes its section."""
+    found = yaml.safe_load((ROOT / "params.yaml").read_text())
+    found["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
+    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
+    found["chat"]["kinds"] = {"two_image": 1}
+    found["check"]["minimum_rows"] = 1
+    found["model"]["checkpoint"] = str(root / "models/base")
+    found["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
+    found["evaluate"]["bootstrap_samples"] = 100
+    (root / "params.yaml").write_text(yaml.safe_dump(found))
+
+
+@lru_cache
+def _stage(name: str):
+    return runpy.run_path(str(ROOT / f"stages/{name}.py"))["main"]

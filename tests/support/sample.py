@@ -1,0 +1,70 @@
+"""Captures for tests: pictures of the virtual line, dropped in as a user drops them in."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from pinspect.captures.labels import COLUMNS
+from pinspect.core.params import Params, VirtualParams, load_params
+from pinspect.virtual_line.renderer import VirtualCapture, render_line
+
+ROOT = Path(__file__).parents[2]
+
+
+def params() -> Params:
+    """The parameters that the repository ships."""
+    return load_params(ROOT / "params.yaml")
+
+
+@lru_cache
+def line(seed: int = 1, train: int = 12, references: int = 2, shapes: tuple[str, ...] = ("CYLN", "SQUR")):
+    """Captures of a small virtual line: the references of each shape, then inspected ones."""
+    asked = VirtualParams(train=train, test=0, references=references, defective_share=0.5, seed=seed)
+    contract = params().contract()
+    return tuple(render_line(contract.layout, shapes, contract.defect_modes, asked))
+
+
+def row(capture: VirtualCapture) -> dict[str, str]:
+    """The row of `labels.csv` of a capture."""
+    return {
+        "file": capture.name,
+        "shape": capture.shape,
+        "judgement": capture.judgement,
+        "defect_mode": capture.defect_mode,
+        "defect_position": capture.defect_position,
+        "role": capture.role,
+    }
+
+
+def drop(folder: Path, captures: Iterable[VirtualCapture]) -> Path:
+    """Put captures and their labels into `folder`, after those that are there."""
+    captures = list(captures)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for capture in captures:
+        (folder / "images" / capture.name).write_bytes(capture.jpeg)
+    write_labels(folder, [*read_labels(folder), *map(row, captures)])
+    return folder
+
+
+def read_labels(folder: Path) -> list[dict[str, str]]:
+    """The rows of `labels.csv`; none where there is no such file."""
+    path = folder / "labels.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_labels(folder: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write `labels.csv` with the columns that the rows have."""
+    columns = [column for column in COLUMNS if any(column in row for row in rows)]
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

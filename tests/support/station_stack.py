@@ -1,0 +1,125 @@
+"""A real station for tests: a registered champion, its model process, its web worker, on loopback.
+
+Import the fixtures that a module needs: `registered` (a project with a champion, the module's own), `running_station`
+(a station on it for the module). Tests that start and stop one themselves use `station`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from pinspect.core import environment as quiet
+from pinspect.core.params import load_params
+from pinspect.registry.versions import CHAMPION, open_registry
+from tests.support.evaluated_project import run_stage
+from tests.support.flow_stack import until
+from tests.support.mlflow_server import free_port
+
+PINSPECT = Path(sys.executable).with_name("pinspect")
+
+
+@dataclass
+class StationProcess:
+    """A running station: url such as `http://127.0.0.1:41234`, root of its project, process (leader of its group), log
+    with all that it printed."""
+
+    url: str
+    root: Path
+    process: subprocess.Popen
+    log: Path
+
+    def answers(self) -> bool:
+        """Whether its model answers. AssertionError with what it said when it has ended instead."""
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+        try:
+            return requests.get(f"{self.url}/health", timeout=30).ok
+        except requests.RequestException:
+            return False
+
+    def kill(self) -> None:
+        """What a power cut does: every process of the station ends at once."""
+        members = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for member in members:
+            member.kill()
+        self.process.wait()
+        psutil.wait_procs(members)
+
+    def stop(self) -> int:
+        """Ask it to end, as a service manager does. Returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=600)
+
+
+@contextmanager
+def station(project: Path, *options: str, **environment: str) -> Iterator[StationProcess]:
+    """`pinspect station` with `options` on a free port, once its model answers; it ends with the context."""
+    port = free_port()
+    log = project.parent / f"station-{port}.log"
+    with log.open("w") as told:
+        process = subprocess.Popen(
+            [PINSPECT, "station", "--port", str(port), *options],
+            cwd=project,
+            env=os.environ | quiet.SETTINGS | {"OMP_NUM_THREADS": "1"} | environment,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = StationProcess(f"http://127.0.0.1:{port}", project, process, log)
+    try:
+        until(running.answers, "the station's model")
+        yield running
+    finally:
+        if process.poll() is None:
+            running.kill()
+
+
+def register_champion(project: Path) -> str:
+    """Register the adapter of the project and make it champion, whatever promotion would say. Returns its version."""
+    run_stage("register", project)
+    return make_champion(project, "challenger")
+
+
+def make_champion(project: Path, reference: str) -> str:
+    """Move the alias to the version that `reference`, a number or an alias, means. Returns its number."""
+    params = load_params(project / "params.yaml").register_
+    with open_registry(project, params) as client:
+        if not reference.isdecimal():
+            reference = str(client.get_model_version_by_alias(params.model_name, reference).version)
+        client.set_registered_model_alias(params.model_name, CHAMPION, reference)
+    return reference
+
+
+def set_param(project: Path, section: str, **values: object) -> None:
+    """Change values in a section of params.yaml."""
+    path = project / "params.yaml"
+    found = yaml.safe_load(path.read_text())
+    found[section] |= values
+    path.write_text(yaml.safe_dump(found))
+
+
+@pytest.fixture(scope="module")
+def registered(evaluated_project, tmp_path_factory) -> Path:
+    """An evaluated project of a test module's own, its adapter registered and champion."""
+    project = shutil.copytree(evaluated_project, tmp_path_factory.mktemp("station") / "project")
+    register_champion(project)
+    return project
+
+
+@pytest.fixture(scope="module")
+def running_station(registered) -> Iterator[StationProcess]:
+    """A station on `registered`, for all tests of a module."""
+    with station(registered) as running:
+        yield running

@@ -1,0 +1,168 @@
+"""The drift flow: a station on loopback, a real Prefect server, a real DVC repository of one stage."""
+
+import json
+import subprocess
+import sys
+from threading import Thread
+
+import pytest
+import requests
+import uvicorn
+import yaml
+from fastapi import FastAPI
+from prefect.client.orchestration import get_client
+
+from flows.drift import drift, main
+from flows.recovery import one_per_checkout
+from flows.serve import deployments
+from pinspect.core.errors import PinspectError
+from pinspect.station.drift import Change, DriftReport
+from tests.support.flow_stack import until
+from tests.support.mlflow_server import free_port
+from tests.support.sample import ROOT
+
+DARKER = Change("brightness", True, 200, 127, 0.9, 1e-20, 0.14, 0.28)
+SAME = Change("brightness", False, 200, 127, 0.05, 0.9, 0.28, 0.28)
+TOLD = "image brightness: median 0.14, 0.28 in training"
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+class Station:
+    """Answers /health with what it is told to, as a station does."""
+
+    def __init__(self):
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.health: object = {}
+        app = FastAPI()
+        app.get("/health")(lambda: self.health)
+        config = uvicorn.Config(app, host="127.0.0.1", port=int(self.url.rsplit(":", 1)[1]), log_level="warning")
+        self.server = uvicorn.Server(config)
+
+    def tells(self, *quantities: Change, problem: str | None = None) -> None:
+        report = DriftReport(quantities, 200, problem)
+        self.health = {"status": "degraded" if report.changed else "ok", "version": "3", "drift": report.to_dict()}
+
+
+@pytest.fixture(scope="module")
+def station():
+    started = Station()
+    thread = Thread(target=started.server.run)
+    thread.start()
+    until(lambda: started.server.started, "the station", 60)
+    yield started
+    started.server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A DVC project of one stage that learns from captures.txt."""
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=tmp_path, check=True)
+    stage = {"cmd": f'"{sys.executable}" train.py', "deps": ["train.py", "captures.txt"], "outs": ["model.txt"]}
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+    (tmp_path / "train.py").write_text("open('model.txt', 'w').write(open('captures.txt').read())")
+    (tmp_path / "captures.txt").write_text("bright")
+    return tmp_path
+
+
+def ask(project, station, **options):
+    return drift(str(project), url=station.url, retries=0, return_state=True, **options)
+
+
+def warnings() -> list[dict]:
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/filter", json={}).json()
+    return [one for one in found if one["key"] == "line-changed"]
+
+
+def test_a_line_that_has_not_changed_starts_nothing(project, station):
+    station.tells(SAME)
+    state = ask(project, station)
+    assert (state.name, state.message) == ("Skipped", "The line has not changed, by its latest 200 captures.")
+    assert state.result() == []
+    assert not (project / "model.txt").exists()
+
+
+def test_a_changed_line_brings_the_project_up_to_date_and_again_only_when_there_is_something_new(project, station):
+    station.tells(DARKER)
+    before = len(warnings())
+    state = ask(project, station)
+    assert (state.name, state.message) == ("Completed", f"The line has changed: {TOLD}. 1 stages ran.")
+    assert [outcome.result for outcome in state.result()] == ["ran"]
+    again = ask(project, station)
+    assert (again.name, [outcome.result for outcome in again.result()]) == ("Skipped", ["unchanged"])
+    assert "nothing new to learn from: label captures of the changed line" in again.message
+    found = warnings()
+    assert len(found) == before + 2
+    assert all(TOLD in one["description"] and '"brightness"' in one["data"] for one in found[-2:])
+    (project / "captures.txt").write_text("bright and dark")
+    assert ask(project, station).name == "Completed"
+    assert (project / "model.txt").read_text() == "bright and dark"
+
+
+def test_what_a_stage_fails_of_is_the_flows_end(project, station):
+    station.tells(DARKER)
+    (project / "train.py").write_text("import sys; print('row 7: unknown mode'); sys.exit(2)")
+    state = ask(project, station)
+    assert state.is_failed()
+    assert "row 7: unknown mode" in state.message
+
+
+def test_while_another_run_works_in_the_checkout_it_gives_way(project, station):
+    station.tells(DARKER)
+    with one_per_checkout(project):
+        assert ask(project, station).is_cancelled()
+
+
+def test_a_line_that_cannot_be_judged_says_why_and_starts_nothing(project, station):
+    station.tells(problem="the line profile of this version cannot be read")
+    state = ask(project, station)
+    assert (state.name, state.message) == (
+        "Skipped",
+        "Nothing can be judged: the line profile of this version cannot be read.",
+    )
+    assert not (project / "model.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("health", "why"),
+    [
+        ({"status": "unavailable", "drift": None, "last_error": "no version has the alias champion"}, "alias champion"),
+        ({"status": "ok", "drift": None, "last_error": None}, "no line profile; run dvc repro"),
+        ({"status": "ok"}, "no health of a station"),
+        ([], "no health of a station"),
+    ],
+)
+def test_a_station_that_tells_nothing_of_its_line_is_a_failure_that_says_why(project, station, health, why):
+    station.health = health
+    state = ask(project, station)
+    assert state.is_failed()
+    assert state.message.startswith(f"{station.url}/health: ")
+    assert why in state.message
+
+
+def test_an_address_without_a_station_is_told_in_one_line(project, prefect_api, capsys):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(PinspectError, match=f"{nobody}/health: no station answers") as refused:
+        main(str(project), nobody)
+    assert refused.value.exit_code == 75
+    page = prefect_api.removesuffix("/api")  # Prefect's own page
+    assert requests.get(page, timeout=30).ok
+    state = drift(str(project), url=f"{page}/nowhere", return_state=True)
+    assert state.is_failed()
+    assert "/nowhere/health: " in state.message
+
+
+def test_one_call_prints_what_became_of_the_stages(project, station, capsys):
+    station.tells(DARKER)
+    main(str(project), station.url)
+    assert TOLD in capsys.readouterr().out
+
+
+def test_the_deployment_waits_until_someone_switches_it_on(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}["drift"]
+    served = {one.name: one for one in deployments()}
+    assert told["schedules"] == [{"interval": 900, "active": False}]
+    assert [schedule.active for schedule in served["drift"].schedules] == [False]
+    assert [schedule.active for schedule in served["nightly"].schedules] == [True]

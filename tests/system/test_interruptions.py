@@ -1,0 +1,172 @@
+"""Kill -9 at random moments: of the flow, of dvc, of the training. What is left is whole; the next run completes."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+
+from flows.recovery import secure_lock_file
+from pinspect.core.digests import adapter_sha256
+from tests.support.flow_stack import Checkout, captures, until
+from tests.support.sample import drop
+
+SESSION = "-S"  # of the command line of flows/session.py, which holds dvc's
+RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.', 2, 0)")
+
+# Ten kills. A killed stage is tried again by the flow; after a killed flow comes another one.
+ROUNDS = [
+    ("flow", "training", "dvc", "flow", "dvc"),  # the first of them in the imaging stages
+    ("training", "flow", "training", "dvc", "flow"),
+]
+
+
+class Round:
+    """One checkout in which something has changed, and kills in it."""
+
+    def __init__(self, checkout: Checkout, number: int):
+        self.checkout = checkout
+        self.random = random.Random(number)
+        self.log = checkout.root.with_suffix(".log")
+        self.killed: list[str] = []
+        self.orphans: list[str] = []
+        self.died: list[str] = []
+
+    def play(self, kills: tuple[str, ...]) -> subprocess.CompletedProcess:
+        """Kill one after the other in a flow that is under way. Returns the run after them, at its end."""
+        longest = 6.0  # s from the start of what is killed to the kill
+        flow = self._start()
+        try:
+            for kind in kills:
+                while not self._kill(kind, flow, longest):  # it was over before its moment came
+                    longest /= 2
+                    flow.kill()
+                    flow.wait()
+                    self._all_gone()
+                    flow = self._start()
+                self.killed.append(kind)
+                if kind == "flow" and len(self.killed) < len(kills):
+                    flow.wait()
+                    self._all_gone()
+                    flow = self._start()
+        finally:
+            flow.kill()
+            flow.wait()
+        self._all_gone()
+        before = self.checkout.files()
+        time.sleep(1)
+        self.orphans = [name for name, when in self.checkout.files().items() if before.get(name) != when]
+        return self.checkout.run(*RETRAIN)
+
+    def _start(self) -> subprocess.Popen:
+        """A flow in a checkout in which the training has to run again."""
+        self.checkout.set_param("train", seed=self.random.randrange(10**6))
+        return self.checkout.start_retrain(self.log)
+
+    def _kill(self, kind: str, flow: subprocess.Popen, longest: float) -> bool:
+        """Kill -9 at a random moment; False where the flow, or the training, had ended by then."""
+        begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin", every=0.1)
+        time.sleep(self.random.uniform(0, longest))
+        victim = begun if kind == "training" else self._victim(kind)
+        if flow.poll() is not None or not victim or not victim.is_running():
+            return False
+        if kind == "flow":
+            note = self.checkout.root / ".dvc/tmp/retrain/run.json"
+            self.died.append(json.loads(note.read_text())["flow_run"])
+            victim = psutil.Process(flow.pid)
+        victim.send_signal(signal.SIGKILL)
+        return True
+
+    def _victim(self, kind: str) -> psutil.Process | None:
+        """The training's process, or else dvc's, which tells that a stage is under way."""
+        word = "stages/train.py" if kind == "training" else "--single-item"
+        for process in self.checkout.processes():
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                if word in words and SESSION not in words:
+                    return process
+        return None
+
+    def _all_gone(self) -> None:
+        until(lambda: not self.checkout.processes(), "the end of all that the flow had started", 20, 0.1)
+
+
+@pytest.fixture(scope="module")
+def rounds(prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
+    """Both rounds, at the same time, each with the run that followed."""
+    place = tmp_path_factory.mktemp("killed")
+    started = []
+    for number, kills in enumerate(ROUNDS):
+        checkout = prepared.copy(place / f"round{number}")
+        if kills[0] == "flow":
+            drop(checkout.root / "data/captures", captures()[11:])
+        started.append((Round(checkout, number), kills))
+    with ThreadPoolExecutor(len(ROUNDS)) as pool:
+        ends = list(pool.map(lambda given: given[0].play(given[1]), started))
+    return [(played, end) for (played, _), end in zip(started, ends, strict=True)]
+
+
+def test_ten_processes_were_killed(rounds):
+    assert sorted(kind for played, _ in rounds for kind in played.killed) == sorted(sum(ROUNDS, ()))
+    assert sum(len(kills) for kills in ROUNDS) == 10
+
+
+def test_the_next_run_completes(rounds):
+    for played, end in rounds:
+        assert end.returncode == 0, end.stdout + end.stderr + played.log.read_text()
+        assert played.checkout.stale() == ""
+
+
+def test_no_orphan_keeps_writing(rounds):
+    assert [played.orphans for played, _ in rounds] == [[]] * len(ROUNDS)
+
+
+def test_nothing_is_registered_half(rounds):
+    for played, _ in rounds:
+        root = played.checkout.root
+        client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)
+        told = json.loads((root / "reports/registration.json").read_text())
+        found = client.search_model_versions("name = 'pin-inspector'")
+        for version in found:
+            assert client.get_run(version.run_id).info.status == "FINISHED"
+            assert {"adapter_sha256", "dataset_digest", "zero_shot.exact_match"} <= set(version.tags)
+            assert version.status == "READY"
+        adapters = [version.tags["adapter_sha256"] for version in found]
+        assert len(set(adapters)) == len(adapters)
+        challenger = client.get_model_version_by_alias("pin-inspector", "challenger")
+        assert challenger.tags["adapter_sha256"] == adapter_sha256(root / "models/adapter") == told["adapter_sha256"]
+
+
+def test_the_run_after_a_killed_one_tells_the_server_what_became_of_it(rounds):
+    with get_client(sync_client=True) as client:
+        for flow_run in (one for played, _ in rounds for one in played.died):
+            assert client.read_flow_run(flow_run).state.name == "Crashed"
+
+
+def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_path):
+    checkout = prepared.copy(tmp_path / "cut")
+    secure_lock_file(checkout.root)  # as before each stage
+    whole = (checkout.root / "dvc.lock").read_text()
+    (checkout.root / "dvc.lock").write_text(whole[: len(whole) // 2])
+    out = str(checkout.root / "models/adapter")
+    with subprocess.Popen(["sleep", "3600"]) as other:  # it has the number of a dvc that was killed before a restart
+        held = {"write": {out: {"pid": other.pid, "cmd": "dvc repro"}}, "read": {}}
+        (checkout.root / ".dvc/tmp/rwlock").write_text(json.dumps(held))
+        end = checkout.run(*RETRAIN)
+        other.kill()
+    assert end.returncode == 0, end.stderr
+    assert "Skipped" in end.stdout + end.stderr
+    assert (checkout.root / "dvc.lock").read_text() == whole
+    assert "models/adapter" not in (checkout.root / ".dvc/tmp/rwlock").read_text()
+    (checkout.root / ".dvc/tmp/rwlock").write_text('{"write": {')
+    assert checkout.run(*RETRAIN).returncode == 0

@@ -1,0 +1,364 @@
+"""The process that holds the model: real captures, a real registry, real processes that are killed."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from pinspect.composites.drawing import composite_size
+from pinspect.core.errors import RegistryError, RegistryUnreachableError
+from pinspect.core.params import Params, load_params
+from pinspect.inspection.inspector import Photograph, Task
+from pinspect.model.families import composite_cell
+from pinspect.registry.versions import open_registry
+from pinspect.station.batches import Batches, Question
+from pinspect.station.champion import Champion
+from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError, QueueFullError
+from pinspect.station.model_process import ModelProcess, start_model_process
+from tests.support.evaluated_project import run_stage
+
+NAME = "pin-inspector"
+PATIENCE = 240.0  # seconds: for machines that do much else
+LIMIT = 8
+
+
+@pytest.fixture(scope="module")
+def registered(project) -> Path:
+    """A project with versions 1 (challenger) and 2, which is asked with the other view, and 3, of which a file is
+    missing."""
+    params_file, detail_file = project / "params.yaml", project / "reports/eval/detail.json"
+    kept = params_file.read_text(), detail_file.read_text()
+    run_stage("register", project)
+    for change in ({"view": "DST"}, {"kind": "one_image"}):
+        found, detail = yaml.safe_load(kept[0]), json.loads(kept[1])
+        found["evaluate"] |= change
+        detail["headline"] |= change
+        params_file.write_text(yaml.safe_dump(found))
+        detail_file.write_text(json.dumps(detail))
+        run_stage("register", project)
+    params_file.write_text(kept[0])
+    detail_file.write_text(kept[1])
+    with registry(project) as client:
+        client.set_registered_model_alias(NAME, "challenger", "1")
+        logged = client.get_logged_model(client.get_model_version(NAME, "3").source.removeprefix("models:/"))
+    (Path(urlsplit(logged.artifact_location).path) / "artifacts/adapter/adapter_model.safetensors").unlink()
+    return project
+
+
+@pytest.fixture(scope="module")
+def asked(registered) -> Params:
+    params = load_params(registered / "params.yaml")
+    station = params.station.model_copy(update={"champion_check_seconds": 0.2, "queue": LIMIT})
+    return params.model_copy(update={"station": station})
+
+
+@pytest.fixture(scope="module")
+def process(registered, asked, tmp_path_factory):
+    """The model process; one for the tests of this module, which leave it as it was."""
+    with start_model_process(registered, asked, tmp_path_factory.mktemp("state")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(process):
+    asker = ModelClient(process.address)
+    yield asker
+    asker.close()
+
+
+@pytest.fixture(scope="module")
+def loaded(registered, asked, tmp_path_factory) -> Champion:
+    """The registered version in this process."""
+    champion = Champion(registered, asked.register_, tmp_path_factory.mktemp("loaded"))
+    champion.check()
+    return champion
+
+
+def registry(project):
+    return open_registry(project, load_params(project / "params.yaml").register_)
+
+
+def captures(project) -> list[Photograph]:
+    return [Photograph(path.name, path.read_bytes()) for path in sorted((project / "data/captures/images").iterdir())]
+
+
+def ask_all(client, photographs, timeout: float = PATIENCE) -> list[dict | Exception]:
+    """The answers to questions that are open at the same time."""
+
+    async def ask():
+        asked = [client.inspect(each.name, each.content, None, timeout) for each in photographs]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def health(client):
+    return asyncio.run(client.health(PATIENCE))
+
+
+def wait_until(condition) -> None:
+    """Until `condition()` is true; what cannot be asked meanwhile is asked again."""
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        with contextlib.suppress(ModelUnavailableError):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise AssertionError("it did not come true")
+
+
+def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(registered, client, loaded):
+    photographs = captures(registered)[:LIMIT]
+    before = health(client)
+    records = ask_all(client, photographs)
+    after = health(client)
+    assert [record["file"] for record in records] == [each.name for each in photographs]
+    assert (after.captures - before.captures) / (after.batches - before.batches) > 1
+    for record, photograph in list(zip(records, photographs, strict=True))[::3]:
+        (alone,) = loaded.version.inspector.inspect([Task(photograph)])
+        assert record.pop("model_version") == "1"
+        assert record.pop("seconds") > 0
+        assert list(record) == list(alone)
+        for name in ("p_defective", "address_entropy", "address_probabilities"):
+            assert record.pop(name) == pytest.approx(alone.pop(name), abs=1e-4)
+        assert record == alone
+
+
+def test_health_tells_the_version_and_what_it_learnt_from(registered, client):
+    told = health(client)
+    assert (told.version, told.alias, told.last_error, told.queue) == ("1", "challenger", None, 0)
+    assert told.profile == json.loads((registered / "models/line_profile.json").read_text())
+
+
+def test_a_blocking_question_gets_the_same_answer(registered, client):
+    photograph = captures(registered)[0]
+    (record,) = ask_all(client, [photograph])
+    blocking = client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
+    assert blocking | {"seconds": 0} == record | {"seconds": 0}
+
+
+def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(registered, client):
+    good = captures(registered)[0]
+    flat = io.BytesIO()
+    Image.new("RGB", (640, 260), "grey").save(flat, "PNG")
+    records = ask_all(client, [good, Photograph("flat.png", flat.getvalue()), Photograph("text.jpg", b"no picture")])
+    assert [bool(record["error"]) for record in records] == [False, True, True]
+    assert records[1]["error"].startswith("flat.png: ") and "flat" in records[1]["error"]
+    assert records[2]["error"].startswith("text.jpg: not an image file")
+    assert {record["model_version"] for record in records} == {"1"}
+
+
+def test_a_given_shape_is_kept_and_an_unknown_one_is_told(registered, client):
+    photograph = captures(registered)[0]
+    record = client.inspect_blocking(photograph.name, photograph.content, "HEXA", PATIENCE)
+    assert "expected a shape of ['CYLN', 'SQUR'], found 'HEXA'" in record["error"]
+
+
+def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, asked, client, loaded):
+    photograph = captures(registered)[0]
+    seen = asyncio.run(client.pictures(photograph.content, photograph.name, None))
+    assert list(seen) == ["RAW", "DST"]
+    size = composite_size(asked.layout.layout(), composite_cell(asked))
+    assert {Image.open(io.BytesIO(content)).size for content in seen.values()} == {size}
+    prepared = loaded.version.inspector.prepare(Task(photograph))
+    assert seen[asked.evaluate.view] == prepared.pictures["inspected"]
+    assert asyncio.run(client.pictures(b"no picture", "text.jpg", None)) == {}
+
+
+def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(registered, process, client):
+    photographs = captures(registered)[:1] * 4 * LIMIT
+    os.kill(process.pid, signal.SIGSTOP)  # all questions are there before the first is taken up
+    try:
+        asked = [client._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    errors = [future.exception(PATIENCE) for future in asked]
+    refused = [error for error in errors if error]
+    assert refused and {type(error) for error in refused} == {QueueFullError}
+    assert errors.count(None) >= LIMIT
+    assert "captures wait already (station.queue)" in str(refused[0])
+
+
+def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(registered, client):
+    photograph = captures(registered)[0]
+    before = health(client).captures
+    for told in ask_all(client, [photograph] * 4, timeout=0.001):
+        assert isinstance(told, ModelTimeoutError)
+    with pytest.raises(ModelTimeoutError):
+        client.inspect_blocking(photograph.name, photograph.content, None, 0.001)
+    client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
+    assert health(client).captures == before + 1
+
+
+def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(registered, loaded, asked, monkeypatch):
+    """The composite of one capture is spoilt on its way to the model, as by a full disk."""
+    inspector, photographs = loaded.version.inspector, captures(registered)[:3]
+    prepare = inspector.prepare
+
+    def prepare_and_spoil(task):
+        prepared = prepare(task)
+        if task.inspected.name == photographs[1].name:
+            prepared.pictures["inspected"] = b"cut short"
+        return prepared
+
+    monkeypatch.setattr(inspector, "prepare", prepare_and_spoil)
+    batches = Batches(loaded, 16, LIMIT)
+    told: dict[str, dict] = {}
+    for each in photographs:
+        batches.ask(
+            Question(each, None, time.monotonic() + PATIENCE, lambda record, n=each.name: told.update({n: record}))
+        )
+    for _ in photographs:
+        batches.prepare_next()
+    batches.answer_next()
+    errors = [told[each.name]["error"] for each in photographs]
+    assert errors[0] is None and errors[2] is None
+    assert errors[1].startswith(f"{photographs[1].name}: inspecting it failed (UnidentifiedImageError: ")
+    assert batches.waiting == 0
+
+
+def test_a_killed_process_fails_what_waits_and_comes_back_at_the_same_address(registered, process, client):
+    photograph, address = captures(registered)[0], process.address
+    os.kill(process.pid, signal.SIGSTOP)
+    waiting = [client._ask("inspect", photograph.name, photograph.content, None, PATIENCE) for _ in range(3)]
+    os.kill(process.pid, signal.SIGKILL)
+    for future in waiting:
+        assert isinstance(future.exception(PATIENCE), ModelUnavailableError)
+    with pytest.raises(ModelUnavailableError, match="try again"):
+        client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
+    assert process.restart_if_dead()
+    assert not process.restart_if_dead()
+    wait_until(lambda: health(client).version)
+    assert process.address == address
+    assert client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)["error"] is None
+
+
+def test_a_champion_promoted_under_load_takes_over_between_batches(registered, client):
+    photographs = captures(registered)[:4]
+    versions = []
+
+    async def keep_asking(photograph):
+        while versions[-1:] != ["2"]:
+            record = await client.inspect(photograph.name, photograph.content, None, PATIENCE)
+            assert record["error"] is None
+            versions.append(record["model_version"])
+
+    async def load():
+        asking = [asyncio.create_task(keep_asking(each)) for each in photographs]
+        while not versions:
+            await asyncio.sleep(0.05)
+        with registry(registered) as opened:
+            opened.set_registered_model_alias(NAME, "champion", "2")
+        await asyncio.wait_for(asyncio.gather(*asking), PATIENCE)
+
+    asyncio.run(load())
+    assert set(versions) == {"1", "2"}
+    assert (health(client).version, health(client).alias) == ("2", "champion")
+
+
+def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(registered, client):
+    with registry(registered) as opened:
+        opened.set_registered_model_alias(NAME, "champion", "3")
+    wait_until(lambda: health(client).last_error)
+    told = health(client)
+    assert told.last_error.startswith(f"{NAME} version 3, the champion, cannot be loaded: ")
+    assert "adapter_model.safetensors" in told.last_error and "\n" not in told.last_error
+    assert told.version == "2"
+    photograph = captures(registered)[0]
+    assert client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)["model_version"] == "2"
+
+
+def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, asked, process, client):
+    assert health(client).last_error  # the champion is still broken
+    state = process.address.parents[1]
+    champion = Champion(registered, asked.register_, state)
+    champion.check()
+    assert champion.version.number == "2"
+    assert "version 3" in str(champion.failure)
+    nothing_known = Champion(registered, asked.register_, process.address.parent)
+    nothing_known.check()
+    assert nothing_known.version is None and "version 3" in str(nothing_known.failure)
+
+
+def test_a_champion_that_is_mended_in_the_registry_is_taken(registered, client):
+    with registry(registered) as opened:
+        opened.set_registered_model_alias(NAME, "champion", "1")
+    wait_until(lambda: health(client).version == "1")
+    assert health(client).last_error is None
+
+
+def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded, monkeypatch):
+    version = loaded.version
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        loaded.check()
+        assert loaded.version.number == version.number
+        assert isinstance(loaded.failure, RegistryUnreachableError)
+    loaded.check()
+    assert loaded.failure is None
+
+
+def test_a_project_without_a_registered_version_is_told_what_to_do(registered, asked, tmp_path):
+    with pytest.raises(RegistryError, match="no version of pin-inspector has the alias challenger; run dvc repro"):
+        start_model_process(tmp_path, asked, tmp_path / "state")
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+SCRIPT = """
+import signal, sys, time
+from pathlib import Path
+from pinspect.core.params import load_params
+from pinspect.station.model_process import ModelProcess
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
+    root = Path(sys.argv[1])
+    try:
+        with ModelProcess(root, load_params(root / "params.yaml"), Path(sys.argv[2]), 4) as process:
+            print(process.pid, flush=True)
+            time.sleep(1000)
+    except KeyboardInterrupt:
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path, number):
+    script = tmp_path / "parent.py"
+    script.write_text(SCRIPT)
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(registered), str(tmp_path / "state")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pid = int(parent.stdout.readline())
+    if number == signal.SIGINT:
+        os.killpg(parent.pid, number)  # as Ctrl-C does
+    else:
+        parent.kill()
+    _, said = parent.communicate(timeout=PATIENCE)  # both have ended when nobody can write any more
+    assert said == ""
+    wait_until(lambda: not psutil.pid_exists(pid))
+    assert list((tmp_path / "state").glob("model-*")) == []
+
+
+def test_a_long_path_gets_a_socket_elsewhere(registered, asked, tmp_path):
+    deep = tmp_path / "a-folder-with-a-long-name" / ("x" * 80)
+    process = ModelProcess(registered, asked, deep, 4)
+    process.stop()
+    assert len(os.fsencode(process.address)) <= 100
+    assert not process.address.parent.exists()

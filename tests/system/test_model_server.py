@@ -1,0 +1,75 @@
+"""A registered adapter on servers: MLflow's registry over HTTP, and the packed model behind MLflow's model server."""
+
+import base64
+import json
+import os
+import sys
+
+import pytest
+import requests
+
+from pinspect.core.answers import FIELDS
+from pinspect.core.errors import RegistryUnreachableError
+from pinspect.core.params import load_params
+from pinspect.registry.leaderboard import leaderboard
+from pinspect.registry.promotion import promote
+from pinspect.registry.versions import load_registered, open_registry
+from tests.support.evaluated_project import run_stage
+from tests.support.mlflow_server import free_port, mlflow_server, running  # noqa: F401
+
+NAME = "pin-inspector"
+
+
+@pytest.fixture(scope="module")
+def registered(project, mlflow_server):  # noqa: F811
+    """The project, its adapter registered on a server. Gives (project, uri)."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+        run_stage("register", project)
+        yield project, mlflow_server
+
+
+def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
+    project, uri = registered
+    params = load_params(project / "params.yaml")
+    assert json.loads((project / "reports/registration.json").read_text())["registry"] == uri
+    (line,) = leaderboard(project, params)
+    assert (line["version"], line["aliases"]) == ("1", ["challenger"])
+    # The adapter of two steps proves nothing, which the server's stored answers show.
+    decision = promote(project, params)
+    assert not decision.promoted
+    with open_registry(project, params.register_) as client:
+        assert json.loads(client.get_model_version(NAME, "1").tags["promotion"]) == decision.to_dict()
+    model, version = load_registered(project, params.register_)
+    image = next((project / "data/captures/images").iterdir())
+    assert version == "1"
+    assert model.predict([{"inspected": str(image)}])["error"][0] is None
+
+
+def test_mlflow_serves_the_packed_model_offline(registered, tmp_path):
+    _, uri = registered
+    image = next((registered[0] / "data/captures/images").iterdir())
+    encoded = base64.b64encode(image.read_bytes()).decode()
+    command = [
+        *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@challenger"),
+        *("--env-manager", "local", "--host", "127.0.0.1", "--port", str(free_port())),
+    ]
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+    with running(command, tmp_path / "serve.log", "/ping") as served:
+        asked = {"dataframe_split": {"columns": ["inspected", "reference"], "data": [[encoded, encoded], ["x", None]]}}
+        found = requests.post(f"{served}/invocations", json=asked, timeout=120).json()["predictions"]
+    contract = load_params(registered[0] / "params.yaml").contract()
+    assert contract.parse(found[0]["answer"]).values() == {name: found[0][name] for name in FIELDS}
+    assert found[0]["error"] is None
+    assert found[1]["answer"] is None
+    assert "expected the path of an image file, or its bytes as base64" in found[1]["error"]
+
+
+def test_a_server_that_is_down_is_told_in_one_line_with_what_is_left_to_do(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    before = (project / "reports/registration.json").read_bytes()
+    with pytest.raises(RegistryUnreachableError, match=r"no MLflow server answers.*only this stage is left") as caught:
+        run_stage("register", project)
+    assert caught.value.exit_code == 75
+    assert "\n" not in str(caught.value)
+    assert (project / "reports/registration.json").read_bytes() == before

@@ -1,0 +1,371 @@
+"""Promotion by proof, rollback and comparison: on real MLflow registries, by versions with real packages."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pinspect.cli import main as cli
+from pinspect.core import digests as provenance
+from pinspect.core import predictions
+from pinspect.core.errors import PromotionRefused, RegistryError
+from pinspect.core.params import load_params
+from pinspect.evaluation import metrics
+from pinspect.registry.comparison import Evidence
+from pinspect.registry.leaderboard import compare, leaderboard
+from pinspect.registry.promotion import DECISION, Decision, promote, rollback, weigh
+from pinspect.registry.versions import open_registry
+from tests.support.evaluated_project import run_stage
+from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
+from tests.support.sample import ROOT
+
+NAME = "pin-inspector"
+PINSPECT = Path(sys.executable).with_name("pinspect")
+CAPTURES = 40  # every other one is passed
+HELD = {"controls.blank": "true", "controls.swapped": "true"}
+
+
+def rows(captures: int = CAPTURES, view: str = "RAW") -> list[dict]:
+    return [chat_row(number, view=view) for number in range(captures)]
+
+
+def first_wrong(count: int, wrong):
+    """Answers `wrong` to the first `count` defective captures (the even ones), and rightly to all others."""
+    chosen = {chat_row(number, view="RAW")["file"] for number in range(0, 2 * count, 2)}
+    return lambda row: wrong(row) if row["file"] in chosen else right(row)
+
+
+FAIR = first_wrong(8, moved)
+BETTER = right
+WORSE = first_wrong(8, escaped)
+
+
+# What the rules say
+
+
+def evidence(answer=right, *, captures: int = CAPTURES, version: str = "2") -> Evidence:
+    table = answered(rows(captures), answer)
+    return Evidence(version, table, provenance.digest_of_test_set(table))
+
+
+def asked(**promotion):
+    params = load_params(ROOT / "params.yaml")
+    return params.model_copy(update={"promote": params.promote.model_copy(update=promotion)})
+
+
+def broken(ours: Evidence, theirs: Evidence | None = None, tags=HELD, approve_by="", **promotion) -> dict[str, str]:
+    """The rules that do not hold: name -> what was found."""
+    rules = weigh(ours, theirs, tags, asked(**promotion), approve_by=approve_by)
+    return {rule.name: rule.found for rule in rules if not rule.holds}
+
+
+def test_a_first_champion_keeps_every_absolute_rule():
+    assert broken(evidence()) == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule", "amount"),
+    [
+        (first_wrong(1, unreadable), "answers parse", "39 of 40 answers parse"),
+        (first_wrong(2, escaped), "escape rate", "0.100 (2 of 20 defective captures), at most 0.030"),
+        (overkilled, "overkill rate", "1.000 (20 of 20 passed captures), at most 0.050"),
+    ],
+)
+def test_a_broken_bound_is_named_with_its_amount(answer, rule, amount):
+    assert broken(evidence(answer))[rule] == amount
+
+
+def test_too_few_defective_captures_prove_nothing():
+    assert broken(evidence(captures=10)) == {"enough defective captures": "5 in the test set, at least 20"}
+    assert "escape rate" in broken(evidence(captures=0))
+
+
+def test_escapes_beyond_chance_are_refused_although_the_bound_would_let_them_pass():
+    found = broken(evidence(first_wrong(6, escaped)), evidence(version="1"), maximum_escape_rate=0.5)
+    assert found["escapes against the champion"].startswith(
+        "6 of 20 captures right with version 1 only, 0 with version 2 only (McNemar p = 0.0312"
+    )
+    assert "escapes against the champion" not in broken(
+        evidence(first_wrong(5, escaped)), evidence(version="1"), maximum_escape_rate=0.5
+    )
+
+
+def test_a_worse_exact_match_is_refused_beyond_chance_only():
+    assert list(broken(evidence(first_wrong(6, moved)), evidence(version="1"))) == ["exact match against the champion"]
+    assert broken(evidence(first_wrong(5, moved)), evidence(version="1")) == {}
+    assert broken(evidence(), evidence(first_wrong(20, moved), version="1")) == {}
+
+
+def test_controls_have_to_be_there_and_to_hold():
+    assert broken(evidence(), tags={})["controls"] == "none was made that holds; run dvc repro evaluate"
+    tags = HELD | {"controls.blank": "false", "controls.other_shape": "null"}
+    assert broken(evidence(), tags=tags) == {"controls": "1 of 2 do not hold: blank"}
+    assert broken(evidence(), tags=HELD | {"controls.other_shape": "null"}) == {}
+
+
+def test_a_control_that_is_not_required_is_told_and_stops_nothing():
+    tags = HELD | {"controls.swapped": "false"}
+    assert broken(evidence(), tags=tags, required_controls=["blank"]) == {}
+    assert broken(evidence(), tags=tags, required_controls=["swapped"]) == {"controls": "1 of 2 do not hold: swapped"}
+    (rule,) = [
+        rule
+        for rule in weigh(evidence(), None, tags, asked(required_controls=["blank"]), approve_by="")
+        if rule.name == "controls"
+    ]
+    assert rule.found == "1 hold; not required, and not held: swapped"
+
+
+def test_a_person_approves_where_params_ask_for_one_and_after_a_rollback():
+    assert list(broken(evidence(), approval_required=True)) == ["approval"]
+    assert broken(evidence(), approval_required=True, approve_by="K. Sato") == {}
+    back = {"rolled_back": json.dumps({"rolled_back_at": "2026-11-20T10:00:00+00:00", "why": "3 escapes at line 2"})}
+    assert "3 escapes at line 2" in broken(evidence(), tags=HELD | back)["not rolled back before"]
+    assert broken(evidence(), tags=HELD | back, approve_by="K. Sato") == {}
+
+
+def test_a_test_set_is_the_photographs_and_what_is_right_for_each():
+    digest = provenance.digest_of_test_set(answered(rows()))
+    assert provenance.digest_of_test_set(answered(reversed(rows(view="DST")), escaped)) == digest
+    assert provenance.digest_of_test_set(answered(rows()[1:])) != digest
+    assert provenance.digest_of_test_set(answered([rows()[0] | {"answer": rows()[2]["answer"]}, *rows()[1:]])) != digest
+
+
+# What becomes of the registry
+
+
+@pytest.fixture(scope="module")
+def registry(project):
+    """Version 1 to 3 of the project: fair, better and worse on one test set. A folder with the database in it."""
+    for number, answer in enumerate((FAIR, BETTER, WORSE), start=1):
+        evaluate_as(project, number, answered(rows(), answer))
+        run_stage("register", project)
+    return project
+
+
+@pytest.fixture
+def line(registry, tmp_path, monkeypatch):
+    """The project, with a registry of the test's own, and a function that sets aliases in it and gives them back."""
+    shutil.copy(registry / "mlruns/mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(registry)
+    (registry / DECISION).unlink(missing_ok=True)
+    with open_registry(registry, load_params().register_) as client:
+        client.delete_registered_model_alias(NAME, "challenger")
+        yield Line(registry, client)
+
+
+class Line:
+    """A project with its registry."""
+
+    def __init__(self, root, client):
+        self.root, self.client = root, client
+
+    @property
+    def params(self):
+        return load_params(self.root / "params.yaml")
+
+    def set(self, **aliases: str) -> None:
+        for alias, version in aliases.items():
+            self.client.set_registered_model_alias(NAME, alias, version)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        found = self.client.get_registered_model(NAME).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+    def tags(self, version: str) -> dict[str, str]:
+        return self.client.get_model_version(NAME, version).tags
+
+
+def evaluate_as(root: Path, number: int, table) -> None:
+    """Adapter `number` of the project in `root`, with the evaluation that `table` gives.
+
+    Blanks behind the adapter's configuration make it another one that answers alike.
+    """
+    config, out = root / "models/adapter/adapter_config.json", root / "reports/eval"
+    config.write_text(config.read_text().rstrip() + " " * number)
+    point = json.loads((root / "models/operating_point.json").read_text())
+    point["weights_sha256"] = provenance.weights_sha256(root / "models/adapter")
+    (root / "models/operating_point.json").write_text(json.dumps(point))
+    predictions.write(table, out / "predictions.csv")
+    detail = json.loads((out / "detail.json").read_text())
+    detail["adapter_sha256"] = provenance.adapter_sha256(root / "models/adapter")
+    (out / "detail.json").write_text(json.dumps(detail))
+    told = json.loads((out / "metrics.json").read_text())
+    scores = metrics.score(table, bootstrap_samples=100)
+    told["zero_shot"] = {name: round(found.value, 4) for name, found in scores.items() if found.value is not None}
+    told["controls"] = {"blank": True, "swapped": True}
+    (out / "metrics.json").write_text(json.dumps(told))
+
+
+def run(*words: str, root: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([PINSPECT, *words], cwd=root, capture_output=True, text=True)
+
+
+def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_one(line):
+    line.set(champion="1", challenger="2")
+    decision = promote(line.root, line.params, approve_by="K. Sato")
+    assert decision.promoted
+    assert line.aliases == {"champion": "2", "previous": "1"}
+    told = Decision.from_dict(json.loads(line.tags("2")["promotion"]))
+    assert told == Decision.from_dict(json.loads((line.root / DECISION).read_text())) == decision
+    assert (told.champion, told.approved_by, told.captures, told.rescored) == ("1", "K. Sato", CAPTURES, ())
+    assert told.scores["2"]["exact_match"] == 1.0
+    assert told.scores["1"]["exact_match"] == 0.8
+    description = line.client.get_model_version(NAME, "2").description
+    assert "against version 1, approved by K. Sato" in description
+    assert "escape rate: 0.000 (0 of 20 defective captures)" in description
+
+    done = rollback(line.root, line.params, "three escapes at line 2", by="K. Sato")
+    assert (done.version, done.rolled_back) == ("1", "2")
+    assert line.aliases == {"champion": "1"}
+    assert json.loads(line.tags("2")["rolled_back"])["why"] == "three escapes at line 2"
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        rollback(line.root, line.params, "again")
+
+    line.set(challenger="2")
+    with pytest.raises(PromotionRefused, match="three escapes at line 2"):
+        promote(line.root, line.params).require()
+    assert line.aliases == {"champion": "1", "challenger": "2"}
+
+
+def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_alias_moves(line):
+    line.set(champion="2", challenger="3")
+    result = run("promote", root=line.root)
+    assert result.returncode == 3
+    assert "version 3 of pin-inspector is not promoted" in result.stderr
+    assert "escape rate: 0.400 (8 of 20 defective captures), at most 0.030" in result.stderr
+    assert "8 of 20 captures right with version 2 only, 0 with version 3 only" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert line.aliases == {"champion": "2", "challenger": "3"}
+    told = json.loads((line.root / DECISION).read_text())
+    assert told == json.loads(line.tags("3")["promotion"])
+    assert not told["promoted"]
+    assert "**Refused**" in line.client.get_model_version(NAME, "3").description
+
+
+def test_a_first_champion_is_promoted_without_comparison(line):
+    line.set(challenger="1")
+    assert promote(line.root, line.params).promoted
+    assert line.aliases == {"champion": "1"}
+    with pytest.raises(RegistryError, match=r"no version of pin-inspector is challenger, version 1 is champion"):
+        promote(line.root, line.params)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(line, steps):
+    line.set(champion="1", challenger="2")
+    decision = promote(line.root, line.params)
+    # The registry as a kill leaves it: nothing but the proof, then `previous`, `champion`, and the end.
+    line.set(champion="1", challenger="2")
+    line.client.delete_registered_model_alias(NAME, "previous")
+    (line.root / DECISION).unlink()
+    if steps > 0:
+        line.set(previous="1")
+    if steps > 1:
+        line.set(champion="2")
+    if steps > 2:
+        line.client.delete_registered_model_alias(NAME, "challenger")
+        assert line.aliases == {"champion": "2", "previous": "1"}
+        return
+    found = promote(line.root, line.params)
+    assert replace(found, decided_at="") == replace(decision, decided_at="")
+    assert line.aliases == {"champion": "2", "previous": "1"}
+    assert (line.root / DECISION).is_file()
+
+
+def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_registry(line):
+    line.set(champion="1", challenger="2")
+    commands = [
+        [PINSPECT, "promote", "--json"],
+        [PINSPECT, "promote", "--json"],
+        [sys.executable, ROOT / "stages/register.py"],
+    ]
+    racing = [subprocess.Popen(command, cwd=line.root, stdout=-1, stderr=-1, text=True) for command in commands]
+    told = [(*process.communicate(), process.returncode) for process in racing]
+    # The register stage brings the worse adapter, version 3, forward: before, between or after the promotions.
+    assert told[2][2] == 0, told
+    assert {code for *_, code in told[:2]} <= {0, 2, 3}, told
+    assert not any("Traceback" in stderr for _, stderr, _ in told)
+    assert len(line.client.search_model_versions(f"name = '{NAME}'")) == 3
+    weighed = {json.loads(out)["challenger"]: json.loads(out)["promoted"] for out, _, code in told[:2] if code != 2}
+    assert weighed.get("3") is not True
+    if "2" in weighed:
+        assert line.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    else:
+        assert line.aliases == {"champion": "1", "challenger": "3"}
+
+
+def test_an_evaluation_that_was_renewed_by_half_decides_nothing(line):
+    line.set(champion="1", challenger="2")
+    line.client.set_model_version_tag(NAME, "2", "evaluation_sha256", "0" * 64)
+    with pytest.raises(RegistryError, match="renewed by half, a registration was interrupted; run dvc repro register"):
+        promote(line.root, line.params)
+    assert line.aliases == {"champion": "1", "challenger": "2"}
+
+
+def test_the_leaderboard_and_a_comparison_tell_what_is_registered(line, capsys):
+    line.set(champion="1", challenger="2")
+    found = {one["version"]: one for one in leaderboard(line.root, line.params)}
+    assert list(found) == ["3", "2", "1"]
+    assert found["1"]["aliases"] == ["champion"]
+    assert (found["1"]["zero_shot"], found["3"]["escape"]) == (0.8, 0.4)
+
+    told = compare(line.root, line.params, "champion", "2")
+    assert told["mcnemar"]["exact_match"]["only_second"] == 8
+    exact = told["scores"]["exact_match"]
+    assert (exact["first"], exact["second"]) == (0.8, 1.0)
+    assert 0 < exact["low"] < exact["difference"] < exact["high"]
+
+    for words in (["models"], ["compare", "champion", "2"], ["models", "--json"]):
+        assert run_here(words) == 0
+    out = capsys.readouterr().out
+    assert "champion" in out
+    assert "right with version 1 only 0, with version 2 only 8" in out
+    assert json.loads(out.splitlines()[-1])["version"] == "1"
+    assert run_here(["compare", "1", "9"]) == 2
+    assert "no version 9 of pin-inspector" in capsys.readouterr().err
+
+
+def run_here(words) -> int:
+    """The exit code of the command line in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["pinspect", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code or 0
+
+
+def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, evaluated_project):
+    """Version 1 is champion by 40 captures; the challenger is scored on the project's own test split."""
+    real = predictions.read(evaluated_project / "reports/eval/predictions.csv")
+    evaluate_as(line.root, 4, real.assign(answer=real["expected"], **found_as_expected(real)))
+    try:
+        run_stage("register", line.root)
+    finally:
+        evaluate_as(line.root, 3, answered(rows(), WORSE))
+    line.set(champion="1")
+    found = yaml.safe_load((line.root / "params.yaml").read_text())
+    found["promote"]["minimum_defective"] = 1
+    params = type(line.params).model_validate(found)
+    decision = promote(line.root, params)
+    assert decision.rescored == ("1",)
+    held = {rule.name for rule in decision.rules if rule.holds}
+    assert {"answers parse", "escapes against the champion", "exact match against the champion"} <= held
+    assert decision.test_set == line.tags("4")["test_set_digest"] != line.tags("1")["test_set_digest"]
+    # All versions of this project have the same weights, so that it answers as the real evaluation did.
+    asked = (real["model"] == "adapter") & (real["shot"] == "zero_shot") & (real["view"] == params.evaluate.view)
+    asked &= (real["decoding"] == "constrained") & (real["kind"] == params.evaluate.kind)
+    assert decision.captures == asked.sum()
+    exact = (real.loc[asked, "answer"] == real.loc[asked, "expected"]).mean()
+    assert decision.scores["1"]["exact_match"] == pytest.approx(exact, abs=1e-4)
+    assert decision.scores["4"]["exact_match"] == 1.0
+
+
+def found_as_expected(table) -> dict:
+    return {f"found_{field}": table[f"expected_{field}"] for field in predictions.FIELDS} | {"parses": True}

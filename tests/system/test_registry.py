@@ -1,0 +1,299 @@
+"""An adapter becomes a registered version: on a real project, a real MLflow sqlite store, and real processes."""
+
+import base64
+import json
+import subprocess
+import sys
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+from pinspect.cli import main as cli
+from pinspect.core import digests as provenance
+from pinspect.core import predictions
+from pinspect.core.answers import FIELDS
+from pinspect.core.errors import RegistryError, StageInputError
+from pinspect.core.params import load_params
+from pinspect.inspection.files import exit_code, inspect_files
+from pinspect.model.families import checkpoint_of
+from pinspect.registry.versions import find_version, load_registered, open_registry, pack, read_candidate
+from tests.support.evaluated_project import run_stage
+from tests.support.sample import ROOT
+
+NAME = "pin-inspector"
+
+
+@pytest.fixture(scope="module")
+def registered(project):
+    """The project, registered by two processes at the same moment."""
+    command = [sys.executable, str(ROOT / "stages/register.py")]
+    racing = [subprocess.Popen(command, cwd=project, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    told = [(*process.communicate(), process.returncode) for process in racing]
+    return project, told
+
+
+@pytest.fixture
+def client(registered):
+    with open_registry(registered[0], load_params(registered[0] / "params.yaml").register_) as opened:
+        yield opened
+
+
+def registration(project) -> dict:
+    return json.loads((project / "reports/registration.json").read_text())
+
+
+def test_an_evaluation_answers_every_test_row_and_tells_the_baseline_beside_it(project):
+    table = predictions.read(project / "reports/eval/predictions.csv")
+    rows = [json.loads(line) for line in (project / "data/chat/test.jsonl").open()]
+    for decoding in ("constrained", "free"):
+        answered = table[(table["model"] == "adapter") & (table["decoding"] == decoding)]
+        assert sorted(answered["id"]) == sorted(row["id"] for row in rows)
+    assert table.loc[table["decoding"] == "constrained", "parses"].all()
+    assert set(table.loc[table["model"] == "NSOARTC baseline", "file"]) == {row["file"] for row in rows}
+
+
+def test_the_headline_is_what_production_asks_on_the_cameras_test_split(project):
+    told = json.loads((project / "reports/eval/metrics.json").read_text())
+    assert list(told)[:3] == ["zero_shot", "one_shot", "baseline"]
+    table = predictions.read(project / "reports/eval/predictions.csv")
+    view = load_params(project / "params.yaml").evaluate.view
+    asked = table[(table["model"] == "adapter") & (table["view"] == view) & (table["shot"] == "zero_shot")]
+    asked = asked[asked["decoding"] == "constrained"]
+    assert told["zero_shot"]["exact_match"] == pytest.approx((asked["answer"] == asked["expected"]).mean(), abs=1e-4)
+    assert told["zero_shot"]["captures"] == asked["file"].nunique()
+
+
+def test_dvc_shows_the_metrics_of_an_evaluation(project):
+    run = [sys.executable, "-m", "dvc"]
+    subprocess.run([*run, "init", "--quiet", "--no-scm", "--force"], cwd=project, check=True)
+    shown = [*run, "metrics", "show", "--json", "reports/eval/metrics.json"]
+    found = json.loads(subprocess.run(shown, cwd=project, check=True, capture_output=True).stdout)
+    told = json.loads((project / "reports/eval/metrics.json").read_text())
+    assert next(iter(found.values()))["data"]["reports/eval/metrics.json"]["data"] == told
+
+
+def test_the_dataset_digest_is_the_hash_that_dvc_knows(project):
+    run = [sys.executable, "-m", "dvc"]
+    subprocess.run([*run, "init", "--quiet", "--no-scm", "--force"], cwd=project, check=True)
+    copied = project / "other"
+    (copied / "b/deep").mkdir(parents=True)
+    for name in ("b.csv", "b/a.txt", "b/deep/ä.txt", "a b.txt"):
+        (copied / name).write_text(name)
+    subprocess.run([*run, "add", "--quiet", "other"], cwd=project, check=True)
+    assert f"md5: {provenance.dvc_directory_hash(copied)}" in (project / "other.dvc").read_text()
+
+
+def test_two_registrations_of_one_adapter_at_the_same_moment_make_one_version(registered, client):
+    _, told = registered
+    assert [code for *_, code in told] == [0, 0], told
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
+    assert [stderr for _, stderr, _ in told] == ["", ""]
+
+
+def test_registering_again_changes_nothing(registered, client):
+    project, _ = registered
+    before = (project / "reports/registration.json").read_bytes()
+    run_stage("register", project)
+    assert (project / "reports/registration.json").read_bytes() == before
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
+    assert str(project) not in before.decode()
+
+
+def test_a_version_carries_its_scores_and_where_it_comes_from(registered, client):
+    project, _ = registered
+    told = registration(project)
+    version = client.get_model_version_by_alias(NAME, "challenger")
+    assert int(version.version) == told["version"]
+    assert version.tags["adapter_sha256"] == provenance.adapter_sha256(project / "models/adapter")
+    assert version.tags["dataset_digest"] == provenance.dvc_directory_hash(project / "data/chat")
+    assert len(version.tags["base_sha256"]) == 64
+    scores = json.loads((project / "reports/eval/metrics.json").read_text())
+    for shot in ("zero_shot", "one_shot"):
+        assert float(version.tags[f"{shot}.exact_match"]) == scores[shot]["exact_match"]
+
+
+def test_the_run_of_a_version_holds_parameters_curve_report_and_dataset(registered, client):
+    project, _ = registered
+    run = client.get_run(client.get_model_version_by_alias(NAME, "challenger").run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.rank"] == str(load_params(project / "params.yaml").train.rank)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+    stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
+    assert {"reports/report.html", "reports/validation.json"} <= stored
+    assert run.inputs.dataset_inputs[0].dataset.digest == registration(project)["dataset_digest"]
+
+
+def test_the_registered_model_inspects_photographs_without_the_project(registered, client):
+    project, _ = registered
+    images = sorted((project / "data/captures/images").iterdir())
+    asked = pd.DataFrame(
+        {
+            "inspected": [str(images[0]), base64.b64encode(images[0].read_bytes()).decode(), "no/such/file.jpg"],
+            "reference": [str(images[1]), None, None],
+        }
+    )
+    model, version = load_registered(project, load_params(project / "params.yaml").register_)
+    assert version == str(registration(project)["version"])
+    from_path, from_bytes, nowhere = model.predict(asked).to_dict("records")
+    contract = load_params(project / "params.yaml").contract()
+    for found in (from_path, from_bytes):
+        assert found["error"] is None
+        assert contract.parse(found["answer"]).values() == {name: found[name] for name in FIELDS}
+        assert 0 <= found["p_defective"] <= 1
+    assert nowhere["answer"] is None
+    assert "no/such/file.jpg" in nowhere["error"]
+
+
+def test_the_challenger_inspects_files_and_names_those_it_cannot(registered, tmp_path, monkeypatch, capsys):
+    project, _ = registered
+    good = sorted((project / "data/raw/images").rglob("*.jpg"))[:2]
+    (tmp_path / "text.jpg").write_text("no picture")
+    files = [good[0], tmp_path / "gone.jpg", tmp_path / "text.jpg", good[1]]
+    records = list(inspect_files(project, files, "challenger"))
+    assert [record["file"] for record in records] == [str(path) for path in files]
+    assert [bool(record["error"]) for record in records] == [False, True, True, False]
+    assert "gone.jpg: not found" in records[1]["error"]
+    assert "text.jpg" in records[2]["error"]
+    assert {record["model_version"] for record in records} == {str(registration(project)["version"])}
+    assert all(records[0][name] for name in ("image_type", "judgement", "answer"))
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["pinspect", "inspect", "--json", *map(str, files)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in files]
+
+
+@pytest.mark.parametrize(("judgements", "errors", "code"), [("pp", "", 0), ("pd", "", 1), ("pd", "x", 2), ("", "x", 2)])
+def test_the_exit_code_tells_the_worst_that_was_found(judgements, errors, code):
+    words = {"p": "passed", "d": "defective"}
+    records = [{"judgement": words[letter], "error": None} for letter in judgements]
+    assert exit_code(records + [{"judgement": None, "error": error} for error in errors]) == code
+
+
+def test_a_new_evaluation_of_the_same_adapter_renews_the_scores_of_its_version(registered, client):
+    project, _ = registered
+    files = {name: project / "reports/eval" / name for name in ("metrics.json", "predictions.csv")}
+    kept = {path: path.read_bytes() for path in files.values()}
+    told = json.loads(files["metrics.json"].read_text())
+    told["zero_shot"]["exact_match"] = 0.875
+    files["metrics.json"].write_text(json.dumps(told))
+    files["predictions.csv"].write_text(files["predictions.csv"].read_text() + "\n")
+    try:
+        run_stage("register", project)
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    versions = client.search_model_versions(f"name = '{NAME}'")
+    assert [version.tags["zero_shot.exact_match"] for version in versions] == ["0.875"]
+    assert client.get_run(versions[0].run_id).data.metrics["zero_shot.exact_match"] == 0.875
+
+
+def test_another_view_of_the_same_adapter_is_another_version_and_leaves_the_first_one_as_it_is(registered, client):
+    project, _ = registered
+    files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
+    kept = [path.read_text() for path in files]
+    other = {"RAW": "DST", "DST": "RAW"}[load_params(files[0]).evaluate.view]
+    found = yaml.safe_load(kept[0])
+    found["evaluate"] |= {"view": other}
+    detail = json.loads(kept[1])
+    detail["headline"]["view"] = other
+    before = len(client.search_model_versions(f"name = '{NAME}'"))
+    try:
+        files[0].write_text(yaml.safe_dump(found))
+        files[1].write_text(json.dumps(detail))
+        run_stage("register", project)
+        version = str(registration(project)["version"])
+    finally:
+        for path, text in zip(files, kept, strict=True):
+            path.write_text(text)
+    first = str(registration(project)["version"])
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == before + 1
+    versions = {number: client.get_model_version(NAME, number) for number in (first, version)}
+    assert versions[first].tags["adapter_sha256"] == versions[version].tags["adapter_sha256"]
+    assert versions[version].tags["headline.view"] == other
+    views = {
+        number: load_params(
+            mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}/artifacts/params.yaml")
+        ).evaluate.view
+        for number in versions
+    }
+    assert views == {first: load_params(files[0]).evaluate.view, version: other}
+    client.delete_model_version(NAME, version)
+    client.set_registered_model_alias(NAME, "challenger", first)
+
+
+def test_params_that_no_answer_hangs_on_make_no_other_version(registered):
+    project, _ = registered
+    params = load_params(project / "params.yaml")
+    candidate = read_candidate(project, checkpoint_of(params.model, project))
+
+    def package(**changed):
+        asked = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changed)})
+        with pack(candidate, asked) as packed:
+            return packed.sha256
+
+    assert package(bootstrap_samples=7) == package()
+    assert package(kind="one_image") != package()
+
+
+def test_the_champion_does_not_become_a_challenger_again(registered, client):
+    project, _ = registered
+    version = find_version(client, NAME, registration(project)["package_sha256"])
+    client.delete_registered_model_alias(NAME, "challenger")
+    client.set_registered_model_alias(NAME, "champion", version.version)
+    run_stage("register", project)
+    assert client.get_model_version(NAME, version.version).aliases == ["champion"]
+
+
+def test_an_alias_that_no_version_has_is_told_with_what_to_do(registered):
+    project, _ = registered
+    with pytest.raises(RegistryError, match="no version of pin-inspector has the alias retired; run dvc repro"):
+        load_registered(project, load_params(project / "params.yaml").register_, "retired")
+
+
+def test_a_server_that_does_not_answer_is_told_in_one_line(registered):
+    project, _ = registered
+    before = (project / "reports/registration.json").read_bytes()
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "stages/register.py")],
+        cwd=project,
+        env={"PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 75
+    assert found.stderr.count("\n") == 1
+    assert "http://127.0.0.1:9: no MLflow server answers" in found.stderr
+    assert (project / "reports/registration.json").read_bytes() == before
+
+
+def test_a_registry_that_is_none_is_a_registry_error(registered, tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(RegistryError), open_registry(registered[0], load_params(ROOT / "params.yaml").register_):
+        pass
+
+
+def test_an_evaluation_of_another_adapter_is_never_registered(registered):
+    project, _ = registered
+    config = project / "models/adapter/adapter_config.json"
+    kept = config.read_text()
+    config.write_text(kept + " ")
+    try:
+        with pytest.raises(StageInputError, match="run dvc repro evaluate"):
+            read_candidate(project, checkpoint_of(load_params(project / "params.yaml").model, project))
+    finally:
+        config.write_text(kept)
+
+
+def test_one_projects_registry_is_not_taken_for_the_users_choice_by_the_next(registered, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = load_params(registered[0] / "params.yaml").register_
+    with open_registry(registered[0], asked):
+        pass
+    with open_registry(tmp_path, asked) as other:
+        assert other.tracking_uri == f"sqlite:///{tmp_path / 'mlruns/mlflow.db'}"

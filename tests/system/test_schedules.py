@@ -1,0 +1,170 @@
+"""The deployments of prefect.yaml on a real server and a real worker, which run the pipeline's own stages."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+from prefect.deployments import run_deployment
+from prefect.states import Cancelling
+
+from flows.serve import deployments
+from flows.zombies import ensure_automation
+from tests.support.flow_stack import SECONDS, captures, until
+from tests.support.mlflow_server import free_port
+from tests.support.sample import ROOT, drop, read_labels
+
+SILENCE = 40  # s; heartbeats come every 30
+DIES = """
+import time
+from prefect import flow
+
+@flow
+def sleeps():
+    time.sleep(600)
+sleeps()
+"""
+
+
+@pytest.fixture(scope="module")
+def client(prefect_api):
+    with get_client(sync_client=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", autouse=True)
+def zombie(prefect_api, client):
+    """A run whose process was killed after its first heartbeat, and an automation that looks for such."""
+    ensure_automation(timedelta(seconds=SILENCE))
+    ensure_automation(timedelta(seconds=SILENCE))  # a second time it takes the first one's place
+    process = subprocess.Popen(
+        [sys.executable, "-c", DIES], env={**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    )
+    try:
+        run = until(lambda: _run_of(client, "sleeps"), "the run that is to die")
+        until(lambda: _heartbeats(client, run.id), "its heartbeat")
+    finally:
+        process.kill()
+        process.wait()
+    return run.id
+
+
+def registry(checkout) -> MlflowClient:
+    uri = f"sqlite:///{checkout.root}/mlruns/mlflow.db"
+    return MlflowClient(uri, uri)  # else the registry is whichever this process named last
+
+
+def versions(checkout) -> list:
+    return registry(checkout).search_model_versions("name = 'pin-inspector'")
+
+
+def challenger(checkout):
+    return registry(checkout).get_model_version_by_alias("pin-inspector", "challenger")
+
+
+def test_a_schedule_runs_the_whole_pipeline_to_a_registered_version(scheduled_run, deployed, client):
+    assert scheduled_run.auto_scheduled
+    assert scheduled_run.state.name == "Completed", scheduled_run.state.message
+    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[scheduled_run.id])))
+    order = [task.name for task in sorted(tasks, key=lambda task: task.start_time)]
+    assert order == deployed.must("dvc", "stage", "list", "--name-only").split()
+    assert [version.version for version in versions(deployed)] == [challenger(deployed).version]
+
+
+def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, client):
+    found = client.request("POST", "/artifacts/filter", json={}).json()
+    of_this_run = {one["key"]: str(one["data"]) for one in found if one["flow_run_id"] == str(scheduled_run.id)}
+    assert {"stages", "scores", "report", "headline"} <= set(of_this_run)
+    assert "zero-shot exact_match" in of_this_run["scores"]
+    assert of_this_run["headline"].startswith("data:image/svg+xml;base64,")
+
+
+def test_a_run_that_finds_nothing_changed_ends_as_skipped(prepared, client):
+    before = [version.version for version in versions(prepared)]
+    run = run_deployment("retrain/nightly", timeout=SECONDS)
+    assert (run.state.type, run.state.name) == ("COMPLETED", "Skipped"), run.state.message
+    assert [version.version for version in versions(prepared)] == before
+
+
+def test_captures_in_the_inbox_become_a_new_challenger_and_bad_ones_stay(prepared, client):
+    inbox = drop(prepared.root / "inbox", captures()[11:])
+    (inbox / "images" / "camera0_torn_OK.jpg").write_bytes(b"torn")
+    run = run_deployment("ingest/inbox", timeout=SECONDS)
+    assert run.state.name == "Completed", run.state.message
+    assert "5 captures came in; problems left in inbox: 1" in run.state.message
+    assert len(read_labels(prepared.root / "data/captures")) == 16
+    assert [path.name for path in (inbox / "images").iterdir()] == ["camera0_torn_OK.jpg"]
+    assert read_labels(inbox) == []
+    newest, first = versions(prepared)
+    assert newest.version == challenger(prepared).version
+    assert newest.tags["dataset_digest"] != first.tags["dataset_digest"]
+
+
+def test_a_cancelled_run_ends_its_stage_at_once(prepared, client, tmp_path):
+    checkout = prepared.copy(tmp_path / "cancelled")
+    checkout.set_param("train", seed=41)
+    run = run_deployment("retrain/nightly", parameters={"root": str(checkout.root)}, timeout=0)
+    until(lambda: any("stages/train.py" in process.cmdline() for process in checkout.processes()), "the training")
+    client.set_flow_run_state(run.id, Cancelling())
+    until(lambda: client.read_flow_run(run.id).state.is_final(), "the end of the run")
+    assert client.read_flow_run(run.id).state.name == "Cancelled"
+    until(lambda: not checkout.processes(), "the end of the stage's processes", 30)
+
+
+def test_one_host_serves_what_prefect_yaml_deploys(deployed, client, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for served in deployments():
+        found = client.read_deployment_by_name(f"{served.flow_name}/{served.name}")
+        assert found.parameters == served.parameters
+        assert found.global_concurrency_limit.limit == served.concurrency_limit == 1
+        assert found.description == served.description
+
+
+def test_one_command_starts_both_servers_on_loopback_and_ends_them(prepared, tmp_path):
+    checkout = prepared.copy(tmp_path / "line")
+    ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+    environment = checkout.environment | ports | {"PREFECT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "flows.servers"]
+    with (tmp_path / "log").open("w") as log:
+        servers = subprocess.Popen(command, cwd=checkout.root, env=environment, stdout=log, stderr=log)
+    try:
+        for port, path in ((ports["PREFECT_PORT"], "/api/health"), (ports["MLFLOW_PORT"], "/health")):
+            until(lambda address=f"http://127.0.0.1:{port}{path}": answers(address), f"the server on port {port}")
+    finally:
+        servers.send_signal(signal.SIGINT)
+        assert servers.wait(60) == 0
+    assert not checkout.processes()
+
+
+def answers(address: str) -> bool:
+    try:
+        return requests.get(address, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client):
+    found = until(lambda: client.read_flow_run(zombie).state.is_final() and client.read_flow_run(zombie), "its end")
+    assert found.state.name == "Crashed"
+    assert found.state.message == f"No heartbeat for {SILENCE} s."
+
+
+def _run_of(client, flow_name: str):
+    found = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
+    return next((run for run in found if run.state.is_running()), None)
+
+
+def _heartbeats(client, run_id) -> int:
+    asked = {
+        "filter": {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+        }
+    }
+    return client.request("POST", "/events/filter", json=asked).json()["total"]

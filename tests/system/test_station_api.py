@@ -1,0 +1,454 @@
+"""The station's API, on a real station: what it answers, what it turns away, and that nothing breaks it."""
+
+import hashlib
+import io
+import socket
+from pathlib import Path
+
+import httpx
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
+
+from pinspect.core.errors import PinspectError
+from pinspect.core.params import load_params
+from pinspect.station.access import COOKIE, check_token, cookie_of
+from pinspect.station.api import create_app
+from pinspect.station.model_client import ModelClient
+from pinspect.station.problems import MEDIA_TYPE
+from tests.support.sample import contents, line
+from tests.support.station_stack import registered, set_param, station  # noqa: F401
+
+TOKEN = "a-token-that-nobody-guesses"
+QUEUE = 4
+
+schemathesis.openapi.format("binary", st.sampled_from([capture.jpeg for capture in line()[:3]]))
+
+
+@pytest.fixture(scope="module")
+def running(registered, tmp_path_factory):  # noqa: F811
+    """A station whose queue is short, with a folder for temporary files of its own."""
+    set_param(registered, "station", queue=QUEUE, requests_a_minute=100_000)
+    temporary = tmp_path_factory.mktemp("temporary")
+    with station(registered, TMPDIR=str(temporary)) as running:
+        running.temporary = temporary
+        yield running
+
+
+def inspect(running, *images: tuple[str, bytes], headers=None, **form) -> requests.Response:
+    files = [("images", image) for image in images]
+    return requests.post(f"{running.url}/inspect", files=files, data=form, headers=headers, timeout=120)
+
+
+def get(running, path: str, **query) -> requests.Response:
+    return requests.get(f"{running.url}{path}", params=query, timeout=120)
+
+
+def refusal(answer: requests.Response | httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.json()["status"] == answer.status_code
+    return answer.status_code, answer.json()["detail"]
+
+
+def metrics(running) -> dict[tuple, float]:
+    """Value by name and labels."""
+    told = get(running, "/metrics").text
+    found = (sample for family in text_string_to_metric_families(told) for sample in family.samples)
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in found}
+
+
+# Inspection
+
+
+def test_an_answered_image_is_in_the_results_with_its_picture(running):
+    answer = inspect(running, ("left_1.jpg", JPEG), shape="CYLN")
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json()["results"]
+    assert (result["file"], result["model_version"], result["error"]) == ("left_1.jpg", "1", None)
+    assert result["sha256"] == hashlib.sha256(JPEG).hexdigest()
+    assert len(result["address_probabilities"]) == 27
+    assert result["judgement"] in ("passed", "defective")
+    assert get(running, f"/results/{result['id']}").json() == result
+    picture = get(running, f"/results/{result['id']}/picture")
+    assert (picture.content, picture.headers["content-type"]) == (JPEG, "image/jpeg")
+    assert get(running, "/results", limit=1).json()["results"] == [result]
+
+
+def test_images_of_one_request_are_answered_in_their_order(running):
+    captures = [(f"{number}.jpg", capture.jpeg) for number, capture in enumerate(line()[:3])]
+    results = inspect(running, *captures).json()["results"]
+    assert [result["file"] for result in results] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert len({result["id"] for result in results}) == 3
+
+
+def test_an_image_that_cannot_be_laid_over_the_line_is_answered_with_the_reason(running):
+    answer = inspect(running, ("grey.png", encoded("PNG", size=(640, 260))))
+    assert answer.status_code == 200
+    (result,) = answer.json()["results"]
+    assert result["judgement"] is None
+    assert result["error"]
+    assert get(running, f"/results/{result['id']}").json()["error"] == result["error"]
+
+
+def test_a_16_bit_capture_is_inspected_as_its_8_bit_original(running):
+    gray = Image.open(io.BytesIO(JPEG)).convert("L")
+    files = []
+    for image in (gray, gray.point(lambda level: level * 257, "I").convert("I;16")):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files.append(("deep.png", file.getvalue()))
+    eight, sixteen = inspect(running, *files).json()["results"]
+    assert sixteen["error"] is None
+    assert sixteen["answer"] == eight["answer"]
+
+
+def test_a_repeated_request_is_answered_with_what_was_found_the_first_time(running):
+    key = {"Idempotency-Key": "shift-3/0001"}
+    first = inspect(running, ("a.jpg", JPEG), ("b.jpg", line()[1].jpeg), headers=key).json()
+    again = inspect(running, ("a.jpg", JPEG), ("b.jpg", line()[1].jpeg), headers=key)
+    assert (again.status_code, again.json()) == (200, first)
+    other = inspect(running, ("a.jpg", line()[2].jpeg), ("b.jpg", line()[1].jpeg), headers=key)
+    assert refusal(other) == (409, "this Idempotency-Key came with other images before; take a new one")
+    assert refusal(inspect(running, ("a.jpg", JPEG), headers=key))[0] == 409
+    found = [one["id"] for one in get(running, "/results", limit=500).json()["results"]]
+    assert [found.count(result["id"]) for result in first["results"]] == [1, 1]
+
+
+def test_more_images_than_may_wait_are_turned_away_until_later(running):
+    before = metrics(running)
+    images = [(f"{number}.jpg", JPEG) for number in range(3 * QUEUE)]
+    answer = inspect(running, *images)
+    assert refusal(answer)[0] == 429
+    assert int(answer.headers["Retry-After"]) > 0
+    refused = ("pinspect_refused_uploads_total", ("reason", "queue"))
+    assert metrics(running)[refused] == before.get(refused, 0) + 1
+
+
+def test_results_come_in_pages_and_by_filters(running):
+    inspect(running, ("unique-name.jpg", JPEG), ("other.jpg", JPEG))
+    assert [one["file"] for one in get(running, "/results", text="UNIQUE-na").json()["results"]] == ["unique-name.jpg"]
+    whole = get(running, "/results", limit=500).json()
+    assert whole["next"] is None
+    paged, before = [], None
+    while True:
+        page = get(running, "/results", limit=2, before=before).json()
+        paged += page["results"]
+        before = page["next"]
+        if before is None:
+            break
+    assert paged == whole["results"]
+    for query in ({"judgement": "passed"}, {"version": "1"}, {"since": paged[0]["received"]}, {"corrected": True}):
+        found = get(running, "/results", limit=500, **query).json()["results"]
+        assert {one["id"] for one in found} <= {one["id"] for one in paged}
+    assert get(running, "/results", version="7").json() == {"results": [], "next": None}
+
+
+def test_a_correction_is_told_with_the_result(running):
+    (result,) = inspect(running, ("c.jpg", line()[5].jpeg)).json()["results"]
+    said = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "by": "Mori"}
+    url = f"{running.url}/results/{result['id']}/correction"
+    answer = requests.post(url, json=said, timeout=120)
+    assert answer.status_code == 200, answer.text
+    correction = answer.json()["correction"]
+    assert {name: correction[name] for name in said} == said
+    assert (running.root / "data/captures/images" / correction["capture"]).is_file()
+    assert get(running, "/results", corrected=True).json()["results"][0]["id"] == result["id"]
+    assert get(running, "/health").json()["waiting_corrections"] >= 1
+    wrong = requests.post(url, json=said | {"defect_position": "X:33, Y:U"}, timeout=120)
+    assert refusal(wrong)[0] == 422
+    gone = requests.post(f"{running.url}/results/nothing/correction", json=said, timeout=120)
+    assert refusal(gone)[0] == 404
+
+
+# What is turned away
+
+
+HOSTILE_NAMES = [
+    *("../../../../evil.png", "..\\..\\evil.png", "/etc/cron.d/evil", "C:\\evil.png", "evil\0.png", "a/../../evil.png"),
+    *("%2e%2e%2fevil.png", "....//evil.png", "\u202egnp.evil", "evil\r\nX-Evil: 1", "x" * 3000 + ".png", ".", "~/evil"),
+    *("data/captures/labels.csv", "con", "'; DROP TABLE station_inspections; --"),
+]
+HOSTILE_FILES = {
+    "empty.png": (b"", 422, "0 bytes"),
+    "truncated.jpg": (JPEG[: len(JPEG) // 2], 422, "cut short"),
+    "page.png": (HTML, 415, "expected JPEG, PNG"),
+    "drawing.svg": (SVG, 415, "expected JPEG, PNG"),
+    "moving.gif": (encoded("GIF", "P"), 415, "expected JPEG, PNG"),
+    "bomb.png": (png_header(50_000, 50_000), 413, "far too many pixels"),
+    "zeros.png": (encoded("PNG", "1", (7000, 7000)), 413, "7000 x 7000 px"),
+    "wide.png": (encoded("PNG", "L", (20_000, 100)), 413, "20000 x 100 px"),
+}
+
+
+def outside_of_the_data(running) -> dict[str, bytes]:
+    """Every file of the project, and beside it, that no upload may change; the registry keeps its own."""
+    found = contents(running.root.parent)
+    kept = (f"{running.root.name}/data/station/", f"{running.root.name}/mlruns/")
+    return {name: content for name, content in found.items() if not name.startswith(kept)}
+
+
+def test_nothing_that_a_client_sends_is_written_outside_of_the_data_folder(running):
+    before = outside_of_the_data(running)
+    pictures = contents(running.root / "data/station/pictures")
+    for name in HOSTILE_NAMES:
+        body = b'--b\r\nContent-Disposition: form-data; name="images"; filename="%s"\r\n\r\n%s\r\n--b--\r\n'
+        content = body % (name.encode().replace(b"\\", b"\\\\"), JPEG)
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        answer = requests.post(f"{running.url}/inspect", data=content, headers=headers, timeout=120)
+        if answer.status_code == 200:
+            shown = answer.json()["results"][0]["file"]
+            assert shown.isprintable()
+            assert not {"/", "\\"} & set(shown)
+        else:
+            assert refusal(answer)[0] == 422
+    for name, (content, _, _) in HOSTILE_FILES.items():
+        inspect(running, (name, content))
+    assert outside_of_the_data(running) == before
+    new = contents(running.root / "data/station/pictures").keys() - pictures.keys()
+    assert {Path(name).stem for name in new} <= {hashlib.sha256(JPEG).hexdigest()}
+    assert contents(running.temporary) == {}
+
+
+@pytest.mark.parametrize("name", HOSTILE_FILES)
+def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
+    content, status, reason = HOSTILE_FILES[name]
+    found, detail = refusal(inspect(running, (name, content)))
+    assert found == status
+    assert detail.startswith(f"{name}: ")
+    assert reason in detail
+
+
+def test_an_image_beyond_the_limit_is_turned_away(running):
+    most = load_params(running.root / "params.yaml").station.upload_bytes
+    found, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
+    assert (found, str(most) in detail) == (413, True)
+
+
+def test_a_request_that_breaks_off_leaves_the_station_as_it_was(running):
+    before = len(get(running, "/results", limit=500).json()["results"])
+    head = "POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
+        connection.sendall(f"{head}Content-Length: 100000\r\n\r\n--b\r\n".encode())
+    assert get(running, "/health").json()["status"] in ("ok", "degraded")
+    assert len(get(running, "/results", limit=500).json()["results"]) == before
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_what_is_wrong_with_a_question_is_told_in_words(running):
+    assert refusal(get(running, "/results", limit=0)) == (422, "limit: input should be greater than or equal to 1")
+    assert refusal(get(running, "/results", since="yesterday"))[0] == 422
+    assert refusal(get(running, "/results", since="0001-01-01T00:00:00+14:00")) == (422, "since: out of range")
+    assert refusal(get(running, "/results/nothing")) == (404, "no such result")
+    assert refusal(get(running, "/nowhere")) == (404, "Not Found")
+    assert refusal(requests.delete(f"{running.url}/results", timeout=120))[0] == 405
+
+
+# How it is
+
+
+def test_health_says_which_version_inspects(running):
+    told = get(running, "/health").json()
+    assert (told["version"], told["alias"], told["last_error"], told["results_error"]) == ("1", "champion", None, None)
+    assert told["drift"]["quantities"]
+
+
+def test_metrics_count_what_was_done(running):
+    before = metrics(running)
+    (result,) = inspect(running, ("m.jpg", JPEG)).json()["results"]
+    inspect(running, ("m.png", HTML))
+    after = metrics(running)
+
+    def more(name: str, *labels: tuple[str, str]) -> float:
+        return after[name, *labels] - before.get((name, *labels), 0)
+
+    assert more("pinspect_inspections_total", ("judgement", result["judgement"]), ("version", "1")) == 1
+    assert more("pinspect_inspection_seconds_count") == 1
+    assert more("pinspect_refused_uploads_total", ("reason", "format")) == 1
+    asked = (("method", "POST"), ("route", "/inspect"))
+    assert more("pinspect_http_requests_total", *asked, ("status", "200")) == 1
+    assert more("pinspect_http_requests_total", *asked, ("status", "415")) == 1
+    assert after["pinspect_model_info", ("alias", "champion"), ("version", "1")] == 1
+    assert after["pinspect_model_up",] == 1
+    assert after["pinspect_queue_captures",] == 0
+    assert after["pinspect_drift_changed", ("quantity", "brightness")] in (0, 1)
+
+
+def test_the_api_page_needs_nothing_from_elsewhere(running):
+    page = get(running, "/docs")
+    assert page.status_code == 200
+    for path in get(running, "/openapi.json").json()["paths"]:
+        assert path in page.text
+    assert "http" not in page.text.replace(running.url, "")
+    assert get(running, "/static/openapi.css").headers["content-type"].startswith("text/css")
+
+
+def test_every_answer_keeps_browsers_to_the_stations_own(running):
+    for answer in (get(running, "/"), get(running, "/health"), get(running, "/nowhere"), get(running, "/docs")):
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "Referrer-Policy" in answer.headers
+        assert "server" not in answer.headers
+
+
+# By its description
+
+
+OPERATIONS = [
+    *(("POST", "/inspect"), ("GET", "/results"), ("GET", "/results/{id}"), ("GET", "/results/{id}/picture")),
+    *(("POST", "/results/{id}/correction"), ("GET", "/health"), ("GET", "/metrics")),
+]
+
+
+@pytest.fixture(scope="module")
+def description(running):
+    return schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+
+
+def test_every_operation_is_tried(description):
+    assert [(one.ok().method.upper(), one.ok().path) for one in description.get_all_operations()] == OPERATIONS
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_answer_is_as_the_description_says_and_none_is_a_server_error(description, running, method, path, mode):
+    try:
+        cases = description[path][method].as_strategy(generation_mode=mode)
+        # Which inspections there are, and whether a person may say so, is not in the description.
+        excluded = [positive_data_acceptance] if "correction" in path else []
+
+        @hypothesis.given(cases)
+        @hypothesis.settings(
+            max_examples=20 if path == "/inspect" else 60,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        def holds(case):
+            case.call_and_validate(excluded_checks=excluded, timeout=120)
+
+        holds()
+    except hypothesis.errors.Unsatisfiable:  # nothing can be wrong with a question that has no parameters
+        assert mode is GenerationMode.NEGATIVE
+        assert path in ("/health", "/metrics")
+    assert "Traceback" not in running.log.read_text()
+
+
+# Who may ask; the rules need no model
+
+
+def asking(project, *, token="", hosts=(), **own) -> httpx.Client:
+    """A client of a station without a model process."""
+    from fastapi.testclient import TestClient
+
+    found = load_params(project / "params.yaml")
+    params = found.model_copy(update={"station": found.station.model_copy(update=own)})
+    app = create_app(project, params, ModelClient(project / "nowhere/socket"), token=token, hosts=hosts)
+    return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
+
+
+def test_without_a_model_the_station_says_so(registered):  # noqa: F811
+    client = asking(registered)
+    health = client.get("/health")
+    assert (health.status_code, health.json()["status"], health.json()["version"]) == (503, "unavailable", None)
+    answer = client.post("/inspect", files={"images": ("a.jpg", JPEG)})
+    assert refusal(answer)[0] == 503
+    assert "Retry-After" in answer.headers
+    assert client.get("/results").status_code == 200
+
+
+def test_with_a_token_only_health_is_open(registered):  # noqa: F811
+    client = asking(registered, token=TOKEN)
+    assert client.get("/health").status_code == 503
+    for path in ("/results", "/results/1", "/metrics", "/docs", "/openapi.json", "/"):
+        answer = client.get(path)
+        assert refusal(answer)[0] == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert refusal(client.post("/inspect", files={"images": ("a.jpg", JPEG)}))[0] == 401
+    for wrong in ("Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN):
+        assert client.get("/results", headers={"Authorization": wrong}).status_code == 401
+    assert client.get("/results", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_reader_logs_in_by_the_page(registered):  # noqa: F811
+    client = asking(registered, token=TOKEN)
+    led = client.get("/history", headers={"Accept": "text/html"})
+    assert (led.status_code, led.headers["location"]) == (303, "/login?next=/history")
+    assert client.post("/login", data={"token": "wrong"}).status_code == 403
+    done = client.post("/login", data={"token": TOKEN, "next": "//elsewhere.example"})
+    assert (done.status_code, done.headers["location"]) == (303, "/")
+    cookie = done.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert TOKEN not in cookie
+    assert client.get("/results").status_code == 200
+    client.cookies.clear()
+    client.cookies.set(COOKIE, cookie_of("another token altogether"))
+    assert client.get("/results").status_code == 401
+
+
+def test_a_page_of_another_site_changes_nothing(registered):  # noqa: F811
+    client = asking(registered)
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        assert refusal(client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=headers))[0] == 403
+    own = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=own).status_code == 503  # no model
+
+
+def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):  # noqa: F811
+    client = asking(registered)
+    for host in ("evil.example", "evil.example:8000", "", "127.0.0.1.evil.example"):
+        assert client.get("/results", headers={"Host": host}).status_code == 400
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+        assert client.get("/results", headers={"Host": host}).status_code == 200
+    proxied = asking(registered, hosts=["station.example"])
+    assert proxied.get("/results", headers={"Host": "station.example"}).status_code == 200
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(registered):  # noqa: F811
+    client = asking(registered, requests_a_minute=5)
+    answers = [client.get("/results") for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
+    assert "more than 5 requests a minute" in refusal(answers[-1])[1]
+    assert client.get("/health").status_code == 503  # a monitor is not counted
+
+
+def test_a_body_that_is_no_upload_may_not_be_large(registered):  # noqa: F811
+    client = asking(registered)
+    large = b"[" + b"0," * 600_000
+    assert client.post("/results/1/correction", content=large).status_code == 413
+    assert client.post("/results/1/correction", content=iter([large])).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "told"),
+    [
+        ("0.0.0.0", "", "0.0.0.0: others can reach it, so it needs a token"),
+        ("192.168.1.5", "", "needs a token"),
+        ("station.example", "", "needs a token"),
+        ("0.0.0.0", "short", "the token has 5 characters"),
+        ("127.0.0.1", "with a space in it, and long", "expected 16 ASCII letters"),
+    ],
+)
+def test_a_station_that_others_reach_needs_a_token_that_cannot_be_guessed(host, token, told):
+    with pytest.raises(PinspectError, match=told):
+        check_token(host, token)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]"])
+def test_on_loopback_no_token_is_needed(host):
+    check_token(host, "")

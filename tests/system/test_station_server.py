@@ -1,0 +1,257 @@
+"""`pinspect station` as a whole: killed, promoted and broken under load, and ended in order."""
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from pinspect.core.params import load_params
+from pinspect.registry.versions import open_registry
+from pinspect.station.picture_store import PictureStore
+from pinspect.station.results import ResultsTable
+from tests.support.evaluated_project import run_stage
+from tests.support.flow_stack import until
+from tests.support.mlflow_server import free_port
+from tests.support.sample import line
+from tests.support.station_stack import PINSPECT, StationProcess, make_champion, registered, set_param, station  # noqa: F401
+
+CLIENTS = 8
+CAPTURES = [capture.jpeg for capture in line()]
+
+
+class Load:
+    """Clients that inspect one image after the other: the results that they got, refusals, and broken connections."""
+
+    def __init__(self, url: str):
+        self.results: list[dict] = []
+        self.refused: list[str] = []
+        self.broken = 0
+        self._url = url
+        self._ends = threading.Event()
+
+    def run(self, number: int) -> None:
+        with requests.Session() as session:
+            while not self._ends.is_set():
+                image = ("images", (f"{number}.jpg", CAPTURES[number % len(CAPTURES)]))
+                try:
+                    answer = session.post(f"{self._url}/inspect", files=[image], timeout=120)
+                except requests.RequestException:
+                    self.broken += 1
+                    return
+                if answer.ok:
+                    self.results += answer.json()["results"]
+                else:
+                    self.refused.append(answer.text)
+
+    def end(self) -> None:
+        self._ends.set()
+
+
+@contextmanager
+def load(url: str):
+    """`CLIENTS` at a time, for as long as the context lasts."""
+    found = Load(url)
+    clients = [threading.Thread(target=found.run, args=(number,)) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield found
+    finally:
+        found.end()
+        for client in clients:
+            client.join()
+
+
+@pytest.fixture(scope="module")
+def versions(registered):  # noqa: F811
+    """The project with three versions, of which the first is champion; its station asks the registry each second, and
+    does not judge the line, which the same few captures over and over would change."""
+    judged = {"minimum": 1_000_000}
+    set_param(registered, "station", champion_check_seconds=1.0, requests_a_minute=100_000, drift=judged)
+    for shift in (41, 42):
+        set_param(registered, "dst", maximum_shift=shift)
+        run_stage("register", registered)
+    make_champion(registered, "1")
+    return registered
+
+
+@pytest.fixture(scope="module")
+def running(versions):
+    with station(versions) as running:
+        yield running
+
+
+def health(running: StationProcess) -> dict:
+    return requests.get(f"{running.url}/health", timeout=60).json()
+
+
+def inspected(running: StationProcess) -> requests.Response:
+    return requests.post(f"{running.url}/inspect", files={"images": ("a.jpg", CAPTURES[0])}, timeout=120)
+
+
+def table(project: Path) -> ResultsTable:
+    return ResultsTable.of_project(project, load_params(project / "params.yaml").station)
+
+
+def model_process(running: StationProcess) -> psutil.Process:
+    """The process of the station that listens on the model's socket."""
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    (found,) = [child for child in children if any("socket" in one.laddr for one in child.net_connections("unix"))]
+    return found
+
+
+def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions):
+    with station(versions, "--workers", "2") as running:
+        with load(running.url) as found:
+            until(lambda: len(found.results) >= 3 * CLIENTS, "answers")
+            running.kill()
+        assert found.broken == CLIENTS
+        assert not found.refused
+    answered = Counter(result["id"] for result in found.results)
+    assert set(answered.values()) == {1}
+    with station(versions, "--workers", "2") as again:
+        after = again.url
+        assert requests.get(f"{after}/health", timeout=60).json()["status"] == "ok"
+        kept, before = [], None
+        while True:
+            page = requests.get(f"{after}/results", params={"limit": 500, "before": before}, timeout=60).json()
+            kept += page["results"]
+            before = page["next"]
+            if before is None:
+                break
+        assert inspected(again).ok
+        # Two web workers count together.
+        asked = [requests.get(f"{after}/health", timeout=60).status_code for _ in range(20)]
+        counted = requests.get(f"{after}/metrics", timeout=60).text
+        line_of = next(told for told in counted.splitlines() if 'route="/health",status="200"' in told)
+        assert float(line_of.split()[-1]) >= len(asked)
+        assert again.stop() == 0
+    times = Counter(result["id"] for result in kept)
+    assert {id: times[id] for id in answered} == dict.fromkeys(answered, 1)
+    stored = PictureStore(versions, 1)
+    assert all(stored.path(result["sha256"]) for result in kept)
+
+
+def test_a_champion_that_is_promoted_under_load_takes_over_without_a_failed_request(running):
+    with load(running.url) as found:
+        until(lambda: len(found.results) >= CLIENTS, "answers")
+        make_champion(running.root, "2")
+        until(lambda: found.results[-1]["model_version"] == "2", "an answer of the new champion")
+        enough = len(found.results) + CLIENTS
+        until(lambda: len(found.results) >= enough, "more answers")
+    assert (found.broken, found.refused) == (0, [])
+    assert {result["model_version"] for result in found.results} == {"1", "2"}
+    assert {result["model_version"] for result in found.results[-CLIENTS // 2 :]} == {"2"}
+    kept = table(running.root)
+    assert all(kept.get(result["id"]).model_version == result["model_version"] for result in found.results)
+    assert health(running)["version"] == "2"
+
+
+def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
+    make_champion(running.root, "2")
+    until(lambda: health(running)["version"] == "2", "version 2")
+    weights = packed(running.root, "3")
+    content = weights.read_bytes()
+    weights.unlink()
+    make_champion(running.root, "3")
+    told = until(lambda: (found := health(running))["last_error"] and found, "the reason")
+    assert (told["status"], told["version"]) == ("degraded", "2")
+    assert "version 3" in told["last_error"]
+    assert inspected(running).json()["results"][0]["model_version"] == "2"
+    assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=60).text
+    # Neither does a model process that begins anew forget it.
+    model_process(running).kill()
+    until(lambda: health(running)["version"] == "2", "the last good version again")
+    assert inspected(running).json()["results"][0]["model_version"] == "2"
+    assert health(running)["status"] == "degraded"
+    weights.write_bytes(content)
+    make_champion(running.root, "2")
+    until(lambda: health(running)["status"] == "ok", "a sound champion")
+
+
+def packed(project: Path, version: str) -> Path:
+    """The weights of the adapter that a version has packed."""
+    params = load_params(project / "params.yaml").register_
+    with open_registry(project, params) as client:
+        model = client.get_model_version(params.model_name, version).source.rpartition("/")[2]
+    (found,) = (project / "mlruns").glob(f"**/{model}/**/adapter_model.safetensors")
+    return found
+
+
+def test_requests_get_an_answer_while_the_model_process_is_dead_and_it_is_started_again(running):
+    first = model_process(running)
+    with load(running.url) as found:
+        until(lambda: found.results, "answers")
+        first.kill()
+        until(lambda: found.refused, "a refusal")
+        assert "model process" in found.refused[0]
+        answered = len(found.results)
+        until(lambda: len(found.results) > answered, "answers of the new model process")
+    assert found.broken == 0
+    assert model_process(running).pid != first.pid
+    assert "it is started again" in running.log.read_text()
+
+
+def test_what_is_in_hand_when_the_station_ends_is_finished(running):
+    answers = []
+    images = [("images", (f"{number}.jpg", content)) for number, content in enumerate(CAPTURES)]
+    client = threading.Thread(
+        target=lambda: answers.append(requests.post(f"{running.url}/inspect", files=images, timeout=120))
+    )
+    client.start()
+    until(lambda: health(running)["queue"], "captures that wait", every=0.01)
+    members = psutil.Process(running.process.pid).children(recursive=True)
+    assert running.stop() == 0
+    client.join()
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["results"]) == len(images)
+    assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    ready = f"{running.url} inspects with version "
+    assert [told for told in running.log.read_text().splitlines() if told.startswith(ready)]
+
+
+# How it is started
+
+
+def refused(project: Path, *options: str, **environment: str) -> str:
+    """What a station that does not start says."""
+    command = [PINSPECT, "station", *options]
+    done = subprocess.run(command, cwd=project, env=os.environ | environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    (told,) = done.stderr.splitlines()
+    return told
+
+
+def test_beyond_loopback_it_does_not_start_without_a_token(registered):  # noqa: F811
+    assert refused(registered, "--host", "0.0.0.0").startswith("0.0.0.0: others can reach it, so it needs a token")
+    assert "the token has 5 characters" in refused(registered, "--host", "0.0.0.0", PINSPECT_STATION_TOKEN="short")
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(registered):  # noqa: F811
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert f"127.0.0.1:{port}: cannot listen there: Address already in use" in refused(
+            registered, "--port", str(port)
+        )
+
+
+def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
+    shutil.copy(evaluated_project / "params.yaml", tmp_path)
+    assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
+
+
+def test_a_results_table_that_cannot_be_used_is_told_before_anything_starts(registered, tmp_path):  # noqa: F811
+    shutil.copy(registered / "params.yaml", tmp_path)
+    set_param(tmp_path, "station", results="nonsense://")
+    assert "results" in refused(tmp_path, "--port", "0")
+    assert not (tmp_path / "mlruns").exists()

@@ -1,0 +1,372 @@
+"""The station's pages as the server renders them, in both languages; here no model process runs, which they tell."""
+
+import re
+import string
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from pinspect.core.params import load_params
+from pinspect.station import page
+from pinspect.station.api import create_app
+from pinspect.station.model_client import ModelClient
+from pinspect.station.picture_store import PictureStore
+from pinspect.station.results import ResultsTable
+from pinspect.station.texts import LANGUAGES, TEXTS, chosen_language
+from tests.support.evaluated_project import write_params
+from tests.support.sample import drop, line
+
+TEMPLATES = Path(page.__file__).parent / "templates"
+OURS = sorted(path for path in TEMPLATES.glob("*.html") if path.name != "openapi.html")
+TOKEN = "a token that nobody guesses".replace(" ", "-")
+PASSED = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "p_defective": 0.01}
+BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "p_defective": 0.99}
+KNOWN = {"image_type": "CYLN_RAW", "model_version": "7", "threshold": 0.5, "answer": "- image type->CYLN_RAW"}
+DAY = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+class Station:
+    def __init__(self, root: Path, token: str = ""):
+        write_params(root)
+        drop(root / "data/captures", line()[:4])
+        self.root = root
+        self.params = load_params(root / "params.yaml")
+        self.results = ResultsTable.of_project(root, self.params.station)
+        self.pictures = PictureStore(root, 90)
+        self.app = create_app(root, self.params, ModelClient(root / "no.socket"), token=token)
+
+    def visitor(self, **headers) -> TestClient:
+        return TestClient(self.app, "http://127.0.0.1", follow_redirects=False, headers=headers)
+
+    def keep(self, id: str, said: dict, received: datetime = DAY, **more) -> str:
+        """A result whose picture is there."""
+        sha256 = self.pictures.put(line()[-1].jpeg, ".jpg")
+        record = KNOWN | {"file": f"{id}.jpg", "address_probabilities": [1 / 27] * 27} | said | more
+        self.results.record(record, id=id, sha256=sha256, source="station", received=received)
+        return id
+
+
+@pytest.fixture
+def station(tmp_path):
+    return Station(tmp_path)
+
+
+@pytest.fixture
+def visitor(station):
+    return station.visitor()
+
+
+def rows(html: str) -> list[list[str]]:
+    """The cells of the body rows of the page's list, as words."""
+    body = re.search(r'<table class="list">.*?<tbody>(.*?)</tbody>', html, re.S)
+    cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", body[1], re.S))
+    return [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in cells] if body else []
+
+
+def files(html: str) -> list[str]:
+    return re.findall(r'<td class="file">(.*?)</td>', html)
+
+
+def test_the_languages_have_the_same_texts_with_the_same_gaps():
+    english, *others = LANGUAGES
+    gaps = {
+        language: {
+            key: sorted(name for _, name, _, _ in string.Formatter().parse(told) if name) for key, told in texts.items()
+        }
+        for language, texts in TEXTS.items()
+    }
+    for other in others:
+        assert gaps[other] == gaps[english]
+        untranslated = [key for key in TEXTS[other] if TEXTS[other][key] == TEXTS[english][key]]
+        assert untranslated == []
+
+
+@pytest.mark.parametrize("template", OURS, ids=lambda path: path.name)
+def test_templates_hold_no_word_themselves(template):
+    html = re.sub(r"{#.*?#}|{%.*?%}|{{.*?}}|<kbd>.*?</kbd>", " ", template.read_text(), flags=re.S)
+    words = re.sub(r"<!DOCTYPE html>|<[^<>]*>", " ", html)
+    assert not re.search(r"[^\W\d_]", words), words.split()
+    attributes = re.findall(r'(?:title|aria-label|placeholder|alt)="([^"{]*[a-z][^"{]*)"', template.read_text())
+    assert not attributes
+
+
+def test_scripts_hold_no_word_that_is_shown():
+    script = (TEMPLATES.parent / "static/station.js").read_text()
+    shown = re.findall(r'(?:textContent|innerText|innerHTML|alert)\s*[=(]\s*["`](.*?)["`]', script)
+    assert not shown
+
+
+def test_every_text_is_used_and_every_used_one_is_there():
+    sources = " ".join(path.read_text() for path in [*OURS, Path(page.__file__)])
+    named = set(re.findall(r'["\'](\w+)["\']', sources))
+    patterns = [
+        re.compile(prefix + r"\w+") for prefix in ("judged_", "mode_", "view_", "upload_", "key_", "source_", "box_")
+    ]
+    unused = [
+        key
+        for key in TEXTS["en"]
+        if key not in named and key.removesuffix("_n") not in named and not any(one.fullmatch(key) for one in patterns)
+    ]
+    assert unused == []
+    missing = (
+        set(re.findall(r'\bt\("(\w+)"', sources))
+        - TEXTS["en"].keys()
+        - {"key_", "judged_", "source_", "upload_", "view_"}
+    )
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "accepted", "default", "expected"),
+    [
+        ("ja", "en", "en", "ja"),
+        (None, "ja,en;q=0.8", "en", "ja"),
+        (None, "de, en-GB;q=0.7, ja;q=0.9", "en", "ja"),
+        (None, "de", "ja", "ja"),
+        (None, "", "ja", "ja"),
+        ("xx", "en;q=0, de", "ja", "ja"),
+        (None, "en;q=nonsense", "ja", "ja"),
+    ],
+)
+def test_a_reader_gets_the_language_that_they_asked_for(asked, accepted, default, expected):
+    assert chosen_language(asked, accepted, default) == expected
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("address", ["/", "/history", "/figures", "/inspection/bent", "/inspection/nowhere", "/login"])
+def test_every_page_speaks_the_language_and_remembers_it(station, visitor, address, language):
+    station.keep("bent", BEND)
+    answer = visitor.get(address, params={"lang": language})
+    assert f'<html lang="{language}">' in answer.text
+    assert answer.headers["content-language"] == language
+    again = visitor.get(address)
+    assert f'<html lang="{language}">' in again.text
+
+
+def test_accept_language_counts_until_a_reader_chooses(station):
+    visitor = station.visitor(**{"Accept-Language": "ja, en;q=0.5"})
+    assert '<html lang="ja">' in visitor.get("/").text
+    visitor.get("/", params={"lang": "en"})
+    assert '<html lang="en">' in visitor.get("/").text
+
+
+def test_the_language_links_keep_the_filters(visitor):
+    html = visitor.get("/history", params={"judgement": "passed", "text": "a&b"}).text
+    assert 'href="?judgement=passed&amp;text=a%26b&amp;lang=ja"' in html
+
+
+def test_without_a_model_every_page_says_so(visitor):
+    for address in ("/", "/history", "/figures"):
+        html = visitor.get(address).text
+        assert "Nothing can be inspected now. the model process has ended or does not answer yet" in html
+        assert "No model" in html
+
+
+def test_a_missing_inspection_is_told_and_not_found(visitor):
+    answer = visitor.get("/inspection/%3Cb%3E")
+    assert answer.status_code == 404
+    assert "There is no inspection &lt;b&gt;." in answer.text
+
+
+def test_file_names_and_answers_are_text_and_nothing_else(station, visitor):
+    hostile = '"><script>alert(1)</script>.jpg'
+    station.keep("one", BEND | {"file": hostile, "answer": hostile, "model_version": hostile})
+    for address in ("/", "/history", "/inspection/one", "/?id=one"):
+        html = visitor.get(address).text
+        assert "<script>alert" not in html
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_an_inspection_shows_all_that_the_model_said(station, visitor):
+    probabilities = [0.0] * 27
+    probabilities[2] = 0.98
+    probabilities[26] = 0.02
+    station.keep("one", BEND, address_probabilities=probabilities, seconds=0.25)
+    html = visitor.get("/inspection/one").text
+    for told in ("DEFECTIVE", "bend <b>X:3, Y:U</b>", "0.990", "threshold 0.500", ">7<", "0.25", "one.jpg"):
+        assert told in html
+    assert '<pre lang="en" tabindex="0">- image type-&gt;CYLN_RAW</pre>' in html
+    assert '<td class="heat-10 chosen" title="X:3, Y:U: 0.9800">98</td>' in html
+    assert '<td class="heat-1" title="X:9, Y:D: 0.0200">2</td>' in html
+    assert html.count('class="heat-') == 27
+    assert html.count('<rect class="model" x="3" y="1" width="1" height="1"/>') == 2, "in RAW and in DST"
+
+
+def test_what_could_not_be_inspected_has_its_reason_and_no_judgement_to_give(station, visitor):
+    nothing = dict.fromkeys((*PASSED, "image_type", "threshold", "answer", "address_probabilities"))
+    station.keep("one", nothing | {"error": "too far off the unit space"})
+    html = visitor.get("/inspection/one").text
+    assert "NOT INSPECTED" in html
+    assert "too far off the unit space" in html
+    assert 'src="/inspection/one/picture/capture"' in html
+    assert "<form" not in html
+    picture = visitor.get("/inspection/one/picture/capture")
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
+
+
+def test_pictures_that_the_model_cannot_draw_now_are_told_as_that(station, visitor):
+    station.keep("one", BEND)
+    assert visitor.get("/inspection/one/picture/RAW").status_code == 503
+    assert visitor.get("/inspection/one/picture/passwd").status_code == 404
+    assert visitor.get("/inspection/none/picture/RAW").status_code == 404
+
+
+def test_a_picture_that_is_kept_no_longer_is_told(station, visitor):
+    station.keep("one", BEND)
+    station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
+    assert "The picture is kept no longer." in visitor.get("/inspection/one").text
+    assert visitor.get("/inspection/one/picture/RAW").status_code == 404
+
+
+def test_an_upload_without_a_model_is_refused_in_words(visitor):
+    files = {"images": ("a.jpg", line()[-1].jpeg, "image/jpeg")}
+    answer = visitor.post("/upload", files=files)
+    assert answer.status_code == 503
+    assert 'role="alert">not inspected: the model process has ended' in answer.text
+    refused = visitor.post("/upload", files={"images": ("a.png", b"<html>", "image/png")})
+    assert refused.status_code == 415
+    assert "a.png: expected JPEG, PNG, BMP, TIFF or WebP, found none of them" in refused.text
+
+
+def test_the_history_filters_and_goes_on_over_pages(station, visitor):
+    for number in range(60):
+        said = BEND if number % 3 == 0 else PASSED
+        at = DAY + timedelta(minutes=number) + timedelta(days=number // 30)
+        station.keep(f"n{number:02}", said, at, model_version=str(7 + number // 40))
+    station.results.correct("n03", **{name: PASSED[name] for name in list(PASSED)[:3]}, by="Sato", at=DAY, capture=None)
+
+    first = visitor.get("/history").text
+    assert files(first) == [f"n{number:02}.jpg" for number in range(59, 9, -1)]
+    older = re.search(r'href="([^"]*)" rel="next"', first)[1].replace("&amp;", "&")
+    assert files(visitor.get(older).text) == [f"n{number:02}.jpg" for number in range(9, -1, -1)]
+
+    def found(**filters):
+        return len(files(visitor.get("/history", params=filters).text))
+
+    assert found(judgement="defective") == found(mode="bend") == 20
+    assert found(version="8") == 20
+    assert files(visitor.get("/history", params={"corrected": "yes"}).text) == ["n03.jpg"]
+    assert found(judgement="defective", corrected="no") == 19
+    assert files(visitor.get("/history", params={"text": "N4"}).text) == [
+        f"n4{digit}.jpg" for digit in range(9, -1, -1)
+    ]
+    local = (DAY + timedelta(days=1)).astimezone().date().isoformat()
+    assert found(since=local) == 30
+    assert found(since=local, until=local) == 30
+    assert found(since="nonsense") == 50
+    assert "No inspection matches." in visitor.get("/history", params={"text": "nowhere"}).text
+
+
+def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
+    day = datetime.now(UTC).replace(hour=1) - timedelta(days=3)
+    escape = {name: BEND[name] for name in list(BEND)[:3]}
+    passed = {name: PASSED[name] for name in list(PASSED)[:3]}
+    for number in range(10):
+        station.keep(f"a{number}", BEND if number < 2 else PASSED, day)
+    for id, said in (("a0", passed), ("a2", escape), ("a1", escape)):
+        station.results.correct(id, **said, by="Sato", at=day, capture=None)
+    station.keep("b", PASSED, day + timedelta(days=1))
+
+    html = visitor.get("/figures").text
+
+    assert rows(html) == [
+        [f"{day + timedelta(days=1):%Y-%m-%d}", "100.0 % (1)", "– (0)", "– (0)"],
+        [f"{day:%Y-%m-%d}", "80.0 % (10)", "50.0 % (2)", "100.0 % (1)"],
+    ]
+    assert html.count("<polyline") == 3
+    assert 'role="img" aria-label="Yield, escape rate and overkill rate a day' in html
+
+
+def test_the_page_counts_what_waits_for_the_next_retraining(station, visitor):
+    assert "Waiting for retraining: 0" in visitor.get("/").text
+    station.keep("one", PASSED)
+    answer = visitor.post("/inspection/one/judgement", data=said(by="Sato"))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/inspection/one")
+    html = visitor.get("/inspection/one").text
+    assert "Waiting for retraining: 1" in html
+    assert "Corrected by Sato" in html
+    assert "defective · bend · X:3, Y:U" in html
+    assert html.count('<rect class="person" x="3" y="1" width="1" height="1"/>') == 2
+
+
+def said(**more) -> dict:
+    form = {"says": "correct"} | {name: BEND[name] for name in ("judgement", "defect_mode", "defect_position")}
+    return form | {"by": "Sato"} | more
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        (said(defect_position=""), "Choose the pin."),
+        (said(defect_mode=""), "Choose the defect mode."),
+        (said(judgement=""), "Choose passed or defective."),
+        (said(by=" "), "Enter your name."),
+        (said(by="S" * 90), "Not kept: by: expected the name of a person"),
+        (said(defect_mode="rusty"), "Not kept: defect mode: expected one of"),
+        ({"says": "confirm"}, "Enter your name."),
+    ],
+)
+def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_chosen(station, visitor, form, told):
+    station.keep("one", PASSED)
+    answer = visitor.post("/inspection/one/judgement", data=form)
+    assert answer.status_code == 422
+    assert told in answer.text.replace("&#39;", "'")
+    if form.get("defect_position"):
+        assert re.search(r'value="X:3, Y:U" aria-label="X:3, Y:U" checked', answer.text)
+    assert station.results.get("one").correction is None
+
+
+def test_to_confirm_repeats_the_model_whatever_else_the_form_has(station, visitor):
+    station.keep("one", PASSED)
+    visitor.post("/inspection/one/judgement", data=said(says="confirm"))
+    found = station.results.get("one").correction
+    assert (found.judgement, found.by, found.capture) == ("passed", "Sato", None)
+    assert "Confirmed by Sato" in visitor.get("/inspection/one").text
+
+
+def test_passed_needs_no_mode_and_no_pin_even_where_a_browser_sends_them(station, visitor):
+    station.keep("one", BEND)
+    visitor.post("/inspection/one/judgement", data=said(judgement="passed"))
+    assert station.results.get("one").correction.judgement == "passed"
+
+
+def test_the_name_is_remembered_also_in_japanese(station, visitor):
+    station.keep("one", PASSED)
+    visitor.post("/inspection/one/judgement", data={"says": "confirm", "by": "佐藤 花子"})
+    assert 'name="by" value="佐藤 花子"' in visitor.get("/inspection/one").text
+
+
+def test_another_site_cannot_judge(station, visitor):
+    station.keep("one", PASSED)
+    answer = visitor.post("/inspection/one/judgement", data=said(), headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert station.results.get("one").correction is None
+
+
+def test_the_token_opens_the_page_and_nothing_else_does(tmp_path):
+    visitor = Station(tmp_path, TOKEN).visitor(accept="text/html")
+    refused = visitor.get("/history")
+    assert (refused.status_code, refused.headers["location"]) == (303, "/login?next=/history")
+    login = visitor.get("/login", params={"next": "/history"})
+    assert 'name="next" value="/history"' in login.text
+    assert "Nothing can be inspected" not in login.text, "who is not in is told nothing about the line"
+    wrong = visitor.post("/login", data={"token": "x" * 20, "next": "/history"})
+    assert wrong.status_code == 403
+    assert "This is not the token." in wrong.text
+    right = visitor.post("/login", data={"token": TOKEN, "next": "/history"})
+    assert (right.status_code, right.headers["location"]) == (303, "/history")
+    assert visitor.get("/history").status_code == 200
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
+def test_a_login_leads_nowhere_else(tmp_path, target):
+    visitor = Station(tmp_path, TOKEN).visitor()
+    answer = visitor.post("/login", data={"token": TOKEN, "next": target})
+    assert answer.headers["location"] == "/"
+
+
+def test_the_pages_are_no_part_of_the_api(visitor):
+    paths = visitor.get("/openapi.json").json()["paths"]
+    assert not [path for path in paths if path in ("/", "/history", "/figures", "/upload") or "inspection" in path]

@@ -1,0 +1,296 @@
+"""`pinspect watch`: real processes on a real inbox, into which the tests write as cameras do; some are killed."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pinspect.core import environment as quiet
+from pinspect.core.params import load_params
+from pinspect.registry.versions import open_registry
+from pinspect.station.picture_store import PictureStore
+from pinspect.station.results import ResultsTable
+from pinspect.station.watch import Inbox, InboxError
+from tests.support.evaluated_project import run_stage
+from tests.support.sample import line
+from tests.support.station_stack import PINSPECT, make_champion, registered, set_param  # noqa: F401
+
+CAPTURES = [capture.jpeg for capture in line(seed=8, train=10, references=5)]
+PATIENCE = 60
+
+
+@pytest.fixture
+def inbox(tmp_path) -> Path:
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    return f"sqlite:///{tmp_path}/results.db"
+
+
+class Watch:
+    """A running `pinspect watch --json`."""
+
+    def __init__(self, project: Path, inbox: Path, url: str, *options: str):
+        asked = [PINSPECT, "watch", inbox, "--results", url, "--json", *options]
+        environment = os.environ | quiet.SETTINGS | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(asked, cwd=project, env=environment, stdout=-1, stderr=-1, text=True)
+        self.told: list[dict] = []
+        self.said: list[str] = []
+        self._readers = [
+            threading.Thread(target=lambda: self.told.extend(map(json.loads, self.process.stdout))),
+            threading.Thread(target=lambda: self.said.extend(self.process.stderr)),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def wait_until(self, true) -> None:
+        until = time.monotonic() + 240
+        while not true():
+            assert time.monotonic() < until, (self.told, self.said)
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        code = self.process.wait(timeout=240)
+        for reader in self._readers:
+            reader.join()
+        return code
+
+
+@contextlib.contextmanager
+def watching(*asked):
+    running = Watch(*asked)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.ended()
+
+
+def kept(url: str) -> list:
+    table = ResultsTable(url)
+    try:
+        return table.list(limit=1000)
+    finally:
+        table.close()
+
+
+def put(inbox: Path, name: str, content: bytes) -> None:
+    (inbox / name).parent.mkdir(parents=True, exist_ok=True)
+    (inbox / name).write_bytes(content)
+
+
+# Looking: which files are whole.
+
+
+def test_a_file_is_ready_when_two_looks_the_settle_time_apart_found_it_unchanged(inbox):
+    watched = Inbox(inbox, settle=0.3, patience=10)
+    put(inbox, "a.jpg", b"1")
+    assert watched.look() == []
+    time.sleep(0.35)
+    put(inbox, "a.jpg", b"12")
+    assert watched.look() == []
+    time.sleep(0.35)
+    assert watched.look() == ["a.jpg"]
+    watched.done("a.jpg")
+    assert watched.look() == []
+    assert watched.unfinished == []
+    put(inbox, "a.jpg", b"123")
+    assert watched.look() == []
+    time.sleep(0.35)
+    assert watched.look() == ["a.jpg"]
+
+
+def test_a_file_that_changes_before_it_is_read_is_not_ready_any_more(inbox):
+    watched = Inbox(inbox, settle=0, patience=10)
+    put(inbox, "a.jpg", b"1")
+    assert watched.look() == ["a.jpg"]
+    put(inbox, "a.jpg", b"12")
+    assert watched.read("a.jpg", 1000) is None
+    assert watched.sha256("a.jpg") is None
+    watched.look()
+    assert watched.read("a.jpg", 1000)[0].content == b"12"
+    (inbox / "a.jpg").unlink()
+    assert watched.sha256("a.jpg") is None
+    assert watched.look() == watched.unfinished == []
+
+
+def test_a_damaged_file_is_given_time_until_patience_is_over_and_at_once_when_it_changes(inbox):
+    watched = Inbox(inbox, settle=0, patience=0.4)
+    put(inbox, "a.jpg", b"half")
+    assert watched.look() == ["a.jpg"]
+    assert not watched.gives_up("a.jpg")
+    assert watched.look() == []
+    put(inbox, "a.jpg", b"half and half")
+    assert watched.look() == ["a.jpg"]
+    assert not watched.gives_up("a.jpg")
+    time.sleep(0.45)
+    assert watched.look() == ["a.jpg"]
+    assert watched.gives_up("a.jpg")
+
+
+def test_temporary_names_and_what_is_no_image_do_not_count_and_folders_do(inbox):
+    for name in ("1.jpg.part", "2.tmp", ".3.jpg", ".git/4.jpg", "5.txt", "6.jpg.tmp"):
+        put(inbox, name, b"1")
+    put(inbox, "day/shift/7.JPG", b"1")
+    put(inbox, "8.png", b"1")
+    os.utime(inbox / "8.png", (0, 0))
+    (inbox / "9.jpg").mkdir()
+    assert Inbox(inbox, settle=0, patience=0).look() == ["8.png", "day/shift/7.JPG"]  # the oldest first
+
+
+def test_an_inbox_that_goes_away_is_told(inbox):
+    watched = Inbox(inbox, settle=0, patience=0)
+    put(inbox, "1.jpg", b"1")
+    assert watched.look() == ["1.jpg"]
+    shutil.move(inbox, inbox.with_name("away"))
+    with pytest.raises(InboxError, match="inbox: cannot be read: No such file or directory"):
+        watched.look()
+    shutil.move(inbox.with_name("away"), inbox)
+    assert watched.look() == ["1.jpg"]
+
+
+# Watching: whole processes.
+
+
+def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox, url):  # noqa: F811
+    put(inbox, "1.jpg", CAPTURES[0])
+    put(inbox, "day/2.jpg", CAPTURES[1])
+    put(inbox, "day/3.jpg", CAPTURES[1])  # the same bytes under another name
+    put(inbox, "cut.jpg", CAPTURES[2][:3000])
+    put(inbox, "empty.png", b"")
+    with watching(registered, inbox, url, "--once", "--patience", "2") as watch:
+        assert watch.ended() == 2
+    found = {inspection.file: inspection for inspection in kept(url)}
+    assert set(found) == {"1.jpg", "day/2.jpg", "day/3.jpg", "cut.jpg", "empty.png"}
+    assert {name for name, inspection in found.items() if inspection.error} == {"cut.jpg", "empty.png"}
+    assert {(inspection.source, inspection.model_version) for inspection in found.values()} == {("watch", "1")}
+    assert found["1.jpg"].seconds > 0
+    assert len(found["1.jpg"].address_probabilities) == 27
+    assert {record["id"] for record in watch.told} == {inspection.id for inspection in found.values()}
+    store = PictureStore(registered, keep_days=90)
+    assert store.path(found["1.jpg"].sha256).read_bytes() == CAPTURES[0]
+
+
+def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(registered, inbox, url):  # noqa: F811
+    with watching(registered, inbox, url, "--patience", str(PATIENCE)) as watch:
+        watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
+        put(inbox, "whole.jpg", CAPTURES[0])
+        with (inbox / "slow.jpg").open("wb") as camera:  # pauses for longer than the settle time
+            camera.write(CAPTURES[1][:4000])
+            camera.flush()
+            watch.wait_until(lambda: len(watch.told) == 1)
+            put(inbox, "later.jpg", CAPTURES[2])
+            watch.wait_until(lambda: len(watch.told) == 2)
+            camera.write(CAPTURES[1][4000:])
+        watch.wait_until(lambda: len(watch.told) == 3)
+        put(inbox, "whole.jpg", CAPTURES[3])  # changed in place: a new capture
+        watch.wait_until(lambda: len(watch.told) == 4)
+        second = Watch(registered, inbox, url)
+        assert second.ended() == 2
+        assert second.said == [f"{inbox}: another pinspect watch is at work on it; end that one first\n"]
+        assert watch.end(signal.SIGTERM) == 0
+    assert [record["file"] for record in watch.told] == ["whole.jpg", "later.jpg", "slow.jpg", "whole.jpg"]
+    assert [record["error"] for record in watch.told] == [None] * 4
+    assert Counter(inspection.id for inspection in kept(url)) == Counter(record["id"] for record in watch.told)
+    assert sorted(path.name for path in inbox.iterdir()) == ["later.jpg", "slow.jpg", "whole.jpg"]
+
+
+def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(registered, inbox, url):  # noqa: F811
+    for number in range(40):
+        put(inbox, f"{number}.jpg", CAPTURES[number % 20] + bytes([number]))  # what follows a JPEG's end is ignored
+    told = []
+    for _ in range(2):
+        with watching(registered, inbox, url) as watch:
+            before = len(kept(url))
+            watch.wait_until(lambda before=before: len(kept(url)) > before)
+            time.sleep(random.uniform(0, 0.5))
+            watch.end(signal.SIGKILL)
+        told += watch.told
+    with watching(registered, inbox, url, "--once") as watch:
+        assert watch.ended() == (1 if watch.told else 0)
+    told += watch.told
+    found = Counter(inspection.file for inspection in kept(url))
+    assert found == {f"{number}.jpg": 1 for number in range(40)}
+    assert max(Counter(record["id"] for record in told).values()) == 1
+    assert {record["id"] for record in told} <= {inspection.id for inspection in kept(url)}
+
+
+def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):  # noqa: F811
+    set_param(registered, "station", champion_check_seconds=0.2)
+    version = another_version(registered)
+    with watching(registered, inbox, url) as watch:
+        watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
+        put(inbox, "1.jpg", CAPTURES[0])
+        watch.wait_until(lambda: len(watch.told) == 1)
+        make_champion(registered, version)
+        watch.wait_until(lambda: f"version {version} inspects\n" in watch.said)
+        put(inbox, "2.jpg", CAPTURES[1])
+        watch.wait_until(lambda: len(watch.told) == 2)
+        with broken(registered, "1"):
+            make_champion(registered, "1")
+            watch.wait_until(lambda: len(watch.said) == 3)
+            put(inbox, "3.jpg", CAPTURES[2])
+            watch.wait_until(lambda: len(watch.told) == 3)
+        assert watch.end(signal.SIGINT) == 0
+    assert [record["model_version"] for record in watch.told] == ["1", version, version]
+    assert re.search("version 1, the champion.* cannot be loaded.*; going on\n", watch.said[2])
+
+
+def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):  # noqa: F811
+    (tmp_path / "text.db").write_text("no database " * 100)
+    for asked, told in (
+        ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: no folder"),
+        ((inbox, f"sqlite:///{tmp_path}/text.db"), "text.db: not usable as results table: file is not a database"),
+    ):
+        with watching(registered, *asked) as watch:
+            assert watch.ended() == 2
+        assert len(watch.said) == 1
+        assert told in watch.said[0]
+
+
+def another_version(project: Path) -> str:
+    """Register the adapter with the other view: another package, and so another version. Returns its number."""
+    files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
+    kept = [path.read_text() for path in files]
+    view = {"RAW": "DST", "DST": "RAW"}[load_params(files[0]).evaluate.view]
+    detail = json.loads(kept[1])
+    detail["headline"]["view"] = view
+    try:
+        set_param(project, "evaluate", view=view)
+        files[1].write_text(json.dumps(detail))
+        run_stage("register", project)
+        return str(json.loads(files[2].read_text())["version"])
+    finally:
+        for path, text in zip(files, kept, strict=True):
+            path.write_text(text)
+
+
+@contextlib.contextmanager
+def broken(project: Path, version: str):
+    """A version whose adapter has lost its weights."""
+    with open_registry(project, load_params(project / "params.yaml").register_) as client:
+        stored = Path(client.get_model_version_download_uri("pin-inspector", version).removeprefix("file://"))
+    weights = next(stored.rglob("adapter_model.safetensors"))
+    away = weights.rename(weights.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        away.rename(weights)

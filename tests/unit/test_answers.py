@@ -1,0 +1,156 @@
+"""The answer contract: one grammar to write, to read and to judge answers by."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContract, AnswerKind
+from pinspect.core.errors import AnswerFormatError
+from pinspect.core.layout import Address, Layout
+
+LAYOUT = Layout(("U", "C", "D"), 9)
+CONTRACT = AnswerContract(LAYOUT, ("CYLN", "SQUR"), ("bend", "retract", "missing"))
+FULL_KINDS = (AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION)
+
+BENT = """- image type->CYLN_DST
+- number of pins->27 pins
+- your judgement->defective
+- defect mode->bend
+- defect position->X:3, Y:U"""
+
+shapes, views = st.sampled_from(CONTRACT.shapes), st.sampled_from(VIEWS)
+addresses = st.sampled_from(LAYOUT.addresses)
+answers = st.one_of(
+    st.builds(CONTRACT.passed, shapes, views),
+    st.builds(CONTRACT.defective, shapes, views, st.sampled_from(CONTRACT.defect_modes), addresses),
+)
+stars = st.builds(CONTRACT.star, shapes, views, addresses)
+written = st.one_of(
+    st.tuples(answers, st.sampled_from(FULL_KINDS)),
+    st.tuples(stars, st.just(AnswerKind.STAR)),
+)
+
+
+def test_a_defective_answer_is_written_as_the_contract_words_it():
+    assert CONTRACT.render(CONTRACT.defective("CYLN", "DST", "bend", Address(3, "U"))) == BENT
+
+
+def test_a_passed_answer_says_passed_twice_and_no_address():
+    assert CONTRACT.render(CONTRACT.passed("SQUR", "RAW"), AnswerKind.DISCRIMINATION) == (
+        "- image type->SQUR_RAW\n- quantity of pins->27 pins\n- your judgement->passed\n"
+        "- defect mode->passed\n- defect position->NA"
+    )
+
+
+def test_a_star_answer_has_three_lines():
+    assert CONTRACT.render(CONTRACT.star("CYLN", "RAW", Address(9, "D")), AnswerKind.STAR) == (
+        "- image type->CYLN_RAW\n- number of pins->27 pins\n- defect position->X:9, Y:D"
+    )
+
+
+@given(written)
+def test_what_is_written_is_read_back(case):
+    answer, kind = case
+    assert CONTRACT.parse(CONTRACT.render(answer, kind), kind) == answer
+
+
+@given(written)
+def test_the_pattern_matches_what_is_written_and_nothing_that_a_newline_follows(case):
+    answer, kind = case
+    text = CONTRACT.render(answer, kind)
+    assert re.search(CONTRACT.pattern(kind), text)
+    assert not re.search(CONTRACT.pattern(kind), text + "\n")
+    assert re.fullmatch(CONTRACT.pattern(kind, anchored=False), text)
+
+
+lines = st.sampled_from(
+    [
+        *BENT.split("\n"),
+        *CONTRACT.render(CONTRACT.passed("SQUR", "RAW")).split("\n"),
+        "- quantity of pins->27 pins",
+        "- number of pins->26 pins",
+        "- defect position->X:10, Y:U",
+        "- defect mode->NA",
+        "",
+    ]
+)
+
+
+@given(st.lists(lines, max_size=6).map("\n".join), st.sampled_from(AnswerKind))
+def test_pattern_and_parser_agree_on_every_text(text, kind):
+    matches = bool(re.search(CONTRACT.pattern(kind), text))
+    try:
+        CONTRACT.parse(text, kind)
+    except AnswerFormatError:
+        assert not matches
+    else:
+        assert matches
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "CYLN_DST",
+            "HEXA_DST",
+            "line 1: expected CYLN_RAW or CYLN_DST or SQUR_RAW or SQUR_DST after '- image type->'",
+        ),
+        ("CYLN_DST", "CYLN", "line 1: "),
+        ("27 pins", "28 pins", "line 2: expected '27 pins' after '- number of pins->', found '28 pins'"),
+        ("number of", "quantity of", "line 2: expected '- number of pins->…', found '- quantity of pins->27 pins'"),
+        ("defective", "broken", "line 3: expected 'passed' or 'defective'"),
+        ("bend", "bent", "line 4: expected one of passed, bend, retract, missing"),
+        ("X:3, Y:U", "X:3, Y:Q", "line 5: expected 'NA' or an address in rows U,C,D and columns 1..9, such as"),
+        ("X:3, Y:U", "X:3, Y:U ", "line 5: "),
+        ("X:3, Y:U", "X:3, Y:U\n", "expected 5 lines, found 6"),
+        ("defective", "passed", "'bend' does not go with judgement 'passed'"),
+        ("bend", "passed", "'passed' does not go with judgement 'defective'"),
+        ("X:3, Y:U", "NA", "'NA' does not go with judgement 'defective'"),
+    ],
+)
+def test_a_broken_answer_is_explained(old, new, told):
+    with pytest.raises(AnswerFormatError, match=re.escape(told)):
+        CONTRACT.parse(BENT.replace(old, new))
+
+
+def test_an_answer_that_breaks_a_rule_is_never_written():
+    with pytest.raises(AnswerFormatError, match="cannot write this answer: defect mode: expected one of"):
+        CONTRACT.render(CONTRACT.defective("CYLN", "RAW", "rusty", Address(1, "U")))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer("HEXA", "RAW", 27, PASSED, PASSED, None), "image type: expected a shape of"),
+        (Answer("CYLN", "IR", 27, PASSED, PASSED, None), "image type: expected a view of"),
+        (Answer("CYLN", "RAW", 26, PASSED, PASSED, None), "number of pins: the layout has 27 pins, found 26"),
+        (Answer("CYLN", "RAW", 27, "fine", PASSED, None), "your judgement: expected passed or defective, found 'fine'"),
+        (Answer("CYLN", "RAW", 27, DEFECTIVE, "bend", Address(10, "U")), "defect position: no pin at X:10, Y:U"),
+        (Answer("CYLN", "RAW", 27, PASSED, PASSED, Address(1, "U")), "'X:1, Y:U' does not go with judgement 'passed'"),
+    ],
+)
+def test_each_rule_is_told_in_a_sentence(answer, told):
+    assert any(told in breach for breach in CONTRACT.rule_breaches(answer))
+
+
+def test_a_star_answer_without_an_address_is_told():
+    star = Answer("CYLN", "RAW", 27, None, None, None)
+    assert CONTRACT.rule_breaches(star, AnswerKind.STAR) == [
+        "defect position: a star answer names the pin under the star"
+    ]
+
+
+@given(answers)
+def test_a_well_formed_answer_breaks_no_rule(answer):
+    assert CONTRACT.rule_breaches(answer) == []
+
+
+@given(st.integers(1, 30), st.lists(st.sampled_from("ABCDEF"), min_size=1, unique=True))
+def test_the_contract_follows_the_layout_of_the_params(columns, rows):
+    contract = AnswerContract(Layout(tuple(rows), columns), ("CYLN",), ("bend",))
+    text = contract.render(contract.defective("CYLN", "RAW", "bend", contract.layout.addresses[-1]))
+    assert f"->{columns * len(rows)} pins" in text
+    assert re.search(contract.pattern(), text)
+    assert contract.parse(text).defect_position == contract.layout.addresses[-1]

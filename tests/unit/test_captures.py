@@ -1,0 +1,326 @@
+"""Dropping captures in: every mistake is named in one line, and nothing is half done."""
+
+import errno
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pinspect.captures.labels import add_captures, conflicting_labels, read_captures
+from pinspect.core.errors import CaptureError
+from tests.support.sample import ROOT, contents, drop, line, params, read_labels, write_labels
+
+CONTRACT = params().contract()
+
+
+def add(source, folder, shape=""):
+    return add_captures(source, folder, CONTRACT, max_pixels=1_000_000, shape=shape)
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A captures' folder with four captures."""
+    return drop(tmp_path / "captures", line()[:4])
+
+
+@pytest.fixture
+def new(tmp_path):
+    """A folder with three captures to add; the first one is defective."""
+    defective_first = sorted(line()[4:], key=lambda capture: capture.judgement)
+    return drop(tmp_path / "new", defective_first[:3])
+
+
+def one_problem(folder, **kwargs) -> str:
+    problems = read_captures(folder, CONTRACT, **kwargs).problems
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def change(folder, number, **cells):
+    rows = read_labels(folder)
+    rows[number] |= cells
+    write_labels(folder, rows)
+
+
+def test_the_sample_line_is_without_a_problem():
+    labels = read_captures(ROOT / "data/captures", CONTRACT)
+    assert not labels.problems
+    assert len(labels.captures) == 200
+    assert sum(capture.role == "reference" for capture in labels.captures) == 20
+
+
+def test_captures_come_in_the_order_of_their_rows(new):
+    rows = list(reversed(read_labels(new)))
+    write_labels(new, rows)
+    assert [capture.file for capture in read_captures(new, CONTRACT).captures] == [found["file"] for found in rows]
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"shape": "HEXA"}, ["shape: expected CYLN or SQUR, found 'HEXA'", "correct the row"]),
+        ({"judgement": "OK"}, ["judgement: expected passed or defective, found 'OK'"]),
+        ({"defect_mode": "bnet"}, ["defect_mode: expected passed or bend or retract or missing, found 'bnet'"]),
+        ({"defect_position": "X:12, Y:U"}, ["defect_position: no pin at X:12, Y:U", "columns 1..9"]),
+        ({"defect_position": "U3"}, ["defect_position: expected an address such as 'X:3, Y:U'", "'U3'"]),
+        ({"role": "golden"}, ["role: expected reference or inspected, found 'golden'"]),
+        ({"judgement": "passed"}, ["does not go with judgement 'passed'"]),
+        ({"judgement": "passed", "defect_mode": "passed"}, ["defect position", "does not go with judgement 'passed'"]),
+        ({"defect_position": "NA"}, ["'NA' does not go with judgement 'defective'"]),
+        ({"role": "reference"}, ["a reference is a passed capture"]),
+        ({"field_x0": "9", "field_y0": "9", "field_x1": "5", "field_y1": "20"}, ["field_x0..field_y1", "'9,9,5,20'"]),
+        ({"pin_x0": "9"}, ["pin_x0..pin_y1: expected x0 < x1"]),
+        ({"pin_x0": "a", "pin_y0": "1", "pin_x1": "2", "pin_y1": "2"}, ["found 'a,1,2,2'"]),
+        ({"file": "../../etc/passwd"}, ["file: expected the name of an image", "'../../etc/passwd'"]),
+        ({"file": ""}, ["file: expected the name of an image"]),
+        ({"defect_position": ""}, ["defect_position: expected NA or an address", "add it to labels.csv"]),
+    ],
+)
+def test_a_wrong_cell_is_named_with_its_row_and_what_is_allowed(new, cells, told):
+    old = read_labels(new)[0]["file"]
+    change(new, 0, **cells)
+    problems = [problem for problem in read_captures(new, CONTRACT).problems if "labels.csv, row 2 (" in problem]
+    assert problems
+    for words in told:
+        assert any(words in problem for problem in problems), problems
+    assert old not in [capture.file for capture in read_captures(new, CONTRACT).captures]
+
+
+def test_all_problems_are_told_at_once(new):
+    change(new, 0, shape="HEXA", role="golden")
+    change(new, 2, judgement="maybe")
+    problems = read_captures(new, CONTRACT).problems
+    assert [problem.partition(" (")[0].rpartition(", ")[2] for problem in problems] == ["row 2", "row 2", "row 4"]
+    assert len(read_captures(new, CONTRACT).captures) == 1
+
+
+def test_a_missing_image_is_named(new):
+    name = read_labels(new)[1]["file"]
+    (new / "images" / name).unlink()
+    problem = one_problem(new)
+    assert f"row 3 ({name})" in problem
+    assert "the image is missing" in problem
+    assert "put it there or remove the row" in problem
+
+
+def test_two_rows_for_one_file_are_named(new):
+    rows = read_labels(new)
+    write_labels(new, [*rows, rows[0]])
+    assert f"row 5 ({rows[0]['file']}): an earlier row labels this file" in one_problem(new)
+
+
+def test_an_address_without_quotes_is_explained(new):
+    (new / "labels.csv").write_text((new / "labels.csv").read_text().replace('"', "", 2))
+    assert "row 2 (" in one_problem(new)
+    assert 'expected 6 cells, found 7; an address holds a comma and stands in quotes, as in "X:3, Y:U"' in one_problem(
+        new
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "found", "told"),
+    [
+        ("file,shape", "file,colour", r"unknown columns \['colour'\](.|\n)*columns \['shape'\] are missing"),
+        ("file,shape", "file,file,shape", r"columns \['file'\] stand there twice"),
+        ("file,shape,", "file;shape;", "row 1: unknown columns"),
+        ("inspected", '"inspected', "row 3: not readable as CSV"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(new, old, found, told):
+    (new / "labels.csv").write_text((new / "labels.csv").read_text().replace(old, found, 1))
+    with pytest.raises(CaptureError, match=told):
+        read_captures(new, CONTRACT)
+
+
+def test_a_table_in_another_encoding_is_refused(new):
+    (new / "labels.csv").write_bytes((new / "labels.csv").read_bytes() + "é".encode("latin-1"))
+    with pytest.raises(CaptureError, match="not UTF-8 text at byte"):
+        read_captures(new, CONTRACT)
+
+
+def test_a_byte_order_mark_and_spaces_do_no_harm(new):
+    text = (new / "labels.csv").read_text().replace("CYLN", " CYLN ")
+    (new / "labels.csv").write_text(text + "\n\n", encoding="utf-8-sig")
+    assert not read_captures(new, CONTRACT).problems
+
+
+@pytest.mark.parametrize(
+    ("name", "judgement", "mode"),
+    [
+        ("left_NORMAL_3_2_484_483_89_0_0_OK.jpg", "passed", "passed"),
+        ("camera0_0_375_421_89_0_0_BENDNG.png", "defective", "bend"),
+        ("camera0_CT004_308_588_101_0_0_RETRACT.jpg", "defective", "retract"),
+    ],
+)
+def test_names_of_the_public_series_label_where_a_row_does_not(new, name, judgement, mode):
+    old = new / "images" / read_labels(new)[0]["file"]
+    old.rename(old.with_name(name))
+    change(new, 0, file=name, judgement="", defect_mode="", defect_position="X:3, Y:U" if mode != "passed" else "")
+    labels = read_captures(new, CONTRACT)
+    assert not labels.problems
+    assert (labels.captures[0].judgement, labels.captures[0].defect_mode) == (judgement, mode)
+
+
+def test_an_image_without_a_row_is_labelled_by_its_name_and_the_given_shape(tmp_path):
+    (tmp_path / "left_1_OK.jpg").write_bytes(line()[0].jpeg)
+    (tmp_path / "notes.txt").write_text("no capture")
+    assert "left_1_OK.jpg: shape: expected CYLN or SQUR, found nothing" in one_problem(tmp_path)
+    (capture,) = read_captures(tmp_path, CONTRACT, shape="SQUR").captures
+    assert capture.label == ("SQUR", "passed", "passed", "NA", "inspected")
+
+
+def test_a_defective_capture_without_an_address_cannot_come_in_by_its_name(tmp_path):
+    (tmp_path / "camera0_0_375_421_89_0_0_BENDNG.png").write_bytes(line()[0].jpeg)
+    assert "defect_position: expected NA or an address, found nothing" in one_problem(tmp_path, shape="CYLN")
+
+
+def test_a_name_that_says_nothing_leaves_the_label_open(tmp_path):
+    (tmp_path / "IMG_0001.jpg").write_bytes(line()[0].jpeg)
+    problems = read_captures(tmp_path, CONTRACT, shape="CYLN").problems
+    assert any("judgement: expected passed or defective, found nothing" in problem for problem in problems)
+
+
+def test_adding_appends_labels_and_copies_images(here, new):
+    before, rows = read_labels(here), read_labels(new)
+    report = add(new, here)
+    assert list(report.added) == [row["file"] for row in rows]
+    assert not report.skipped
+    assert read_labels(here) == [*before, *rows]
+    for found in rows:
+        assert (here / "images" / found["file"]).read_bytes() == (new / "images" / found["file"]).read_bytes()
+
+
+def test_adding_twice_changes_nothing_and_says_so(here, new):
+    add(new, here)
+    before = contents(here)
+    report = add(new, here)
+    assert not report.added
+    assert len(report.skipped) == 3
+    assert contents(here) == before
+
+
+def test_captures_come_into_a_folder_that_does_not_exist_yet(tmp_path, new):
+    assert len(add(new, tmp_path / "first/captures").added) == 3
+    assert not read_captures(tmp_path / "first/captures", CONTRACT).problems
+
+
+def test_boxes_come_with_the_captures_that_have_them(here, new):
+    change(new, 0, field_x0="1", field_y0="2", field_x1="30", field_y1="40.5")
+    add(new, here)
+    rows = read_labels(here)
+    assert (rows[4]["field_x0"], rows[4]["field_y1"]) == ("1", "40.5")
+    assert rows[0]["field_x0"] == ""
+
+
+def broken_image(here, new):
+    (new / "images" / read_labels(new)[1]["file"]).write_bytes(b"\xff\xd8 no picture")
+    return [read_labels(new)[1]["file"]]
+
+
+def empty_image(here, new):
+    (new / "images" / read_labels(new)[1]["file"]).write_bytes(b"")
+    return [read_labels(new)[1]["file"], "empty"]
+
+
+def huge_image(here, new):
+    picture = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(picture, "PNG")
+    (new / "images" / read_labels(new)[1]["file"]).write_bytes(picture.getvalue())
+    return [read_labels(new)[1]["file"], "1000000"]
+
+
+def unknown_mode(here, new):
+    change(new, 0, defect_mode="scratched")
+    return [read_labels(new)[0]["file"], "'scratched'"]
+
+
+def unknown_address(here, new):
+    change(new, 0, defect_position="X:3, Y:Q")
+    return [read_labels(new)[0]["file"], "X:3, Y:Q"]
+
+
+def missing_file(here, new):
+    name = read_labels(new)[2]["file"]
+    (new / "images" / name).unlink()
+    return [name, "missing"]
+
+
+def two_labels_for_one_picture(here, new):
+    first = read_labels(here)[0]
+    (new / "images/copy.jpg").write_bytes((here / "images" / first["file"]).read_bytes())
+    write_labels(new, [*read_labels(new), first | {"file": "copy.jpg", "role": "inspected"}])
+    return ["copy.jpg", first["file"], "another label"]
+
+
+def name_taken(here, new):
+    rows = read_labels(new)
+    taken = read_labels(here)[0]["file"]
+    (new / "images" / rows[0]["file"]).rename(new / "images" / taken)
+    change(new, 0, file=taken)
+    return [taken, "another capture of this name"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        broken_image,
+        empty_image,
+        huge_image,
+        unknown_mode,
+        unknown_address,
+        missing_file,
+        two_labels_for_one_picture,
+        name_taken,
+    ],
+)
+def test_one_bad_capture_is_named_in_one_line_and_nothing_comes_in(here, new, spoil):
+    told = spoil(here, new)
+    before = contents(here)
+    with pytest.raises(CaptureError) as caught:
+        add(new, here)
+    assert len(str(caught.value).splitlines()) == 1
+    for words in told:
+        assert words in str(caught.value)
+    assert contents(here) == before
+
+
+def test_a_disk_that_fails_half_way_leaves_everything_as_it_was(here, new, monkeypatch):
+    before, replace = contents(here), Path.replace
+
+    def full_disk(path, target):
+        if Path(target).name == "labels.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        add(new, here)
+    assert contents(here) == before
+    assert not list(here.glob(".adding-*"))
+
+
+@pytest.mark.parametrize(("place", "told"), [("nowhere", "no such folder"), ("captures", "in place already")])
+def test_a_folder_that_cannot_be_added_is_named(here, place, told):
+    with pytest.raises(CaptureError, match=told):
+        add(here.with_name(place), here)
+
+
+def test_a_folder_without_images_is_named(here, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaptureError, match="no captures found"):
+        add(tmp_path / "empty", here)
+
+
+def test_the_same_picture_twice_in_one_folder_comes_in_once(here, new):
+    first = read_labels(new)[0]
+    (new / "images/twin.jpg").write_bytes((new / "images" / first["file"]).read_bytes())
+    write_labels(new, [*read_labels(new), first | {"file": "twin.jpg"}])
+    report = add(new, here)
+    assert report.skipped == ("twin.jpg",)
+    assert len(report.added) == 3
+
+
+def test_equal_pictures_with_equal_labels_are_no_conflict():
+    (capture,) = read_captures(ROOT / "data/captures", CONTRACT).captures[:1]
+    assert conflicting_labels([(capture, "a"), (capture, "a")]) == []

@@ -1,0 +1,274 @@
+"""Corrections: what a person says becomes a capture by the checks of `pinspect add`, and nothing is half done."""
+
+import csv
+from datetime import UTC, datetime
+
+import pandas as pd
+import pytest
+
+from pinspect.captures.labels import read_captures
+from pinspect.core.errors import CaptureError
+from pinspect.core.params import load_params
+from pinspect.station.corrections import CorrectionError, UnknownInspectionError, correct, waiting
+from pinspect.station.picture_store import PictureStore
+from pinspect.station.results import ResultsTable
+from tests.support.evaluated_project import run_stage, write_params
+from tests.support.sample import contents, drop, line, read_labels
+
+SAID = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U"}
+RETRACT = {"judgement": "defective", "defect_mode": "retract", "defect_position": "X:9, Y:D"}
+PASSED = {"judgement": "passed", "defect_mode": "", "defect_position": ""}
+
+
+class Station:
+    """A project with a few captures, its results and pictures, and what a person does there."""
+
+    def __init__(self, root):
+        root.mkdir(exist_ok=True)
+        write_params(root)
+        drop(root / "data/captures", line(seed=8, train=10, references=5)[:-3])
+        self.root = root
+        self.captures = root / "data/captures"
+        self.params = load_params(root / "params.yaml")
+        self.results = ResultsTable.of_project(root, self.params.station)
+        self.pictures = PictureStore(root, 90)
+
+    def inspect(self, id, capture, **said):
+        """Keep the result of a capture that the model called passed, or what `said` has."""
+        sha256 = self.pictures.put(capture.jpeg, ".jpg")
+        record = {"file": capture.name, "image_type": f"{capture.shape}_RAW", "model_version": "7"} | SAID | said
+        self.results.record(record, id=id, sha256=sha256, source="station", received=datetime.now(UTC))
+        return sha256
+
+    def correct(self, id, by="Sato", **verdict):
+        return correct(self.root, self.params, self.results, self.pictures, id, by=by, **verdict)
+
+    def notes(self):
+        path = self.captures / "corrections.csv"
+        return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+    def made(self):
+        """The rows of `labels.csv` that corrections made."""
+        return [row for row in read_labels(self.captures) if row["file"].startswith("station_")]
+
+    def problems(self):
+        return read_captures(self.captures, self.params.contract()).problems
+
+    def files(self):
+        """Everything that a refused correction must not change."""
+        return contents(self.captures), self.results.counts()
+
+
+@pytest.fixture
+def station(tmp_path):
+    return Station(tmp_path)
+
+
+@pytest.fixture
+def new():
+    """A capture that the project does not have."""
+    return line(seed=8, train=10, references=5)[-1]
+
+
+def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station, new):
+    sha256 = station.inspect("one", new)
+    before = datetime.now(UTC).replace(microsecond=0)
+
+    said = station.correct("one", **BEND)
+
+    name = f"station_{sha256[:12]}_BEND.jpg"
+    assert station.made() == [{"file": name, "shape": new.shape, "role": "inspected"} | BEND]
+    assert (station.captures / "images" / name).read_bytes() == new.jpeg
+    assert not station.problems()
+    (note,) = station.notes()
+    assert before <= datetime.fromisoformat(note.pop("at")) <= datetime.now(UTC)
+    assert note == {
+        **{"file": name, "by": "Sato", "inspection": "one", "model_version": "7"},
+        **{"said_judgement": "passed", "said_defect_mode": "passed", "said_defect_position": "NA"},
+    }
+    assert station.results.get("one").correction == said
+    assert (said.capture, said.by) == (name, "Sato")
+
+
+def test_the_next_run_of_the_raw_stage_takes_a_correction_and_it_waits_until_then(station, new):
+    assert waiting(station.root) == 0
+    sha256 = station.inspect("one", new)
+    station.correct("one", **BEND)
+    assert waiting(station.root) == 1
+
+    run_stage("raw", station.root)
+
+    manifest = pd.read_csv(station.root / "data/raw/manifest.csv", keep_default_na=False).set_index("sha256")
+    assert manifest.loc[sha256, ["judgement", "defect_mode", "defect_position"]].tolist() == list(BEND.values())
+    assert waiting(station.root) == 0
+    station.correct("one", **RETRACT)
+    assert waiting(station.root) == 1, "another label is news to the next run"
+
+
+def test_to_confirm_is_kept_in_the_results_and_adds_no_capture(station, new):
+    station.inspect("one", new)
+    before = contents(station.captures)
+
+    said = station.correct("one", **PASSED)
+
+    assert station.results.get("one").correction == said
+    assert (said.judgement, said.defect_mode, said.defect_position, said.capture) == (*SAID.values(), None)
+    assert contents(station.captures) == before
+
+
+def test_overkill_becomes_a_passed_capture(station, new):
+    sha256 = station.inspect("one", new, **BEND)
+    station.correct("one", **PASSED)
+    assert station.made() == [{"file": f"station_{sha256[:12]}_OK.jpg", "shape": new.shape, "role": "inspected"} | SAID]
+
+
+@pytest.mark.parametrize("after", [RETRACT, BEND | {"defect_position": "X:4, Y:C"}, PASSED], ids=str)
+def test_a_person_may_change_their_mind(station, new, after):
+    station.inspect("one", new)
+    station.correct("one", **BEND)
+    others = [row for row in read_labels(station.captures) if not row["file"].startswith("station_")]
+
+    said = station.correct("one", by="Suzuki", **after)
+
+    (row,) = station.made()
+    found = tuple(row[column] for column in ("file", *SAID))
+    assert found == (said.capture, said.judgement, said.defect_mode, said.defect_position)
+    assert [row for row in read_labels(station.captures) if not row["file"].startswith("station_")] == others
+    assert [path.name for path in (station.captures / "images").glob("station_*")] == [said.capture]
+    assert (station.captures / "images" / said.capture).read_bytes() == new.jpeg
+    assert not [path for path in (station.captures / "images").iterdir() if path.is_symlink()]
+    assert not station.problems()
+    assert [note["by"] for note in station.notes()] == ["Sato", "Suzuki"]
+
+
+def test_the_same_correction_twice_is_one_capture(station, new):
+    station.inspect("one", new)
+    station.correct("one", **BEND)
+    station.correct("one", by="Suzuki", **BEND)
+    assert len(station.made()) == 1
+    assert station.results.get("one").correction.by == "Suzuki"
+
+
+def test_the_same_picture_inspected_twice_is_one_capture_with_the_later_label(station, new):
+    station.inspect("one", new)
+    station.inspect("two", new)
+    station.correct("one", **BEND)
+    station.correct("two", **RETRACT)
+    (row,) = station.made()
+    assert row["defect_mode"] == "retract"
+
+
+def test_a_capture_from_elsewhere_with_another_label_is_refused_with_the_reason(station):
+    there = next(capture for capture in line(seed=8, train=10, references=5)[:-3] if capture.role == "inspected")
+    other = BEND if there.defect_mode != "bend" else RETRACT
+    station.inspect("one", there, judgement=None, defect_mode=None, defect_position=None)
+    before = station.files()
+    with pytest.raises(CorrectionError, match=f"the same picture as {there.name} with another label"):
+        station.correct("one", **other)
+    assert station.files() == before
+
+
+def test_a_capture_from_elsewhere_with_the_same_label_stays_the_only_one(station):
+    there = next(capture for capture in line(seed=8, train=10, references=5)[:-3] if capture.judgement == "defective")
+    station.inspect("one", there)
+    before = contents(station.captures)
+    said = station.correct(
+        "one", judgement="defective", defect_mode=there.defect_mode, defect_position=there.defect_position
+    )
+    assert said.capture is None
+    assert contents(station.captures) == before
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        (BEND | {"defect_position": None}, "'NA' does not go with judgement 'defective'"),
+        (BEND | {"defect_position": "X:10, Y:U"}, "no pin at X:10, Y:U"),
+        (BEND | {"defect_position": "U3"}, "expected an address such as 'X:3, Y:U'"),
+        (BEND | {"defect_mode": "rusty"}, "expected one of .*bend.*found 'rusty'"),
+        (BEND | {"defect_mode": None}, "expected one of"),
+        (BEND | {"judgement": "perhaps"}, "expected passed or defective, found 'perhaps'"),
+        (BEND | {"judgement": "passed"}, "'bend' does not go with judgement 'passed'"),
+        (BEND | {"by": "  "}, "by: expected the name of a person"),
+        (BEND | {"by": "S" * 81}, "at most 80 characters"),
+        (BEND | {"by": "\x1b[31m"}, "by: expected the name of a person"),
+    ],
+)
+def test_what_is_no_verdict_is_refused_in_words_and_changes_nothing(station, new, verdict, told):
+    station.inspect("one", new)
+    before = station.files()
+    with pytest.raises(CorrectionError, match=told) as refused:
+        station.correct("one", **verdict)
+    assert str(station.root) not in str(refused.value)
+    assert station.files() == before
+
+
+def test_an_unknown_inspection_is_told_apart(station):
+    with pytest.raises(UnknownInspectionError, match="no inspection 'nowhere'"):
+        station.correct("nowhere", **BEND)
+
+
+def test_what_could_not_be_inspected_cannot_be_corrected(station, new):
+    station.inspect("one", new, image_type=None, error="too far off")
+    with pytest.raises(CorrectionError, match="could not be inspected"):
+        station.correct("one", **BEND)
+
+
+def test_a_picture_that_is_kept_no_longer_can_be_confirmed_but_not_corrected(station, new):
+    station.inspect("one", new)
+    station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
+    with pytest.raises(CorrectionError, match="kept no longer"):
+        station.correct("one", **BEND)
+    station.correct("one", **PASSED)
+    assert station.results.get("one").correction.by == "Sato"
+
+
+def test_a_project_whose_labels_are_wrong_refuses_with_their_problems(station, new):
+    station.inspect("one", new)
+    with (station.captures / "labels.csv").open("a") as file:
+        file.write("lost.jpg,CYLN,passed,passed,NA,inspected\n")
+    before = station.files()
+    with pytest.raises(CaptureError, match=r"lost\.jpg.*the image is missing"):
+        station.correct("one", **BEND)
+    assert station.files() == before
+    with (station.captures / "labels.csv").open("ab") as file:
+        file.write(b"much,too,many,cells,in,this,row,\xff\n")
+    assert waiting(station.root) == 0, "the page still opens"
+
+
+@pytest.mark.parametrize("earlier", [None, RETRACT], ids=["first", "changed"])
+def test_what_a_kill_left_between_image_and_label_is_made_good(station, new, earlier):
+    sha256 = station.inspect("one", new)
+    if earlier:
+        station.correct("one", **earlier)
+    (station.captures / "images" / f"station_{sha256[:12]}_MISSING.jpg").write_bytes(new.jpeg)
+    assert station.problems()
+
+    station.correct("one", **BEND)
+
+    assert not station.problems()
+    assert [row["defect_mode"] for row in station.made()] == ["bend"]
+
+
+def test_the_first_correction_makes_the_captures_folder(tmp_path, new):
+    station = Station(tmp_path / "a")
+    for path in sorted((station.captures).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    station.captures.rmdir()
+    station.inspect("one", new)
+    station.correct("one", **BEND)
+    assert [row["defect_mode"] for row in station.made()] == ["bend"]
+    assert not station.problems()
+
+
+def test_people_who_correct_at_the_same_moment_lose_nothing(station):
+    from concurrent.futures import ThreadPoolExecutor
+
+    captures = line(seed=8, train=10, references=5)[-3:]
+    for number, capture in enumerate(captures):
+        station.inspect(str(number), capture)
+    with ThreadPoolExecutor(3) as people:
+        list(people.map(lambda number: station.correct(str(number), **BEND), range(3)))
+    assert len(station.made()) == len(station.notes()) == 3
+    assert not station.problems()

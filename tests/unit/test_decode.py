@@ -1,0 +1,133 @@
+"""Reading image files: every kind that turns up is read rightly, or refused by name with what to do."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pinspect.core.errors import ImageError
+from pinspect.core.images import read_image, to_gray
+
+LIMIT = 1_000_000
+
+
+def picture(width=48, height=40) -> Image.Image:
+    """Colours that differ at every place."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 5, y * 6, x + y], axis=-1).astype(np.uint8))
+
+
+def saved(folder, image: Image.Image, name: str, **options):
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def written(folder, name: str, content: bytes):
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+def png_header_of(width: int, height: int) -> bytes:
+    """A PNG file that claims a size and holds hardly any data: a decompression bomb."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 99))]
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_an_ordinary_image_is_read_as_it_is(tmp_path):
+    found = read_image(saved(tmp_path, picture(), "a.png"), LIMIT)
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(picture()))
+
+
+def test_an_image_that_the_camera_turned_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    path = saved(tmp_path, picture(), "turned.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_image(path, LIMIT)), np.rot90(np.asarray(picture()), -1))
+
+
+def test_sixteen_bits_are_scaled_to_eight_the_same_way_for_every_image(tmp_path):
+    levels = np.zeros((40, 48), np.uint16)
+    levels[:, :16], levels[:, 16:32] = 65535, 32896
+    for suffix in ("png", "tif"):
+        cv2.imwrite(str(tmp_path / f"deep.{suffix}"), levels)
+        found = np.asarray(read_image(tmp_path / f"deep.{suffix}", LIMIT))
+        assert found.shape == (40, 48, 3)
+        assert [found[0, column].tolist() for column in (0, 20, 40)] == [[255] * 3, [128] * 3, [0] * 3]
+
+
+def test_sixteen_bit_colour_is_read(tmp_path):
+    deep = np.asarray(picture())[..., ::-1].astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    found = np.asarray(read_image(tmp_path / "deep.png", LIMIT)).astype(int)
+    assert np.abs(found - np.asarray(picture())).max() <= 1
+
+
+def test_a_palette_is_resolved(tmp_path):
+    few = Image.fromarray(np.repeat(np.repeat(np.asarray(picture())[::20, ::24], 20, 0), 24, 1))
+    path = saved(tmp_path, few.quantize(4, dither=Image.Dither.NONE), "palette.png")
+    assert Image.open(path).mode == "P"
+    assert np.abs(np.asarray(read_image(path, LIMIT)).astype(int) - np.asarray(few)).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_black(tmp_path, mode):
+    image = Image.new(mode, (40, 40), (200,) * (len(mode) - 1) + (255,))
+    image.putpixel((3, 4), (200,) * (len(mode) - 1) + (0,))
+    found = read_image(saved(tmp_path, image, "alpha.png"), LIMIT)
+    assert found.mode == "RGB" and found.getpixel((3, 4)) == (0, 0, 0) and found.getpixel((4, 4)) == (200, 200, 200)
+
+
+def test_printers_colours_become_the_screens(tmp_path):
+    path = saved(tmp_path, Image.new("CMYK", (40, 40), (0, 0, 0, 0)), "white.jpg")
+    assert read_image(path, LIMIT).getpixel((20, 20)) == (255, 255, 255)
+    path = saved(tmp_path, Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "red.tif")
+    assert read_image(path, LIMIT).getpixel((20, 20)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.jpg", b"", "the file is empty (0 bytes)"),
+        ("text.jpg", b"no picture at all\n" * 20, "not an image file"),
+        ("cut.jpg", encoded(picture(), "jpeg")[:700], "damaged or cut short"),
+        ("cut.png", encoded(picture(), "png")[:-60], "damaged or cut short"),
+        ("cut.bmp", encoded(picture(), "bmp")[:900], "damaged or cut short"),
+        ("head.jpg", encoded(picture(), "jpeg")[:12], "not an image file"),
+        ("bomb.png", png_header_of(5000, 5000), "5000 x 5000 px is more than raw.max_pixels allows (1000000)"),
+        ("huge.png", png_header_of(60000, 60000), "refused unread"),
+        ("dot.png", encoded(Image.new("RGB", (1, 1)), "png"), "1 x 1 px is no photograph"),
+        ("thin.png", encoded(Image.new("RGB", (500, 3)), "png"), "500 x 3 px is no photograph"),
+        ("float.tif", encoded(Image.new("F", (40, 40)), "tiff"), "save the image with 8 or 16 bit"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_photograph_is_refused_by_name(tmp_path, name, content, told):
+    path = written(tmp_path, name, content)
+    with pytest.raises(ImageError) as refused:
+        read_image(path, LIMIT)
+    assert str(refused.value).startswith(f"{path}: ") and told in str(refused.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
+    for path in (tmp_path / "gone.jpg", tmp_path):
+        with pytest.raises(ImageError, match=f"{path}: cannot be read: "):
+            read_image(path, LIMIT)
+
+
+def test_gray_is_luminance_from_black_to_white():
+    gray = to_gray(Image.new("RGB", (3, 2), (255, 255, 255)))
+    assert gray.dtype == np.float32 and gray.shape == (2, 3)
+    np.testing.assert_allclose(gray, 1)
+    np.testing.assert_allclose(to_gray(Image.new("RGB", (1, 1), (255, 0, 0))), 0.299, atol=0.002)
+    assert (to_gray(np.zeros((2, 2, 3), np.uint8)) == 0).all()

@@ -1,0 +1,282 @@
+"""Has the line changed: real pictures of a line, under its own light and under another, against its profile."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import fisher_exact
+
+from pinspect.core.errors import AlignmentError
+from pinspect.core.images import decode_image, to_gray
+from pinspect.core.params import DriftParams
+from pinspect.inspection.line_facts import LINE_FACTS, line_facts
+from pinspect.inspection.line_profile import LineProfile, Sample, make_profile
+from pinspect.nsoartc.alignment import align
+from pinspect.nsoartc.unit_space import UnitSpace
+from pinspect.station.drift import COLUMNS, QUANTITIES, judge_drift
+from pinspect.station.results import ResultsTable
+from tests.support.dst_line import build, drop_raw
+from tests.support.evaluation_examples import PARAMS, answered, chat_row
+from tests.support.sample import line
+
+PARAMS_OF_DRIFT = DriftParams()
+WINDOW = PARAMS_OF_DRIFT.window
+PASSED, DEFECTIVE = "passed", "defective"
+BEGAN = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def captures(seed: int) -> list:
+    """6 references and 60 inspected captures; the seed picks the connectors, the line is the same."""
+    return list(line(seed=seed, train=60, references=6, shapes=("CYLN",)))
+
+
+def sure(row: dict) -> float:
+    """P(defective) of a model that is right and sure, a little different for every capture."""
+    number = int(row["id"].split("-")[1])
+    return 0.98 if "defective" in row["answer"] else 0.001 * (number % 20)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("line")
+    drop_raw(root, captures(31))
+    build(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def profile(made) -> LineProfile:
+    """Of 66 captures and of 40 validation captures, half of them defective."""
+    return make_profile(
+        made / "data/raw", made / "data/dst", answered([chat_row(n) for n in range(40)], chance=sure), PARAMS
+    )
+
+
+@pytest.fixture(scope="module")
+def inspected(made):
+    """A function that gives the results of many passed captures, each changed by `light`, the newest first."""
+    unit_space = UnitSpace.load(made / "data/dst/unit_space/camera-CYLN.npz")
+    passed = [one for one in captures(32) if one.judgement == PASSED]
+    grays = [to_gray(decode_image(one.jpeg, one.name, PARAMS.raw.max_pixels)) for one in passed]
+    measured = {}
+
+    def results(number: int, light=lambda gray: gray, seed: int = 0) -> pd.DataFrame:
+        if light not in measured:
+            measured[light] = [record(light(gray), unit_space) for gray in grays]
+        chosen = np.random.default_rng(seed).integers(0, len(grays), number)
+        return pd.DataFrame([measured[light][one] for one in chosen], columns=list(COLUMNS), dtype=object)
+
+    return results
+
+
+def record(gray, unit_space) -> dict:
+    """What the results table says of a picture that a model, right and sure, calls passed."""
+    empty = dict.fromkeys(COLUMNS) | {"model_version": "1"}
+    try:
+        facts = line_facts(gray, align(gray, unit_space.mean, PARAMS.dst.maximum_shift), unit_space)
+    except AlignmentError as error:
+        return empty | {"error": str(error)}
+    return empty | facts | {"judgement": PASSED, "p_defective": 0.001 * (round(1e6 * facts["brightness"]) % 20)}
+
+
+def half(gray):
+    return gray * np.float32(0.5)
+
+
+def dying_at_one_side(gray):
+    return gray * np.linspace(1, 0.4, gray.shape[1], dtype=np.float32)
+
+
+def on_another_mat(gray):
+    """A coarse bright cloth between the pins."""
+    cloth = cv2.GaussianBlur(np.random.default_rng(3).random(gray.shape, np.float32), (0, 0), 3)
+    cloth = (cloth - cloth.min()) / np.ptp(cloth)
+    return np.maximum(gray, np.float32(0.35) * cloth)
+
+
+def dark(gray):
+    return np.zeros_like(gray)
+
+
+def judge(profile, latest, **changes):
+    return judge_drift(profile, latest, PARAMS_OF_DRIFT.model_copy(update=changes))
+
+
+def changed(report) -> set[str]:
+    return {one.quantity for one in report.quantities if one.changed}
+
+
+def answers(chances: dict[str, list[float]], version: str = "1") -> pd.DataFrame:
+    """Results of captures about whose light nothing is known."""
+    told = [(judgement, chance) for judgement, found in chances.items() for chance in found]
+    rows = [
+        dict.fromkeys(COLUMNS) | {"judgement": judgement, "p_defective": chance, "model_version": version}
+        for judgement, chance in told
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_clean_day_under_the_trainings_light_is_no_drift(profile, inspected, seed):
+    assert profile.defective_share == 0.5
+    report = judge(profile, inspected(WINDOW, seed=seed))
+    assert (report.changed, report.told(), report.captures) == (False, "", WINDOW)
+    assert {one.quantity for one in report.quantities if one.distance is not None} == set(QUANTITIES)
+
+
+@pytest.mark.parametrize(
+    ("light", "quantity"),
+    [(half, "brightness"), (dying_at_one_side, "brightness"), (on_another_mat, "dst_background"), (dark, "set_aside")],
+)
+def test_another_light_or_background_is_drift_before_the_window_is_full_of_it(profile, inspected, light, quantity):
+    new = inspected(WINDOW // 2, light)
+    report = judge(profile, pd.concat([new, inspected(WINDOW)], ignore_index=True))
+    assert quantity in changed(report)
+    assert report.captures == WINDOW
+
+
+def test_captures_beyond_the_window_are_not_looked_at(profile, inspected):
+    old = inspected(WINDOW, half)
+    assert not judge(profile, pd.concat([inspected(WINDOW), old], ignore_index=True)).changed
+
+
+def test_the_warning_ends_when_the_model_has_learnt_from_such_captures(profile, inspected):
+    latest = inspected(WINDOW, half, seed=1)
+    assert changed(judge(profile, latest)) == {"brightness"}
+    added = inspected(100, half, seed=2)
+    learnt = {name: with_values(getattr(profile, name), added[name]) for name in LINE_FACTS}
+    report = judge(replace(profile, **learnt), latest)
+    assert not report.changed
+    assert report.quantities[0].distance > 0.3
+
+
+def test_a_few_captures_of_the_changed_line_are_not_enough_to_have_learnt_it(profile, inspected):
+    added = inspected(10, half, seed=2)["brightness"]
+    learnt = replace(profile, brightness=with_values(profile.brightness, added))
+    assert changed(judge(learnt, inspected(WINDOW, half, seed=1))) == {"brightness"}
+
+
+def test_too_few_captures_tell_nothing(profile, inspected):
+    minimum = PARAMS_OF_DRIFT.minimum
+    report = judge(profile, inspected(minimum - 1, half))
+    assert not report.changed
+    assert all(one.distance is None and one.p is None for one in report.quantities)
+    assert judge(profile, inspected(minimum, half)).changed
+    assert not judge(profile, inspected(0)).changed
+
+
+def test_a_difference_that_is_sure_and_small_is_no_matter(profile, inspected):
+    mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
+    found = judge(profile, mixed, minimum_effect=0.0).quantities[0]
+    assert found.changed
+    for effect, matters in ((found.distance - 0.01, True), (found.distance + 0.01, False)):
+        assert judge(profile, mixed, minimum_effect=effect).quantities[0].changed == matters
+
+
+def test_surer_than_sure_is_no_difference(profile):
+    certain = replace(profile, p_passed=sample([0.0] * 20))
+    assert not judge(certain, answers({PASSED: [1e-9 * (number + 1) for number in range(WINDOW)]})).changed
+
+
+def test_the_significance_is_shared_among_the_quantities(profile, inspected):
+    mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
+    p = judge(profile, mixed).quantities[0].p
+    for share, matters in ((1.1, True), (0.9, False)):
+        report = judge(profile, mixed, minimum_effect=0.0, significance=share * len(QUANTITIES) * p)
+        assert report.quantities[0].changed == matters
+
+
+def test_how_many_captures_are_defective_is_no_drift(profile):
+    # In validation the model is sure of what it passes, and unsure of half of what it calls defective.
+    unsure = replace(profile, p_defective=sample([0.99] * 10 + [0.6] * 10))
+    passed = [0.001 * (number % 20) for number in range(WINDOW)]
+    for defective in (0, 4, 140):
+        latest = answers({PASSED: passed[: WINDOW - defective], DEFECTIVE: ([0.99, 0.6] * 70)[:defective]})
+        assert not judge(unsure, latest).changed
+
+
+def test_a_model_that_becomes_unsure_is_drift_whatever_it_judges(profile):
+    passed = [0.001 * (number % 20) for number in range(100)]
+    assert changed(judge(profile, answers({PASSED: passed, DEFECTIVE: [0.5] * 100}))) == {"uncertain"}
+    assert "p_defective" in changed(judge(profile, answers({PASSED: [0.04] * 100 + passed, DEFECTIVE: []})))
+
+
+def test_a_model_that_becomes_surer_is_no_drift(profile):
+    unsure = replace(profile, p_defective=sample([0.5] * 40))
+    assert "uncertain" not in changed(judge(unsure, answers({DEFECTIVE: [0.99] * WINDOW})))
+
+
+def test_within_one_judgement_the_test_of_shares_is_fishers(profile):
+    unsure = replace(profile, p_passed=sample([0.01] * 30 + [0.5] * 4))
+    found = {one.quantity: one for one in judge(unsure, answers({PASSED: [0.01] * 60 + [0.5] * 20})).quantities}
+    assert found["uncertain"].p == pytest.approx(fisher_exact([[20, 60], [4, 30]], alternative="greater").pvalue)
+    assert found["uncertain"].distance == pytest.approx(20 / 80 - 4 / 34, abs=1e-4)
+
+
+def test_answers_of_another_version_tell_nothing_about_this_one(profile):
+    sure_now = answers({PASSED: [0.001 * (number % 20) for number in range(50)]}, version="2")
+    unsure_then = answers({PASSED: [0.3] * 150}, version="1")
+    latest = pd.concat([sure_now, unsure_then], ignore_index=True)
+    assert not judge(profile, latest).changed
+    assert judge(profile, latest.assign(model_version="2")).changed
+
+
+def test_what_the_profile_does_not_know_is_not_judged(inspected):
+    nothing = Sample((), 0, "nothing")
+    empty = LineProfile(nothing, nothing, nothing, nothing, defective_share=None, set_aside_share=None)
+    report = judge(empty, inspected(WINDOW, half))
+    assert not report.changed
+    assert all(one.distance is None for one in report.quantities)
+
+
+def test_captures_that_were_set_aside_in_training_are_reckoned_with(profile, inspected):
+    half_lost = pd.concat([inspected(100, dark), inspected(100)], ignore_index=True)
+    assert changed(judge(profile, half_lost)) == {"set_aside"}
+    assert not judge(replace(profile, set_aside_share=0.4), half_lost).changed
+
+
+def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
+    report = judge(profile, inspected(WINDOW, half))
+    now, before = report.quantities[0].now, report.quantities[0].before
+    assert now < 0.6 * before
+    assert report.told("en") == f"image brightness: median {now:.2g}, {before:.2g} in training"
+    assert report.told("ja") == f"画像の明るさ: 中央値 {now:.2g}（学習時 {before:.2g}）"
+    dark_day = judge(profile, inspected(WINDOW, dark))
+    assert dark_day.told() == "captures that cannot be inspected: 100%, 0% in training"
+
+
+def test_a_report_goes_through_json(profile, inspected):
+    report = judge(profile, inspected(WINDOW, half))
+    told = json.loads(json.dumps(report.to_dict()))
+    assert (told["changed"], told["told"]["en"], told["captures"]) == (True, report.told(), WINDOW)
+    assert [one["quantity"] for one in told["quantities"]] == list(QUANTITIES)
+    assert [one["changed"] for one in told["quantities"]] == [True, False, False, False, False]
+
+
+def test_a_profile_may_come_as_json_and_one_that_is_none_is_a_problem_and_no_crash(profile, inspected):
+    latest = inspected(WINDOW, half)
+    assert judge(json.loads(json.dumps(profile.to_dict())), latest) == judge(profile, latest)
+    report = judge({"brightness": 1}, latest)
+    assert not report.changed
+    assert "expected the keys" in report.problem
+
+
+def test_the_results_table_gives_what_is_judged(profile, inspected, tmp_path):
+    table = ResultsTable(f"sqlite:///{tmp_path / 'results.db'}")
+    for number, row in enumerate(inspected(40, half).to_dict("records")):
+        received = BEGAN + timedelta(seconds=number)
+        table.record(row | {"file": "a.jpg"}, id=str(number), sha256="0" * 64, source="station", received=received)
+    assert changed(judge(profile, table.latest(WINDOW, COLUMNS))) == {"brightness"}
+
+
+def with_values(known: Sample, added: pd.Series) -> Sample:
+    values = (*known.values, *map(float, added))
+    return Sample(tuple(sorted(values)), len(values), known.source)
+
+
+def sample(values: list[float]) -> Sample:
+    return Sample(tuple(sorted(values)), len(values), "camera")

@@ -1,0 +1,105 @@
+"""Captures leave the inbox when they are among the project's, and not before."""
+
+import os
+
+import pytest
+
+from pinspect.captures.inbox import take_captures
+from pinspect.captures.labels import IMAGES
+from tests.support.sample import contents, drop, line, params, read_labels, row, write_labels
+
+CONTRACT = params().contract()
+
+
+@pytest.fixture
+def there(tmp_path):
+    return drop(tmp_path / "captures", captures()[:4])
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    return drop(tmp_path / "inbox", captures()[4:9])
+
+
+def captures() -> list:
+    return list(line(seed=3, train=8, references=2))
+
+
+def take(inbox, folder):
+    return take_captures(inbox, folder, CONTRACT, max_pixels=1_000_000)
+
+
+def test_good_captures_move_in_and_the_inbox_is_empty(there, inbox):
+    expected = [capture.name for capture in captures()[:9]]
+    assert take(inbox, there).added == tuple(expected[4:])
+    assert [one["file"] for one in read_labels(there)] == expected
+    assert all((there / IMAGES / capture.name).read_bytes() == capture.jpeg for capture in captures()[:9])
+    assert not list((inbox / IMAGES).iterdir())
+    assert read_labels(inbox) == []
+
+
+def test_a_bad_capture_is_named_and_stays_with_its_row_as_it_is(there, inbox):
+    bad, wrong = captures()[4], captures()[5]
+    (inbox / IMAGES / bad.name).write_bytes(bad.jpeg[:500])
+    rows = [one | {"judgement": "maybe"} if one["file"] == wrong.name else one for one in read_labels(inbox)]
+    write_labels(inbox, rows)
+    report = take(inbox, there)
+    assert report.added == tuple(capture.name for capture in captures()[6:9])
+    assert len(report.refused) == 2
+    assert any(bad.name in problem for problem in report.refused)
+    assert any(wrong.name in problem and "judgement" in problem for problem in report.refused)
+    assert {path.name for path in (inbox / IMAGES).iterdir()} == {bad.name, wrong.name}
+    assert read_labels(inbox) == rows[:2]
+    (inbox / IMAGES / bad.name).write_bytes(bad.jpeg)
+    write_labels(inbox, [row(bad), row(wrong)])
+    assert set(take(inbox, there).added) == {bad.name, wrong.name}
+
+
+def test_a_picture_with_two_labels_stays_with_both(there, inbox):
+    one, other = captures()[4], captures()[5]
+    (inbox / IMAGES / other.name).write_bytes(one.jpeg)
+    passed = row(one) | {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "role": "inspected"}
+    bent = passed | {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:1, Y:U"}
+    write_labels(inbox, [passed, bent | {"file": other.name}, *read_labels(inbox)[2:]])
+    report = take(inbox, there)
+    assert not {one.name, other.name} & {*report.added, *report.skipped}
+    assert {path.name for path in (inbox / IMAGES).iterdir()} == {one.name, other.name}
+    assert any("another label" in problem for problem in report.refused)
+
+
+def test_what_is_there_already_leaves_the_inbox(there, inbox):
+    drop(inbox, captures()[:2])
+    assert take(inbox, there).skipped == tuple(capture.name for capture in captures()[:2])
+    assert not list((inbox / IMAGES).iterdir())
+
+
+@pytest.mark.parametrize("left", ["images and rows", "rows"])
+def test_a_kill_between_coming_in_and_leaving_is_made_good(there, inbox, left):
+    take_a_copy = contents(inbox)
+    take(inbox, there)
+    for name, content in take_a_copy.items():
+        if left == "images and rows" or name == "labels.csv":
+            (inbox / name).write_bytes(content)
+    before = contents(there)
+    assert take(inbox, there).refused == ()
+    assert contents(there) == before
+    assert read_labels(inbox) == []
+    assert not list((inbox / IMAGES).iterdir())
+
+
+def test_a_kill_while_captures_come_in_is_made_good(there, inbox):
+    first, second = captures()[4:6]
+    place = there / ".adding-killed"
+    place.mkdir()
+    write_labels(place, [*read_labels(there), row(first), row(second)])
+    (there / IMAGES / first.name).write_bytes(first.jpeg)  # moved in, not labelled; the second was not moved yet
+    (place / second.name).write_bytes(second.jpeg)
+    os.utime(place, (0, 0))
+    report = take(inbox, there)
+    assert (report.refused, len(report.added)) == ((), 5)
+    assert not place.exists()
+    assert [one["file"] for one in read_labels(there)] == [capture.name for capture in captures()[:9]]
+
+
+def test_an_inbox_that_is_not_there_is_an_empty_one(there, tmp_path):
+    assert take(tmp_path / "nowhere", there).added == ()

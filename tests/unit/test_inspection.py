@@ -1,0 +1,186 @@
+"""What production sees of a photograph: the unit space that it is laid over, by its shape and its eye."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pinspect.captures.raw import build_raw
+from pinspect.core.answers import FIELDS
+from pinspect.core.errors import AlignmentError, UnitSpaceError
+from pinspect.inspection.inspector import SCORES, CaptureInspector, Photograph, Task, pack_line
+from pinspect.inspection.line_facts import LINE_FACTS, line_facts
+from pinspect.model.families import checkpoint_of
+from pinspect.model.loading import load_inspector
+from pinspect.nsoartc.unit_space import UnitSpace
+from tests.support.dst_line import build, drop_raw
+from tests.support.sample import ROOT, line, params, read_labels, write_labels
+from tests.support.stereo_line import passed_pins, stereo, stereo_line
+
+CAPTURES = ROOT / "data/captures"
+SQUARE = line(seed=4, train=2, references=5, shapes=("SQUR",))
+
+
+def packed(root) -> Path:
+    """The line in `root` as production gets it."""
+    build(root)
+    pack_line(root, params().answers.shapes, root / "line")
+    return root / "line"
+
+
+def inspector_of(folder: Path) -> CaptureInspector:
+    """Seeing asks no model, so that none is loaded."""
+    return CaptureInspector(None, folder, params(), 0.5)
+
+
+@pytest.fixture(scope="module")
+def sample_line(tmp_path_factory):
+    """The references of the sample line, packed."""
+    root = tmp_path_factory.mktemp("sample")
+    references = [row for row in read_labels(CAPTURES) if row["role"] == "reference"]
+    (root / "captures/images").mkdir(parents=True)
+    for row in references:
+        shutil.copy(CAPTURES / "images" / row["file"], root / "captures/images")
+    write_labels(root / "captures", references)
+    virtual = params().raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
+    asked = params().raw.model_copy(update={"virtual": virtual})
+    build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked)
+    return packed(root)
+
+
+@pytest.fixture(scope="module")
+def sample_inspector(sample_line):
+    """An inspector that knows the references of the sample line."""
+    return inspector_of(sample_line)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The shipped base, which has no opinion on defects yet."""
+    return load_inspector(checkpoint_of(params().model, ROOT))
+
+
+@pytest.fixture(scope="module")
+def stereo_inspector(tmp_path_factory):
+    """An inspector of a line on which two cameras see the round pins, and one the square ones."""
+    root = tmp_path_factory.mktemp("stereo")
+    drop_raw(root, [*stereo_line(), *SQUARE])
+    return inspector_of(packed(root))
+
+
+def photograph_of(capture, name: str = "") -> Photograph:
+    return Photograph(name or capture.name, capture.jpeg)
+
+
+def test_every_capture_of_the_sample_line_is_taken_for_the_shape_that_it_has(sample_inspector):
+    rows = [row for row in read_labels(CAPTURES) if row["role"] == "inspected"]
+    taken = {
+        row["file"]: sample_inspector.see(
+            Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
+        ).aspect
+        for row in rows
+    }
+    assert {shape: list(taken.values()).count(shape) for shape in ("CYLN", "SQUR")} == {"CYLN": 120, "SQUR": 60}
+    assert taken == {row["file"]: row["shape"] for row in rows}
+
+
+def test_a_shape_that_is_given_is_kept(sample_inspector):
+    capture = line(seed=4, train=2, references=5, shapes=("CYLN",))[0]
+    assert sample_inspector.see(photograph_of(capture), "SQUR").aspect == "SQUR"
+
+
+def test_an_unknown_shape_is_refused_with_those_that_are_known(sample_inspector):
+    with pytest.raises(AlignmentError, match=r"expected a shape of \['CYLN', 'SQUR'\], found 'HEXA'"):
+        sample_inspector.see(photograph_of(SQUARE[0]), "HEXA")
+
+
+@pytest.mark.parametrize("eye", ["left", "right"])
+def test_a_view_is_compared_with_its_own_eye(stereo_inspector, eye):
+    capture = next(one for one in stereo("new", passed_pins(80), 180) if one.name.startswith(eye))
+    assert stereo_inspector.see(photograph_of(capture, f"some/folder/{capture.name}")).aspect == f"CYLN-{eye}"
+    assert stereo_inspector.see(photograph_of(capture), "CYLN").aspect == f"CYLN-{eye}"
+
+
+def test_a_photograph_whose_name_tells_no_eye_is_compared_with_the_eye_that_it_fits(stereo_inspector):
+    for capture in stereo("new", passed_pins(81), 181):
+        seen = stereo_inspector.see(photograph_of(capture, "image 0"))
+        assert seen.aspect == f"CYLN-{capture.name.partition('_')[0]}"
+
+
+def test_a_shape_that_one_camera_sees_has_no_eyes(stereo_inspector):
+    assert stereo_inspector.see(photograph_of(SQUARE[-1])).aspect == "SQUR"
+
+
+def test_a_packed_line_that_lacks_a_shape_is_refused(stereo_inspector, tmp_path):
+    with pytest.raises(UnitSpaceError, match=r"CYLN\.npz: not found"):
+        CaptureInspector(None, tmp_path, params(), 0.5)
+
+
+def test_a_record_tells_how_sure_the_model_is_of_judgement_and_place(model, sample_line):
+    """The same photograph at three thresholds: how it is judged follows, what the model thinks of it does not."""
+    asked = params()
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    task = Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes()), shape=row["shape"])
+    records = [CaptureInspector(model, sample_line, asked, limit).inspect([task])[0] for limit in (0.0, 0.5, 1.1)]
+    contract = asked.contract()
+    for record, limit in zip(records, (0.0, 0.5, 1.1), strict=True):
+        assert record["error"] is None and record["threshold"] == limit
+        assert (record["judgement"] == "defective") == (record["p_defective"] >= limit)
+        assert contract.parse(record["answer"]).values() == {name: record[name] for name in FIELDS}
+        assert len(record["address_probabilities"]) == contract.layout.pins
+        assert sum(record["address_probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert 0 <= record["address_entropy"] <= np.log2(contract.layout.pins)
+        assert json.loads(json.dumps(record)) == record
+    assert [record["judgement"] for record in records[::2]] == ["defective", "passed"]
+    assert len({tuple(record["address_probabilities"]) for record in records}) == 1
+
+
+def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
+    (record,) = CaptureInspector(model, sample_line, params(), 0.5).inspect(
+        [Task(Photograph("note.txt", b"no picture"))]
+    )
+    assert record["error"].startswith("note.txt: ")
+    assert {value for name, value in record.items() if name not in ("file", "error")} == {None}
+    assert list(record) == ["file", *FIELDS, "answer", *SCORES, *LINE_FACTS, "error"]
+
+
+def test_captures_that_were_prepared_by_several_threads_are_answered_as_if_inspected_one_by_one(model, sample_line):
+    inspector = CaptureInspector(model, sample_line, params(), 0.5)
+    rows = [row for row in read_labels(CAPTURES) if row["role"] == "inspected"][:4]
+    tasks = [Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())) for row in rows]
+    with ThreadPoolExecutor(2) as threads:
+        together = inspector.answer(list(threads.map(inspector.prepare, tasks)))
+    for record, task in zip(together, tasks, strict=True):
+        (alone,) = inspector.inspect([task])
+        for name in ("p_defective", "address_entropy", "address_probabilities"):
+            assert record.pop(name) == pytest.approx(alone.pop(name), abs=1e-4)
+        assert record == alone
+    assert inspector.answer([]) == []
+
+
+def test_a_record_tells_what_the_capture_tells_of_its_line(model, sample_line):
+    inspector = CaptureInspector(model, sample_line, params(), 0.5)
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
+    (record,) = inspector.inspect([Task(photograph)])
+    seen, unit_space = inspector.see(photograph), UnitSpace.load(sample_line / f"{row['shape']}.npz")
+    assert {name: record[name] for name in LINE_FACTS} == line_facts(seen.gray, seen.alignment, unit_space)
+
+
+def test_a_photograph_is_shown_in_both_views_and_the_model_is_shown_one_of_them(sample_inspector):
+    row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
+    photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
+    shown, prepared = sample_inspector.pictures(photograph), sample_inspector.prepare(Task(photograph))
+    assert list(shown) == ["RAW", "DST"]
+    assert shown["RAW"] != shown["DST"]
+    assert prepared.pictures["inspected"] == shown[params().evaluate.view]
+    assert list(prepared.pictures) == prepared.row["images"] == ["reference", "inspected"]
+
+
+def test_an_inspector_that_cannot_answer_says_so_before_anything_relies_on_it(model, sample_line):
+    CaptureInspector(model, sample_line, params(), 0.5).try_out()
+    with pytest.raises(AttributeError):
+        CaptureInspector(None, sample_line, params(), 0.5).try_out()

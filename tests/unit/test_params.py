@@ -1,0 +1,110 @@
+"""params.yaml: read once, and nothing in it is guessed or passed over."""
+
+import pytest
+import yaml
+
+from pinspect.core.errors import ParamsError
+from pinspect.core.params import Params, load_params
+from tests.support.sample import ROOT
+
+
+@pytest.fixture
+def shipped() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def load(tmp_path, found: object) -> Params:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(found))
+    return load_params(tmp_path / "params.yaml")
+
+
+def test_the_shipped_file_is_accepted():
+    params = load_params(ROOT / "params.yaml")
+    assert params.contract().layout.pins == 27
+    assert params.contract().shapes == ("CYLN", "SQUR")
+    assert params.register_.model_name == "pin-inspector"
+
+
+def test_the_sections_are_the_product_the_model_every_stage_promotion_and_the_station(shipped):
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    own = [stage for stage in stages if stage != "calibrate"]  # it reads the section of evaluate
+    assert list(shipped) == ["layout", "answers", "model", *own, "promote", "station"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("raw.test_shere", 0.3, "raw.test_shere: unknown key; remove it or correct its spelling"),
+        ("raw.test_share", 1.2, "raw.test_share: input should be less than or equal to 1, found 1.2"),
+        ("raw.test_share", 0.95, "raw: validation_share and test_share leave nothing to train on"),
+        ("raw.test_share", "a third", "raw.test_share: input should be a valid number, found 'a third'"),
+        ("raw.max_pixels", 0, "raw.max_pixels: input should be greater than or equal to 1, found 0"),
+        ("raw.max_pixels", True, "raw.max_pixels: input should be a valid integer, found True"),
+        ("raw.near_duplicate_bits", 256, "raw.near_duplicate_bits: input should be less than or equal to 255"),
+        ("raw.virtual.references", 1, "raw.virtual.references: input should be greater than or equal to 2, found 1"),
+        ("dst.window", 8, "dst.window: a window needs a centre pixel: an odd number, found 8"),
+        ("layout.rows", ["U", "u"], "layout: a row is one capital letter, found 'u'"),
+        ("layout.columns", 0, "layout.columns: input should be greater than or equal to 1, found 0"),
+        ("answers.defect_modes", ["passed"], "answers.defect_modes: 'passed' is not a defect; leave it out"),
+        ("answers.shapes", [], "answers.shapes: list should have at least 1 item"),
+        ("answers.shapes", ["CYLN_RAW"], "answers.shapes.0: string should match pattern"),
+        ("chat.views", ["RAW", "IR"], "chat.views.1: input should be 'RAW' or 'DST', found 'IR'"),
+        ("train.rank", 0, "train.rank: input should be greater than or equal to 1, found 0"),
+        ("evaluate.confidence", 1.0, "evaluate.confidence: input should be less than 1, found 1.0"),
+        ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
+        ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
+        ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
+        ("colour", {}, "colour: unknown key"),
+    ],
+)
+def test_a_key_or_value_that_cannot_be_used_is_named(tmp_path, shipped, key, value, told):
+    *path, last = key.split(".")
+    section = shipped
+    for name in path:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, shipped)
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {told}")
+
+
+def test_an_adapter_that_would_change_nothing_is_refused(tmp_path, shipped):
+    shipped["train"] |= {"vision": False, "language": False}
+    with pytest.raises(ParamsError, match="the adapter would change nothing"):
+        load(tmp_path, shipped)
+
+
+def test_several_problems_are_told_at_once(tmp_path, shipped):
+    del shipped["dst"]
+    shipped["raw"]["colour"] = "red"
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, shipped)
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 2
+    assert any("raw.colour: unknown key" in problem for problem in problems)
+    assert any(problem.endswith("dst: missing") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"raw: [", "not readable as YAML"),
+        (b"\xff\xfe", "not readable as YAML"),
+        (b"- a\n- b\n", "expected sections such as 'train:', found list"),
+        (b"", "expected sections such as 'train:', found NoneType"),
+    ],
+)
+def test_what_is_no_params_file_is_refused(tmp_path, content, told):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=told):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParamsError, match=r"params.yaml: not found; run this in the project's folder"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_params_cannot_be_changed_once_read():
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(ROOT / "params.yaml").raw.max_pixels = 1

@@ -1,0 +1,24 @@
+"""What the README says is what the files say."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readmes_figures_are_those_of_the_committed_evaluation():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "tools/figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    text = (ROOT / "README.md").read_text()
+    metrics = json.loads((ROOT / "reports/eval/metrics.json").read_text())
+    assert figures.BLOCK.search(text)
+    assert figures.readme(text, metrics) == text, "run `make figures`"
+
+
+def test_every_link_of_the_docs_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "models/base").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

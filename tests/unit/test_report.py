@@ -1,0 +1,498 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pinspect.core.errors import StageInputError
+from pinspect.core.prompts import INSTRUCTIONS, ONE_SHOT, STAR_INSTRUCTION, ZERO_SHOT, PromptKind
+from pinspect.evaluation import evaluate, metrics, plots
+from pinspect.evaluation.cases import HITS_PER_MODE, Casebook, embed_pictures, inspected_cell, shown_row_ids
+from pinspect.evaluation.report import ReportInput, render_report
+from pinspect.examination import answering
+from pinspect.examination.controls import ControlResult
+from pinspect.examination.evidence import EvidenceMap
+from pinspect.examination.operating_point import OperatingPoint
+from tests.support.evaluation_examples import (
+    ADDRESSES,
+    CONTRACT,
+    PARAMS,
+    answered,
+    baseline,
+    chat_row,
+    escaped,
+    messages,
+    moved,
+    overkilled,
+    right,
+    unreadable,
+)
+
+SUBJECT = evaluate.Subject(
+    title="Evaluation of adapter 0123abcd",
+    learning_curve=pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "validation_loss": [np.nan, np.nan, 0.6]}),
+    facts={"Trainable": "424,960 parameters, 10.6%", "File size": "1.73 MB"},
+    provenance={"Dataset": "b99729e74cb610799ad42bd2503cd8e7.dir", "Commit": "4f8c06c"},
+    digests={"adapter_sha256": "0123abcd"},
+    params="evaluate:\n  view: DST",
+    set_aside={"camera0_far_off.jpg": "the connector lies 57 px off its place"},
+    names={f"images/camera/{number}.jpg": f"OK_{number}.jpg" for number in range(12)},
+)
+POINT = OperatingPoint(
+    threshold=0.25, wanted_escape_rate=0.05, escape_rate=0.05, overkill_rate=0.1, defective=20, passed=10,
+    chosen_on="camera", view="DST", kind="two_image", weights_sha256="0123abcd",
+)  # fmt: skip
+ASKED = (("two_image", ZERO_SHOT), ("two_image", ONE_SHOT))
+KINDS = (*ASKED, ("one_image", ZERO_SHOT), ("stacked", ZERO_SHOT), ("stacked", ONE_SHOT))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Noise, which JPEG cannot make small: three pictures a capture."""
+    folder = tmp_path / "composited"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("star", "reference", *(f"camera-{n}" for n in range(12)), *(f"virtual-{n}" for n in range(12))):
+        Image.fromarray(random.integers(0, 255, (64, 160, 3), np.uint8)).save(folder / f"{name}.jpg", quality=90)
+    return folder
+
+
+def shown(row):
+    _, source, number = str(row["file"]).removesuffix(".jpg").split("/")
+    worked = ["star.jpg"] if row["shot"] == ONE_SHOT else []
+    return [*worked, *(["reference.jpg"] if row["kind"] == "two_image" else []), f"{source}-{number}.jpg"]
+
+
+def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
+    asked = [(n, view, kind, shot) for n in numbers for view in views for kind, shot in kinds]
+    rows = [chat_row(n, view=view, shot=shot, kind=kind, source=source) for n, view, kind, shot in asked]
+    return [row | {"images": shown(row), "messages": messages(row)} for row in rows]
+
+
+def written(tmp_path, images, rows, predictions):
+    out = tmp_path / "eval"
+    headline = evaluate.write_evaluation(predictions, rows, images, CONTRACT, PARAMS.evaluate, SUBJECT, out)
+    return headline, (out / "report.html").read_text(encoding="utf-8")
+
+
+def given_for(rows, predictions, images, **more):
+    return ReportInput(
+        title="", date="", predictions=predictions, scores=metrics.score_table(predictions, bootstrap_samples=10),
+        contract=CONTRACT, model=evaluate.MODEL, baseline=evaluate.BASELINE, decoding="constrained", view="DST",
+        kind="two_image", confidence=0.95, images={row["id"]: row["images"] for row in rows}, images_folder=images,
+        learning_curve=SUBJECT.learning_curve, **more,
+    )  # fmt: skip
+
+
+def misses_of(rows, predictions):
+    return Casebook({row["id"]: row["images"] for row in rows}).misses(predictions, ("DST", "two_image"))
+
+
+def cards_of(text, outcome="miss"):
+    """The cards of captures, each up to where the next thing begins."""
+    return [re.split(r"</article>", part)[0] for part in text.split(f'<article class="case {outcome}">')[1:]]
+
+
+def section_of(text, name):
+    return re.split(r"<h2 ", text.split(f'<h2 id="{name}"')[1])[0]
+
+
+def words_of(text):
+    """What a reader of the page sees of it, on one line."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+
+
+def lines_of(section):
+    """The words of every line of the first table in a section, without its head."""
+    body = section.split("<tbody>")[1].split("</tbody>")[0]
+    return [words_of(line.split(">", 1)[1]).split() for line in body.split("<tr")[1:]]
+
+
+class Page(HTMLParser):
+    """What a browser would load, which ids it would look up, and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.used, self.ids = [], [], set(), []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+        self.handle_startendtag(tag, attributes)
+
+    def handle_startendtag(self, tag, attributes):
+        found = dict(attributes)
+        self.loads += [found[name] for name in ("src", "href", "xlink:href") if name in found]
+        self.used |= {found[name][1:] for name in ("href", "xlink:href") if found.get(name, "").startswith("#")}
+        self.ids += [found["id"]] if "id" in found else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def evidence_for(rows):
+    """Maps on the tokens of a composite, everything on its lowest right one."""
+    shares = np.zeros((4, 10), np.float32)
+    shares[-1, -1] = 1
+    pin = ADDRESSES[0]
+    return {row["id"]: EvidenceMap(shares, 0.5, ADDRESSES[-1], pin, pin, 0.375, False) for row in rows}
+
+
+def everything(rows, predictions, images):
+    """A report's input in which nothing is left out."""
+    table = pd.DataFrame(
+        {"name": ["full", "no grid"], "differs": ["", "no address grid"], "parameters": [424960, 424960],
+         "steps": [240, 240], "captures": [50, 50], "date": ["2026-11-20"] * 2,
+         "exact_match zero_shot RAW": [0.96, 0.9], "exact_match one_shot DST": [0.98, np.nan],
+         "controls held": ["5 of 5", "4 of 5"]}
+    )  # fmt: skip
+    picture = np.full((32, 80, 3), 128, np.uint8)
+    return given_for(
+        rows, predictions, images,
+        messages={row["id"]: row["messages"] for row in rows}, bounds=PARAMS.evaluate.bounds, operating_point=POINT,
+        reliability=metrics.reliability(predictions), evidence=evidence_for(rows),
+        evidence_summary="On 24 of 25 captures.", ablations=table, facts=SUBJECT.facts, params=SUBJECT.params,
+        provenance=SUBJECT.provenance, set_aside=SUBJECT.set_aside, names=SUBJECT.names,
+        controls=[
+            ControlResult("blank", "Blank picture", 50, "a grey field", "defective", "49 of 50", True, (), (picture,)),
+            ControlResult("swapped", "Swapped pictures", 50, "both change places", "«passed»", "2 of 50", False),
+            ControlResult("other_shape", "Other shape", 0, "a square one", "...", "not made: one shape only", None),
+        ],
+    )  # fmt: skip
+
+
+def test_the_report_stands_alone(images):
+    rows = chat_rows(*range(8), kinds=KINDS)
+    even = [1 / len(ADDRESSES)] * len(ADDRESSES)
+    told = answered(rows, escaped, chance=lambda row: 0.4, shares=lambda row: even)
+    page = Page(text := render_report(everything(rows, told, images)))
+    assert page.open == []
+    assert all(load.startswith(("data:", "#")) for load in page.loads)
+    assert page.used <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"@import|url\((?!#)|<script|<link", text)
+
+
+def test_every_camera_miss_stands_in_the_report_with_the_models_own_words(tmp_path, images):
+    rows = chat_rows(*range(6))
+    wrong = {0: escaped, 1: overkilled, 2: moved, 3: unreadable}
+    answer = pd.concat([answered([row], wrong.get(int(row["id"].split("-")[1]), right)) for row in rows])
+    _, text = written(tmp_path, images, rows, answer)
+    cards = cards_of(text)
+    # Production's view first, then the other one; in each the costliest first.
+    assert [re.search(r"<h4>(.*?)</h4>", card)[1] for card in cards] == [f"OK_{n}.jpg" for n in (0, 3, 1, 2) * 2]
+    assert ["_DST" in card for card in cards] == [True] * 4 + [False] * 4
+    assert [re.search(r'"outcome">(.*?)<', card)[1] for card in cards] == [
+        *("escape", "not answered", "overkill", "wrong address")
+    ] * 2
+    assert all(re.findall(r"<figcaption>(.*?)<", card) == ["star", "reference", "inspected"] for card in cards)
+    assert '<span class="wrong">- your judgement-&gt;passed</span>' in cards[0]
+    assert "<span>- number of pins-&gt;27 pins</span>" in cards[0]
+    assert "Not readable: expected 5 lines, found 3" in cards[1]
+
+
+def test_misses_of_every_kind_of_prompt_are_shown(images):
+    rows = chat_rows(0, kinds=KINDS)
+    given = given_for(rows, answered(rows, escaped), images, messages={row["id"]: row["messages"] for row in rows})
+    cards = cards_of(render_report(given))
+    assert len(cards) == len(PromptKind) * 2
+    told = {(kind, view): [card for card in cards if f"_{view} · {kind}" in card] for kind in
+            ("two-image", "one-image", "stacked") for view in ("RAW", "DST")}  # fmt: skip
+    assert all(len(found) == 1 for found in told.values())
+    assert "quantity of pins" in told["one-image", "RAW"][0]
+    stacked = re.findall(r"<figcaption>(.*?)<", told["stacked", "DST"][0])
+    assert stacked == ["worked example", "reference above, inspected below"]
+
+
+def test_a_one_shot_miss_is_told_with_all_turns_of_its_chat(images):
+    rows = chat_rows(0, views=("DST",))
+    given = given_for(rows, answered(rows, escaped), images, messages={row["id"]: row["messages"] for row in rows})
+    (card,) = cards_of(render_report(given))
+    star, asked = card.split('<section class="turn')[1:]
+    assert STAR_INSTRUCTION in star
+    assert "- defect position-&gt;X:1, Y:U" in words_of(star)
+    assert re.findall(r"<figcaption>(.*?)<", star) == ["star"]
+    assert INSTRUCTIONS[PromptKind.TWO_IMAGE, "DST"] in asked
+    assert re.findall(r"<figcaption>(.*?)<", asked) == ["reference", "inspected"]
+    assert "- defect mode-&gt;bend" in asked.split("expected</h5>")[1]
+
+
+def test_a_miss_in_one_shot_only_says_that_the_other_was_right(tmp_path, images):
+    rows = chat_rows(0)
+    answer = pd.concat([answered([row], escaped if row["shot"] == ONE_SHOT else right) for row in rows])
+    _, text = written(tmp_path, images, rows, answer)
+    cards = cards_of(text)
+    assert len(cards) == 2
+    assert all("right zero-shot" in card and "model, zero-shot" not in card for card in cards)
+
+
+def test_a_report_without_misses_says_so_and_shows_hits_of_every_mode(tmp_path, images):
+    rows = chat_rows(*range(12))
+    headline, text = written(tmp_path, images, rows, answered(rows))
+    assert "No camera capture was answered wrong with production’s prompt, nor with any other." in text
+    assert cards_of(text) == []
+    hits = cards_of(text, "hit")
+    modes = [re.search(r"defect mode-&gt;(\w+)", card)[1] for card in hits]
+    assert modes == [mode for mode in ("bend", "missing", "retract", "passed") for _ in range(HITS_PER_MODE)]
+    scores = {**headline["zero_shot"]}
+    assert scores.pop("captures") == 12
+    assert set(scores.values()) <= {0.0, 1.0}
+
+
+def test_evidence_is_asked_for_just_the_rows_that_the_report_shows(images):
+    rows = chat_rows(*range(8), kinds=KINDS)
+    told = pd.concat([answered(rows[:10], moved), answered(rows[10:])], ignore_index=True)
+    wanted, maps = shown_row_ids(told, "DST", "two_image"), evidence_for(rows)
+    assert len(wanted) == len(set(wanted))
+    text = render_report(given_for(rows, told, images, evidence=maps))
+    cards = [*cards_of(text), *cards_of(text, "hit")]
+    assert sum(card.count("<h5>model, ") for card in cards) == len(wanted)
+    fewer = render_report(given_for(rows, told, images, evidence={row_id: maps[row_id] for row_id in wanted}))
+    assert fewer == text
+
+
+def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
+    rows = chat_rows(2, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
+    shares = [0.9, *[0.1] * 1, *[0.0] * 25]
+    (card,) = cards_of(render_report(given_for(rows, answered(rows, moved, shares=lambda row: shares), images)))
+    drawn = card.split('aria-label="P(address) of every pin">')[1].split("</svg>")[0]
+    assert re.findall(r'font-size="11"[^>]*>(\d+)<', drawn) == ["90", "10"]
+    # Capture 2 is defective at the second address.
+    assert [(rect[0], rect[1]) for rect in re.findall(r'x="(\d+)" y="(\d+)"[^>]*stroke="var\(--red\)"', drawn)] == [
+        ("47", "15")
+    ]
+
+
+def test_the_evidence_map_lies_over_the_inspected_picture(images):
+    rows = chat_rows(0, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
+    given = given_for(rows, answered(rows, moved), images, evidence=evidence_for(rows))
+    text = render_report(given)
+    (card,) = cards_of(text)
+    inspected = re.search(r'aria-label="inspected[^>]*><use href="#(\w+)"', card)[1]
+    drawn = card.split('aria-label="evidence map')[1].split("</svg>")[0]
+    assert f'href="#{inspected}"' in drawn
+    # All weight lies on the last of 4 x 10 tokens of a picture of 160 x 64 px.
+    assert re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*--glow', drawn) == [("144.0", "48.0")]
+    assert "38 % on the defective pin" in words_of(card)
+
+
+def test_the_inspected_pin_of_a_stacked_composite_lies_in_its_lower_half():
+    cells = {kind: inspected_cell("X:3, Y:U", CONTRACT.layout, kind) for kind in PromptKind}
+    assert cells["two_image"] == cells["one_image"] == pytest.approx((3 / 10, 1 / 4, 1 / 10, 1 / 4))
+    assert cells["stacked"] == pytest.approx((3 / 10, 5 / 8, 1 / 10, 1 / 8))
+    assert inspected_cell("NA", CONTRACT.layout, "stacked") is None
+
+
+def test_the_figures_of_the_report_are_those_of_the_tables(tmp_path, images):
+    rows = chat_rows(*range(10))
+    headline_rows = answering.headline_rows(rows, PARAMS.evaluate)
+    model = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
+    told = pd.concat([model, baseline(headline_rows, unreadable)])
+    headline, text = written(tmp_path, images, rows, told)
+    assert (headline["zero_shot"]["exact_match"], headline["baseline"]["exact_match"]) == (0.9, 0.0)
+    assert "Of 10 captures that it has never seen the model answered <b>9</b> exactly right" in text
+    assert "<b>1</b> of 5 defective captures pass" in text
+    low, high = metrics.wilson(9, 10)
+    assert f'<b>0.900</b> <span class="n">9/10</span><br><span class="ci">{low:.2f}–{high:.2f}</span>' in text
+    told = words_of(text).replace("\u00a0", " ")
+    assert "right by the model alone on 9 and by the baseline alone on 0 of 10 captures, p = 0.004" in told
+    for fact in ("1.73 MB", "b99729e74cb610799ad42bd2503cd8e7.dir", "camera0_far_off.jpg the connector lies 57 px"):
+        assert fact in told
+
+
+def verdict_of(text):
+    return words_of(re.search(r'<p class="verdict">(.*?)</p>', text)[1])
+
+
+def test_the_verdict_names_every_bound_that_is_missed(images):
+    rows = chat_rows(*range(12))
+    wrong = pd.concat([answered(rows[:4], escaped), answered(rows[4:])])
+    bounds = {"exact_match": 0.95, "escape_rate": 0.03, "overkill_rate": 0.05}
+    text = render_report(given_for(rows, wrong, images, bounds=bounds))
+    assert verdict_of(text) == (
+        "Not good enough: it misses 2 of the 3 bounds that the project sets (Exact match 0.917, asked ≥ 0.95, "
+        "Escape rate 0.167, asked ≤ 0.03)."
+    )
+    assert re.findall(r'<small class="(\w+)">(.*?)</small>', text) == [
+        ("missed", "missed"), ("missed", "missed"), ("held", "held, not proven"),
+    ]  # fmt: skip
+
+
+def test_the_verdict_says_when_captures_are_too_few_to_prove_a_bound(images):
+    rows = chat_rows(*range(12))
+    few = render_report(given_for(rows, answered(rows), images, bounds={"exact_match": 0.93, "parse_rate": 1.0}))
+    assert verdict_of(few) == (
+        "It holds all 2 bounds that the project sets, but 12 captures are too few to prove 1 of them: the intervals "
+        "reach beyond."
+    )
+    plenty = render_report(given_for(rows, answered(rows), images, bounds={"exact_match": 0.5}))
+    assert verdict_of(plenty) == "It holds all 1 bounds that the project sets, intervals included."
+
+
+def test_the_verdict_tells_of_controls_that_fail(images):
+    rows = chat_rows(*range(4))
+    text = render_report(everything(rows, answered(rows), images))
+    assert verdict_of(text).endswith("; it fails 1 of 3 controls (Swapped pictures).")
+    held = re.findall(r'<td class="(?:held|missed|none)">(yes|no|not judged)</td>', section_of(text, "controls"))
+    assert held == ["yes", "no", "not judged"]
+
+
+def test_a_model_behind_the_baseline_is_said_to_be(images):
+    rows = chat_rows(*range(8))
+    asked = answering.headline_rows(rows, PARAMS.evaluate)
+    told = pd.concat([answered(rows[:4], moved), answered(rows[4:]), baseline(asked)], ignore_index=True)
+    text = words_of(render_report(given_for(rows, told, images)))
+    assert "answered 8 of 8 exactly right: the model does not beat it." in text
+    assert "The model is behind it in: Exact match, Address." in text
+
+
+def test_every_kind_of_prompt_has_its_line_with_free_generation_beside(images):
+    rows = chat_rows(*range(4), kinds=KINDS)
+    free = answered([row for row in rows if row["kind"] == "two_image"], unreadable, decoding="free")
+    told = pd.concat([answered(rows), free], ignore_index=True)
+    text = section_of(render_report(given_for(rows, told, images)), "prompts")
+    lines = lines_of(text)
+    assert len(lines) == 2 * len(KINDS)
+    assert [line[:3] for line in lines[:2]] == [["two-image", "zero-shot,", "DST"], ["two-image", "one-shot,", "DST"]]
+    # Last in a line: free generation's exact match and parse rate, the virtual line's exact match.
+    assert {tuple(line[-3:]) for line in lines if line[0] == "two-image"} == {("0.000", "0.000", "–")}
+    assert {tuple(line[-3:]) for line in lines if line[0] != "two-image"} == {("–", "–", "–")}
+
+
+def test_the_operating_point_is_told_for_validation_and_for_test(images):
+    rows = chat_rows(*range(12), views=("DST",))
+    # Two defective captures lie below the threshold of 0.25 and one passed capture above it.
+    chances = [0.1, 0.9, 0.2, 0.0, *[0.8, 0.1] * 4]
+    told = answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])])
+    text = section_of(render_report(everything(rows, told, images)), "score")
+    lines = lines_of(text)
+    assert [line[-6:] for line in lines] == [
+        *([["0.050", "1/20", "0.01–0.24", "0.100", "1/10", "0.02–0.40"]]),
+        *([["0.333", "2/6", "0.10–0.70", "0.167", "1/6", "0.03–0.56"]] * 2),
+    ]
+
+
+def test_ablations_stay_blank_where_nothing_was_measured(images):
+    rows = chat_rows(0, 1)
+    text = section_of(render_report(everything(rows, answered(rows), images)), "ablations")
+    lines = lines_of(text)
+    assert lines[0] == ["full", "424,960", "0.960", "0.980", "5", "of", "5"]
+    assert lines[1][-5:] == ["0.900", "–", "4", "of", "5"]
+    assert "240 training steps, 50 captures" in text
+    assert "the sample line that comes with pinspect" in text
+    assert "2026-11-20" in text
+
+
+def test_what_was_not_measured_is_said_not_to_be(images):
+    rows = chat_rows(0, 1)
+    text = words_of(render_report(given_for(rows, answered(rows), images)))
+    for said in (
+        "ROC not measured", "Calibration not measured", "No operating point was chosen", "Controls were not measured",
+        "Attention was not measured", "No ablations are recorded", "Free generation was not measured",
+        "Nothing is recorded about the adapter",
+    ):  # fmt: skip
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer"),
+    [
+        pytest.param(chat_rows(*range(4), kinds=[("two_image", ZERO_SHOT)]), escaped, id="no one-shot"),
+        pytest.param(chat_rows(0, 2, 4), moved, id="defective captures only"),
+        pytest.param(chat_rows(1, 3), overkilled, id="passed captures only"),
+        pytest.param(chat_rows(0, 1, source="virtual"), right, id="virtual captures only"),
+        pytest.param(chat_rows(0), right, id="one capture, no miss"),
+        pytest.param(chat_rows(0, 1), unreadable, id="nothing but misses"),
+    ],
+)
+def test_a_report_is_made_of_whatever_there_is(images, rows, answer):
+    page = Page(render_report(everything(rows, answered(rows, answer, chance=lambda row: 0.5), images)))
+    assert page.open == []
+    assert page.used <= set(page.ids)
+
+
+def test_the_headline_leaves_out_what_was_not_there(tmp_path, images):
+    rows = chat_rows(1, 3, source="virtual")
+    headline, text = written(tmp_path, images, rows, answered(rows))
+    assert "zero_shot" not in headline
+    assert set(headline["virtual"]["zero_shot"]) == {"exact_match", "overkill_rate", "parse_rate", "captures"}
+    assert "no camera capture stands in the test split" in text
+
+
+def test_many_misses_make_pictures_smaller_and_leave_out_virtual_ones_only(images):
+    rows = [*chat_rows(*range(12)), *chat_rows(*range(12), source="virtual")]
+    misses = misses_of(rows, answered(rows, unreadable))
+    camera, virtual = misses[:24], misses[24:]
+    assert {miss.source for miss in camera} == {"camera"}
+    everything_, kept = embed_pictures(camera, virtual, images, budget=10**9)
+    assert len(kept) == len(virtual)
+    size = sum((images / path).stat().st_size for path in everything_)
+    fewer, kept = embed_pictures(camera, virtual, images, budget=size // 3)
+    assert {path for miss in camera for turn in miss.turns for _, path in turn.pictures} <= set(fewer)
+    assert len(kept) < len(virtual)
+    assert sum(len(picture.uri) for picture in fewer.values()) < 4 / 3 * size / 3 + 1000
+
+
+def test_a_report_with_twenty_misses_stays_below_6_mb(tmp_path):
+    random, rows = np.random.default_rng(0), chat_rows(*range(20), kinds=KINDS, views=("DST",))
+    for number, row in enumerate(rows):
+        row["images"] = [f"{number // len(KINDS)}-{name}" for name in row["images"]]
+    for name in {name for row in rows for name in row["images"]}:
+        Image.fromarray(random.integers(0, 90, (256, 640, 3), np.uint8)).save(tmp_path / name)
+    text = render_report(given_for(rows, answered(rows, unreadable), tmp_path))
+    assert len(cards_of(text)) == 20 * len(PromptKind)
+    assert len(text.encode()) < 6_000_000
+
+
+def test_markup_in_an_answer_is_shown_and_not_run(tmp_path, images):
+    rows = chat_rows(0)
+    _, text = written(tmp_path, images, rows, answered(rows, lambda row: "<script>alert(1)</script>"))
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_a_picture_that_is_missing_is_named(tmp_path, images):
+    rows = chat_rows(0)
+    (images / "camera-0.jpg").unlink()
+    with pytest.raises(StageInputError, match=r"camera-0\.jpg: the report shows it"):
+        written(tmp_path, images, rows, answered(rows, escaped))
+
+
+def test_test_rows_that_production_never_asks_are_no_evaluation():
+    rows = [chat_row(0, view="RAW")]
+    with pytest.raises(StageInputError, match=r"evaluate\.view"):
+        answering.answer_test_rows(None, rows, None, CONTRACT, PARAMS.evaluate)
+
+
+def test_the_same_evaluation_is_told_in_the_same_bytes(images):
+    rows = chat_rows(*range(4))
+    given = everything(rows, answered(rows, escaped, chance=lambda row: 0.3), images)
+    assert render_report(given) == render_report(replace(given, images=dict(given.images)))
+
+
+def test_figures_follow_the_page_into_the_dark():
+    rows = [chat_row(number) for number in range(6)]
+    told = answered(rows, chance=lambda row: 0.9 if "defective" in row["answer"] else 0.2)
+    figures = (
+        plots.roc_figure({"zero-shot": told}, (0.0, 1.0)),
+        plots.separation_figure(told, 0.5),
+        plots.reliability_figure(metrics.reliability(told)),
+        plots.learning_curve_figure(SUBJECT.learning_curve),
+    )
+    for figure in figures:
+        colours = {colour for colour in re.findall(r"(?:fill|stroke): ([^;\"]+)", figure) if colour != "none"}
+        assert colours
+        assert all(colour.startswith("var(--") for colour in colours)
+
+
+def test_plot_tables_hold_every_answer(tmp_path):
+    rows = [chat_row(number) for number in range(6)]
+    plots.write_plot_tables({"zero_shot": answered(rows, unreadable, chance=lambda row: 0.5)}, tmp_path)
+    confusion = pd.read_csv(tmp_path / "confusion_zero_shot.csv")
+    assert confusion["found"].tolist() == ["not answered"] * 6
+    assert pd.read_csv(tmp_path / "roc_zero_shot.csv")["caught_rate"].tolist() == [0, 1]

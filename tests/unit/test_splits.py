@@ -1,0 +1,200 @@
+"""Splits: decided by content, the same for ever, and near-duplicates never on both sides."""
+
+import hashlib
+import io
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from pinspect.captures.splits import (
+    SPLITS,
+    TRAIN,
+    Candidate,
+    SplitRule,
+    assign_splits,
+    perceptual_hash,
+    read_splits,
+    write_splits,
+)
+from pinspect.core.errors import CaptureError
+from tests.support.sample import ROOT, params
+
+RULE = SplitRule("pinspect", validation_share=0.12, test_share=0.28, near_duplicate_bits=16)
+
+
+def candidate(name: object, bits: int = 0, *, reference: bool = False, like: str = "") -> Candidate:
+    """A capture whose picture is that of `like` with `bits` bits of its perceptual hash changed."""
+    picture = int(hashlib.sha256((like or str(name)).encode()).hexdigest(), 16) ^ ((1 << bits) - 1)
+    return Candidate(str(name), hashlib.sha256(str(name).encode()).hexdigest(), f"{picture:064x}", reference)
+
+
+def splits_of(candidates, recorded=None, rule=RULE):
+    return assign_splits(candidates, rule, recorded or {})[0]
+
+
+@pytest.fixture(scope="module")
+def sample_images():
+    return [Image.open(path) for path in sorted((ROOT / "data/captures/images").glob("*.jpg"))]
+
+
+def distance(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def test_distinct_captures_of_the_sample_line_are_no_near_duplicates(sample_images):
+    hashes = [perceptual_hash(image) for image in sample_images]
+    bits = params().raw.near_duplicate_bits
+    assert min(distance(one, other) for one, other in itertools.combinations(hashes, 2)) > bits
+
+
+def stored_again(image, quality):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda image: stored_again(image, 60),
+        lambda image: stored_again(image, 95),
+        lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.95),
+        lambda image: ImageEnhance.Contrast(image).enhance(1.05),
+        lambda image: image.resize((image.width // 2, image.height // 2)),
+        lambda image: image.crop((1, 1, image.width - 1, image.height - 1)),
+    ],
+    ids=["quality 60", "quality 95", "brighter", "darker", "more contrast", "half the size", "one px cut off"],
+)
+def test_copies_of_captures_are_near_duplicates(sample_images, copied):
+    bits = params().raw.near_duplicate_bits
+    for image in sample_images[::10]:
+        assert distance(perceptual_hash(image), perceptual_hash(copied(image))) <= bits
+
+
+def test_the_shares_hold():
+    found = list(splits_of([candidate(number) for number in range(2000)]).values())
+    assert found.count("test") / 2000 == pytest.approx(0.28, abs=0.03)
+    assert found.count("validation") / 2000 == pytest.approx(0.12, abs=0.03)
+
+
+def test_references_are_for_training():
+    assert set(splits_of([candidate(number, reference=True) for number in range(50)]).values()) == {TRAIN}
+
+
+def test_near_duplicates_stay_together():
+    originals = [candidate(number) for number in range(100)]
+    copies = [candidate(f"copy of {number}", bits=5, like=str(number)) for number in range(100)]
+    found = splits_of([*originals, *copies])
+    assert len({found[original.sha256] for original in originals}) == 3
+    assert all(found[one.sha256] == found[two.sha256] for one, two in zip(originals, copies, strict=True))
+
+
+def test_a_copy_of_a_reference_is_not_tested_with():
+    pairs = [(candidate(f"copy {n}", bits=3, like=str(n)), candidate(n, reference=True)) for n in range(30)]
+    assert set(splits_of([one for pair in pairs for one in pair]).values()) == {TRAIN}
+
+
+captures = st.lists(
+    st.builds(
+        lambda name, like, bits, reference: candidate(
+            f"{name}", bits=bits, like=f"picture {like}", reference=reference
+        ),
+        name=st.integers(0, 10_000),
+        like=st.integers(0, 6),
+        bits=st.integers(0, 30),
+        reference=st.booleans(),
+    ),
+    unique_by=lambda one: one.sha256,
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(captures=captures, data=st.data())
+def test_adding_captures_never_moves_old_ones_across_the_split(captures, data):
+    """Whatever comes in, and wherever its rows are put: with the record, what was decided stays."""
+    count = data.draw(st.integers(0, len(captures)))
+    before = splits_of(captures[:count])
+    after = splits_of(data.draw(st.permutations(captures)), recorded=before)
+    assert {sha256: after[sha256] for sha256 in before} == before
+
+
+@given(captures=captures, data=st.data())
+def test_captures_added_at_the_end_need_no_record(captures, data):
+    inspected = [one for one in captures if not one.is_reference]
+    count = data.draw(st.integers(0, len(inspected)))
+    before, after = splits_of(inspected[:count]), splits_of(inspected)
+    assert {sha256: after[sha256] for sha256 in before} == before
+
+
+@given(captures=captures)
+def test_every_capture_gets_one_of_the_three_splits(captures):
+    assert set(splits_of(captures)) == {one.sha256 for one in captures}
+    assert set(splits_of(captures).values()) <= set(SPLITS)
+
+
+def test_names_do_not_matter():
+    one = candidate("a")
+    assert splits_of([one]) == splits_of([Candidate("b", one.sha256, one.perceptual_hash, False)])
+
+
+def test_another_salt_splits_anew():
+    captures = [candidate(number) for number in range(100)]
+    other = SplitRule("another", 0.12, 0.28, 16)
+    assert splits_of(captures) != splits_of(captures, rule=other)
+
+
+def test_a_picture_between_two_splits_is_remarked_on():
+    old = {candidate("left").sha256: "train", candidate("right", bits=24, like="left").sha256: "test"}
+    captures = [
+        candidate("left"),
+        candidate("right", bits=24, like="left"),
+        candidate("between", bits=12, like="left"),
+    ]
+    found, remarks = assign_splits(captures, RULE, old)
+    assert found[captures[2].sha256] == "train"
+    assert remarks == ["between (train) shows what right of another split shows; remove one of them"]
+
+
+def test_a_threshold_too_wide_for_the_line_is_remarked_on():
+    captures = [candidate(number, bits=number % 7, like="the same") for number in range(40)]
+    _, remarks = assign_splits(captures, RULE, {})
+    assert "39 of 40 captures nearly equal one other: lower raw.near_duplicate_bits" in remarks[-1]
+
+
+def test_a_blank_picture_has_a_perceptual_hash():
+    blank = Image.fromarray(np.full((60, 80, 3), 90, np.uint8))
+    assert len(perceptual_hash(blank)) == 64
+
+
+def test_the_record_is_read_back(tmp_path):
+    found = splits_of([candidate(number) for number in range(20)])
+    write_splits(tmp_path / "splits.csv", found.items(), RULE)
+    assert read_splits(tmp_path / "splits.csv", RULE) == found
+    assert read_splits(tmp_path / "none.csv", RULE) == {}
+
+
+def test_the_record_of_another_rule_does_not_bind(tmp_path):
+    write_splits(tmp_path / "splits.csv", splits_of([candidate("a")]).items(), RULE)
+    assert read_splits(tmp_path / "splits.csv", SplitRule("pinspect", 0.12, 0.4, 16)) == {}
+
+
+@pytest.mark.parametrize("text", ["", "sha256,colour\n", "sha256,split,rule\nab,exam,1\n"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "splits.csv").write_text(text)
+    with pytest.raises(CaptureError, match=r"splits.csv: .*restore it by `git checkout"):
+        read_splits(tmp_path / "splits.csv", RULE)
+
+
+def test_both_eyes_views_of_a_connector_share_a_split():
+    views = [candidate(f"{eye}_{number}.jpg") for number in range(40) for eye in ("left", "right")]
+    splits = splits_of(views)
+    assert all(splits[left.sha256] == splits[right.sha256] for left, right in zip(views[::2], views[1::2], strict=True))
+    assert len(set(splits.values())) > 1
+    assert views[1].connector == views[0].connector == "_0.jpg"
+    assert Candidate("camera0_1.jpg", "", "", False).connector == ""

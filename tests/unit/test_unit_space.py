@@ -1,0 +1,280 @@
+"""The unit space: robust, reproducible, and clear about references that make none. Pins and views against it."""
+
+import dataclasses
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from pinspect.core.errors import UnitSpaceError
+from pinspect.core.images import to_gray
+from pinspect.core.layout import Layout
+from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.dst_view import dst_view
+from pinspect.nsoartc.light import light_field, without_trend
+from pinspect.nsoartc.pin_scores import FEATURES, measure_pins, mode_features
+from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space, even_light
+from pinspect.virtual_line.renderer import DEFECTS, LineSetup, Rendered, render, tolerated_pins
+from tests.support.sample import params
+
+LAYOUT = params().layout.layout()
+SETUPS = {"CYLN": LineSetup("CYLN"), "SQUR": LineSetup("SQUR", pin_width=0.46)}
+
+
+def capture(shape: str, seed: int, mode: str = "", address: str = "") -> Rendered:
+    """A capture of the virtual line, with one defective pin where a mode is told."""
+    rng = np.random.default_rng([7, seed])
+    pins = tolerated_pins(rng, SETUPS[shape], LAYOUT)
+    if mode:
+        DEFECTS[mode](pins, LAYOUT.index(LAYOUT.address(address)), rng, LAYOUT)
+    return render(rng, SETUPS[shape], pins, LAYOUT)
+
+
+def built(references: list[Rendered], shape: str = "CYLN", boxes: bool = True, **changes) -> UnitSpace:
+    grays, names = [to_gray(each.image) for each in references], [f"r{n}.jpg" for n in range(len(references))]
+    asked = params().dst.model_copy(update=changes)
+    return build_unit_space(
+        grays, names, [each.field_box for each in references] if boxes else None, shape, LAYOUT, asked
+    )
+
+
+@lru_cache
+def unit_space(shape: str = "CYLN") -> UnitSpace:
+    """Of eight passed references."""
+    return built([capture(shape, seed) for seed in range(8)], shape)
+
+
+def gray_image(gray: np.ndarray) -> np.ndarray:
+    return (gray[..., None].repeat(3, axis=-1) * 255 + 0.5).astype(np.uint8)
+
+
+def evened(space: UnitSpace, seen: Rendered) -> np.ndarray:
+    gray = to_gray(seen.image)
+    return even_light(warp(gray, align(gray, space.mean, 40), space.size), space.templates)
+
+
+def distances(space: UnitSpace, seen: Rendered) -> np.ndarray:
+    """Of the pins, as a share of what few passed pins reach."""
+    return space.pin_distances(measure_pins(evened(space, seen), space.templates)) / space.pin_white
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+@pytest.mark.parametrize("shape", SETUPS)
+def test_the_pins_are_where_they_were_rendered(shape, boxes):
+    references = [capture(shape, seed) for seed in range(6)]
+    space = built(references, shape, boxes)
+    setup = SETUPS[shape]
+    x0, y0, x1, y1 = space.cell_box
+    assert abs(space.pitch - setup.pitch_px) < 0.7
+    assert abs((x1 - x0) - 9 * space.pitch) < 1e-3 and abs((y1 - y0) - 3 * space.pitch) < 1e-3
+    middle = np.mean([np.reshape(each.field_box, (2, 2)).mean(axis=0) for each in references], axis=0)
+    np.testing.assert_allclose(space.pin_centres.mean(axis=0), middle, atol=2)
+    tops = space.mean[space.pin_centres[:, 1].round().astype(int), space.pin_centres[:, 0].round().astype(int)]
+    assert tops.min() > 3 * np.median(space.mean)
+
+
+def test_the_same_references_give_the_same_bytes(tmp_path):
+    references = [capture("CYLN", seed) for seed in range(5)]
+    for name in ("a", "b"):
+        built(references).save(tmp_path / f"{name}.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_unit_space_is_read_back_as_it_was_written(tmp_path):
+    space = unit_space()
+    space.save(tmp_path / "x/space.npz")
+    found = UnitSpace.load(tmp_path / "x/space.npz")
+    assert found.digest == space.digest
+    for field in dataclasses.fields(UnitSpace):
+        ours, theirs = getattr(space, field.name), getattr(found, field.name)
+        assert type(ours) is type(theirs)
+        np.testing.assert_array_equal(ours, theirs) if isinstance(ours, np.ndarray) else None
+        assert isinstance(ours, np.ndarray) or ours == theirs
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
+def test_a_file_that_is_no_unit_space_is_refused_by_name(tmp_path, content):
+    (tmp_path / "bad.npz").write_bytes(content)
+    for name in ("bad.npz", "gone.npz"):
+        with pytest.raises(UnitSpaceError, match=f"{name}: (no unit space|not found).*run the dst stage"):
+            UnitSpace.load(tmp_path / name)
+
+
+def test_every_window_has_its_location_and_scale():
+    space = built([capture("CYLN", seed) for seed in range(5)], stride=4)
+    assert space.location.shape == space.scale.shape == ((260 - 9) // 4 + 1, (640 - 9) // 4 + 1)
+    assert (space.location > 0).all() and (space.scale >= 0).all() and (space.scale > 0).mean() > 0.99
+
+
+def test_too_few_references_are_refused_with_what_to_do():
+    with pytest.raises(UnitSpaceError, match=r"shape SQUR: 4 references, at least 5 are needed .*labels\.csv"):
+        built([capture("SQUR", seed) for seed in range(4)], "SQUR")
+
+
+def test_references_of_different_sizes_are_refused_by_name():
+    references = [capture("CYLN", seed) for seed in range(5)]
+    references[3].image = references[3].image[:, :600]
+    with pytest.raises(UnitSpaceError, match=r"r3\.jpg of shape CYLN has 600 x 260 px, r0\.jpg has 640 x 260 px"):
+        built(references)
+
+
+def test_a_reference_that_shows_something_else_is_refused_by_name():
+    references = [capture("CYLN", seed) for seed in range(5)]
+    references[2].image = np.random.default_rng(0).integers(0, 255, references[2].image.shape).astype(np.uint8)
+    with pytest.raises(UnitSpaceError, match=r"r2\.jpg cannot be laid over its fellows"):
+        built(references)
+
+
+def test_references_without_a_whole_pin_field_are_refused():
+    parts = [capture("CYLN", 3)] * 5
+    parts[0].image[:, 220:] = 20
+    with pytest.raises(UnitSpaceError, match="found no field of 3 x 9 pins"):
+        built(parts, boxes=False)
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+@pytest.mark.parametrize("mode", DEFECTS)
+def test_a_bad_reference_is_reported_by_name_and_does_not_count(shape, mode):
+    good = [capture(shape, seed) for seed in range(7)]
+    spoiled = built([*good, capture(shape, 77, mode, "X:2, Y:D")], shape)
+    assert spoiled.outliers == ("r7.jpg",)
+    assert distances(built(good, shape), Rendered(gray_image(spoiled.mean), (0, 0, 0, 0), np.empty(0))).max() < 0.6
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+def test_a_reference_of_the_other_shape_is_reported_by_name(shape):
+    (other,) = SETUPS.keys() - {shape}
+    space = built([*(capture(shape, seed) for seed in range(7)), capture(other, 30)], shape)
+    assert space.outliers == ("r7.jpg",)
+
+
+@pytest.mark.parametrize("mode", ["", *DEFECTS])
+def test_a_capture_fits_its_own_shape_best(mode):
+    for shape in SETUPS:
+        for seed in range(500, 505):
+            gray = to_gray(capture(shape, seed, mode, "X:4, Y:C").image)
+            misfits = {
+                name: unit_space(name).misfit(warp(gray, align(gray, unit_space(name).mean, 40), (640, 260)))
+                for name in SETUPS
+            }
+            assert min(misfits, key=misfits.get) == shape
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+def test_references_that_are_alike_are_all_kept(shape):
+    assert unit_space(shape).outliers == ()
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+@pytest.mark.parametrize("mode", DEFECTS)
+def test_a_defective_pin_is_the_furthest_and_passed_pins_are_near(shape, mode):
+    space = unit_space(shape)
+    for number, address in enumerate(("X:1, Y:U", "X:5, Y:C", "X:9, Y:D", "X:3, Y:D")):
+        found = distances(space, capture(shape, 100 + number, mode, address))
+        assert found.argmax() == LAYOUT.index(LAYOUT.address(address))
+        assert found.max() > 1.8 > np.median(found)
+        assert distances(space, capture(shape, 200 + number)).max() < 1.8
+
+
+def test_light_from_elsewhere_is_evened():
+    space = unit_space()
+    gray = (
+        space.mean
+        * np.linspace(0.6, 1.3, 640, dtype=np.float32)
+        * np.linspace(0.9, 1.1, 260, dtype=np.float32)[:, None]
+    )
+    tops = np.abs(even_light(gray, space.templates) - space.mean)[space.mean > 0.5]
+    assert np.quantile(tops, 0.99) < 0.02 < np.abs(gray - space.mean)[space.mean > 0.5].mean()
+
+
+def test_one_dark_pin_does_not_bend_the_light_field():
+    places = unit_space().pin_centres
+    brightness = 1 + 0.2 * places[:, 0] / 640
+    field = light_field(brightness, places, (640, 260))
+    brightness[4] = 0.1
+    np.testing.assert_allclose(light_field(brightness, places, (640, 260)), field, atol=0.01)
+
+
+def test_what_all_pins_share_is_no_defect_of_any():
+    places = unit_space().pin_centres
+    values = np.stack([0.01 * places[:, 0] - 2, np.full(27, 3.0)], axis=1)
+    values[13, 0] += 5
+    found = without_trend(values, places, (640, 260), np.array([0.1, 0.1]))
+    assert abs(found[13, 0] - 5) < 0.1
+    assert np.abs(np.delete(found, 13, axis=0)).max() < 0.1
+
+
+def test_a_pins_features_are_what_was_done_to_it():
+    space = unit_space()
+    place, pin = space.pin_centres[20].round().astype(int), 20
+    changed = space.mean.copy()
+    part = np.s_[place[1] - 32 : place[1] + 33, place[0] - 32 : place[0] + 33]
+    changed[part] = np.roll(space.mean[part], (1, 2), axis=(0, 1)) * 0.9
+    found = dict(zip(FEATURES, measure_pins(changed, space.templates)[pin], strict=True))
+    assert found["brightness"] == pytest.approx(-0.1, abs=0.02)
+    assert (found["shift_x"], found["shift_y"]) == pytest.approx((2, 1), abs=0.15)
+    assert found["size"] == pytest.approx(0, abs=0.01)
+    assert np.abs(np.delete(measure_pins(space.mean, space.templates), 5, axis=1)).max() < 0.01
+
+
+def test_modes_differ_in_where_the_top_went():
+    space = unit_space()
+    told = {}
+    for mode, address in (("bend", "X:2, Y:U"), ("retract", "X:2, Y:U"), ("missing", "X:2, Y:U")):
+        measures = measure_pins(evened(space, capture("CYLN", 300, mode, address)), space.templates)
+        told[mode] = mode_features(measures, space.templates, LAYOUT.index(LAYOUT.address(address)))
+    _, size, likeness, _, inward, across, _, sink = told["retract"]
+    assert inward > 0.03 and across < 0.1 * inward + 0.02
+    assert sink == pytest.approx(-size, abs=0.04) and likeness > 0.85
+    assert told["missing"][2] < 0.8 < told["bend"][2]
+
+
+@pytest.mark.parametrize("shape", SETUPS)
+@pytest.mark.parametrize("mode", DEFECTS)
+def test_the_defective_pin_is_a_white_disc_and_normal_pins_are_not(shape, mode):
+    space = unit_space(shape)
+    seen = capture(shape, 400, mode, "X:7, Y:C")
+    gray = to_gray(seen.image)
+    view = dst_view(warp(gray, align(gray, space.mean, 40), space.size), space)
+    assert view.dtype == np.uint8 and view.shape == (260, 640, 3)
+    radius = round(0.2 * space.pitch)
+    discs = np.array([
+        view[round(y) - radius : round(y) + radius, round(x) - radius : round(x) + radius].min(axis=2).mean()
+        for x, y in space.pin_centres.astype(float)
+    ])  # fmt: skip
+    assert discs.argmax() == LAYOUT.index(LAYOUT.address("X:7, Y:C"))
+    assert discs.max() > 120 and np.delete(discs, discs.argmax()).max() < 60
+
+
+def test_the_brightness_of_a_view_does_not_depend_on_what_else_is_in_it():
+    space = unit_space()
+    passed, defective = space.mean.copy(), space.mean.copy()
+    passed[100:110, 200:210] += 0.05
+    defective[100:110, 200:210] += 0.05
+    x, y = space.pin_centres[26].round().astype(int)
+    defective[y - 20 : y + 20, x - 20 : x + 20] = 0.05
+    far = np.s_[:, :400]
+    np.testing.assert_allclose(dst_view(passed, space)[far], dst_view(defective, space)[far], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "setup"),
+    [
+        (Layout(("A", "B"), 6), LineSetup("CYLN", centre_px=(320.0, 130.0))),
+        (Layout(("A", "B", "C"), 3), LineSetup("CYLN", image_width=320, centre_px=(160.0, 130.0))),
+        (Layout(("A",), 5), LineSetup("CYLN", centre_px=(320.0, 130.0))),
+        (LAYOUT, LineSetup("CYLN", image_width=1280, image_height=520, pitch_px=131.0, centre_px=(640.0, 262.0))),
+    ],
+    ids=["2 x 6", "3 x 3", "1 x 5", "twice the size"],
+)
+def test_other_layouts_and_sizes_work_as_well(layout, setup):
+    rng = np.random.default_rng(3)
+    seen = [render(rng, setup, tolerated_pins(rng, setup, layout), layout) for _ in range(7)]
+    grays, boxes = [to_gray(each.image) for each in seen], [each.field_box for each in seen]
+    names = [f"r{number}" for number in range(6)]
+    space = build_unit_space(grays[:6], names, boxes[:6], "CYLN", layout, params().dst)
+    pins = tolerated_pins(rng, setup, layout)
+    DEFECTS["missing"](pins, layout.pins - 1, rng, layout)
+    found = distances(space, render(rng, setup, pins, layout))
+    assert found.argmax() == layout.pins - 1 and found.max() > 3
+    assert distances(space, seen[6]).max() < 2

@@ -1,0 +1,240 @@
+"""What may come in by an upload, and in which words everything else is turned away."""
+
+import io
+import struct
+import zlib
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI, Request
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pinspect.station.problems import MEDIA_TYPE, Problem
+from pinspect.station.uploads import LONGEST_NAME, checked_image, read_uploads, shown_name
+from tests.support.sample import line, params
+
+JPEG = line()[0].jpeg
+MAX_PIXELS = params().raw.max_pixels
+HTML = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
+SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"><script>1</script></svg>'
+
+
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (64, 48)) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100))
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# One file
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("JPEG", ".jpg"), ("PNG", ".png"), ("BMP", ".bmp"), ("TIFF", ".tif"), ("WEBP", ".webp")]
+)
+def test_a_format_is_known_by_its_content_whatever_its_name_says(kind, suffix):
+    content = encoded(kind)
+    upload = checked_image(content, "picture.html", MAX_PIXELS)
+    assert (upload.content, upload.suffix, upload.name) == (content, suffix, "picture.html")
+
+
+def test_a_16_bit_image_is_taken():
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)).save(file, "PNG")
+    assert checked_image(file.getvalue(), "deep.png", MAX_PIXELS).suffix == ".png"
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "reason"),
+    [
+        (b"", 422, "the file is empty (0 bytes)"),
+        (JPEG[: len(JPEG) // 2], 422, "damaged or cut short"),
+        (JPEG[:5], 422, "the JPEG header is damaged or cut short"),
+        (encoded("PNG")[:60], 422, "damaged or cut short"),
+        (b"BM", 422, "the BMP header is damaged or cut short"),
+        (HTML, 415, "expected JPEG, PNG, BMP, TIFF or WebP, found none of them"),
+        (SVG, 415, "found none of them"),
+        (encoded("GIF", "P"), 415, "found none of them"),
+        (b"%PDF-1.7", 415, "found none of them"),
+        (encoded("PNG", "L", (20_000, 40)), 413, "20000 x 40 px"),
+        (encoded("PNG", "1", (7000, 7000)), 413, f"at most {MAX_PIXELS} px in all"),
+        (png_header(50_000, 50_000), 413, "far too many pixels"),
+        (encoded("PNG", "L", (8, 8)), 422, "8 x 8 px is no photograph"),
+        (encoded("TIFF", "F"), 422, "floating-point pixels have no agreed white"),
+    ],
+)
+def test_what_is_no_photograph_is_turned_away_with_the_reason(content, status, reason):
+    with pytest.raises(Problem) as caught:
+        checked_image(content, "evil.png", MAX_PIXELS)
+    assert (caught.value.status, str(caught.value).startswith("evil.png: ")) == (status, True)
+    assert reason in str(caught.value)
+
+
+@given(st.sampled_from([JPEG, encoded("PNG"), encoded("BMP"), encoded("TIFF"), encoded("WEBP")]), st.data())
+def test_a_file_that_is_damaged_anywhere_is_taken_or_turned_away_and_nothing_else(content, data):
+    place = data.draw(st.integers(0, len(content) - 1))
+    damaged = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place + 1 :]
+    cut = damaged[: data.draw(st.integers(0, len(damaged)))]
+    try:
+        assert checked_image(cut, "x", MAX_PIXELS).content == cut
+    except Problem as problem:
+        assert problem.status in (413, 415, 422)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("left_001_OK.jpg", "left_001_OK.jpg"),
+        ("../../../etc/passwd", "passwd"),
+        ("..\\..\\windows\\system.ini", "system.ini"),
+        ("/etc/cron.d/evil.png", "evil.png"),
+        ("a\0b.png", "ab.png"),
+        ("invoice\u202egnp.exe", "invoicegnp.exe"),
+        ("new\r\nline\u2028.png", "newline.png"),
+        ("検査 1.png", "検査 1.png"),
+        ("..", "capture"),
+        ("", "capture"),
+        (None, "capture"),
+        ("\ud800.png", "?.png"),
+    ],
+)
+def test_of_a_name_only_what_can_be_shown_is_kept(given, shown):
+    assert shown_name(given) == shown
+
+
+def test_a_name_that_is_too_long_keeps_its_suffix():
+    name = shown_name("x" * 5000 + ".jpeg")
+    assert (len(name), name[-5:]) == (LONGEST_NAME, ".jpeg")
+
+
+@given(st.text())
+def test_a_shown_name_is_printable_and_no_path(text):
+    name = shown_name(text)
+    assert name.isprintable()
+    assert 0 < len(name) <= LONGEST_NAME
+    assert name not in (".", "..")
+    assert not {"/", "\\", "\0"} & set(name)
+
+
+# A request
+
+
+LIMITS = {"upload_bytes": 200_000, "images_a_request": 2, "timeout_seconds": 0.5}
+
+
+@pytest.fixture(scope="module")
+def app():
+    """An application that tells what it read."""
+    found = params()
+    own = found.model_copy(update={"station": found.station.model_copy(update=LIMITS)})
+    app = FastAPI()
+
+    @app.post("/")
+    async def read(request: Request) -> dict:
+        asked = await read_uploads(request, own)
+        return {"names": [image.name for image in asked.images], "shape": asked.shape}
+
+    @app.exception_handler(Problem)
+    async def problem(_: Request, error: Problem):
+        return error.response()
+
+    return app
+
+
+def post(app, **given) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://station") as client:
+            return await client.post("/", **given)
+
+    return anyio.run(send)
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.json()["status"] == answer.status_code
+    return answer.status_code, answer.json()["detail"]
+
+
+def files(*contents: bytes, field: str = "images") -> list:
+    return [(field, (f"{number}.jpg", content)) for number, content in enumerate(contents)]
+
+
+def test_images_and_their_shape_are_read(app):
+    assert post(app, files=files(JPEG, JPEG)).json() == {"names": ["0.jpg", "1.jpg"], "shape": None}
+    assert post(app, files=files(JPEG), data={"shape": "SQUR"}).json() == {"names": ["0.jpg"], "shape": "SQUR"}
+    assert post(app, files=files(JPEG), data={"shape": ""}).json()["shape"] is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "reason"),
+    [
+        ({"files": files(JPEG), "data": {"shape": "HEXA"}}, 422, "shape: expected one of CYLN, SQUR"),
+        ({"files": files(JPEG, field="image")}, 422, "expected the fields images and shape, found 'image'"),
+        ({"files": [("shape", (None, "CYLN"))]}, 422, "images: expected one image file or several"),
+        ({"files": [("images", (None, "text"))]}, 422, "images: expected one image file or several"),
+        ({"json": {}}, 415, "expected multipart/form-data with the field images"),
+        ({"files": files(JPEG, JPEG, JPEG)}, 422, "at most 2 images a request"),
+        ({"files": files(JPEG, JPEG, JPEG, JPEG)}, 422, "at most 2 images a request"),
+        ({"files": files(bytes(200_001))}, 413, "more than 200000 bytes"),
+        ({"files": files(JPEG, HTML)}, 415, "1.jpg: expected JPEG"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 422, "Missing boundary"),
+        (
+            {"content": b"nonsense", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+            422,
+            "the form cannot be read",
+        ),
+    ],
+)
+def test_a_request_of_another_form_is_turned_away_with_the_reason(app, request_, status, reason):
+    found, detail = refusal(post(app, **request_))
+    assert (found, reason in detail) == (status, True), detail
+
+
+def test_a_request_that_says_it_is_too_long_is_not_read(app):
+    read = []
+
+    async def content():
+        read.append(1)
+        yield b"x"
+
+    headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "99999999"}
+    assert refusal(post(app, content=content(), headers=headers))[0] == 413
+    assert not read
+
+
+def test_a_request_that_lies_about_its_length_is_broken_off_when_it_grows(app):
+    sent = []
+
+    async def content():
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+        for _ in range(100):
+            sent.append(1)
+            yield bytes(100_000)
+
+    headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "1000"}
+    assert refusal(post(app, content=content(), headers=headers))[0] == 413
+    assert len(sent) == 3
+
+
+def test_a_request_that_does_not_end_is_not_waited_for(app):
+    async def content():
+        yield b"--b\r\n"
+        await anyio.sleep(60)
+
+    answer = post(app, content=content(), headers={"content-type": "multipart/form-data; boundary=b"})
+    assert refusal(answer) == (408, "the request did not come within 0.5 s; send it again")

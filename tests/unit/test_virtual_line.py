@@ -1,0 +1,109 @@
+"""What the virtual line promises: labelled captures, the same for the same seed, that look like a line's."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+
+from pinspect.core.layout import Layout
+from pinspect.core.params import VirtualParams
+from pinspect.virtual_line import renderer as virtual_line
+
+LAYOUT = Layout(("U", "C", "D"), 9)
+SHAPES, MODES = ("CYLN", "SQUR"), ("bend", "retract", "missing")
+
+
+def params(**changes) -> VirtualParams:
+    return VirtualParams(**({"train": 6, "test": 4, "references": 2, "defective_share": 0.5, "seed": 3} | changes))
+
+
+def line(**changes) -> list[virtual_line.VirtualCapture]:
+    return list(virtual_line.render_line(LAYOUT, SHAPES, MODES, params(**changes)))
+
+
+def test_the_same_seed_renders_the_same_bytes():
+    first, second = line(), line()
+    assert [capture.jpeg for capture in first] == [capture.jpeg for capture in second]
+    assert first[0].jpeg != line(seed=4)[0].jpeg
+
+
+def test_asking_for_more_captures_changes_none_of_the_others():
+    few = {capture.name: hashlib.sha256(capture.jpeg).digest() for capture in line()}
+    more = {capture.name: hashlib.sha256(capture.jpeg).digest() for capture in line(train=9, test=5, validation=2)}
+    assert few.items() <= more.items()
+    assert len(more) == len(few) + 6
+
+
+def test_references_are_passed_and_never_tested():
+    references = [capture for capture in line() if capture.role == "reference"]
+    assert len(references) == 4
+    assert {(capture.judgement, capture.split) for capture in references} == {("passed", "train")}
+
+
+def test_labels_agree_among_themselves():
+    for capture in line(train=40, test=0):
+        passed = capture.judgement == "passed"
+        assert passed == (capture.defect_mode == "passed") == (capture.defect_position == "NA")
+        assert passed == (capture.pin_box is None)
+        if not passed:
+            LAYOUT.address(capture.defect_position)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_missing_pin_is_dark_and_its_neighbours_are_not(shape):
+    setup = virtual_line.LineSetup(shape=shape, place_jitter_px=(0.0, 0.0))
+    grays = []
+    for removed in (False, True):
+        rng = np.random.default_rng(5)
+        pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
+        if removed:
+            virtual_line.remove(pins, 13, rng, LAYOUT)
+        rendered = virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT)
+        grays.append(cv2.cvtColor(rendered.image, cv2.COLOR_RGB2GRAY).astype(float))
+    x, y = (round(value) for value in setup.centre_px)
+    here, pitch = np.s_[y - 8 : y + 8, x - 8 : x + 8], round(setup.pitch_px)
+    beside = np.s_[y - 8 : y + 8, x + pitch - 8 : x + pitch + 8]
+    assert grays[1][here].mean() < 0.4 * grays[0][here].mean()
+    assert grays[1][beside].mean() == pytest.approx(grays[0][beside].mean(), rel=0.05)
+
+
+def test_a_retracted_pin_moves_towards_the_middle_of_the_picture():
+    setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
+    boxes = []
+    for share in (1.0, 0.5):
+        rng = np.random.default_rng(5)
+        pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
+        pins.height[0] = share
+        boxes.append(virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT).pin_boxes[0])
+    assert boxes[1][0] > boxes[0][0] + 8
+    assert boxes[1][1] > boxes[0][1] + 1
+
+
+def test_a_bent_pin_cuts_no_neighbour():
+    setup = virtual_line.LineSetup(shape="CYLN")
+    feet = np.stack([np.tile(np.arange(9), 3), np.repeat(np.arange(3), 9)], axis=1)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
+        virtual_line.bend(pins, 13, rng, LAYOUT)
+        assert 8 <= pins.lean[13] <= 20
+        reach = setup.pin_height * pins.height[13] * np.sin(np.radians(pins.lean[13]))
+        top = feet[13] + reach * np.array([np.cos(pins.lean_direction[13]), np.sin(pins.lean_direction[13])])
+        assert np.linalg.norm(np.delete(feet, 13, axis=0) - top, axis=1).min() > setup.pin_width
+
+
+def test_the_field_box_hugs_the_tops():
+    setup = virtual_line.LineSetup(shape="SQUR", pin_width=0.46, place_jitter_px=(0.0, 0.0))
+    rng = np.random.default_rng(0)
+    rendered = virtual_line.render(rng, setup, virtual_line.tolerated_pins(rng, setup, LAYOUT), LAYOUT)
+    x0, y0, x1, y1 = rendered.field_box
+    assert (x1 - x0) / setup.pitch_px == pytest.approx(8.46, abs=0.15)
+    assert (y1 - y0) / setup.pitch_px == pytest.approx(2.46, abs=0.15)
+
+
+def test_what_it_cannot_draw_is_refused_by_name():
+    with pytest.raises(ValueError, match="HEXA"):
+        list(virtual_line.render_line(LAYOUT, ("HEXA",), MODES, params()))
+    with pytest.raises(ValueError, match="scratch"):
+        list(virtual_line.render_line(LAYOUT, SHAPES, ("scratch",), params()))

@@ -1,0 +1,56 @@
+"""Draw the README's picture from the last evaluation: `make pictures`, or `python tools/overview_picture.py`.
+
+A passed reference and an inspected capture of the test split in both views, and what the model answered.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+from pinspect.chat.dataset import read_chat
+
+ROOT = Path(__file__).resolve().parents[1]
+MARGIN, GAP, CAPTION = 24, 16, 30
+INK, PAPER = (34, 34, 34), (255, 255, 255)
+
+
+def choose() -> tuple[dict[str, dict], str]:
+    """Rows (by view) of one retracted pin of the camera's, and the model's answer on its RAW view."""
+    table = pd.read_csv(ROOT / "reports/eval/predictions.csv", keep_default_na=False)
+    asked = table[(table["source"] == "camera") & (table["shot"] == "zero_shot") & (table["view"] == "RAW")]
+    asked = asked[(asked["decoding"] == "constrained") & (asked["expected_defect_mode"] == "retract")]
+    chosen = asked[asked["model"] != "NSOARTC baseline"].sort_values("id").iloc[0]
+    rows = [row for row in read_chat(ROOT / "data/chat/test.jsonl") if row["file"] == chosen["file"]]
+    return {row["view"]: row for row in rows if row["shot"] == "zero_shot"}, chosen["answer"]
+
+
+def draw(rows: dict[str, dict], answer: str) -> Image.Image:
+    """The pictures in two rows of two, the answer below."""
+    small, mono = ImageFont.load_default(20), ImageFont.load_default(22)
+    tiles = [
+        (f"{name}, {view}", Image.open(ROOT / "data/composited" / image))
+        for view in ("RAW", "DST")
+        for name, image in zip(("passed reference", "inspected capture"), rows[view]["images"], strict=True)
+    ]
+    width, height = tiles[0][1].size
+    lines = answer.split("\n")
+    size = (2 * width + 2 * MARGIN + GAP, 2 * (height + CAPTION + GAP) + 2 * MARGIN + 30 * len(lines))
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, (name, tile) in enumerate(tiles):
+        x = MARGIN + (index % 2) * (width + GAP)
+        y = MARGIN + (index // 2) * (height + CAPTION + GAP)
+        pen.text((x, y), name, fill=INK, font=small)
+        sheet.paste(tile, (x, y + CAPTION))
+    for index, line in enumerate(lines):
+        pen.text((MARGIN, size[1] - MARGIN - 30 * (len(lines) - index)), line, fill=INK, font=mono)
+    return sheet
+
+
+if __name__ == "__main__":
+    target = ROOT / "docs/pictures/overview.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draw(*choose()).save(target, optimize=True)
+    print(json.dumps({"written": str(target.relative_to(ROOT))}))

@@ -1,0 +1,144 @@
+"""Take the README's pictures of the station's page: `python tools/station_pictures.py`, after `dvc repro`.
+
+A station on the project's registry inspects captures of the test split. A wrong answer is corrected to the capture's
+label if there is one; a right one is confirmed so. Nothing in the project changes. Needs Chromium and, for the Japanese
+pictures, a font with its letters (`apt-get install chromium fonts-noto-cjk`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from pinspect.core.params import load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs/pictures"
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+DESK, TABLET = {"width": 1280, "height": 800}, {"width": 820, "height": 1180}
+NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}
+
+
+def asked() -> pd.DataFrame:
+    """What production answered about the camera's test captures, the wrong answers first."""
+    table = pd.read_csv(ROOT / "reports/eval/predictions.csv", keep_default_na=False)
+    params = load_params(ROOT / "params.yaml").evaluate
+    own = (table["source"] == "camera") & (table["model"] != "NSOARTC baseline") & (table["shot"] == "zero_shot")
+    own &= (table["view"] == params.view) & (table["kind"] == params.kind) & (table["decoding"] == params.decodings[0])
+    return table[own].assign(right=table["answer"] == table["expected"]).sort_values(["right", "id"])
+
+
+def photograph(answer: pd.Series) -> dict:
+    """The capture that an answer is about, as a browser uploads it, by the name that it came with."""
+    raw = pd.read_csv(ROOT / "data/raw/manifest.csv", keep_default_na=False).set_index("file")
+    name, content = raw.loc[answer["file"], "capture"], (ROOT / "data/raw" / answer["file"]).read_bytes()
+    return {"name": name, "mimeType": "image/png" if name.endswith(".png") else "image/jpeg", "buffer": content}
+
+
+@contextlib.contextmanager
+def station() -> Iterator[str]:
+    """Its address; it has the registry of the project, and results and captures of its own."""
+    with tempfile.TemporaryDirectory(prefix="pinspect-pictures-") as place:
+        root = Path(place)
+        shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+        (root / "mlruns").symlink_to(ROOT / "mlruns")
+        command = [Path(sys.executable).with_name("pinspect"), "station", "--port", "0"]
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+        try:
+            found = next((found for line in process.stdout if (found := re.match(r"http\S+", line))), None)
+            if found is None:
+                sys.exit("the station does not start; see above")
+            yield found[0]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextlib.contextmanager
+def reader(browser: Browser, address: str, language: str, viewport: dict, scheme: str = "light") -> Iterator[Page]:
+    """A page of a reader who has just come."""
+    context = browser.new_context(base_url=address, locale=language, viewport=viewport, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto("/")
+    yield page
+    context.close()
+
+
+def take(page: Page, name: str, *, full: bool = False) -> str:
+    """Write a picture once everything is drawn; a palette of 256 colours halves its size."""
+    for image in page.locator("article img").all():
+        image.scroll_into_view_if_needed()
+        expect(image).to_have_js_property("complete", True)
+    page.evaluate("window.scrollTo(0, 0)")
+    target = PICTURES / f"station-{name}.png"
+    page.screenshot(path=target, full_page=full)
+    picture = Image.open(target).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    return str(target.relative_to(ROOT))
+
+
+def upload(page: Page, *files: dict) -> None:
+    """Pick captures, and wait for all results."""
+    page.set_input_files("#images", list(files))
+    expect(page.locator("article.result")).to_have_count(len(files), timeout=60_000)
+
+
+def correct(page: Page, answer: pd.Series, name: str) -> None:
+    """Fill in what the capture's label says, by keyboard."""
+    page.keyboard.press("x")
+    modes = ["passed", *load_params(ROOT / "params.yaml").answers.defect_modes]
+    page.keyboard.press(str(modes.index(answer["expected_defect_mode"]) + 1))
+    if answer["expected_defect_position"] != "NA":
+        page.get_by_role("radio", name=answer["expected_defect_position"], exact=True).check()
+    page.locator(".correction [name=by]").fill(name)
+
+
+def draw(browser: Browser, address: str) -> list[str]:
+    """All pictures: each page in one language and at one size at least, results in both."""
+    answers, taken = asked(), []
+    doubted = answers.iloc[0]
+    right = answers[answers["right"]].drop_duplicates("expected_judgement").set_index("expected_judgement")
+    for language, code in (("en-GB", "en"), ("ja-JP", "ja")):
+        with reader(browser, address, language, DESK) as page:
+            upload(page, photograph(right.loc["defective"]))
+            taken.append(take(page, f"defective-{code}"))
+        with reader(browser, address, language, DESK) as page:
+            upload(page, photograph(right.loc["passed"]))
+            taken.append(take(page, f"passed-{code}"))
+        with reader(browser, address, language, TABLET) as page:
+            upload(page, photograph(doubted))
+            correct(page, doubted, NAMES[language])
+            taken.append(take(page, f"correcting-tablet-{code}", full=True))
+    with reader(browser, address, "en-GB", DESK, "dark") as page:
+        upload(page, photograph(doubted))
+        correct(page, doubted, NAMES["en-GB"])
+        page.locator(".save").click()
+        expect(page.locator("p.person")).to_be_visible()
+        taken.append(take(page, "corrected-dark-en"))
+        page.goto("/history")
+        taken.append(take(page, "history-dark-en"))
+    with reader(browser, address, "ja-JP", DESK) as page:
+        page.goto("/figures")
+        taken.append(take(page, "figures-ja"))
+    return taken
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with station() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        print(json.dumps({"written": draw(browser, address)}))
+        browser.close()
