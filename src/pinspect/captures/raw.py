@@ -17,6 +17,7 @@ from pinspect.captures import labels as labelled
 from pinspect.captures import splits
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
+from pinspect.captures.references import RAW_COLUMNS
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
@@ -26,11 +27,7 @@ from pinspect.virtual_line.renderer import VirtualCapture, render_line
 
 CAMERA = "camera"
 VIRTUAL = "virtual"
-COLUMNS = (
-    *("file", "sha256", "source", "capture", "shape", "judgement", "defect_mode", "defect_position", "role", "split"),
-    *FIELD_BOX,
-    *PIN_BOX,
-)
+COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
 
 
 @dataclass(frozen=True)

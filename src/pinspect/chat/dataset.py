@@ -15,47 +15,20 @@ from pathlib import Path
 
 import pandas as pd
 
+from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, RawCapture, rank_references, raw_captures
 from pinspect.core import prompts
-from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import StageInputError
-from pinspect.core.lines import Line, lines_of
+from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import ChatParams
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
 
 SPLITS = ("train", "validation", "test")
 
-RAW_COLUMNS = (
-    *("file", "sha256", "source", "capture", "shape", "judgement", "defect_mode", "defect_position", "role", "split"),
-)
-DST_COLUMNS = ("file", "alignment_score", "error")
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 
 Row = dict[str, object]
-
-
-@dataclass(frozen=True)
-class Capture:
-    """One capture as the raw manifest knows it: `file` is relative to the raw folder, `capture` the name it came by;
-    captures of one line can be compared with its references."""
-
-    file: str
-    sha256: str
-    source: str
-    capture: str
-    shape: str
-    judgement: str
-    defect_mode: str
-    defect_position: str
-    role: str
-    split: str
-    line: Line
-
-    def answer(self, view: str, contract: AnswerContract) -> Answer:
-        """What the label says, as an answer of the contract."""
-        if self.judgement != DEFECTIVE:
-            return contract.passed(self.shape, view)
-        return contract.defective(self.shape, view, self.defect_mode, contract.layout.address(self.defect_position))
 
 
 @dataclass(frozen=True)
@@ -77,7 +50,7 @@ class ChatDataset:
 class Composites:
     """What the composite stage has made, found by capture, view and line. Image paths are relative to its folder."""
 
-    def __init__(self, composited: pd.DataFrame, captures: dict[str, Capture], contract: AnswerContract):
+    def __init__(self, composited: pd.DataFrame, captures: dict[str, RawCapture], contract: AnswerContract):
         self._singles: dict[tuple[str, str], str] = {}
         self._stars: dict[tuple[Line, str], list[Worked]] = defaultdict(list)
         self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
@@ -98,20 +71,20 @@ class Composites:
                     worked = Worked(composite.file, contract.render(capture.answer(view, contract)))
                     self._worked_stacks[capture.line, view].append((capture.file, worked))
 
-    def single(self, capture: Capture, view: str) -> str:
+    def single(self, capture: RawCapture, view: str) -> str:
         """The composite of one capture."""
         return _found(self._singles.get((capture.file, view)), f"no {view} composite of {capture.file}")
 
-    def stacks(self, capture: Capture, view: str) -> dict[str, str]:
+    def stacks(self, capture: RawCapture, view: str) -> dict[str, str]:
         """The stacked composites of one inspected capture, keyed by the raw file of their reference."""
         return _found(self._stacks.get((capture.file, view)), f"no stacked {view} composite of {capture.file}")
 
-    def stars(self, capture: Capture, view: str) -> list[Worked]:
+    def stars(self, capture: RawCapture, view: str) -> list[Worked]:
         """The star images of the capture's line."""
         name = f"no {view} star composite of {capture.line}"
         return _found(self._stars.get((capture.line, view)), name)
 
-    def worked_stacks(self, capture: Capture, view: str) -> list[Worked]:
+    def worked_stacks(self, capture: RawCapture, view: str) -> list[Worked]:
         """Stacked composites of other, defective training captures of the same line; empty where it has none yet."""
         examples = self._worked_stacks.get((capture.line, view), [])
         return [worked for file, worked in examples if file != capture.file]
@@ -126,7 +99,7 @@ class ChatBuilder:
     def __init__(
         self,
         composites: Composites,
-        references: dict[Line, list[Capture]],
+        references: dict[Line, list[RawCapture]],
         contract: AnswerContract,
         params: ChatParams,
     ):
@@ -135,7 +108,7 @@ class ChatBuilder:
         self.contract = contract
         self.params = params
 
-    def rows(self, capture: Capture) -> Iterator[Row]:
+    def rows(self, capture: RawCapture) -> Iterator[Row]:
         """All rows of one capture: several for training, each with another reference; for validation and test exactly
         one per view, kind and shot, always with the same reference."""
         for view in self.params.views:
@@ -145,7 +118,7 @@ class ChatBuilder:
                 else:
                     yield from self._evaluation_rows(capture, view, PromptKind(kind))
 
-    def _training_rows(self, capture: Capture, view: str, kind: PromptKind, count: int) -> Iterator[Row]:
+    def _training_rows(self, capture: RawCapture, view: str, kind: PromptKind, count: int) -> Iterator[Row]:
         shown = self._ranked(self._comparisons(capture, view, kind), capture, view)[:count]
         shots = self._spread_shots(len(shown), capture, view, kind)
         if not self._has_example(capture, view, kind):
@@ -153,19 +126,19 @@ class ChatBuilder:
         for number, (images, shot) in enumerate(zip(shown, shots, strict=True)):
             yield self._row(capture, view, kind, shot, images, number)
 
-    def _evaluation_rows(self, capture: Capture, view: str, kind: PromptKind) -> Iterator[Row]:
+    def _evaluation_rows(self, capture: RawCapture, view: str, kind: PromptKind) -> Iterator[Row]:
         images = self._comparisons(capture, view, kind)[0]
         for shot in SHOTS if self._has_example(capture, view, kind) else (ZERO_SHOT,):
             yield self._row(capture, view, kind, shot, images, 0)
 
-    def _has_example(self, capture: Capture, view: str, kind: PromptKind) -> bool:
+    def _has_example(self, capture: RawCapture, view: str, kind: PromptKind) -> bool:
         """Whether a one-shot prompt can be made: a stacked one wants another defective training capture of the line,
         which a young line may lack."""
         if kind is PromptKind.STACKED:
             return bool(self.composites.worked_stacks(capture, view))
         return kind is PromptKind.TWO_IMAGE
 
-    def _comparisons(self, capture: Capture, view: str, kind: PromptKind) -> list[tuple[str, ...]]:
+    def _comparisons(self, capture: RawCapture, view: str, kind: PromptKind) -> list[tuple[str, ...]]:
         """What a zero-shot prompt can show of `capture`, with each reference in turn, the best aligned one first."""
         inspected = self.composites.single(capture, view)
         if kind is PromptKind.ONE_IMAGE:
@@ -182,7 +155,7 @@ class ChatBuilder:
             f"no stacked {view} composite of {capture.file} with a usable reference",
         )
 
-    def _spread_shots(self, rows: int, capture: Capture, view: str, kind: PromptKind) -> list[str]:
+    def _spread_shots(self, rows: int, capture: RawCapture, view: str, kind: PromptKind) -> list[str]:
         """Deal the one-shot share out evenly over the rows of a capture; a hash says where the remainder falls, so
         that the share holds over all captures without counting them."""
         share = self.params.one_shot_share
@@ -191,12 +164,12 @@ class ChatBuilder:
             ONE_SHOT if int(start + (row + 1) * share) > int(start + row * share) else ZERO_SHOT for row in range(rows)
         ]
 
-    def _worked(self, capture: Capture, view: str, kind: PromptKind, number: int) -> Worked:
+    def _worked(self, capture: RawCapture, view: str, kind: PromptKind, number: int) -> Worked:
         candidates = self.composites.stars if kind is PromptKind.TWO_IMAGE else self.composites.worked_stacks
         return self._ranked(candidates(capture, view), capture, view, str(number))[0]
 
     def _row(
-        self, capture: Capture, view: str, kind: PromptKind, shot: str, images: tuple[str, ...], number: int
+        self, capture: RawCapture, view: str, kind: PromptKind, shot: str, images: tuple[str, ...], number: int
     ) -> Row:
         worked = self._worked(capture, view, kind, number) if shot == ONE_SHOT else None
         shown = [*([worked.image] if worked else []), *images]
@@ -222,7 +195,7 @@ class ChatBuilder:
             "messages": messages,
         }
 
-    def _ranked(self, candidates: Sequence, capture: Capture, *salt: str) -> list:
+    def _ranked(self, candidates: Sequence, capture: RawCapture, *salt: str) -> list:
         """`candidates` in an order that is this capture's own; a new candidate only slips in among the old ones."""
         return sorted(candidates, key=lambda candidate: self._digest(capture.sha256, *salt, repr(candidate)))
 
@@ -240,7 +213,7 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
     reference that a row needs is missing, or when a reference lies outside the training split.
     """
     labels, aligned = read_manifest(raw / MANIFEST, RAW_COLUMNS), read_manifest(dst / MANIFEST, DST_COLUMNS)
-    captures = _captures(labels)
+    captures = raw_captures(labels)
     errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
     usable = {capture.file: capture for capture in captures if capture.file not in errors}
     composites = Composites(read_manifest(composited / MANIFEST, COMPOSITED_COLUMNS), usable, contract)
@@ -252,31 +225,6 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
             rows[capture.split].extend(builder.rows(capture))
     require_images((row for split in SPLITS for row in rows[split]), composited)
     return ChatDataset(rows, {capture.file: errors[capture.file] for capture in inspected if capture.file in errors})
-
-
-def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[Capture]]:
-    """The usable references of each line, the one nearest the mean of the unit space first.
-
-    The alignment score, the correlation of a capture with that mean, says how near; ties go by the content hash. The
-    first reference is the one that evaluation and production show. Raises StageInputError for a reference outside the
-    training split: a test capture must never be seen in training.
-    """
-    scores = dst[dst["error"] == ""].set_index("file")["alignment_score"].astype(float).to_dict()
-    references: dict[Line, list[Capture]] = defaultdict(list)
-    for capture in _captures(raw):
-        if capture.role != "reference":
-            continue
-        if capture.split != "train":
-            raise StageInputError(
-                f"data/raw/manifest.csv: reference {capture.file} is in split {capture.split!r}, expected 'train'; "
-                "run `dvc repro -f raw`"
-            )
-        if capture.file in scores:
-            references[capture.line].append(capture)
-    return {
-        line: sorted(captures, key=lambda capture: (-scores[capture.file], capture.sha256))
-        for line, captures in references.items()
-    }
 
 
 def require_images(rows: Iterable[Row], composited: Path) -> None:
@@ -330,11 +278,6 @@ def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
     counts = rows.groupby(["split", "view", "shot", "mode"], sort=False).size().unstack(fill_value=0)
     counts = counts.reindex(columns=modes, fill_value=0)
     return counts.assign(rows=counts.sum(axis=1))
-
-
-def _captures(raw: pd.DataFrame) -> list[Capture]:
-    lines = lines_of(raw)
-    return [Capture(**row, line=lines[row["file"]]) for row in raw[list(RAW_COLUMNS)].to_dict("records")]
 
 
 def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -> list[prompts.Message]:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pinspect.chat.dataset import DST_COLUMNS, RAW_COLUMNS, rank_references, read_manifest
+from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
 from pinspect.composites.drawing import rectify, single, stacked
 from pinspect.core import prompts
 from pinspect.core.answers import FIELDS, VIEWS
 from pinspect.core.errors import AlignmentError, PinspectError, StageInputError
 from pinspect.core.images import decode_image, to_gray
 from pinspect.core.lines import EYES, eye_of
+from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
 from pinspect.inspection.line_facts import LINE_FACTS, facts_of_evened
