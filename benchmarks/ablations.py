@@ -21,12 +21,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core import predictions
 from pinspect.core.errors import StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
+from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.examination.controls import run_controls
 from pinspect.model.adapter import train_adapter

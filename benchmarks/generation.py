@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
 from pinspect.core.prompts import answer_kind_of
+from pinspect.core.rows import read_chat
 from pinspect.examination.answering import headline_rows
 from pinspect.examination.operating_point import read_operating_point
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, pack_line

@@ -24,9 +24,9 @@ import torch
 from training import our_turn, plain_turn, planned
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core.errors import PinspectError, run
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from pinspect.model.adapter import train_adapter
 from pinspect.model.backends import open_backend, unsloth_obstacle
 from pinspect.model.families import checkpoint_of

@@ -26,8 +26,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core.params import Params, load_params
+from pinspect.core.rows import read_chat
 from pinspect.model.adapter import answer_words, plan_batches
 from pinspect.model.backends import adapted_modules, computes_bfloat16, open_backend
 from pinspect.model.batching import prepared_ahead

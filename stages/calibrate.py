@@ -10,12 +10,12 @@ scores.csv, by which choices are made that the test split must not make.
 
 from pathlib import Path
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core import predictions
 from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.examination.answering import answer_validation_rows
 from pinspect.examination.operating_point import write_operating_point

@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from pinspect.chat.checks import check_model_answers
-from pinspect.chat.dataset import read_chat
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core import predictions
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from pinspect.evaluation import evaluate
 from pinspect.examination.answering import answer_test_rows, headline_rows
 from pinspect.examination.baseline import fit_baseline

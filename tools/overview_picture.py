@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from pinspect.chat.dataset import read_chat
+from pinspect.core.rows import read_chat
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN, GAP, CAPTION = 24, 16, 30

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from pinspect.chat.dataset import build_chat, read_chat, write_chat
+from pinspect.chat.dataset import build_chat, write_chat
 from pinspect.core.errors import ModelError, ParamsError
 from pinspect.core.params import Params, load_params
+from pinspect.core.rows import read_chat
 from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
 from pinspect.model.families import checkpoint_of

@@ -17,6 +17,7 @@ from pinspect.core import prompts
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed
 from pinspect.core.params import load_params
+from pinspect.core.rows import SPLITS, read_chat
 from tests.support import chat_line
 
 STAGES = Path(__file__).resolve().parents[2] / "stages"
@@ -42,7 +43,7 @@ def contract(line: Path) -> AnswerContract:
 
 @pytest.fixture
 def rows(line: Path) -> dict[str, list[dict]]:
-    return {split: chat.read_chat(line / f"data/chat/{split}.jsonl") for split in chat.SPLITS}
+    return {split: read_chat(line / f"data/chat/{split}.jsonl") for split in SPLITS}
 
 
 def check(rows: dict[str, list[dict]], contract: AnswerContract, minimum_rows: int = 20) -> CheckResult:
@@ -171,7 +172,7 @@ RULES = [
 @pytest.fixture(scope="module")
 def spoilt(line: Path, contract: AnswerContract) -> tuple[CheckResult, list[str]]:
     """The result of one validation in which every entry of RULES has spoilt a row of its own, and these rows' lines."""
-    rows = {split: chat.read_chat(line / f"data/chat/{split}.jsonl") for split in chat.SPLITS}
+    rows = {split: read_chat(line / f"data/chat/{split}.jsonl") for split in SPLITS}
     lines = []
     for _, where, spoil in RULES:
         row = of(rows, **where, not_in=lines)
@@ -330,7 +331,7 @@ def test_the_stage_writes_the_same_validation_again_and_data_docs_beside_it(work
 
 def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
     path = workspace / "data/chat/train.jsonl"
-    row, *others = chat.read_chat(path)
+    row, *others = read_chat(path)
     answer(row, row["answer"].replace("27 pins", "28 pins"))
     path.write_text("".join(json.dumps(each) + "\n" for each in (row, *others)))
     before = {file: file.read_bytes() for file in (workspace / "data").rglob("*") if file.is_file()}

@@ -11,6 +11,7 @@ from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerKind
 from pinspect.core.errors import StageInputError
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from tests.support import chat_line
 
 STAGE = Path(__file__).resolve().parents[2] / "stages" / "chat.py"
@@ -159,7 +160,7 @@ def test_captures_set_aside_by_dst_have_no_rows_and_are_counted_with_the_reason(
 def test_a_line_that_has_only_references_yet_gives_an_empty_dataset(tmp_path):
     chat_line.make_line(tmp_path, inspected=0)
     assert run_stage(tmp_path).returncode == 0
-    assert chat.read_chat(tmp_path / "data/chat/train.jsonl") == []
+    assert read_chat(tmp_path / "data/chat/train.jsonl") == []
 
 
 def test_a_reference_set_aside_by_dst_is_shown_nowhere(line):
@@ -217,7 +218,7 @@ def test_the_stage_writes_the_same_bytes_again_and_tells_how_many_rows_of_which_
     assert run_stage(line).returncode == 0
     assert {path.name: path.read_bytes() for path in (line / "data/chat").iterdir()} == written
     assert first.stdout.splitlines()[0].split() == ["mode", "passed", "bend", "retract", "missing", "rows"]
-    rows = chat.read_chat(line / "data/chat/train.jsonl")
+    rows = read_chat(line / "data/chat/train.jsonl")
     assert len(rows) == len({row["id"] for row in rows}) == 16 * 2 * 3
 
 
@@ -251,9 +252,9 @@ def test_a_damaged_chat_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"id": "a"}) + "\n{broken\n")
     with pytest.raises(StageInputError, match=r"train\.jsonl:2: not JSON"):
-        chat.read_chat(path)
+        read_chat(path)
     path.write_text("[1, 2]\n")
     with pytest.raises(StageInputError, match=r"train\.jsonl:1: expected a JSON object, found '\[1, 2\]'"):
-        chat.read_chat(path)
+        read_chat(path)
     with pytest.raises(StageInputError, match=r"test\.jsonl: not found"):
-        chat.read_chat(tmp_path / "test.jsonl")
+        read_chat(tmp_path / "test.jsonl")

@@ -15,7 +15,6 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
 
 from pinspect.core.errors import PinspectError
 from pinspect.core.params import load_params
@@ -25,6 +24,7 @@ from pinspect.station.model_client import ModelClient
 from pinspect.station.problems import MEDIA_TYPE
 from tests.support.sample import contents, line
 from tests.support.station_stack import registered, set_param, station  # noqa: F401
+from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
 
 TOKEN = "a-token-that-nobody-guesses"
 QUEUE = 4

@@ -11,11 +11,12 @@ import yaml
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from pinspect.chat.dataset import build_chat, read_chat, write_chat
+from pinspect.chat.dataset import build_chat, write_chat
 from pinspect.cli.export import export_version
 from pinspect.cli.main import app
 from pinspect.core.errors import ModelError, RegistryError
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from pinspect.inspection import registered_model as pyfunc_model
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import Checkpoint, checkpoint_of

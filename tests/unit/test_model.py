@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pinspect.chat.dataset import read_chat
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import ModelError
 from pinspect.core.params import load_params
+from pinspect.core.rows import read_chat
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahead
 from pinspect.model.families import Checkpoint, checkpoint_of

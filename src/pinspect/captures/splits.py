@@ -26,8 +26,9 @@ from scipy.fft import dctn
 
 from pinspect.core.errors import CaptureError
 from pinspect.core.lines import eye_of
+from pinspect.core.rows import SPLITS
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = SPLITS
 _THUMBNAIL = 64
 _FREQUENCIES = 16
 

@@ -33,12 +33,12 @@ from great_expectations.expectations.metrics.map_metric_provider import (
 )
 from great_expectations.expectations.row_conditions import Column
 
-from pinspect.chat.dataset import SPLITS, Row, read_chat
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED, VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed, AnswerFormatError
 from pinspect.core.layout import NO_ADDRESS, Layout
 from pinspect.core.prompts import ONE_SHOT, SHOTS, PromptKind
+from pinspect.core.rows import SPLITS, Row, read_chat
 
 REQUIRED = (
     *("id", "source", "split", "shape", "view", "kind", "shot", "file", "capture", "sha256", "answer_kind", "answer"),

@@ -23,13 +23,9 @@ from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import ChatParams
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
-
-SPLITS = ("train", "validation", "test")
+from pinspect.core.rows import SPLITS, Row
 
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
-
-Row = dict[str, object]
-
 
 @dataclass(frozen=True)
 class Worked:
@@ -246,24 +242,6 @@ def write_chat(dataset: ChatDataset, folder: Path) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset.rows[split])
         partial.write_text("".join(lines), encoding="utf-8", newline="\n")
         partial.replace(folder / f"{split}.jsonl")
-
-
-def read_chat(path: Path) -> list[Row]:
-    """The rows of one chat file. Raises StageInputError naming the file and the line that cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise StageInputError(f"{path}: not found; run `dvc repro chat`") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise StageInputError(f"{path}:{number}: not JSON ({error}); run `dvc repro -f chat`") from None
-        if not isinstance(row, dict):
-            raise StageInputError(f"{path}:{number}: expected a JSON object, found {line!r}; run `dvc repro -f chat`")
-        rows.append(row)
-    return rows
 
 
 def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:

@@ -17,9 +17,9 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from tqdm import tqdm
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core.answers import AnswerContract
 from pinspect.core.params import Params, TrainParams
+from pinspect.core.rows import read_chat
 from pinspect.model.augmentation import Augmenter
 from pinspect.model.backends import Backend, open_backend
 from pinspect.model.batching import prepared_ahead

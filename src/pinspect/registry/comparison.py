@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
-from pinspect.chat.dataset import read_chat
 from pinspect.core import digests as provenance
 from pinspect.core import predictions, prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import Params
+from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.evaluate import MODEL
 from pinspect.registry.versions import (
