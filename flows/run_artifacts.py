@@ -58,7 +58,8 @@ def _champion(root: Path) -> tuple[str, Mapping[str, str]]:
     from mlflow.exceptions import MlflowException
 
     from pinspect.core.params import load_params
-    from pinspect.registry.versions import CHAMPION, open_registry
+    from pinspect.registry.connection import open_registry
+    from pinspect.registry.versions import CHAMPION
 
     try:
         params = load_params(root / "params.yaml").register_

@@ -13,7 +13,8 @@ from pinspect.core import environment as quiet  # noqa: F401  before the librari
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.model.families import checkpoint_of
-from pinspect.registry.versions import read_candidate, register_candidate
+from pinspect.registry.candidate import read_candidate
+from pinspect.registry.registration import register_candidate
 
 
 def main(root: Path = Path()) -> None:

@@ -23,7 +23,8 @@ import yaml
 
 from pinspect.core import environment as quiet
 from pinspect.core.params import load_params
-from pinspect.registry.versions import CHAMPION, open_registry
+from pinspect.registry.connection import open_registry
+from pinspect.registry.versions import CHAMPION
 from tests.support.evaluated_project import run_stage
 from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port

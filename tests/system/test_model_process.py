@@ -22,7 +22,7 @@ from pinspect.core.errors import RegistryError, RegistryUnreachableError
 from pinspect.core.params import Params, load_params
 from pinspect.inspection.inspector import Photograph, Task
 from pinspect.model.families import composite_cell
-from pinspect.registry.versions import open_registry
+from pinspect.registry.connection import open_registry
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion
 from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError, QueueFullError

@@ -11,9 +11,10 @@ import requests
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import RegistryUnreachableError
 from pinspect.core.params import load_params
+from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import leaderboard
 from pinspect.registry.promotion import promote
-from pinspect.registry.versions import load_registered, open_registry
+from pinspect.registry.versions import load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port, mlflow_server, running  # noqa: F401
 

@@ -17,9 +17,9 @@ from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.params import load_params
 from pinspect.evaluation import metrics
 from pinspect.registry.comparison import Evidence
+from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback, weigh
-from pinspect.registry.versions import open_registry
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
 from tests.support.sample import ROOT

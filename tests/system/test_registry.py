@@ -18,7 +18,10 @@ from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import load_params
 from pinspect.inspection.files import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
-from pinspect.registry.versions import find_version, load_registered, open_registry, pack, read_candidate
+from pinspect.registry.candidate import read_candidate
+from pinspect.registry.connection import open_registry
+from pinspect.registry.package import pack
+from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import ROOT
 

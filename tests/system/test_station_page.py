@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pinspect.core.params import load_params
-from pinspect.registry.versions import open_registry
+from pinspect.registry.connection import open_registry
 from pinspect.station.results import ResultsTable
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, read_labels

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from pinspect.core.params import load_params
-from pinspect.registry.versions import open_registry
+from pinspect.registry.connection import open_registry
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from tests.support.evaluated_project import run_stage

@@ -17,7 +17,7 @@ import pytest
 
 from pinspect.core import environment as quiet
 from pinspect.core.params import load_params
-from pinspect.registry.versions import open_registry
+from pinspect.registry.connection import open_registry
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from pinspect.station.watch import Inbox, InboxError

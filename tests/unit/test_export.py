@@ -23,7 +23,7 @@ from pinspect.model.families import Checkpoint, checkpoint_of
 from pinspect.model.generate import answer_rows
 from pinspect.model.loading import load_inspector
 from pinspect.model.merging import export_merged
-from pinspect.registry.versions import open_registry
+from pinspect.registry.connection import open_registry
 from tests.support import chat_line
 from tests.support.sample import ROOT
 

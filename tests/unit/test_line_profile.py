@@ -18,7 +18,8 @@ from pinspect.model.families import checkpoint_of
 from pinspect.nsoartc.alignment import align
 from pinspect.nsoartc.dst import best_shape
 from pinspect.nsoartc.unit_space import UnitSpace
-from pinspect.registry.versions import pack, read_candidate
+from pinspect.registry.candidate import read_candidate
+from pinspect.registry.package import pack
 from tests.support.dst_line import build, drop_raw
 from tests.support.evaluation_examples import PARAMS, answered, chat_row, escaped, right
 from tests.support.sample import line

@@ -12,7 +12,8 @@ from pinspect.core.errors import RegistryError
 from pinspect.core.params import RegisterParams, load_params
 from pinspect.model.families import checkpoint_of
 from pinspect.model.merging import export_merged
-from pinspect.registry.versions import number_of, open_registry, require_version
+from pinspect.registry.connection import open_registry
+from pinspect.registry.versions import number_of, require_version
 
 
 def export_version(root: Path, params: RegisterParams, reference: str, out: Path) -> str:

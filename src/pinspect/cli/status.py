@@ -16,7 +16,8 @@ from pinspect.captures.labels import IMAGE_SUFFIXES, images_folder
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import Params
-from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, open_registry, version_of
+from pinspect.registry.connection import open_registry
+from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, version_of
 
 UNCHANGED, CHANGED, FOLLOWS = "unchanged", "changed", "follows"
 _TOLD = 5  # names of captures in the table; --json has all

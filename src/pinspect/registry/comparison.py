@@ -22,15 +22,9 @@ from pinspect.core.params import Params
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.evaluate import MODEL
-from pinspect.registry.versions import (
-    ASKED,
-    EVALUATION_TAG,
-    PREDICTIONS,
-    headline,
-    number_of,
-    stored_report,
-    tracking_uri,
-)
+from pinspect.registry.candidate import headline
+from pinspect.registry.connection import tracking_uri
+from pinspect.registry.versions import ASKED, EVALUATION_TAG, PREDICTIONS, number_of, stored_report
 
 # A process of its own: a version answers by the code that it was registered with, not by the present one.
 _ANSWER = """

@@ -14,14 +14,8 @@ from rich.table import Table
 
 from pinspect.cli.summary import SCORES
 from pinspect.core.params import Params
-from pinspect.registry.versions import (
-    DECISION_TAG,
-    ROLLBACK_TAG,
-    TEST_SET_TAG,
-    number_of,
-    open_registry,
-    require_version,
-)
+from pinspect.registry.connection import open_registry
+from pinspect.registry.versions import DECISION_TAG, ROLLBACK_TAG, TEST_SET_TAG, number_of, require_version
 
 # What a version's line tells: its name -> the tag that holds it. Zero-shot is what production does.
 _SCORE_TAGS = {

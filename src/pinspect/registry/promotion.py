@@ -23,6 +23,7 @@ from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.params import Params, PromoteParams
 from pinspect.evaluation import metrics
 from pinspect.registry.comparison import Evidence, on_one_test_set
+from pinspect.registry.connection import open_registry, registry_lock
 from pinspect.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -30,8 +31,6 @@ from pinspect.registry.versions import (
     PREVIOUS,
     ROLLBACK_TAG,
     number_of,
-    one_at_a_time,
-    open_registry,
     require_version,
     version_of,
 )
@@ -113,7 +112,7 @@ def promote(root: Path, params: Params, *, approve_by: str = "") -> Decision:
     StageInputError when a version must be asked anew and data is missing.
     """
     name = params.register_.model_name
-    with open_registry(root, params.register_) as client, one_at_a_time(root):
+    with open_registry(root, params.register_) as client, registry_lock(root):
         challenger, champion = _challenger(client, name), version_of(client, name, CHAMPION)
         if champion and champion.version == challenger.version:
             decision = _finish(client, challenger)
@@ -193,7 +192,7 @@ def rollback(root: Path, params: Params, why: str, by: str = "") -> Rollback:
     if not why.strip():
         raise RegistryError("a rollback says why: pinspect rollback --why 'three escapes at line 2'")
     name = params.register_.model_name
-    with open_registry(root, params.register_) as client, one_at_a_time(root):
+    with open_registry(root, params.register_) as client, registry_lock(root):
         champion = require_version(client, name, CHAMPION)
         previous = version_of(client, name, PREVIOUS)
         if previous is None or previous.version == champion.version:

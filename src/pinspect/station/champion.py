@@ -11,15 +11,8 @@ from pathlib import Path
 from pinspect.core.errors import ModelError, PinspectError, RegistryError
 from pinspect.core.params import RegisterParams
 from pinspect.inspection.inspector import CaptureInspector
-from pinspect.registry.versions import (
-    CHALLENGER,
-    CHAMPION,
-    load_registered,
-    number_of,
-    open_registry,
-    require_version,
-    version_of,
-)
+from pinspect.registry.connection import open_registry
+from pinspect.registry.versions import CHALLENGER, CHAMPION, load_registered, number_of, require_version, version_of
 
 _LAST_GOOD = "last_good_version"
 _LONGEST_REASON = 500  # characters

@@ -1,0 +1,149 @@
+"""Connects to the MLflow registry of a project: which one, with a lock, and with errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pinspect.core.errors import RegistryError, RegistryUnreachableError
+from pinspect.core.params import RegisterParams
+
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_DEFAULT_STORE = Path("mlruns")
+_PROBE_SECONDS = 10
+
+
+def tracking_uri(root: Path, params: RegisterParams) -> str:
+    """Return the URI of the registry that a project uses.
+
+    Args:
+        root: The project's folder.
+        params: The section `register`.
+
+    Returns:
+        `MLFLOW_TRACKING_URI` if that is set, else `register.tracking_uri`, else a sqlite file in `mlruns/` of the
+        project.
+    """
+    chosen = os.environ.get(_URI_VARIABLE) or params.tracking_uri
+    return chosen or f"sqlite:///{(root / _DEFAULT_STORE / 'mlflow.db').resolve()}"
+
+
+def portable_uri(root: Path, params: RegisterParams) -> str:
+    """Return `tracking_uri` without this machine's folders if the registry is a sqlite file in the project."""
+    uri = tracking_uri(root, params)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:") or not path.is_relative_to(root.resolve()):
+        return uri
+    return f"sqlite:///{path.relative_to(root.resolve()).as_posix()}"
+
+
+@contextlib.contextmanager
+def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
+    """Open the registry of a project, and make it the current one of `mlflow` while the context lasts.
+
+    Args:
+        root: The project's folder.
+        params: The section `register`.
+
+    Yields:
+        A client of the registry. The experiment that runs are logged to exists.
+
+    Raises:
+        RegistryUnreachableError: A server does not answer; raised within seconds.
+        RegistryError: MLflow refuses a call inside the context, or the database cannot be used.
+    """
+    uri = tracking_uri(root, params)
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
+    elif uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    _silence_mlflow()
+    previous_uri = os.environ.get(_URI_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        with registry_lock(root):  # two processes must not create the tables of a new database at the same time
+            client = MlflowClient(uri, uri)
+            experiment_id(client, root, params)
+        yield client
+    except MlflowException as error:
+        raise RegistryError(
+            f"{uri}: {_in_one_line(error)}; check the MLflow server and that its version fits this MLflow"
+        ) from error
+    except requests.RequestException as error:
+        raise _unreachable(uri, error) from error
+    except SQLAlchemyError as error:
+        raise RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away") from error
+    finally:
+        # MLflow puts its URI into the environment, where the next project would take it for the user's choice.
+        if previous_uri is None:
+            os.environ.pop(_URI_VARIABLE, None)
+        else:
+            os.environ[_URI_VARIABLE] = previous_uri
+
+
+def experiment_id(client: MlflowClient, root: Path, params: RegisterParams) -> str:
+    """Return the id of the experiment that runs are logged to; create the experiment if it is new."""
+    experiment = client.get_experiment_by_name(params.experiment)
+    if experiment:
+        return experiment.experiment_id
+    # A server chooses the place of its artifacts itself; the project's own database keeps them next to it.
+    is_local = tracking_uri(root, params).startswith("sqlite:")
+    location = (root / _DEFAULT_STORE / "artifacts").resolve().as_uri() if is_local else None
+    return client.create_experiment(params.experiment, artifact_location=location)
+
+
+@contextlib.contextmanager
+def registry_lock(root: Path) -> Iterator[None]:
+    """Let the processes of one checkout change the registry in turn.
+
+    The kernel frees the lock of a killed process. Processes on other machines are not locked out:
+    `registration.register_candidate` removes a version that two machines registered at the same moment.
+
+    Args:
+        root: The project's folder.
+
+    Yields:
+        Nothing, once this process holds the lock.
+    """
+    lock = root / _DEFAULT_STORE / "register.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
+
+
+def _probe(uri: str) -> None:
+    """Ask the server for any answer: MLflow itself would retry for minutes before it gave up."""
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+    except requests.RequestException as error:
+        raise _unreachable(uri, error) from None
+
+
+def _unreachable(uri: str, error: Exception) -> RegistryUnreachableError:
+    return RegistryUnreachableError(
+        f"{uri}: no MLflow server answers ({type(error).__name__}); start it or correct MLFLOW_TRACKING_URI, then run "
+        "dvc repro again: only this stage is left"
+    )
+
+
+def _silence_mlflow() -> None:
+    """Keep the logs of MLflow and its database migrations to errors."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*(type hints|input example).*")  # we pass the signature ourselves
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

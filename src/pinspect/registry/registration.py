@@ -1,0 +1,155 @@
+"""Registers an adapter in MLflow: one registered model, one version per package, scores as tags and metrics.
+
+A version is created in one step, with all its tags, after everything that it points to is stored: a killed run leaves
+an unfinished MLflow run at most, never half a version. The package of a version never changes: the same adapter with
+another view, reference or operating point becomes another version, because otherwise the champion would change without
+a promotion. A new evaluation of the same package renews the scores of its version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib.metadata import requires
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pinspect.core.params import Params
+from pinspect.inspection import registered_model
+from pinspect.registry.candidate import Candidate, flatten
+from pinspect.registry.connection import experiment_id, open_registry, portable_uri, registry_lock
+from pinspect.registry.package import Package, pack
+from pinspect.registry.versions import (
+    ADAPTER_TAG,
+    CHALLENGER,
+    CHAMPION,
+    EVALUATION_TAG,
+    PACKAGE_TAG,
+    REPORTS,
+    TEST_SET_TAG,
+    find_version,
+)
+
+_METRICS_PER_CALL = 500
+
+
+def register_candidate(candidate: Candidate, params: Params) -> dict:
+    """Register an adapter and give it the alias `challenger`, unless it is the champion already.
+
+    A package that has a version keeps that version; a new evaluation renews the version's tags and files.
+
+    Args:
+        candidate: The evaluated adapter.
+        params: The project's parameters.
+
+    Returns:
+        The content of `reports/registration.json`.
+
+    Raises:
+        RegistryError: The registry refuses a call; RegistryUnreachableError if a server does not answer.
+        StageInputError: A file that has to be packed is missing.
+    """
+    name = params.register_.model_name
+    with (
+        pack(candidate, params) as package,
+        open_registry(candidate.root, params.register_) as client,
+        registry_lock(candidate.root),
+    ):
+        version = find_version(client, name, package.sha256)
+        if version is None:
+            version = _create_version(client, candidate, package, params)
+        elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
+            _renew_scores(client, version, candidate)
+        if CHAMPION not in client.get_model_version(name, version.version).aliases:
+            client.set_registered_model_alias(name, CHALLENGER, version.version)
+    return {
+        "name": name,
+        "version": int(version.version),
+        ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
+        PACKAGE_TAG: package.sha256,
+        "model_uri": f"models:/{name}/{version.version}",
+        "registry": portable_uri(candidate.root, params.register_),
+        "base_sha256": candidate.digests["base_sha256"],
+        "dataset_digest": candidate.digests["dataset_digest"],
+        TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
+        "scores": dict(candidate.scores),
+    }
+
+
+def _create_version(client: MlflowClient, candidate: Candidate, package: Package, params: Params) -> ModelVersion:
+    name, sha256 = params.register_.model_name, candidate.digests[ADAPTER_TAG]
+    with contextlib.suppress(MlflowException):  # it exists already, or the next call reports the problem
+        client.create_registered_model(name, description="Visual inspection of connector pins: LoRA adapters.")
+    experiment = experiment_id(client, candidate.root, params.register_)
+    tags = {**candidate.tags, PACKAGE_TAG: package.sha256}
+    with mlflow.start_run(experiment_id=experiment, run_name=f"adapter-{sha256[:8]}", tags=tags) as run:
+        _log_run(client, run, candidate, params)
+        model = mlflow.pyfunc.log_model(
+            name="inspector",
+            python_model=registered_model.__file__,
+            artifacts=dict(package.artifacts),
+            signature=registered_model.signature(),
+            code_paths=[str(Path(registered_model.__file__).parents[1])],
+            pip_requirements=[need for need in requires("pinspect") or [] if "extra ==" not in need],
+        )
+        for metric, value in candidate.scores.items():
+            mlflow.log_metric(metric, value, model_id=model.model_id)
+    version = client.create_model_version(
+        name,
+        source=model.model_uri,
+        run_id=run.info.run_id,
+        tags=tags,
+        description=f"Adapter {sha256[:12]} on base {candidate.digests['base_sha256'][:12]}.",
+        model_id=model.model_id,
+    )
+    return _keep_oldest(client, version, package)
+
+
+def _keep_oldest(client: MlflowClient, version: ModelVersion, package: Package) -> ModelVersion:
+    """Remove the new version if another machine registered the same package in the meantime."""
+    oldest = find_version(client, version.name, package.sha256)
+    if oldest is None or oldest.version == version.version:
+        return version
+    client.delete_model_version(version.name, version.version)
+    return oldest
+
+
+def _renew_scores(client: MlflowClient, version: ModelVersion, candidate: Candidate) -> None:
+    for metric, value in candidate.scores.items():
+        client.log_metric(version.run_id, metric, value)
+    for report in candidate.reports:
+        client.log_artifact(version.run_id, str(report), REPORTS)
+    # The hash of the evaluation comes last: it marks everything before it as renewed.
+    for tag, text in sorted(candidate.tags.items(), key=lambda item: item[0] == EVALUATION_TAG):
+        client.set_model_version_tag(version.name, version.version, tag, text)
+
+
+def _log_run(client: MlflowClient, run: Run, candidate: Candidate, params: Params) -> None:
+    mlflow.log_params(flatten(params.model_dump(by_alias=True)))
+    digest = candidate.digests["dataset_digest"]
+    dataset = MetaDataset(CodeDatasetSource({"path": "data/chat", "dvc": digest}), name="chat", digest=digest)
+    mlflow.log_input(dataset, context="training")
+    points = _learning_curve(candidate.adapter / "learning_curve.csv")
+    for start in range(0, len(points), _METRICS_PER_CALL):
+        client.log_batch(run.info.run_id, metrics=points[start : start + _METRICS_PER_CALL])
+    for report in candidate.reports:
+        mlflow.log_artifact(str(report), REPORTS)
+
+
+def _learning_curve(path: Path) -> list[Metric]:
+    if not path.is_file():
+        return []
+    curve = pd.read_csv(path)
+    names = [name for name in ("loss", "validation_loss", "learning_rate") if name in curve]
+    return [
+        Metric(f"train.{name}", float(value), timestamp=0, step=int(step))
+        for name in names
+        for step, value in curve[["step", name]].dropna().itertuples(index=False)
+    ]
