@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from pinspect.core.errors import PinspectError
+from pinspect.core.files import write_file
 
 LOCK_FILE = "dvc.lock"
 _PLACE = Path(".dvc/tmp/retrain")
@@ -74,12 +74,9 @@ def secure_lock_file(root: Path) -> None:
     if not path.is_file():
         return
     if _is_whole(path):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
-        shutil.copyfile(path, partial)
-        partial.replace(kept)
+        write_file(kept, path.read_bytes())
     elif kept.is_file():
-        shutil.copyfile(kept, path)
+        write_file(path, kept.read_bytes())
 
 
 def _is_whole(lock_file: Path) -> bool:

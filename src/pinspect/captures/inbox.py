@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pinspect.captures.labels import IMAGE_SUFFIXES, LABELS, AddReport, add_captures, images_folder
 from pinspect.core.answers import AnswerContract
+from pinspect.core.files import write_file
 
 SECONDS_OF_ADDING = 60
 
@@ -69,9 +70,7 @@ def _forget_rows(inbox: Path, there: Path, taken: Collection[str]) -> None:
     gone = {name for name in names if name and not (images / name).exists() and (there / name).is_file()}
     kept = [line for name, line in zip(names, lines, strict=True) if name not in gone and name not in taken]
     if kept != lines:
-        partial = labels.with_name(f".{LABELS}.partial")
-        partial.write_bytes(b"".join(kept))
-        partial.replace(labels)
+        write_file(labels, b"".join(kept))
 
 
 def _names(lines: Sequence[bytes]) -> list[str]:

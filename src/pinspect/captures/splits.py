@@ -25,6 +25,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from pinspect.core.errors import CaptureError
+from pinspect.core.files import write_file
 from pinspect.core.lines import eye_of
 from pinspect.core.rows import SPLITS
 
@@ -143,6 +144,4 @@ def write_splits(path: Path, splits: Iterable[tuple[str, str]], rule: SplitRule)
     rows = io.StringIO()
     frame = pd.DataFrame(sorted(splits), columns=["sha256", "split"]).assign(rule=rule.version)
     frame.to_csv(rows, index=False, lineterminator="\n")
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(rows.getvalue(), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_file(path, rows.getvalue())

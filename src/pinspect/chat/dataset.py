@@ -19,6 +19,7 @@ from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, RawCapture, r
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import StageInputError
+from pinspect.core.files import write_file
 from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import ChatParams
@@ -26,6 +27,7 @@ from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
 from pinspect.core.rows import SPLITS, Row
 
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
+
 
 @dataclass(frozen=True)
 class Worked:
@@ -238,10 +240,8 @@ def write_chat(dataset: ChatDataset, folder: Path) -> None:
     """Write `<split>.jsonl` for every split, one row a line, each file whole or not at all, training rows last."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in reversed(SPLITS):
-        partial = folder / f"{split}.jsonl.partial"
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset.rows[split])
-        partial.write_text("".join(lines), encoding="utf-8", newline="\n")
-        partial.replace(folder / f"{split}.jsonl")
+        write_file(folder / f"{split}.jsonl", "".join(lines))
 
 
 def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:

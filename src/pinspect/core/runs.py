@@ -7,9 +7,10 @@ ignore; the registry logs them to MLflow.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from pinspect.core.files import write_file
 
 RUNS = Path("build/runs")
 
@@ -22,11 +23,7 @@ def write_run_facts(root: Path, stage: str, facts: Mapping[str, object]) -> None
         stage: Name of the stage, such as `train`.
         facts: Name -> value that JSON can hold.
     """
-    path = root / RUNS / f"{stage}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_text(json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    write_file(root / RUNS / f"{stage}.json", json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run_facts(root: Path, stage: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from pinspect.captures.labels import IMAGE_SUFFIXES
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import CaptureError, ImageError
+from pinspect.core.files import atomic_path
 from pinspect.core.params import RegisterParams, load_params
 from pinspect.inspection.annotate import GREEN, RED, annotate
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, empty_record
@@ -142,11 +143,8 @@ class AnnotatedPictures:
             caption, color = f"{record['defect_mode']} at {record['defect_position']}   {caption}", RED
             corners = inspector.pin_corners(seen, record["defect_position"])
         out = self._folder / self.place(path)
-        with self._explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial = out.with_name(f".{out.name}.partial{out.suffix}")
+        with self._explained(out), atomic_path(out) as partial:
             annotate(seen.image, corners, caption, color).save(partial, quality=92)
-            partial.replace(out)
         return out
 
     def place(self, path: Path) -> Path:

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pinspect.core.answers import AnswerContract
+from pinspect.core.files import atomic_path
 from pinspect.core.params import Params, TrainParams
 from pinspect.core.rows import read_chat
 from pinspect.model.augmentation import Augmenter
@@ -272,15 +273,13 @@ class _SavedProgress:
 
     def save(self, progress: _Progress, model: nn.Module, learner: Learner) -> None:
         """Write the state; the rename makes a present file a complete one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
         state = {
             "adapter": get_peft_model_state_dict(model),
             "optimizer": learner.optimizer.state_dict(),
             "progress": vars(progress),
         }
-        torch.save(state, partial)
-        partial.rename(self.path)
+        with atomic_path(self.path) as partial:
+            torch.save(state, partial)
 
     def discard(self) -> None:
         """Remove the state of a finished training."""

@@ -30,6 +30,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.core.files import atomic_path
 from pinspect.core.layout import Address, Layout
 from pinspect.core.params import load_params
 from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat, prepared_ahead
@@ -536,8 +537,8 @@ def _save_checkpoint(work: Path, lesson: str, step: int, trainer: BaseTrainer, o
         "heads": trainer.heads.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizer_list],
     }
-    torch.save(state, work / "checkpoint.partial")
-    (work / "checkpoint.partial").rename(work / "checkpoint.pt")
+    with atomic_path(work / "checkpoint.pt") as partial:
+        torch.save(state, partial)
 
 
 def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pinspect.core.errors import PromotionRefused, RegistryError
+from pinspect.core.files import write_file
 from pinspect.core.params import Params, PromoteParams
 from pinspect.evaluation import metrics
 from pinspect.registry.comparison import Evidence, on_one_test_set
@@ -334,10 +335,7 @@ def _write_proof(client: MlflowClient, challenger: ModelVersion, decision: Decis
 
 def _write_file(path: Path, decision: Decision) -> None:
     """In one step, so that a reader never meets half a decision."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    write_file(path, json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _values(evidence: Evidence, params: Params) -> dict[str, float]:

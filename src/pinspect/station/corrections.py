@@ -33,6 +33,7 @@ from pinspect.captures.labels import (
 )
 from pinspect.core.answers import PASSED, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
+from pinspect.core.files import write_file
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import Params
@@ -216,9 +217,7 @@ def _take_over(captures: Path, earlier: str, image: Path, labels: Path) -> None:
     """Bring in the new image and labels; the verdict changes with the renaming of the labels."""
     images = images_folder(captures)
     for source, target in ((image, images / image.name), (labels, captures / LABELS)):
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        write_file(target, source.read_bytes())
     if earlier != image.name:
         (images / earlier).unlink()
 

@@ -6,15 +6,14 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pinspect.core.files import atomic_path
 from pinspect.station.results import STATION_FOLDER, ResultsError
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PARTIAL = ".partial-"
 
 
 class PictureStore:
@@ -70,10 +69,6 @@ class PictureStore:
 
     @staticmethod
     def _write(content: bytes, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
+        with atomic_path(path, sync=True) as partial:
+            partial.touch(mode=0o600)
+            partial.write_bytes(content)
