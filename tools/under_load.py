@@ -2,8 +2,8 @@
 
     python tools/under_load.py --busy 4 --times 2 -- make test
 
-Prints the exit code and the seconds of each run; its own exit code is the first one that is not 0. Shows whether tests hold
-on a slow machine.
+Prints the exit code and the seconds of each run; its own exit code is the first one that is not 0. Shows whether tests
+hold on a slow machine.
 """
 
 from __future__ import annotations
