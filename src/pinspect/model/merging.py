@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a checkpoint like the base's own, for engines that know nothing of pinspect."""
+"""Export of an adapter merged into its base: a checkpoint like the base's own, for engines such as vLLM."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from pathlib import Path
 import torch
 
 from pinspect.core.errors import ModelError
+from pinspect.model.checkpoint_files import checkpoint_folder, directory_digest
 from pinspect.model.families import Checkpoint
-from pinspect.model.loading import checkpoint_folder, directory_digest, load_inspector
+from pinspect.model.loading import load_inspector
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
 CARD = "pinspect.json"
 
 
 def export_merged(base: Checkpoint, adapter: Path, out: Path) -> Path:
-    """Write the base with `adapter` merged into it to the new folder `out`, and return that.
+    """Merge an adapter into its base and write the result as a whole checkpoint.
 
-    Every file of the base's checkpoint but its weights is copied as it is, so that whatever loads the base loads the
-    export; `pinspect.json` tells where it comes from. Weights are bfloat16 where the base's are, else float32. Raises
-    ModelError when `out` holds something already, or base or adapter cannot be loaded.
+    All files of the base's checkpoint except its weights are copied unchanged, so that every program that loads the
+    base loads the export. `pinspect.json` names base and adapter. The weights are bfloat16 if the base's weights are,
+    else float32.
+
+    Args:
+        base: The base.
+        adapter: Folder of the adapter.
+        out: Folder to write; missing or empty.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelError: `out` is not empty, or base or adapter cannot be loaded.
     """
     if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out}: is not empty; name a folder that is not there yet")
+        raise ModelError(f"{out}: the folder is not empty; choose a new folder")
     folder = checkpoint_folder(base)
     merged = load_inspector(base, adapter).model.merge_and_unload().to(_dtype_of(folder))
     partial = out.with_name(f"{out.name}.partial")
@@ -43,7 +55,7 @@ def export_merged(base: Checkpoint, adapter: Path, out: Path) -> Path:
     (partial / CARD).write_text(json.dumps(origin, indent=2) + "\n")
     if out.exists():
         out.rmdir()
-    partial.rename(out)  # a folder that is there is a complete one
+    partial.rename(out)  # the rename comes last, so that `out` is always complete
     return out
 
 

@@ -1,0 +1,158 @@
+"""The answer contract as a grammar over the tokens of one tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract, AnswerKind
+from pinspect.model.generated_answer import GeneratedAnswer, entropy_bits
+
+
+class AnswerGrammar:
+    """The answer contract in the tokens of one tokenizer.
+
+    Attributes:
+        tokenizer: The tokenizer of the model.
+        contract: The answer contract.
+        judgement_lead: Text directly before the judgement.
+        address_lead: Text that all addresses start with.
+        judgements: The tokens that `passed` and `defective` start with, in this order.
+        addresses: For each pin the tokens of its address after `address_lead`.
+    """
+
+    def __init__(self, tokenizer: Any, contract: AnswerContract) -> None:
+        self.tokenizer, self.contract = tokenizer, contract
+        shape, address = contract.shapes[0], contract.layout.addresses[0]
+        answers = (
+            contract.passed(shape, "RAW"),
+            contract.defective(shape, "RAW", contract.defect_modes[0], address),
+        )
+        self.judgement_lead = _common_start([contract.render(answer) for answer in answers]).split("\n")[-1]
+        addresses = [str(address) for address in contract.layout.addresses]
+        self.address_lead = _common_start(addresses)
+        self.judgements = [self._tokens_after(self.judgement_lead, word)[0] for word in (PASSED, DEFECTIVE)]
+        arrow = f"->{self.address_lead}"
+        self.addresses = [self._tokens_after(arrow, text.removeprefix(self.address_lead)) for text in addresses]
+
+    def matcher(self, kind: AnswerKind) -> llguidance.LLMatcher:
+        """Return a new matcher for answers of `kind`."""
+        grammar = llguidance.LLMatcher.grammar_from_regex(self.contract.pattern(kind, anchored=False))
+        return llguidance.LLMatcher(_llguidance_tokenizer(self.tokenizer), grammar)
+
+    def allowed(self, matcher: llguidance.LLMatcher, vocabulary: int) -> torch.Tensor:
+        """Return which tokens may come next.
+
+        Args:
+            matcher: The matcher after all tokens of the answer so far.
+            vocabulary: Number of logits of the model, which may differ from the number of tokens.
+
+        Returns:
+            bool (vocabulary,).
+        """
+        flags = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[:vocabulary] != 0
+        allowed = torch.zeros(vocabulary, dtype=torch.bool)
+        allowed[: len(flags)] = torch.from_numpy(flags)
+        return allowed
+
+    def at_judgement(self, tokens: Sequence[int]) -> bool:
+        """Return whether the judgement comes next after `tokens`."""
+        return self.text(tokens).endswith(self.judgement_lead)
+
+    def at_address(self, tokens: Sequence[int]) -> bool:
+        """Return whether the first part of the address that differs between pins comes next after `tokens`."""
+        return self.text(tokens).endswith(f"->{self.address_lead}")
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, without special tokens."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def p_defective(self, logits: torch.Tensor) -> float:
+        """Return P(defective) against P(passed), 0..1.
+
+        Args:
+            logits: Logits (vocabulary,) of the judgement token.
+        """
+        return float(logits[self.judgements].double().softmax(0)[1])
+
+    def generated_answer(
+        self,
+        if_defective: str,
+        kind: AnswerKind,
+        p_defective: float | None,
+        address_probabilities: tuple[float, ...] | None = None,
+    ) -> GeneratedAnswer:
+        """Return the answer that was decoded as defective, together with the passed answer.
+
+        The grammar fully determines the passed answer from the lines before the judgement, so it needs no decoding.
+
+        Args:
+            if_defective: The decoded text.
+            kind: Kind of the answer.
+            p_defective: P(defective); None for a star answer, which has no judgement.
+            address_probabilities: See `GeneratedAnswer`.
+        """
+        entropy = None if address_probabilities is None else entropy_bits(address_probabilities)
+        if_passed = None
+        if p_defective is not None:
+            answer = self.contract.parse(if_defective, kind)
+            if_passed = self.contract.render(self.contract.passed(answer.shape, answer.view), kind)
+        return GeneratedAnswer(
+            text=if_defective,
+            p_defective=p_defective,
+            seconds=0.0,
+            if_passed=if_passed,
+            if_defective=None if if_passed is None else if_defective,
+            address_probabilities=address_probabilities,
+            address_entropy=entropy,
+        )
+
+    def _tokens_after(self, lead: str, text: str) -> list[int]:
+        """Return the tokens of `text` where it follows `lead`."""
+        ids = self.tokenizer(lead, add_special_tokens=False).input_ids
+        return self.tokenizer(lead + text, add_special_tokens=False).input_ids[len(ids) :]
+
+
+class GrammarProcessor(LogitsProcessor):
+    """Masks all tokens that would break the grammar in `generate`, and decodes every judgement as `defective`."""
+
+    def __init__(self, grammar: AnswerGrammar, kinds: Sequence[AnswerKind], prompt_length: int) -> None:
+        self.grammar, self.prompt_length, self.read = grammar, prompt_length, prompt_length
+        self.matchers = [grammar.matcher(kind) for kind in kinds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return `scores` (rows, vocabulary) of the next token with forbidden tokens at minus infinity."""
+        masked = torch.full_like(scores, float("-inf"))
+        for index, matcher in enumerate(self.matchers):
+            tokens = input_ids[index, self.prompt_length :].tolist()
+            for token in tokens[self.read - self.prompt_length :]:
+                if not matcher.is_stopped():
+                    matcher.consume_token(token)
+            # A matcher stops when the answer is complete, before the end token, so the end token is forced here.
+            if matcher.is_stopped():
+                masked[index, self.grammar.tokenizer.eos_token_id] = 0
+            elif self.grammar.at_judgement(tokens):
+                masked[index, self.grammar.judgements[1]] = 0
+            else:
+                allowed = self.grammar.allowed(matcher, scores.shape[1]).to(scores.device)
+                masked[index, allowed] = scores[index, allowed]
+        self.read = input_ids.shape[1]
+        return masked
+
+
+@lru_cache(maxsize=4)
+def _llguidance_tokenizer(tokenizer: Any) -> llguidance.LLTokenizer:
+    return llguidance.hf.from_tokenizer(tokenizer)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    places = zip(*texts, strict=False)
+    return "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, places))
