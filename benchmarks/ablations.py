@@ -31,7 +31,7 @@ from pinspect.evaluation import metrics
 from pinspect.examination.controls import run_controls
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
-from pinspect.model.generate import answer_rows
+from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,7 @@ from pinspect.examination.answering import headline_rows
 from pinspect.examination.operating_point import read_operating_point
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, pack_line
 from pinspect.model.families import checkpoint_of
-from pinspect.model.generate import GeneratedAnswer, answer_rows
+from pinspect.model.generation import GeneratedAnswer, answer_rows
 from pinspect.model.loading import Inspector, load_inspector
 
 ROOT = Path(__file__).parents[1]

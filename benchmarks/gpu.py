@@ -30,7 +30,7 @@ from pinspect.core.rows import read_chat
 from pinspect.model.adapter import train_adapter
 from pinspect.model.backends import open_backend, unsloth_obstacle
 from pinspect.model.families import checkpoint_of
-from pinspect.model.generate import answer_rows
+from pinspect.model.generation import answer_rows
 from pinspect.model.loading import inspecting_device, load_inspector, load_processor
 
 ROOT = Path(__file__).parents[1]

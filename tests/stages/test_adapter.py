@@ -22,7 +22,8 @@ from pinspect.core.rows import read_chat
 from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
 from pinspect.model.families import checkpoint_of
-from pinspect.model.loading import base_digest, load_base, load_inspector, load_processor
+from pinspect.model.checkpoint_files import base_digest
+from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
 from tests.support import chat_line
 from tests.support.sample import ROOT

@@ -22,8 +22,8 @@ from pinspect.examination.operating_point import read_operating_point, write_ope
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED
 from pinspect.model.families import checkpoint_of
-from pinspect.model.generate import MAXIMUM_ANSWER_TOKENS, answer_rows
-from pinspect.model.loading import Inspector, load_inspector
+from pinspect.model.generation import answer_rows
+from pinspect.model.loading import MAXIMUM_ANSWER_TOKENS, Inspector, load_inspector
 from pinspect.model.rows import RowEncoder
 from pinspect.pretraining.base import new_base
 from tests.support import chat_line

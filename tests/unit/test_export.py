@@ -20,7 +20,7 @@ from pinspect.core.rows import read_chat
 from pinspect.inspection import registered_model as pyfunc_model
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import Checkpoint, checkpoint_of
-from pinspect.model.generate import answer_rows
+from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
 from pinspect.model.merging import export_merged
 from pinspect.registry.connection import open_registry
@@ -78,7 +78,7 @@ def test_an_export_is_a_whole_checkpoint_for_transformers_alone(trained, tmp_pat
 def test_an_export_overwrites_nothing(trained, tmp_path):
     root, base = trained
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match="is not empty; name a folder that is not there yet"):
+    with pytest.raises(ModelError, match="the folder is not empty; choose a new folder"):
         export_merged(base, root / "models/adapter", tmp_path)
 
 

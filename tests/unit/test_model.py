@@ -19,7 +19,7 @@ from pinspect.core.rows import read_chat
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahead
 from pinspect.model.families import Checkpoint, checkpoint_of
-from pinspect.model.generate import answer_rows
+from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_base, load_inspector
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
 from pinspect.model.rows import RowEncoder
@@ -263,13 +263,13 @@ def test_free_answers_are_what_the_model_says_unaided(line):
 
 def test_a_missing_or_broken_model_is_told_in_one_line(line, tmp_path):
     root, params = line
-    with pytest.raises(ModelError, match="no adapter there"):
+    with pytest.raises(ModelError, match="adapter not found"):
         load_inspector(base_of(root), tmp_path / "nowhere")
     with pytest.raises(ModelError, match="make base"):
         load_base(base_of(tmp_path))
     train(root, params, tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be put on") as told:
+    with pytest.raises(ModelError, match="does not fit") as told:
         load_inspector(base_of(ROOT), tmp_path / "adapter")
     assert "\n" not in str(told.value)

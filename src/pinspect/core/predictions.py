@@ -18,7 +18,7 @@ from pinspect.core.errors import AnswerFormatError, StageInputError
 from pinspect.core.prompts import answer_kind_of
 
 if TYPE_CHECKING:
-    from pinspect.model.generate import GeneratedAnswer
+    from pinspect.model.generated_answer import GeneratedAnswer
 
 CONSTRAINED = "constrained"
 FREE = "free"

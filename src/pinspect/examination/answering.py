@@ -18,7 +18,7 @@ from pinspect.core.prompts import ZERO_SHOT
 from pinspect.examination.operating_point import EVEN_ODDS, OperatingPoint, choose_operating_point
 
 if TYPE_CHECKING:
-    from pinspect.model.generate import GeneratedAnswer
+    from pinspect.model.generated_answer import GeneratedAnswer
 
 MODEL = "adapter"
 Row = Mapping[str, object]
@@ -83,7 +83,7 @@ def _answer(
     decoding: str,
     threshold: float,
 ) -> list[GeneratedAnswer]:
-    from pinspect.model.generate import answer_rows
+    from pinspect.model.generation import answer_rows
 
     with tqdm(total=len(rows), desc=f"answer ({decoding})", unit="answer") as bar:
         return answer_rows(

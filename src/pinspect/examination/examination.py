@@ -53,7 +53,7 @@ def examine(
     """
     # Both bring torch along, which scoring a table again does not need.
     from pinspect.examination import evidence
-    from pinspect.model.generate import answer_rows
+    from pinspect.model.generation import answer_rows
 
     def answer(asked: Sequence[Row], folder: Path) -> list[str]:
         told = answer_rows(

@@ -198,7 +198,7 @@ class CaptureInspector:
         return Prepared(name, row, pictures, facts)
 
     def _answer(self, rows: list[dict], folder: Path) -> list:
-        from pinspect.model.generate import answer_rows
+        from pinspect.model.generation import answer_rows
 
         asked = self._params.evaluate
         return answer_rows(

@@ -16,7 +16,7 @@ from pinspect.core.errors import ModelError
 from pinspect.core.params import TrainParams
 from pinspect.model.backends import Backend
 from pinspect.model.batching import IGNORED
-from pinspect.model.generate import answer_rows
+from pinspect.model.generation import answer_rows
 from pinspect.model.loading import Inspector
 from pinspect.model.rows import RowEncoder
 
