@@ -21,8 +21,8 @@ from pinspect.core.params import Params, load_params
 from pinspect.core.rows import read_chat
 from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
-from pinspect.model.families import checkpoint_of
 from pinspect.model.checkpoint_files import base_digest
+from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
 from tests.support import chat_line

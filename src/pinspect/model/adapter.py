@@ -24,9 +24,9 @@ from pinspect.core.rows import read_chat
 from pinspect.model.augmentation import Augmenter
 from pinspect.model.backends import Backend, open_backend
 from pinspect.model.batching import prepared_ahead
+from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import Checkpoint
 from pinspect.model.learner import Learner, assemble
-from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.rows import RowEncoder
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "validation_exact_match", "learning_rate", "seconds")
