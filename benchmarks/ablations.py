@@ -26,6 +26,7 @@ from pinspect.core import predictions
 from pinspect.core.errors import StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
+from pinspect.core.question import CAMERA
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.examination.controls import run_controls
@@ -71,7 +72,7 @@ VARIANTS = (
     Variant("DST only", "no row of photographs", keeps=lambda row: row["view"] == "DST"),
     Variant("zero-shot only", "no one-shot row", keeps=lambda row: row["shot"] == ZERO_SHOT),
     Variant("no LoRA on vision", "the vision tower stays as the base has it", {"train": {"vision": False}}),
-    Variant("no virtual line", "camera captures alone", keeps=lambda row: row["source"] == "camera"),
+    Variant("no virtual line", "camera captures alone", keeps=lambda row: row["source"] == CAMERA),
     Variant("no mirror images", "rows as they are, light jitter kept", {"train": {"mirror": False}}),
     Variant("no counterexamples", "no swapped, blank, ... rows", {"train": {"counterexamples": NO_COUNTEREXAMPLES}}),
 )
@@ -140,7 +141,7 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
     rows = [
         row
         for row in read_chat(root / "data/chat/test.jsonl")
-        if row["source"] == "camera" and row["kind"] == params.evaluate.kind
+        if row["source"] == CAMERA and row["kind"] == params.evaluate.kind
     ]
     answers = answer(rows, images)
     table = predictions.table(

@@ -25,8 +25,8 @@ from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
 from pinspect.core.prompts import answer_kind_of
+from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
-from pinspect.examination.answering import headline_rows
 from pinspect.examination.operating_point import read_operating_point
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, pack_line
 from pinspect.model.families import checkpoint_of
@@ -60,7 +60,7 @@ def main() -> None:
 
 def throughput(root: Path, params: Params, inspector: Inspector, count: int) -> dict:
     """Answers a second of each way, the median of `ROUNDS` rounds in turn; all ways must give the same answers."""
-    rows = headline_rows(read_chat(root / "data/chat/test.jsonl"), params.evaluate)[:count]
+    rows = Question.of(params.evaluate).rows(read_chat(root / "data/chat/test.jsonl"))[:count]
     half = rows[: max(1, len(rows) // 2)]  # a row alone takes the same time whatever stands beside it
     answer = partial(answer_rows, inspector, images_dir=root / "data/composited", contract=params.contract())
     ways: dict[str, tuple[list[dict], Callable[[list[dict]], list[GeneratedAnswer]]]] = {

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pinspect.core.errors import PinspectError, run
 from pinspect.core.params import load_params
+from pinspect.core.prompts import ZERO_SHOT
 from pinspect.core.rows import read_chat
 from pinspect.model.adapter import train_adapter
 from pinspect.model.backends import open_backend, unsloth_obstacle
@@ -91,7 +92,7 @@ def turn(work: Path, way: str, steps: int) -> dict:
     base, data, out = checkpoint_of(params.model, work), work / "data", work / f"{way}-adapter"
     few = params.model_copy(update={"train": params.train.model_copy(update={"maximum_steps": 2})})
     train_adapter(few, base, data / "chat", data / "composited", out, work / f"{way}-steps", open_backend(way))
-    rows = [row for row in read_chat(data / "chat/test.jsonl") if row["shot"] == "zero_shot"]
+    rows = [row for row in read_chat(data / "chat/test.jsonl") if row["shot"] == ZERO_SHOT]
     inspector, contract = load_inspector(base, out), params.contract()
     asked = {"images_dir": data / "composited", "contract": contract, "batch_size": params.evaluate.batch_size}
     answer_rows(inspector, rows[:2], **asked)  # libraries warm up

@@ -6,9 +6,11 @@ A passed reference and an inspected capture of the test split in both views, and
 import json
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from pinspect.core import predictions
+from pinspect.core.prompts import ZERO_SHOT
+from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,12 +20,11 @@ INK, PAPER = (34, 34, 34), (255, 255, 255)
 
 def choose() -> tuple[dict[str, dict], str]:
     """Rows (by view) of one retracted pin of the camera's, and the model's answer on its RAW view."""
-    table = pd.read_csv(ROOT / "reports/eval/predictions.csv", keep_default_na=False)
-    asked = table[(table["source"] == "camera") & (table["shot"] == "zero_shot") & (table["view"] == "RAW")]
-    asked = asked[(asked["decoding"] == "constrained") & (asked["expected_defect_mode"] == "retract")]
-    chosen = asked[asked["model"] != "NSOARTC baseline"].sort_values("id").iloc[0]
+    table = predictions.read(ROOT / "reports/predictions/test.csv")
+    answers = camera_else_virtual(Question(view="RAW", kind="two_image", decoding="constrained").answers(table))
+    chosen = answers[answers["expected_defect_mode"] == "retract"].sort_values("id").iloc[0]
     rows = [row for row in read_chat(ROOT / "data/chat/test.jsonl") if row["file"] == chosen["file"]]
-    return {row["view"]: row for row in rows if row["shot"] == "zero_shot"}, chosen["answer"]
+    return {row["view"]: row for row in rows if row["shot"] == ZERO_SHOT}, chosen["answer"]
 
 
 def draw(rows: dict[str, dict], answer: str) -> Image.Image:

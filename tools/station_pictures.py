@@ -21,7 +21,9 @@ import pandas as pd
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pinspect.core import predictions
 from pinspect.core.params import load_params
+from pinspect.core.question import Question, camera_else_virtual
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
@@ -32,12 +34,11 @@ NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}
 
 
 def asked() -> pd.DataFrame:
-    """What production answered about the camera's test captures, the wrong answers first."""
-    table = pd.read_csv(ROOT / "reports/eval/predictions.csv", keep_default_na=False)
-    params = load_params(ROOT / "params.yaml").evaluate
-    own = (table["source"] == "camera") & (table["model"] != "NSOARTC baseline") & (table["shot"] == "zero_shot")
-    own &= (table["view"] == params.view) & (table["kind"] == params.kind) & (table["decoding"] == params.decodings[0])
-    return table[own].assign(right=table["answer"] == table["expected"]).sort_values(["right", "id"])
+    """Return the zero-shot answers of the last evaluation to production's prompt, the wrong ones first."""
+    table = predictions.read(ROOT / "reports/predictions/test.csv")
+    question = Question.of(load_params(ROOT / "params.yaml").evaluate)
+    answers = camera_else_virtual(question.answers(table))
+    return answers.assign(right=answers["answer"] == answers["expected"]).sort_values(["right", "id"])
 
 
 def photograph(answer: pd.Series) -> dict:

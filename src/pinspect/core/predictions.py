@@ -20,7 +20,9 @@ from pinspect.core.prompts import answer_kind_of
 if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
 
-CONSTRAINED = "constrained"
+MODEL = "adapter"  # values of the column `model`
+BASELINE = "NSOARTC baseline"
+CONSTRAINED = "constrained"  # values of the column `decoding`
 FREE = "free"
 DECODINGS = (CONSTRAINED, FREE)
 

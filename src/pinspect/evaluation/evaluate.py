@@ -20,16 +20,15 @@ from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import EvaluateParams
+from pinspect.core.predictions import BASELINE, MODEL
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
 from pinspect.evaluation import metrics, plots
 from pinspect.evaluation.metrics import ALL, HEADLINE, McNemar
 from pinspect.evaluation.report import ReportInput, render_report
-from pinspect.examination.answering import MODEL
 from pinspect.examination.controls import checks_table
 from pinspect.examination.examination import Examination
 from pinspect.examination.operating_point import OperatingPoint
 
-BASELINE = "NSOARTC baseline"
 ABLATIONS = Path("benchmarks/results/ablations.csv")
 Row = Mapping[str, object]
 

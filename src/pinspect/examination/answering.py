@@ -13,14 +13,13 @@ from pinspect.core import predictions as tables
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import StageInputError
 from pinspect.core.params import EvaluateParams
-from pinspect.core.predictions import CONSTRAINED
+from pinspect.core.predictions import CONSTRAINED, MODEL
 from pinspect.core.prompts import ZERO_SHOT
 from pinspect.examination.operating_point import EVEN_ODDS, OperatingPoint, choose_operating_point
 
 if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
 
-MODEL = "adapter"
 Row = Mapping[str, object]
 
 

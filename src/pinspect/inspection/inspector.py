@@ -22,6 +22,7 @@ from pinspect.core.lines import EYES, eye_of
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
+from pinspect.core.question import Question, preferred_source
 from pinspect.inspection.line_facts import LINE_FACTS, facts_of_evened
 from pinspect.model.families import composite_cell
 from pinspect.nsoartc.alignment import Alignment, align, warp
@@ -92,7 +93,7 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
             raise StageInputError(
                 f"data/dst: no unit space of shape {shape}; add references of it, or take it from answers.shapes"
             )
-        source = next(source for source in ("camera", "virtual") if source in {line.source for line in lines})
+        source = preferred_source({line.source for line in lines})
         for line in (line for line in lines if line.source == source):
             reference = root / "data/raw" / references[line][0].file
             shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
@@ -207,7 +208,7 @@ class CaptureInspector:
             folder,
             self._contract,
             batch_size=asked.batch_size,
-            constrained=asked.decodings[0] == "constrained",
+            constrained=Question.of(asked).constrained,
             threshold=self._threshold,
         )
 

@@ -25,7 +25,7 @@ from pinspect.core.images import read_image, to_gray
 from pinspect.core.lines import COLUMNS, lines_of
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import Params
-from pinspect.core.prompts import ZERO_SHOT
+from pinspect.core.question import Question, camera_else_virtual, preferred_source
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst import MATRIX
@@ -35,7 +35,6 @@ MEASURED = 500  # captures at most: enough for a distribution, and a matter of s
 KEPT = 1000  # values at most of one sample
 PLACES = 4
 NOTHING = "nothing"
-_SOURCES = ("camera", "virtual")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _measure(raw: Path, dst: Path, max_pixels: int) -> tuple[pd.DataFrame, str, 
     lines = lines_of(captures)
     places = read_manifest(dst / MANIFEST, ("file", *MATRIX, "alignment_score", "error"))
     known = captures[captures["split"] == "train"].merge(places, on="file")
-    source = _first_source(known)
+    source = preferred_source(set(known["source"])) or NOTHING
     known = known[known["source"] == source].sort_values("sha256").head(MEASURED)
     unit_spaces = {line: UnitSpace.load(dst / line.unit_space) for line in {lines[file] for file in known["file"]}}
     threads = cv2.getNumThreads()
@@ -163,16 +162,8 @@ def _facts(row: Mapping[str, str], raw: Path, unit_space: UnitSpace, max_pixels:
 
 def _chances(answered: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The rows that ask what production asks, of one source, and that have a P(defective)."""
-    asked = params.evaluate
-    wanted = {"view": asked.view, "kind": asked.kind, "shot": ZERO_SHOT, "decoding": asked.decodings[0]}
-    for column, value in wanted.items():
-        answered = answered[answered[column] == value]
-    answered = answered[answered["p_defective"].notna()]
-    return answered[answered["source"] == _first_source(answered)]
-
-
-def _first_source(rows: pd.DataFrame) -> str:
-    return next((source for source in _SOURCES if (rows["source"] == source).any()), NOTHING)
+    answers = Question.of(params.evaluate).answers(answered)
+    return camera_else_virtual(answers[answers["p_defective"].notna()])
 
 
 def _sample(values: pd.Series, source: str) -> Sample:

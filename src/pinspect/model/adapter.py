@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pinspect.core.answers import AnswerContract
 from pinspect.core.files import atomic_path
 from pinspect.core.params import Params, TrainParams
+from pinspect.core.question import CAMERA, SOURCES, VIRTUAL, camera_else_virtual
 from pinspect.core.rows import read_chat
 from pinspect.model.augmentation import Augmenter
 from pinspect.model.backends import Backend, open_backend
@@ -92,7 +93,7 @@ def train_adapter(
     """
     asked = params.train
     rows = {split: read_chat(chat_dir / f"{split}.jsonl") for split in ("train", "validation")}
-    validation = [row for row in rows["validation"] if row["source"] == "camera"] or rows["validation"]
+    validation = camera_else_virtual(rows["validation"])
     shown = validation[:: max(1, len(validation) // _VALIDATION_ROWS)]
     backend = backend or open_backend(params.model.backend)
     team = assemble()
@@ -177,7 +178,7 @@ def plan_batches(
     of like length share a batch, so that little is padded.
     """
     rng, shown_as = np.random.default_rng(params.seed), Augmenter(rows, contract, params)
-    pools = {source: [row for row in rows if row["source"] == source] for source in ("camera", "virtual")}
+    pools = {source: [row for row in rows if row["source"] == source] for source in SOURCES}
     batches: list[list[dict]] = []
     steps = min(params.maximum_steps, math.ceil(params.epochs * len(rows) / params.batch_size))
     while len(batches) < steps:
@@ -196,7 +197,7 @@ def _draw_epoch(pools: dict[str, list[dict]], count: int, camera_share: float, r
     else:
         camera = round(count * camera_share)
         drawn = []
-        for pool, wanted in ((pools["camera"], camera), (pools["virtual"], count - camera)):
+        for pool, wanted in ((pools[CAMERA], camera), (pools[VIRTUAL], count - camera)):
             order = np.concatenate([rng.permutation(len(pool)) for _ in range(-(-wanted // len(pool)))])[:wanted]
             drawn += [pool[index] for index in order]
     # The order among rows of one length decides which share a batch: shuffle before the stable sort by length.

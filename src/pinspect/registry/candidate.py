@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from pinspect.core import digests, predictions
 from pinspect.core.errors import StageInputError
-from pinspect.core.prompts import ZERO_SHOT
+from pinspect.core.question import Question, camera_else_virtual
 from pinspect.model.families import Checkpoint
-from pinspect.registry.versions import ADAPTER_TAG, ASKED, EVALUATION_TAG, PREDICTIONS, TEST_SET_TAG
+from pinspect.registry.versions import ADAPTER_TAG, EVALUATION_TAG, PREDICTIONS, TEST_SET_TAG
 
 
 @dataclass(frozen=True)
@@ -87,23 +85,12 @@ def read_candidate(root: Path, base: Checkpoint) -> Candidate:
         )
     hashes = {name: detail[name] for name in (ADAPTER_TAG, "base_sha256", "dataset_digest", "git_commit")}
     hashes[EVALUATION_TAG] = digests.file_sha256(answered)
-    hashes[TEST_SET_TAG] = digests.digest_of_test_set(headline(predictions.read(answered), detail["headline"]))
+    headline = camera_else_virtual(Question(**detail["headline"]).answers(predictions.read(answered)))
+    hashes[TEST_SET_TAG] = digests.digest_of_test_set(headline)
     scores = {name: float(value) for name, value in values.items() if _is_number(value)}
     facts = {name: _as_text(value) for name, value in values.items() if name not in scores}
     facts |= {f"headline.{name}": str(value) for name, value in detail["headline"].items()}
     return Candidate(root, base, hashes, facts, scores)
-
-
-def headline(answered: pd.DataFrame, asked: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of a predictions table that count for production: the adapter's zero-shot answers to the question that
-    `asked` (view, kind, decoding) puts, on the camera's captures; where there is none, on the virtual line's."""
-    from pinspect.evaluation.evaluate import MODEL
-
-    rows = answered[(answered["model"] == MODEL) & (answered["shot"] == ZERO_SHOT)]
-    for column in ASKED:
-        rows = rows[rows[column] == asked[column]]
-    camera = rows[rows["source"] == "camera"]
-    return camera if len(camera) else rows
 
 
 def flatten(nested: Mapping, prefix: str = "") -> dict:

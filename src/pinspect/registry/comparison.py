@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +19,11 @@ from pinspect.core import predictions, prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import Params
+from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
-from pinspect.evaluation.evaluate import MODEL
-from pinspect.registry.candidate import headline
 from pinspect.registry.connection import tracking_uri
-from pinspect.registry.versions import ASKED, EVALUATION_TAG, PREDICTIONS, number_of, stored_report
+from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
 
 # A process of its own: a version answers by the code that it was registered with, not by the present one.
 _ANSWER = """
@@ -73,8 +72,7 @@ def on_one_test_set(root: Path, params: Params, versions: Sequence[ModelVersion]
     rows = _test_rows(root)
     found = []
     for version, evidence in zip(versions, stored, strict=True):
-        asked = _asked(version)
-        present = provenance.digest_of_test_set(_table(rows, {}, params.contract(), asked))
+        present = provenance.digest_of_test_set(_table(rows, {}, params.contract(), _question(version)))
         if evidence is None or evidence.test_set != present:
             evidence = Evidence(number_of(version), _answered_anew(root, params, version, rows), present, rescored=True)
         found.append(evidence)
@@ -92,47 +90,48 @@ def _stored(version: ModelVersion, folder: Path) -> Evidence | None:
             f"version {number_of(version)}: its evaluation was renewed by half, a registration was interrupted; run "
             "dvc repro register"
         )
-    answered = headline(predictions.read(path), _asked(version))
+    answered = camera_else_virtual(_question(version).answers(predictions.read(path)))
     return Evidence(number_of(version), answered, provenance.digest_of_test_set(answered))
 
 
-def _asked(version: ModelVersion) -> dict[str, str]:
-    """How production asks a version: `ASKED` -> value."""
-    asked = {name: version.tags.get(f"headline.{name}") for name in ASKED}
-    if None in asked.values():
+def _question(version: ModelVersion) -> Question:
+    """Return the question that production puts to a version."""
+    tags = {field.name: version.tags.get(f"headline.{field.name}", "") for field in fields(Question)}
+    if not all(tags.values()):
         raise RegistryError(
             f"version {number_of(version)}: does not say how it is asked, an older pinspect registered it; register "
             "its adapter again (dvc repro --force register)"
         )
-    return asked
+    return Question(**tags)
 
 
 def _test_rows(root: Path) -> list[dict]:
     """One row of the chat dataset for each capture of the test split: the camera's, or where there is none all."""
-    rows = [row for row in read_chat(root / "data/chat/test.jsonl") if row["shot"] == prompts.ZERO_SHOT]
-    rows = [row for row in rows if row["source"] == "camera"] or rows
+    rows = camera_else_virtual(
+        [row for row in read_chat(root / "data/chat/test.jsonl") if row["shot"] == prompts.ZERO_SHOT]
+    )
     if not rows:
         raise StageInputError(f"{root / 'data/chat/test.jsonl'}: has no capture to compare versions on; add captures")
     return list({row["file"]: row for row in rows}.values())
 
 
 def _table(
-    rows: Sequence[Mapping], records: Mapping[str, Mapping], contract: AnswerContract, asked: Mapping[str, str]
+    rows: Sequence[Mapping], records: Mapping[str, Mapping], contract: AnswerContract, question: Question
 ) -> pd.DataFrame:
     """The predictions table of `records` (by file), each beside the answer that is right for the version's view."""
-    kind = prompts.answer_kind_of(asked["kind"])
+    kind = prompts.answer_kind_of(question.kind)
     told = []
     for row in rows:
-        right = replace(contract.parse(row["answer"], AnswerKind(row["answer_kind"])), view=asked["view"])
-        question = {**row, "view": asked["view"], "kind": asked["kind"], "answer": contract.render(right, kind)}
+        right = replace(contract.parse(row["answer"], AnswerKind(row["answer_kind"])), view=question.view)
+        posed = {**row, "view": question.view, "kind": question.kind, "answer": contract.render(right, kind)}
         record = records.get(row["file"], {})
         told.append(
             predictions.prediction(
-                question,
+                posed,
                 record.get("answer") or "",
                 contract,
-                model=MODEL,
-                decoding=asked["decoding"],
+                model=predictions.MODEL,
+                decoding=question.decoding,
                 p_defective=record.get("p_defective"),
             )
         )
@@ -163,7 +162,7 @@ def _answered_anew(root: Path, params: Params, version: ModelVersion, rows: Sequ
             raise RegistryError(f"version {number_of(version)}: cannot answer the present test set: {told[0]}")
         records = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     by_file = {row["file"]: record for row, record in zip(rows, records, strict=True)}
-    return _table(rows, by_file, params.contract(), _asked(version))
+    return _table(rows, by_file, params.contract(), _question(version))
 
 
 def _required(path: Path) -> Path:

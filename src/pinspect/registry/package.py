@@ -7,11 +7,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pinspect.core import digests
 from pinspect.core.params import Params
+from pinspect.core.question import Question
 from pinspect.inspection.inspector import pack_line
 from pinspect.inspection.line_profile import read_line_profile
 from pinspect.registry.candidate import Candidate
@@ -77,5 +78,5 @@ def _answer_params(params: Params) -> dict:
     return {name: sections[name] for name in ("layout", "answers", "dst", "composite")} | {
         "family": params.model.family,
         "max_pixels": params.raw.max_pixels,
-        "asked": [params.evaluate.view, params.evaluate.kind, params.evaluate.decodings[0]],
+        "asked": list(astuple(Question.of(params.evaluate))),
     }

@@ -162,7 +162,7 @@ def decide(
         scores={found.version: _values(found, params) for found in evidence},
         test_set=ours.test_set,
         captures=len(ours.answered),
-        source="camera" if (ours.answered["source"] == "camera").all() else "virtual",
+        source=str(ours.answered["source"].iloc[0]) if len(ours.answered) else "",
         rescored=tuple(found.version for found in evidence if found.rescored),
         approved_by=approve_by,
         decided_at=_now(),

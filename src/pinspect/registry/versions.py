@@ -22,7 +22,6 @@ EVALUATION_TAG = "evaluation_sha256"
 TEST_SET_TAG = "test_set_digest"
 DECISION_TAG = "promotion"  # JSON: the last decision on a version, see `promotion.Decision`
 ROLLBACK_TAG = "rolled_back"  # JSON: why a version is no longer champion, see `promotion.Rollback`
-ASKED = ("view", "kind", "decoding")  # how an evaluation's headline, and production, puts its question
 PREDICTIONS = "predictions.csv"
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
