@@ -7,7 +7,8 @@ Reads data/raw and data/dst (their manifests); writes data/composited.
 
 from pathlib import Path
 
-from pinspect.composites.composited import Style, build_composited
+from pinspect.composites.composited import build_composited
+from pinspect.composites.views import Style
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.model.families import composite_cell
@@ -15,12 +16,14 @@ from pinspect.model.families import composite_cell
 
 def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
-    drawn = params.composite
-    cell = composite_cell(params)
-    style = Style(params.layout.layout(), cell, drawn.grid, drawn.jpeg_quality, params.raw.max_pixels)
-    stacks = params.chat.kinds.get("stacked", 0)
     data = root / "data"
-    counts = build_composited(data / "raw", data / "dst", data / "composited", style, stacks_per_capture=stacks)
+    counts = build_composited(
+        data / "raw",
+        data / "dst",
+        data / "composited",
+        Style.of(params, composite_cell(params)),
+        stacks_per_capture=params.chat.kinds.get("stacked", 0),
+    )
     print(counts.to_string())
 
 

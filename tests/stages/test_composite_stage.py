@@ -14,15 +14,16 @@ import yaml
 from PIL import Image
 
 from pinspect.captures.raw import build_raw
-from pinspect.composites.composited import COLUMNS, STARS_PER_REFERENCE, Style, build_composited
+from pinspect.composites.composited import COLUMNS, STARS_PER_REFERENCE, build_composited
 from pinspect.composites.drawing import composite_size
+from pinspect.composites.views import Style
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.nsoartc.dst import Reading, build_dst
 from tests.support.sample import ROOT, contents, drop, line, params
 
 LAYOUT = params().layout.layout()
-STYLE = Style(LAYOUT, cell=32, grid=True, jpeg_quality=95, max_pixels=1_000_000)
+STYLE = Style(LAYOUT, cell=32, grid=True, jpeg_quality=95)
 
 
 def prepare(root, captures):

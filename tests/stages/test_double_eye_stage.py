@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 
 from pinspect.chat.dataset import build_chat
-from pinspect.composites.composited import Style, build_composited
+from pinspect.composites.composited import build_composited
+from pinspect.composites.views import Style
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.manifests import read_manifest
 from pinspect.examination.baseline import fit_baseline
 from pinspect.inspection.inspector import pack_line
 from pinspect.nsoartc.dst import COLUMNS, EYES_FILE
 from pinspect.nsoartc.unit_space import UnitSpace
-from tests.support.dst_line import READING, build, drop_raw, read_rows, write_rows
+from tests.support.dst_line import build, drop_raw, read_rows, write_rows
 from tests.support.sample import contents, line, params
 from tests.support.stereo_line import LAYOUT, passed_pins, stereo, stereo_line
 
@@ -160,7 +161,7 @@ def test_what_follows_compares_each_view_with_references_of_its_eye(finished, tm
     shutil.copytree(finished, root)
     raw, dst, composited = (root / "data" / name for name in ("raw", "dst", "composited"))
     drawn = asked.composite
-    style = Style(LAYOUT, 32, drawn.grid, drawn.jpeg_quality, READING.max_pixels)
+    style = Style(LAYOUT, 32, drawn.grid, drawn.jpeg_quality)
     build_composited(raw, dst, composited, style, stacks_per_capture=1)
     eyes = {row["file"].split(".")[0]: name.partition("_")[0] for name, row in read_rows(raw).items()}
     dataset = build_chat(raw, dst, composited, asked.contract(), asked.chat)

@@ -11,6 +11,7 @@ import pytest
 from pinspect.captures.raw import build_raw
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import AlignmentError, UnitSpaceError
+from pinspect.core.images import to_gray
 from pinspect.inspection.inspector import SCORES, CaptureInspector, Photograph, Task, pack_line
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.model.families import checkpoint_of
@@ -167,7 +168,9 @@ def test_a_record_tells_what_the_capture_tells_of_its_line(model, sample_line):
     photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
     (record,) = inspector.inspect([Task(photograph)])
     seen, unit_space = inspector.see(photograph), UnitSpace.load(sample_line / f"{row['shape']}.npz")
-    assert {name: record[name] for name in LINE_FACTS} == line_facts(seen.gray, seen.alignment, unit_space)
+    assert {name: record[name] for name in LINE_FACTS} == line_facts(
+        to_gray(seen.image), seen.capture.alignment, unit_space
+    )
 
 
 def test_a_photograph_is_shown_in_both_views_and_the_model_is_shown_one_of_them(sample_inspector):

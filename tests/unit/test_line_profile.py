@@ -15,8 +15,7 @@ from pinspect.inspection import line_profile
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.line_profile import LineProfile, make_profile, read_line_profile, write_line_profile
 from pinspect.model.families import checkpoint_of
-from pinspect.nsoartc.alignment import align
-from pinspect.nsoartc.dst import best_shape
+from pinspect.nsoartc.aligned import align_to_best
 from pinspect.nsoartc.unit_space import UnitSpace
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.package import pack
@@ -67,8 +66,8 @@ def test_light_and_background_are_measured_as_production_measures_them_on_what_w
     seen = []
     for capture in LINE[: -UNSEEN - 1]:
         gray = to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels))
-        unit_space = unit_spaces[best_shape(gray, unit_spaces, PARAMS.dst)]
-        seen.append(line_facts(gray, align(gray, unit_space.mean, PARAMS.dst.maximum_shift), unit_space))
+        _, aligned = align_to_best(gray, unit_spaces, PARAMS.dst.maximum_shift)
+        seen.append(line_facts(gray, aligned.alignment, aligned.unit_space))
     found = profile_of(root)
     for name in LINE_FACTS:
         sample = getattr(found, name)

@@ -1,9 +1,9 @@
-"""The composited folder: the pictures that the model sees, of every capture that the dst stage has aligned.
+"""Make the composited folder: the pictures for the model, of every capture that the dst stage has aligned.
 
 images/<2 hex>/<20 hex>-<VIEW>.jpg          single: the pin field with its address grid
 images/<2 hex>/<20 hex>-<VIEW>-star<n>.jpg  star: a reference with a red star on one pin
 images/<2 hex>/<20 hex>-<VIEW>-below-<20 hex>.jpg  stacked: a reference above, the inspected capture below
-manifest.csv                                one row a composite
+manifest.csv                                one row per composite
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, content_hash
 from pinspect.captures.splits import TRAIN
-from pinspect.composites.drawing import draw_star, rectify, single, stacked
+from pinspect.composites.drawing import draw_star, stacked
+from pinspect.composites.views import Style
 from pinspect.core.answers import VIEWS
 from pinspect.core.errors import StageInputError
 from pinspect.core.images import read_image
-from pinspect.core.layout import NO_ADDRESS, Layout
+from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.lines import COLUMNS as LINE_COLUMNS
 from pinspect.core.lines import Line, lines_of
 from pinspect.core.manifests import MANIFEST, read_manifest
@@ -34,28 +34,23 @@ from pinspect.nsoartc.unit_space import UnitSpace
 COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 STARS_PER_REFERENCE = 3
 _MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
-_ALIGNED = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-
-
-@dataclass(frozen=True)
-class Style:
-    """How composites are drawn: the layout, px a pin (`cell`), whether with the address grid, the JPEG quality, and how
-    many pixels an image that is read may have."""
-
-    layout: Layout
-    cell: int
-    grid: bool
-    jpeg_quality: int
-    max_pixels: int
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What the composites of one capture are made of.
+    """The inputs of one capture's composites.
 
-    file: of the raw manifest. line: captures of one line can be compared with its references. raw, dst: the images of
-    its two views. matrix: 2 x 3, capture px to unit-space px (the DST image is aligned already). cell_box: x0, y0, x1,
-    y1 in unit-space px. version: a hash of all that.
+    Attributes:
+        file: The capture's file in the raw folder.
+        line: The line of the capture; it is compared with references of this line.
+        role: `reference` or `inspected`.
+        split: `train`, `validation` or `test`.
+        alignment_score: Correlation of the aligned capture with the unit space's mean image, -1..1.
+        raw: Path of the photograph.
+        dst: Path of the DST image, which is aligned already.
+        matrix: 2 x 3, maps px of the photograph to px of the unit space.
+        cell_box: x0, y0, x1, y1 of the pin field, in px of the unit space.
+        version: A hash of the inputs.
     """
 
     file: str
@@ -71,7 +66,7 @@ class Sheet:
 
     @property
     def stem(self) -> str:
-        """The name of its composites, without what tells them apart."""
+        """The common beginning of the composites' file names."""
         return self.file.rsplit(".", 1)[0]
 
 
@@ -83,10 +78,21 @@ def build_composited(
     *,
     stacks_per_capture: int = 0,
 ) -> pd.Series:
-    """Make the folder `out` from the raw and the dst folder; returns how many composites of each kind it holds.
+    """Make the composited folder from the raw and the dst folder.
 
-    `stacks_per_capture`: with how many references each inspected capture is stacked, the best aligned one first; those
-    of validation and test with that one only. Raises StageInputError where a manifest is missing.
+    Args:
+        raw: The raw folder.
+        dst: The dst folder.
+        out: The composited folder.
+        style: How composites are drawn.
+        stacks_per_capture: Number of references that each inspected training capture is stacked with, the best aligned
+            one first. Captures of validation and test are stacked with the best aligned reference only.
+
+    Returns:
+        The number of composites of each kind.
+
+    Raises:
+        StageInputError: A manifest is missing.
     """
     sheets = _read_sheets(raw, dst)
     references = [(sheet,) for sheet in sheets if sheet.role == REFERENCE]
@@ -107,7 +113,7 @@ def build_composited(
 
 
 def draw_singles(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
-    """The single composite of each view of one capture."""
+    """Draw the single composite of each view of one capture."""
     (sheet,) = sheets
     return _product(
         [
@@ -118,9 +124,12 @@ def draw_singles(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
 
 
 def draw_stars(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
-    """The star images of one reference: each view, with a star at each of a few addresses that its name draws."""
+    """Draw the star images of one reference: both views, a star at each of a few addresses.
+
+    A hash of the file name and the address picks the addresses.
+    """
     (sheet,) = sheets
-    addresses = sorted(style.layout.addresses, key=lambda address: _lot(sheet.file, address))[:STARS_PER_REFERENCE]
+    addresses = sorted(style.layout.addresses, key=lambda address: _draw_key(sheet.file, address))[:STARS_PER_REFERENCE]
     rows = []
     for view in VIEWS:
         plain = _single(style, sheet, view)
@@ -133,7 +142,7 @@ def draw_stars(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
 
 
 def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet], folder: Path) -> Product:
-    """The stacked composites of one inspected capture and one reference, given in this order."""
+    """Draw the stacked composite of each view of two captures: the inspected capture and a reference, in this order."""
     inspected, reference = sheets
     rows = []
     for view in VIEWS:
@@ -145,7 +154,7 @@ def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet], folder: Path) -> Pro
 
 
 def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
-    """Every capture that the dst stage has not set aside."""
+    """Return every capture that the dst stage has not set aside."""
     captures = read_manifest(raw / MANIFEST, (*LINE_COLUMNS, "sha256", "split"))
     aligned = read_manifest(dst / MANIFEST, ("file", "dst_file", *_MATRIX, "alignment_score", "error"))
     lost = sorted(set(aligned["file"]) - set(captures["file"]))
@@ -175,19 +184,19 @@ def _sheet(row: dict[str, str], line: Line, raw: Path, dst: Path, cell_box: tupl
 
 
 def _pairs(sheets: Sequence[Sheet], stacks_per_capture: int) -> Iterator[tuple[Sheet, Sheet]]:
-    """Inspected captures, each with the references it is stacked with: the best aligned one, then others by lot."""
+    """Yield each inspected capture with the references to stack it with: the best aligned one, then others by hash."""
     if not stacks_per_capture:
         return
     references = sorted(
         (sheet for sheet in sheets if sheet.role == REFERENCE), key=lambda sheet: (-sheet.alignment_score, sheet.file)
     )
     for inspected in sheets:
-        best, *others = [one for one in references if one.line == inspected.line] or [None]
+        best, *others = [reference for reference in references if reference.line == inspected.line] or [None]
         if inspected.role == REFERENCE or best is None:
             continue
         yield inspected, best
         if inspected.split == TRAIN:
-            drawn = sorted(others, key=lambda other: _lot(inspected.file, other.file))
+            drawn = sorted(others, key=lambda other: _draw_key(inspected.file, other.file))
             yield from ((inspected, other) for other in drawn[: stacks_per_capture - 1])
 
 
@@ -196,17 +205,15 @@ def _item(title: str, sheets: tuple[Sheet, ...]) -> Item:
 
 
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
-    path, matrix = (sheet.raw, sheet.matrix) if view == "RAW" else (sheet.dst, _ALIGNED)
-    image = np.asarray(read_image(path, style.max_pixels))
-    field = rectify(image, np.array(matrix), sheet.cell_box, style.layout, style.cell)
-    return single(field, style.layout, style.cell, grid=style.grid)
+    path, matrix = (sheet.raw, np.array(sheet.matrix)) if view == "RAW" else (sheet.dst, np.eye(2, 3))
+    return style.composite(np.asarray(read_image(path)), matrix, sheet.cell_box)
 
 
 def _save(style: Style, composite: np.ndarray, folder: Path, name: str, **facts: str) -> dict[str, str]:
-    """Write one composite; returns its row of the manifest. Colours keep their full resolution: the star is red."""
+    """Write one composite and return its row of the manifest."""
     file = f"{name}.jpg"
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(composite).save(folder / file, quality=style.jpeg_quality, subsampling=0)
+    (folder / file).write_bytes(style.encode(composite))
     return {"file": file, "kind": "single", "star_position": NO_ADDRESS, "reference_file": ""} | facts
 
 
@@ -214,6 +221,6 @@ def _product(rows: list[dict[str, str]]) -> Product:
     return Product(tuple(row["file"] for row in rows), {"rows": rows})
 
 
-def _lot(file: str, candidate: object) -> str:
-    """Orders candidates at random, but always alike for one capture, and whatever other candidates there are."""
+def _draw_key(file: str, candidate: object) -> str:
+    """Return a hash to order candidates by; a new candidate never changes the order of the others."""
     return hashlib.sha256(f"{file}/{candidate}".encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Composites: the pictures that the model sees, laid on its grid of visual tokens.
+"""Draw composites: the pictures for the model, aligned with its grid of visual tokens.
 
-A composite shows the pin field, rectified so that every pin has a square cell of `cell` px, with a margin of one cell
-above (the column numbers) and one at the left (the row letters). Where `cell` is a multiple of the model's visual
-token (patch x merge), each pin falls on whole tokens of its own.
+A composite shows the rectified pin field: every pin has a square cell of `cell` px. A margin of one cell above has the
+column numbers, a margin of one cell at the left has the row letters. Where `cell` is a multiple of the model's visual
+token (patch x merge), each pin covers whole tokens.
 """
 
 from __future__ import annotations
@@ -20,23 +20,29 @@ RED = (235, 20, 20)
 
 
 def composite_size(layout: Layout, cell: int) -> tuple[int, int]:
-    """Width and height in px of a single composite, margins included."""
+    """Return width and height in px of a single composite, margins included."""
     return (layout.columns + 1) * cell, (len(layout.rows) + 1) * cell
 
 
 def rectify(
     image: np.ndarray, matrix: np.ndarray, cell_box: tuple[float, float, float, float], layout: Layout, cell: int
 ) -> np.ndarray:
-    """Cut the pin field out of `image` so that every pin fills a cell of `cell` x `cell` px.
+    """Cut the pin field out of an image so that every pin fills a cell of `cell` x `cell` px.
 
-    image: uint8 (H, W, 3). matrix: float (2, 3), maps capture px to unit-space px; the identity for an image that is
-    aligned already. cell_box: x0, y0, x1, y1 in unit-space px, the rectangle that the cells divide evenly.
-    Returns uint8 (rows * cell, columns * cell, 3); what lies outside the capture is black.
+    Args:
+        image: uint8 (H, W, 3).
+        matrix: float (2, 3), maps px of the image to px of the unit space; the identity for an aligned image.
+        cell_box: x0, y0, x1, y1 in px of the unit space: the rectangle that the cells divide evenly.
+        layout: Rows and columns of the pin field.
+        cell: Side of a cell, in px.
+
+    Returns:
+        uint8 (rows * cell, columns * cell, 3); places outside the image are black.
     """
     x0, y0, x1, y1 = cell_box
     width, height = layout.columns * cell, len(layout.rows) * cell
     scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
-    # Pixel centres lie at whole numbers, hence the half pixels around the scaling.
+    # Pixel centers lie at whole numbers, hence the half pixels around the scaling.
     place = np.array(
         [[scale_x, 0, (0.5 - x0) * scale_x - 0.5], [0, scale_y, (0.5 - y0) * scale_y - 0.5], [0, 0, 1]], np.float64
     )
@@ -45,10 +51,16 @@ def rectify(
 
 
 def single(field: np.ndarray, layout: Layout, cell: int, *, grid: bool = True) -> np.ndarray:
-    """One composite from a rectified pin field.
+    """Draw a single composite from a rectified pin field.
 
-    field: uint8 (rows * cell, columns * cell, 3), as `rectify` gives it. Returns uint8 with the margins; without `grid`
-    the margins stay black, so that the tokens keep their places.
+    Args:
+        field: uint8 (rows * cell, columns * cell, 3), from `rectify`.
+        layout: Rows and columns of the pin field.
+        cell: Side of a cell, in px.
+        grid: Whether to draw column numbers and row letters; without them the margins stay black.
+
+    Returns:
+        uint8 ((rows + 1) * cell, (columns + 1) * cell, 3).
     """
     composite = (_grid(layout, cell) if grid else np.zeros_like(_grid(layout, cell))).copy()
     composite[cell:, cell:] = field
@@ -56,12 +68,12 @@ def single(field: np.ndarray, layout: Layout, cell: int, *, grid: bool = True) -
 
 
 def stacked(passed: np.ndarray, inspected: np.ndarray) -> np.ndarray:
-    """The passed composite above the inspected one, each with its own grid: uint8 (2 * height, width, 3)."""
+    """Put the passed composite above the inspected one, both uint8 (H, W, 3): uint8 (2 * H, W, 3)."""
     return np.vstack([passed, inspected])
 
 
 def draw_star(composite: np.ndarray, address: Address, layout: Layout, cell: int) -> np.ndarray:
-    """A copy of a single composite with a red five-pointed star on the pin at `address`."""
+    """Return a copy of a single composite (uint8 (H, W, 3)) with a red five-pointed star on the pin at `address`."""
     row = layout.rows.index(address.row)
     top, left = (row + 1) * cell, address.column * cell
     starred = composite.copy()
@@ -86,7 +98,7 @@ def _grid(layout: Layout, cell: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _star(cell: int) -> np.ndarray:
-    """Coverage (0..1, float32, cell x cell) of the star, antialiased by drawing it four times as large."""
+    """Return the coverage of the star, float32 (cell, cell), 0..1, antialiased by drawing at four times the size."""
     size = cell * 4
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, 0.40, 0.16) * size

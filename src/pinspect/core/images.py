@@ -1,4 +1,4 @@
-"""Reading image files: whatever a camera or a file system delivers becomes one kind of array, or a clear refusal."""
+"""Read image files of any kind as 8-bit RGB images, or raise a clear error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, MemoryError)
 
 
-def read_image(path: str | Path, max_pixels: int) -> Image.Image:
-    """Read the image file at `path` as an 8-bit RGB image that stands upright (EXIF orientation applied).
+def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
+    """Read an image file as an upright 8-bit RGB image (EXIF orientation applied).
 
-    16-bit images are scaled to 8 bit, palettes and CMYK converted, transparency laid over black. Raises ImageError
-    when the file is missing, empty, truncated, no image, larger than `max_pixels` (told by its header, before any pixel
-    is decoded) or smaller than 32 px on a side.
+    16-bit images are scaled to 8 bit; palettes and CMYK are converted; transparent pixels become black.
+
+    Args:
+        path: A JPEG, PNG, TIFF, BMP or WebP file.
+        max_pixels: Refuse images with more pixels; the header is checked before any pixel is decoded. None: no limit,
+            for files that an earlier stage has checked.
+
+    Raises:
+        ImageError: The file is missing, empty, truncated, not an image, larger than `max_pixels`, or smaller than 32 px
+            on a side.
     """
     path = Path(path)
     try:
@@ -33,13 +40,22 @@ def read_image(path: str | Path, max_pixels: int) -> Image.Image:
     return decode_image(content, str(path), max_pixels)
 
 
-def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    """As `read_image`, from the bytes of a file; `name` is what errors call it."""
+def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
+    """Decode the bytes of an image file as `read_image` does.
+
+    Args:
+        content: The bytes of the file.
+        name: Names the file in error messages.
+        max_pixels: As for `read_image`.
+
+    Raises:
+        ImageError: As for `read_image`.
+    """
     if not content:
         raise ImageError(f"{name}: the file is empty (0 bytes); copy or capture it again")
     image = _open(content, name)
     width, height = image.size
-    if width * height > max_pixels:
+    if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{name}: {width} x {height} px is more than raw.max_pixels allows ({max_pixels}); "
             "crop the image, or raise the limit in params.yaml"
@@ -58,14 +74,14 @@ def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def to_gray(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The luminance (ITU-R BT.601) of an 8-bit RGB image: float32 (H, W) in 0..1."""
+    """Convert an 8-bit RGB image (H, W, 3) to its luminance (ITU-R BT.601): float32 (H, W), 0..1."""
     return cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32) * np.float32(1 / 255)
 
 
 def _open(content: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Pillow's own warning comes at a fixed size; ours is raw.max_pixels, checked by the caller.
+            # Pillow warns at a fixed size; the limit of this project is raw.max_pixels, which the caller checks.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
@@ -93,5 +109,5 @@ def _from_sixteen_bit(image: Image.Image, name: str) -> Image.Image:
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
         raise ImageError(f"{name}: pixel values up to {levels.max()}; save the image with 8 or 16 bit")
-    # 65535 / 257 = 255: the whole 16-bit range onto the whole 8-bit range, the same for every image.
+    # 65535 / 257 = 255, so the full 16-bit range maps to the full 8-bit range, by the same rule for every image.
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -22,10 +22,10 @@ from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.predictions import prediction
 from pinspect.core.prompts import answer_kind_of
-from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.dst import HIGHEST, SCORE, SCORES, score_columns, score_row
 from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins
-from pinspect.nsoartc.unit_space import UnitSpace, even_light
+from pinspect.nsoartc.unit_space import UnitSpace
 
 UNTRAINED_THRESHOLD = 2.0  # twice what few passed pins reach: where no labelled defect says better
 _STEEPNESS = 4.0
@@ -68,8 +68,7 @@ class Baseline:
 
     def inspect_gray(self, gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
         """The finding for a capture that is in no folder: float32 (H, W), 0..1. Raises AlignmentError."""
-        aligned = warp(gray, align(gray, unit_space.mean, maximum_shift), unit_space.size)
-        measures = measure_pins(even_light(aligned, unit_space.templates), unit_space.templates)
+        measures = measure_pins(align_capture(gray, unit_space, maximum_shift).evened, unit_space.templates)
         return self._find(score_row(measures, unit_space), unit_space.shape, source, "DST")
 
     def predictions(self, rows: Sequence[Mapping[str, object]], model: str) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
-from pinspect.composites.drawing import rectify, single, stacked
+from pinspect.composites.drawing import stacked
+from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import FIELDS, VIEWS
 from pinspect.core.errors import AlignmentError, PinspectError, StageInputError
@@ -25,10 +24,8 @@ from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question, preferred_source
 from pinspect.inspection.line_facts import LINE_FACTS, facts_of_evened
 from pinspect.model.families import composite_cell
-from pinspect.nsoartc.alignment import Alignment, align, warp
-from pinspect.nsoartc.dst_view import dst_view
-from pinspect.nsoartc.pin_scores import misfit
-from pinspect.nsoartc.unit_space import UnitSpace, even_light
+from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
+from pinspect.nsoartc.unit_space import UnitSpace
 
 SCORES = ("p_defective", "threshold", "address_entropy", "address_probabilities")
 
@@ -52,16 +49,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Seen:
-    """A photograph laid over a unit space. image: uint8 (H, W, 3); gray: float32 (H, W); aligned, evened: the same in
-    the unit space's place, and in its light too. aspect: which unit space, by its shape, and its eye where the line has
-    two (`CYLN`, or `CYLN-left`)."""
+    """A photograph and the unit space that it fits.
+
+    Attributes:
+        image: The photograph, uint8 (H, W, 3), RGB.
+        aspect: The name of the unit space: its shape, and its eye where the line has two (`CYLN`, or `CYLN-left`).
+        capture: The photograph in gray, aligned to the unit space.
+    """
 
     image: np.ndarray
-    gray: np.ndarray
     aspect: str
-    alignment: Alignment
-    aligned: np.ndarray
-    evened: np.ndarray
+    capture: AlignedCapture
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,7 @@ class CaptureInspector:
         self._threshold = threshold
         self._contract = params.contract()
         self._layout = self._contract.layout
+        self._style = Style.of(params, composite_cell(params))
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
         self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
         self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
@@ -160,7 +159,7 @@ class CaptureInspector:
         """Both views of a photograph as the model gets to see them: `RAW` and `DST`, each the JPEG of its single
         composite. Raises AlignmentError or ImageError."""
         seen = self.see(photograph, shape)
-        return {view: self._encoded(self._composite(seen, view)) for view in VIEWS}
+        return {view: self._style.encode(self._composite(seen, view)) for view in VIEWS}
 
     def try_out(self) -> None:
         """Inspect the line's own references: what is broken raises here, before anything relies on this inspector, and
@@ -194,8 +193,8 @@ class CaptureInspector:
             PromptKind.STACKED: prompts.stacked,
         }[kind](view)
         row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
-        pictures = {picture: self._encoded(drawn) for picture, drawn in shown.items()}
-        facts = facts_of_evened(inspected.aligned, inspected.evened, self._unit_spaces[inspected.aspect])
+        pictures = {picture: self._style.encode(drawn) for picture, drawn in shown.items()}
+        facts = facts_of_evened(inspected.capture.gray, inspected.capture.evened, inspected.capture.unit_space)
         return Prepared(name, row, pictures, facts)
 
     def _answer(self, rows: list[dict], folder: Path) -> list:
@@ -226,37 +225,16 @@ class CaptureInspector:
     def _lay(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
         """The photograph laid over the one of `aspects` that it fits best. Raises AlignmentError or ImageError."""
         image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
-        gray = to_gray(image)
-        fits, reasons = [], []
-        for aspect in aspects:
-            unit_space = self._unit_spaces[aspect]
-            try:
-                place = align(gray, unit_space.mean, self._params.dst.maximum_shift)
-            except AlignmentError as error:
-                reasons.append(f"{aspect}: {error}")
-                continue
-            aligned = warp(gray, place, unit_space.size)
-            evened = even_light(aligned, unit_space.templates)
-            fits.append(Seen(np.asarray(image), gray, aspect, place, aligned, evened))
-        if not fits:
-            raise AlignmentError(f"{photograph.name}: {'; '.join(reasons)}")
-        return min(fits, key=lambda seen: misfit(seen.evened, self._unit_spaces[seen.aspect].templates))
+        unit_spaces = {aspect: self._unit_spaces[aspect] for aspect in aspects}
+        try:
+            aspect, capture = align_to_best(to_gray(image), unit_spaces, self._params.dst.maximum_shift)
+        except AlignmentError as error:
+            raise AlignmentError(f"{photograph.name}: {error}") from None
+        return Seen(np.asarray(image), aspect, capture)
 
     def _composite(self, seen: Seen, view: str = "") -> np.ndarray:
         """The single composite of a view; without one, of the view that is asked about."""
-        unit_space, cell = self._unit_spaces[seen.aspect], composite_cell(self._params)
-        if (view or self._params.evaluate.view) == "RAW":
-            field = rectify(seen.image, seen.alignment.matrix, unit_space.cell_box, self._layout, cell)
-        else:
-            picture = dst_view(seen.aligned, unit_space)
-            field = rectify(picture, np.eye(2, 3), unit_space.cell_box, self._layout, cell)
-        return single(field, self._layout, cell, grid=self._params.composite.grid)
-
-    def _encoded(self, picture: np.ndarray) -> bytes:
-        """The model learnt from composites that had gone through JPEG, written just so."""
-        encoded = io.BytesIO()
-        Image.fromarray(picture).save(encoded, "JPEG", quality=self._params.composite.jpeg_quality, subsampling=0)
-        return encoded.getvalue()
+        return draw_view(view or self._params.evaluate.view, seen.image, seen.capture, self._style)
 
     def _own_reference(self, line: Path, aspect: str) -> Seen:
         found = sorted(line.glob(f"{aspect}-reference.*"))
@@ -274,7 +252,7 @@ class CaptureInspector:
         width, height = (x1 - x0) / self._layout.columns, (y1 - y0) / len(self._layout.rows)
         corners = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
         in_unit_space = corners * (width, height) + (x0 - 0.5, y0 - 0.5)
-        matrix = seen.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
+        matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
         return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T
 
 

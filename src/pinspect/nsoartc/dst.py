@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,10 +27,11 @@ from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
+from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import paint_double_eye, paint_dst_view
 from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins, mode_features
-from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space, even_light
+from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.nsoartc.window_beta import distance_image, double_eye
 
 SCORES = "scores.csv"
@@ -148,30 +148,14 @@ def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUni
     line, problems = references.line, []
     for path, name in zip(references.paths, references.names, strict=True) if len(rivals) > 1 else ():
         gray = to_gray(read_image(path, reading.max_pixels))
-        shape = best_shape(gray, {shape: _loaded(b.path, b.sha256) for shape, b in rivals.items()}, reading.params)
+        unit_spaces = {shape: _loaded(built.path, built.sha256) for shape, built in rivals.items()}
+        shape, _ = align_to_best(gray, unit_spaces, reading.params.maximum_shift)
         if shape != line.shape:
             problems.append(
                 f"{_name(line)}: reference {name} is labelled {line.shape} but looks like {shape}; "
                 "correct its shape in labels.csv"
             )
     return Product((), {"problems": problems})
-
-
-def best_shape(gray: np.ndarray, unit_spaces: Mapping[str, UnitSpace], params: DstParams) -> str:
-    """The shape whose unit space a capture (float32 (H, W), 0..1) fits best.
-
-    Raises AlignmentError with the reason of each shape when it fits none.
-    """
-    misfits, reasons = {}, []
-    for shape, unit_space in unit_spaces.items():
-        try:
-            place = align(gray, unit_space.mean, params.maximum_shift)
-            misfits[shape] = unit_space.misfit(warp(gray, place, unit_space.size))
-        except AlignmentError as error:
-            reasons.append(f"{shape}: {error}")
-    if not misfits:
-        raise AlignmentError("; ".join(reasons))
-    return min(misfits, key=misfits.get)
 
 
 def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Path) -> Product:
@@ -182,15 +166,17 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
     file, comparison = payload
     cv2.setNumThreads(1)
     try:
-        evened, place, unit_space = _seen(reading, comparison)
+        capture = _aligned(reading, comparison)
     except (ImageError, AlignmentError) as error:
         return Product((), {"error": str(error)})
-    measures = measure_pins(evened, unit_space.templates)
+    unit_space = capture.unit_space
+    measures = measure_pins(capture.evened, unit_space.templates)
     distances = unit_space.pin_distances(measures)
-    painted = paint_dst_view(evened, measures, distances, unit_space)
+    painted = paint_dst_view(capture.evened, measures, distances, unit_space)
     dst_file = str(PurePosixPath(file).with_suffix(".png"))
     _write_png(folder / dst_file, painted[..., ::-1])
-    return Product((dst_file,), _placed(dst_file, place) | {"error": "", "scores": score_row(measures, unit_space)})
+    scores = score_row(measures, unit_space)
+    return Product((dst_file,), _placed(dst_file, capture.alignment) | {"error": "", "scores": scores})
 
 
 def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison], folder: Path) -> Product:
@@ -199,10 +185,10 @@ def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison
     cv2.setNumThreads(1)
     distances, boxes, whites = [], [], []
     for comparison in comparisons:
-        evened, _, unit_space = _seen(reading, comparison)
-        distances.append(_whole_distance(evened, unit_space))
-        boxes.append(unit_space.cell_box)
-        whites.append(unit_space.white)
+        capture = _aligned(reading, comparison)
+        distances.append(_whole_distance(capture.evened, capture.unit_space))
+        boxes.append(capture.unit_space.cell_box)
+        whites.append(capture.unit_space.white)
     painted = paint_double_eye(double_eye(*distances, *boxes), sum(whites) / 2)
     _write_png(folder / eyes_file, painted)
     return Product((eyes_file,), {})
@@ -237,12 +223,10 @@ def _loaded(path: str, sha256: str) -> UnitSpace:
     return UnitSpace.load(path)
 
 
-def _seen(reading: Reading, comparison: Comparison) -> tuple[np.ndarray, Alignment, UnitSpace]:
-    """A capture laid over its unit space, its light evened: float32 (H, W). Raises ImageError or AlignmentError."""
+def _aligned(reading: Reading, comparison: Comparison) -> AlignedCapture:
     unit_space = _loaded(comparison.unit_space.path, comparison.unit_space.sha256)
     gray = to_gray(read_image(comparison.path, reading.max_pixels))
-    place = align(gray, unit_space.mean, reading.params.maximum_shift)
-    return even_light(warp(gray, place, unit_space.size), unit_space.templates), place, unit_space
+    return align_capture(gray, unit_space, reading.params.maximum_shift)
 
 
 def _whole_distance(evened: np.ndarray, unit_space: UnitSpace) -> np.ndarray:

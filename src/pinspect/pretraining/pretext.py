@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from pinspect.composites import drawing as composite
+from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import UnitSpaceError
+from pinspect.core.files import atomic_path
 from pinspect.core.layout import Address, Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import align, warp
-from pinspect.nsoartc.dst_view import dst_view
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.virtual_line import renderer as virtual_line
 from pinspect.virtual_line.renderer import LineSetup, Pins, Rendered
@@ -185,17 +185,15 @@ def _render_setup(
             _CHANGE[CELL_CLASSES[row[pin]]](pins, int(pin), rng, layout, setup)
         _add_views(pictures, "inspected", _photograph(rng, setup, pins, layout), space, layout, cell, dst)
     ordered = [picture for key in _POOL_ORDER for picture in pictures[key]]
-    # np.savez appends .npz where the name lacks it; the rename makes a present file a complete one.
-    partial = path.with_name(f".{path.name}")
-    np.savez(
-        partial,
-        shape=shape,
-        cells=cells,
-        counts=[len(pictures[key]) for key in _POOL_ORDER],
-        lengths=[len(picture) for picture in ordered],
-        data=np.frombuffer(b"".join(ordered), np.uint8),
-    )
-    partial.rename(path)
+    with atomic_path(path) as partial:
+        np.savez(
+            partial,
+            shape=shape,
+            cells=cells,
+            counts=[len(pictures[key]) for key in _POOL_ORDER],
+            lengths=[len(picture) for picture in ordered],
+            data=np.frombuffer(b"".join(ordered), np.uint8),
+        )
 
 
 def _passed(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:
@@ -220,13 +218,10 @@ def _add_views(
     cell: int,
     dst: DstParams,
 ) -> None:
-    gray = _gray(image)
-    alignment = align(gray, space.mean, dst.maximum_shift)
-    distance = dst_view(warp(gray, alignment, space.size), space)
-    for view, source, matrix in (("RAW", image, alignment.matrix), ("DST", distance, np.eye(2, 3))):
-        field = composite.rectify(source, matrix, space.cell_box, layout, cell)
-        picture = composite.single(field, layout, cell)
-        pictures[view, role].append(virtual_line.encode_jpeg(picture, JPEG_QUALITY))
+    capture = align_capture(_gray(image), space, dst.maximum_shift)
+    style = Style(layout, cell, grid=True, jpeg_quality=JPEG_QUALITY)
+    for view in VIEWS:
+        pictures[view, role].append(virtual_line.encode_jpeg(draw_view(view, image, capture, style), JPEG_QUALITY))
 
 
 def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:

@@ -1,0 +1,76 @@
+"""The two views of a capture as single composites: the photograph (`RAW`) and its distance image (`DST`)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pinspect.composites.drawing import rectify, single
+from pinspect.core.layout import Layout
+from pinspect.core.params import Params
+from pinspect.nsoartc.aligned import AlignedCapture
+from pinspect.nsoartc.dst_view import dst_view
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How composites are drawn and written.
+
+    Attributes:
+        layout: Rows and columns of the pin field.
+        cell: Side of one pin's cell, in px.
+        grid: Whether to draw the column numbers and row letters.
+        jpeg_quality: Quality of the JPEG files, 1..100.
+    """
+
+    layout: Layout
+    cell: int
+    grid: bool
+    jpeg_quality: int
+
+    @classmethod
+    def of(cls, params: Params, cell: int) -> Style:
+        """Return the style of `params.yaml`, with `cell` px per pin."""
+        return cls(params.layout.layout(), cell, params.composite.grid, params.composite.jpeg_quality)
+
+    def composite(self, image: np.ndarray, matrix: np.ndarray, cell_box: Box) -> np.ndarray:
+        """Draw the single composite of an image.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            matrix: float (2, 3), maps px of `image` to px of the unit space; the identity for an aligned image.
+            cell_box: x0, y0, x1, y1 of the pin field, in px of the unit space.
+
+        Returns:
+            uint8 ((rows + 1) * cell, (columns + 1) * cell, 3), RGB.
+        """
+        return single(rectify(image, matrix, cell_box, self.layout, self.cell), self.layout, self.cell, grid=self.grid)
+
+    def encode(self, composite: np.ndarray) -> bytes:
+        """Return a composite as the bytes of a JPEG file; colors keep their full resolution, since the star is red."""
+        encoded = io.BytesIO()
+        Image.fromarray(composite).save(encoded, "JPEG", quality=self.jpeg_quality, subsampling=0)
+        return encoded.getvalue()
+
+
+def draw_view(view: str, image: np.ndarray, capture: AlignedCapture, style: Style) -> np.ndarray:
+    """Draw the single composite of one view of a capture.
+
+    Args:
+        view: `RAW` or `DST`.
+        image: The photograph, uint8 (H, W, 3), RGB.
+        capture: The same photograph, aligned to its unit space.
+        style: How composites are drawn.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    cell_box = capture.unit_space.cell_box
+    if view == "RAW":
+        return style.composite(image, capture.alignment.matrix, cell_box)
+    return style.composite(dst_view(capture.gray, capture.unit_space), np.eye(2, 3), cell_box)
