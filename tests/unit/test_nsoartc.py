@@ -1,164 +1,272 @@
-"""NSOARTC in its windows, against a plain reference that follows the definition word by word."""
-
-import dataclasses
-import tracemalloc
+"""Stage 1 of NSOARTC against its definition, window by window, and against convolution and SciPy's distance."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from pinspect.core.images import to_gray
-from pinspect.nsoartc.alignment import align, warp
-from pinspect.nsoartc.unit_space import build_unit_space, even_light
-from pinspect.nsoartc.window_beta import distance_image, double_eye, nsoartc
-from pinspect.virtual_line.renderer import LineSetup, Pins, render, tolerated_pins
-from tests.support.sample import params
+from pinspect.core.errors import ImageError, ParamsError
+from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
+from pinspect.nsoartc.parts import FRAME_PAIRS, PART_NAMES, NsoartcSettings, default_part
+
+DRAWN = {
+    "BEND1": "##### ....# ....# ....# ....#",
+    "BEND2": "....# ....# ....# ....# #####",
+    "BEND3": "#.... #.... #.... #.... #####",
+    "BEND4": "##### #.... #.... #.... #....",
+    "LINE1": "....# ...#. ..#.. .#... #....",
+    "LINE2": "#.... .#... ..#.. ...#. ....#",
+    "DATUM": "..#.. ..#.. ##### ..#.. ..#..",
+}
+OWN = NsoartcSettings(("DATUM", "spot"), size=3, own_parts={"spot": ((0, 1, 0), (1, -4, 1), (0, 1, 2))})
 
 
-def by_definition(y, x, window, stride):
-    """beta, delta and DST of each window from its own pixels, in float64."""
-    rows, columns = ((side - window) // stride + 1 for side in x.shape)
-    beta, delta, distance = np.empty((3, rows, columns))
+def pair(seed: int, rows: int = 33, columns: int = 46) -> tuple[np.ndarray, np.ndarray]:
+    """A color capture and a gray reference with noise, a dark corner and a flat part."""
+    rng = np.random.default_rng(seed)
+    capture, reference = rng.random((rows, columns, 3), np.float32), rng.random((rows, columns), np.float32)
+    capture[: rows // 3, : columns // 3] = 0
+    reference[rows // 2 :, columns // 2 :] = 0.4
+    return capture, reference
+
+
+def by_definition(capture: np.ndarray, reference: np.ndarray, chosen: NsoartcSettings) -> np.ndarray:
+    """The distances from each window's own pixels, in float64."""
+    size, stride = chosen.size, chosen.stride
+    rows, columns = ((side - size) // stride + 1 for side in reference.shape)
+    parts = np.stack([chosen.matrix(name) for name in chosen.parts]).astype(np.float64)
+    distance = np.empty((rows, columns, 3))
     for row in range(rows):
         for column in range(columns):
-            part = np.s_[row * stride : row * stride + window, column * stride : column * stride + window]
-            a, b = x[part].astype(np.float64).ravel(), y[part].astype(np.float64).ravel()
-            dark = a @ a < 1e-5
-            beta[row, column] = 1 if dark else (a @ b) / (a @ a)
-            delta[row, column] = 0 if dark else b.sum() / a.sum() - beta[row, column]
-            distance[row, column] = np.abs(b - beta[row, column] * a).mean()
-    return beta, delta, distance
+            window = np.s_[row * stride : row * stride + size, column * stride : column * stride + size]
+            g = (parts * reference[window]).sum(axis=(1, 2))
+            for channel in range(3):
+                m = (parts * capture[window][..., channel]).sum(axis=(1, 2))
+                if chosen.variant == "difference":
+                    index = [[chosen.parts.index(name) for name in names] for names in FRAME_PAIRS]
+                    terms = [(g[a] - g[b]) - (m[a] - m[b]) for a, b in index]
+                else:
+                    terms = g - m
+                distance[row, column, channel] = (np.abs(terms) ** chosen.p).sum() ** (1 / chosen.p)
+    return distance
 
 
-def picture(seed, height=41, width=58):
-    """Gray with structure, a dark corner and a flat part."""
-    rng = np.random.default_rng(seed)
-    gray = rng.random((height, width), np.float32)
-    gray[:14, :14] = 0
-    gray[20:, 30:] = 0.4
-    return gray
+def assert_close(distance: np.ndarray, expected: np.ndarray, chosen: NsoartcSettings) -> None:
+    """Agree within what float32 can lose, which is far below the 1e-5 of the value range that is asked for.
+
+    A sum by doubling rounds at most 2 log2(n) times, the difference, the two additions and the powers ten times more;
+    by Minkowski's inequality the distance is off by no more than the distance of the errors.
+    """
+    assert distance.dtype == np.float32
+    parts = np.stack([np.abs(chosen.matrix(name)) for name in chosen.parts]).astype(np.float64)
+    value_range = (parts.sum(axis=(1, 2)) ** chosen.p).sum() ** (1 / chosen.p)
+    tolerance = 2**-24 * (10 + 2 * np.log2(chosen.size)) * value_range
+    assert tolerance < 1e-5 * value_range
+    np.testing.assert_allclose(distance, expected, rtol=0, atol=2 * tolerance)
 
 
-def assert_equal(found, expected):
-    for name, ours, theirs in zip(("beta", "delta", "DST"), found, expected, strict=True):
-        assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=name)
+@pytest.mark.parametrize("name", PART_NAMES)
+def test_the_default_parts_are_the_series_patterns(name):
+    rows = ["".join("#" if value else "." for value in row) for row in default_part(name, 5)]
+    assert " ".join(rows) == DRAWN[name]
+    assert set(np.unique(default_part(name, 11))) == {0, 1}
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 9, 11])
-@pytest.mark.parametrize("window", [1, 5, 9])
-def test_every_window_has_what_the_definition_says(window, stride):
-    y, x = picture(1), picture(2)
-    assert_equal(nsoartc(y, x, window, stride), by_definition(y, x, window, stride))
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        NsoartcSettings(),
+        NsoartcSettings(size=11, stride=5),
+        NsoartcSettings(size=9),
+        NsoartcSettings(size=4, stride=3),
+        NsoartcSettings(size=1),
+        NsoartcSettings(size=33),
+        NsoartcSettings(p=1),
+        NsoartcSettings(p=2, size=7),
+        NsoartcSettings(p=3.5),
+        NsoartcSettings(p=60),
+        NsoartcSettings(variant="difference"),
+        NsoartcSettings(variant="difference", size=8, stride=2, p=2),
+        NsoartcSettings(("LINE1", "DATUM"), size=6),
+        OWN,
+    ],
+    ids=str,
+)
+def test_every_window_has_the_distance_of_the_definition(chosen):
+    capture, reference = pair(1)
+    assert_close(nsoartc(capture, reference, chosen), by_definition(capture, reference, chosen), chosen)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 13), st.integers(1, 6), st.integers(0, 20), st.integers(0, 20),
-    st.floats(0.001, 1),
+    st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from(["distance", "difference"]),
 )  # fmt: skip
-def test_the_definition_holds_for_any_size_stride_and_brightness(seed, window, stride, more_rows, more_columns, level):
-    rng = np.random.default_rng(seed)
-    y, x = rng.random((2, window + more_rows, window + more_columns)).astype(np.float32)
-    assert_equal(
-        nsoartc(y, x * np.float32(level), window, stride), by_definition(y, x * np.float32(level), window, stride)
+def test_the_definition_holds_for_any_size_stride_and_exponent(seed, size, stride, more_rows, more_columns, p, variant):
+    capture, reference = pair(seed, size + more_rows, size + more_columns)
+    chosen = NsoartcSettings(size=size, stride=stride, p=p, variant=variant)
+    assert_close(nsoartc(capture, reference, chosen), by_definition(capture, reference, chosen), chosen)
+
+
+def test_images_of_more_than_one_band_of_rows_agree_with_the_definition():
+    capture, reference = pair(2, rows=150, columns=14)
+    for chosen in (NsoartcSettings(size=5), NsoartcSettings(size=13, stride=4)):
+        assert_close(nsoartc(capture, reference, chosen), by_definition(capture, reference, chosen), chosen)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (11, 5), (9, 2)])
+def test_convolution_and_scipy_give_the_same_distances(size, stride):
+    torch = pytest.importorskip("torch")
+    distances = pytest.importorskip("scipy.spatial.distance")
+    capture, reference = pair(3)
+    chosen = NsoartcSettings(size=size, stride=stride)
+    parts = torch.from_numpy(np.stack([chosen.matrix(name) for name in chosen.parts]))[:, None]
+    gray, *channels = (
+        torch.nn.functional.conv2d(torch.from_numpy(image)[None, None], parts, stride=stride)[0].numpy()
+        for image in (reference, *np.moveaxis(capture, -1, 0).copy())
     )
+    expected = np.empty((*gray.shape[1:], 3))
+    for row, column in np.ndindex(*gray.shape[1:]):
+        for channel, responses in enumerate(channels):
+            expected[row, column, channel] = distances.minkowski(gray[:, row, column], responses[:, row, column], p=4)
+    value_range = 7**0.25 * (2 * size - 1)
+    np.testing.assert_allclose(nsoartc(capture, reference, chosen), expected, rtol=0, atol=1e-5 * value_range)
 
 
-def test_a_batch_gives_what_its_images_give():
-    x = picture(3)
-    batch = np.stack([picture(seed) for seed in (4, 5, 6)])
-    together = nsoartc(batch, x, 9, 2)
-    for number, image in enumerate(batch):
-        for of_batch, alone in zip(together, nsoartc(image, x, 9, 2), strict=True):
-            np.testing.assert_array_equal(of_batch[number], alone)
+def test_a_batch_gives_what_its_captures_give():
+    reference = pair(4)[1]
+    batch = np.stack([pair(seed)[0] for seed in (5, 6, 7)])
+    together = nsoartc(batch, reference)
+    assert together.shape == (3, 29, 42, 3)
+    for result, capture in zip(together, batch, strict=True):
+        np.testing.assert_array_equal(result, nsoartc(capture, reference))
 
 
-def test_a_dark_window_compares_nothing_but_still_sees_light():
-    x, y = np.zeros((20, 20), np.float32), np.full((20, 20), 0.25, np.float32)
-    beta, delta, distance = nsoartc(y, x, 9)
-    assert (beta == 1).all() and (delta == 0).all()
-    np.testing.assert_allclose(distance, 0.25, rtol=1e-6)
+def test_the_same_size_repeats_the_border():
+    capture, reference = pair(8)
+    chosen = NsoartcSettings(size=7)
+    result = nsoartc(capture, reference, chosen, same_size=True)
+    assert result.shape == capture.shape
+    np.testing.assert_array_equal(result[3:-3, 3:-3], nsoartc(capture, reference, chosen))
+    bordered = [np.pad(image, [(3, 3), (3, 3), (0, 0)][: image.ndim], mode="edge") for image in (capture, reference)]
+    np.testing.assert_array_equal(result, nsoartc(*bordered, chosen))
+    assert nsoartc(capture, reference, NsoartcSettings(size=6, stride=4), same_size=True).shape == (9, 12, 3)
 
 
-def test_a_flat_image_is_all_rotation():
-    x, y = np.full((20, 20), 0.5, np.float32), np.full((20, 20), 0.2, np.float32)
-    beta, delta, distance = nsoartc(y, x, 9)
-    np.testing.assert_allclose(beta, 0.4, rtol=1e-6)
-    np.testing.assert_allclose(delta, 0, atol=1e-6)
-    np.testing.assert_allclose(distance, 0, atol=1e-6)
+def test_a_capture_that_equals_its_reference_has_no_distance():
+    reference = pair(9)[1]
+    assert not nsoartc(np.stack([reference] * 3, axis=-1), reference).any()
 
 
-def test_an_image_smaller_than_the_window_is_refused():
-    small = np.ones((8, 30), np.float32)
-    with pytest.raises(ValueError, match="30 x 8 px holds no window of 9 px"):
-        nsoartc(small, small, 9)
+def test_a_flat_difference_gives_the_parts_own_distance():
+    flat = nsoartc(np.full((20, 20, 3), 0.75, np.float32), np.full((20, 20), 0.25, np.float32))
+    np.testing.assert_allclose(flat, 0.5 * (5 * 9**4 + 2 * 5**4) ** 0.25, rtol=1e-6)
+    assert not nsoartc(np.ones((20, 20, 3)), np.zeros((20, 20)), NsoartcSettings(variant="difference")).any()
 
 
-def test_images_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"found \(20, 21\) and \(20, 20\)"):
-        nsoartc(np.ones((20, 21), np.float32), np.ones((20, 20), np.float32), 9)
+def test_a_color_fault_shows_in_its_channel_alone():
+    reference = pair(10)[1]
+    capture = np.stack([reference] * 3, axis=-1)
+    capture[10:20, 10:20, 2] += 0.5
+    distance = nsoartc(capture, reference)
+    assert distance[..., 2].max() > 1 and not distance[..., :2].any()
 
 
-@pytest.mark.parametrize("stride", [1, 4])
-def test_memory_stays_at_a_few_images_however_large_the_batch(stride):
-    x = np.random.default_rng(0).random((260, 640), np.float32)
-    batch = np.stack([x] * 12)
-    results = sum(result.nbytes for result in nsoartc(batch, x, 9, stride))
-    tracemalloc.start()
-    nsoartc(batch, x, 9, stride)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak - results < 10 * x.nbytes
+def test_a_gray_capture_counts_as_three_equal_channels():
+    capture, reference = pair(11)
+    gray = capture[..., 0]
+    expected = nsoartc(np.stack([gray] * 3, axis=-1), reference)
+    for same in (gray, gray[..., None]):
+        np.testing.assert_array_equal(nsoartc(same, reference), expected)
+    assert nsoartc(gray[None, ..., None], reference).shape == (1, *expected.shape)
 
 
-def test_one_gain_for_the_image_keeps_the_missing_pin_that_window_beta_hides():
-    x = np.full((60, 60), 0.05, np.float32)
-    x[20:40, 20:40] = 0.8
-    y = np.full((60, 60), 0.05, np.float32)  # the pin is gone
-    of_window, of_image = nsoartc(y, x, 9)[2], distance_image(y, x, 9)
-    assert of_window[26, 26] < 1e-6  # in the middle of where it was
-    np.testing.assert_allclose(of_image[26, 26], 0.75, rtol=1e-5)
+def test_transparency_is_laid_over_black():
+    capture, reference = pair(12)
+    alpha = np.random.default_rng(0).random(reference.shape, np.float32)[..., None]
+    with_alpha = np.concatenate([capture, alpha], axis=-1)
+    np.testing.assert_array_equal(nsoartc(with_alpha, reference), nsoartc(capture * alpha, reference))
 
 
-def seen_by(eye: float, pins: Pins, seed: int) -> tuple[np.ndarray, tuple[float, ...]]:
-    """A capture by a camera that stands `eye` degrees off to the side, and the box of the pin field in it."""
-    setup = dataclasses.replace(LineSetup("CYLN"), camera_tilt=(0.0, eye), place_jitter_px=(0.5, 0.5))
-    rendered = render(np.random.default_rng(seed), setup, pins, params().layout.layout())
-    return to_gray(rendered.image), rendered.field_box
+def test_integers_are_scaled_by_their_full_range():
+    capture, reference = pair(13)
+    levels, gray_levels = (np.rint(image * 255).astype(np.uint8) for image in (capture, reference))
+    expected = nsoartc(levels / np.float32(255), gray_levels / np.float32(255))
+    sixteen_bit = nsoartc(levels.astype(np.uint16) * 257, gray_levels.astype(np.uint16) * 257)
+    for result in (nsoartc(levels, gray_levels), sixteen_bit, nsoartc(Image.fromarray(levels), gray_levels)):
+        np.testing.assert_allclose(result, expected, atol=2e-6)
 
 
-def distances_of_both_eyes(pins: Pins) -> tuple[np.ndarray, np.ndarray]:
-    """|distance_left - distance_right| and the mean distance, both at each pin: float32 (pins,)."""
-    layout, rng = params().layout.layout(), np.random.default_rng(0)
-    distances, spaces = [], []
-    for eye in (-3.0, 3.0):
-        passed = [tolerated_pins(rng, LineSetup("CYLN", tilt_tolerance=0.2), layout) for _ in range(6)]
-        references, boxes = zip(*(seen_by(eye, each, seed) for seed, each in enumerate(passed)), strict=True)
-        names = [f"reference {number}" for number in range(6)]
-        space = build_unit_space(references, names, boxes, "CYLN", layout, params().dst)
-        gray, _ = seen_by(eye, pins, 99)
-        evened = even_light(warp(gray, align(gray, space.mean, 40), space.size), space.templates)
-        half = params().dst.window // 2
-        spaces.append(space)
-        distances.append(np.pad(distance_image(evened, space.mean, params().dst.window), half, mode="edge"))
-    difference = np.abs(double_eye(*distances, spaces[0].cell_box, spaces[1].cell_box))
-    pitch = round(spaces[0].pitch / 2)
-    cells = [
-        np.s_[round(y) - pitch : round(y) + pitch, round(x) - pitch : round(x) + pitch]
-        for x, y in spaces[0].pin_centres
-    ]
-    left = [distances[0][cell].mean() for cell in cells]
-    return np.array([difference[cell].mean() for cell in cells]), np.array(left)
+def test_a_color_reference_is_taken_by_its_luminance():
+    capture, _ = pair(14)
+    luminance = capture @ np.array([0.299, 0.587, 0.114], np.float32)
+    np.testing.assert_array_equal(nsoartc(capture, capture), nsoartc(capture, luminance))
 
 
-def test_what_both_eyes_see_alike_cancels_and_another_height_does_not():
-    layout = params().layout.layout()
-    stained, low = layout.index(layout.address("X:3, Y:C")), layout.index(layout.address("X:6, Y:C"))
-    pins = tolerated_pins(np.random.default_rng(5), LineSetup("CYLN", tilt_tolerance=0.2), layout)
-    pins.grey[stained], pins.height[low] = 0.5, 0.5
-    difference, one_eye = distances_of_both_eyes(pins)
-    assert one_eye.argmax() == stained and one_eye[low] > 2 * np.median(one_eye)
-    assert difference.argmax() == low
-    assert difference[stained] / one_eye[stained] < 0.6 * difference[low] / one_eye[low]
+@pytest.mark.parametrize(
+    ("capture", "reference", "message"),
+    [
+        (np.zeros((4, 30, 3)), np.zeros((4, 30)), "30 x 4 px is smaller than the parts of 5 x 5 px"),
+        (np.zeros((20, 21, 3)), np.zeros((20, 20)), "the capture has 21 x 20 px, its reference 20 x 20 px"),
+        (np.zeros((20, 20, 2)), np.zeros((20, 20)), r"the capture has the shape \(20, 20, 2\)"),
+        (np.zeros(20), np.zeros((20, 20)), r"the capture has the shape \(20, 1\)|shape \(20\)"),
+        (np.zeros((20, 20, 3)), np.zeros((2, 20, 20)), r"the reference has the shape \(2, 20, 20\)"),
+        (np.zeros((0, 20, 3)), np.zeros((0, 20)), "the capture is empty"),
+        (np.full((20, 20, 3), np.nan), np.zeros((20, 20)), "the capture holds NaN"),
+        (np.full((20, 20, 3), 200.0), np.zeros((20, 20)), "from 200 to 200; expected 0..1"),
+        (np.zeros((20, 20, 3), np.int64), np.zeros((20, 20)), "pixels of type int64"),
+        (np.zeros((20, 20, 3)), np.full((20, 20), np.inf), "the reference holds NaN or infinite"),
+    ],
+)
+def test_what_is_no_capture_is_refused_in_one_line(capture, reference, message):
+    with pytest.raises(ImageError, match=message):
+        nsoartc(capture, reference)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 0}, "size of a part is 0 px"),
+        ({"stride": 0}, "stride is 0 px"),
+        ({"p": 0.5}, "exponent p is 0.5"),
+        ({"parts": ()}, "no part is named"),
+        ({"parts": ("BEND5",)}, "unknown part 'BEND5'; the parts are BEND1"),
+        ({"variant": "other"}, "unknown variant 'other'"),
+        ({"variant": "difference", "parts": ("BEND1", "BEND3", "LINE1", "LINE2")}, "needs BEND2, BEND4"),
+        ({"size": 3, "own_parts": {"bar": ((1, 1, 1),)}}, "own part 'bar' has 1 rows of 3 values; expected 3 x 3"),
+        ({"size": 1, "own_parts": {"dot": ((float("nan"),),)}}, "no finite number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(values, message):
+    with pytest.raises(ParamsError, match=message):
+        NsoartcSettings(**values)
+
+
+def test_an_own_part_replaces_a_default_one():
+    capture, reference = pair(15)
+    plus = tuple(map(tuple, default_part("DATUM", 5).tolist()))
+    replaced = NsoartcSettings(own_parts={"DATUM": plus})
+    np.testing.assert_allclose(nsoartc(capture, reference, replaced), nsoartc(capture, reference), atol=1e-5)
+
+
+def test_a_constant_white_keeps_pictures_comparable_and_the_pictures_own_does_not():
+    faint, strong = np.full((4, 4, 3), 0.5, np.float32), np.full((4, 4, 3), 2.0, np.float32)
+    assert (dst_picture(faint, white=2).max(), dst_picture(strong, white=2).max()) == (64, 255)
+    assert dst_picture(strong, white=1).max() == 255
+    assert dst_picture(faint).max() == dst_picture(strong).max() == 255
+    assert not dst_picture(np.zeros((4, 4, 3), np.float32)).any()
+
+
+def test_one_gain_brings_a_dimmed_capture_back():
+    reference = pair(16)[1]
+    dimmed = np.stack([reference * 0.4] * 3, axis=-1)
+    np.testing.assert_allclose(one_gain(dimmed, reference)[..., 0], reference, rtol=1e-5)
+    assert not one_gain(np.zeros((5, 5, 3)), np.ones((5, 5))).any()
+
+
+def test_the_package_itself_can_be_called():
+    import pinspect.nsoartc
+
+    capture, reference = pair(17)
+    np.testing.assert_array_equal(pinspect.nsoartc(capture, reference), nsoartc(capture, reference))
