@@ -29,6 +29,7 @@ from pinspect.core.prompts import SHOTS, ZERO_SHOT
 from pinspect.core.question import CAMERA
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
+from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.controls import run_controls
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
@@ -158,7 +159,7 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
         dict(zip(table["id"], table["answer"], strict=True)),
         view=params.evaluate.view,
         kind=params.evaluate.kind,
-        confidence=params.evaluate.confidence,
+        confidence=load_report_settings(ROOT).confidence,
     )
     return {
         "name": variant.name,

@@ -66,19 +66,19 @@ class Station:
 
 @contextlib.contextmanager
 def station(root: Path, folder: Path, **settings: object) -> Iterator[Station]:
-    """`pinspect station` for the project in `root`, with `settings` in its section of params.yaml."""
+    """`pinspect station` for the project in `root`, with `settings` in its section of settings.yaml."""
     (folder / "data").mkdir(parents=True)
     for path in root.iterdir():
-        if path.name not in ("data", "params.yaml"):
+        if path.name not in ("data", "settings.yaml"):
             (folder / path.name).symlink_to(path)
     for path in (root / "data").iterdir():
         if path.name != "station":
             (folder / "data" / path.name).symlink_to(path)
     port = free_port()
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    content = yaml.safe_load((root / "settings.yaml").read_text())
     # Neither the rate nor the length of the queue is what is measured.
-    params["station"] = params.get("station", {}) | {"port": port, "requests_a_minute": 1_000_000} | settings
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    content["station"] |= {"port": port, "requests_a_minute": 1_000_000} | settings
+    (folder / "settings.yaml").write_text(yaml.safe_dump(content))
     with (folder / "station.log").open("w") as log:
         started = subprocess.Popen(
             [str(Path(sys.executable).with_name("pinspect")), "station"], cwd=folder, stdout=log, stderr=log

@@ -17,6 +17,7 @@ from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.states import Completed, Failed, State  # noqa: E402
 
 from pinspect.core.params import load_params  # noqa: E402
+from pinspect.registry.settings import load_register_settings, load_registry_settings  # noqa: E402
 
 REFUSED = "Refused"
 
@@ -29,7 +30,9 @@ def promote(root: str = ".", approve_by: str = "") -> State:
 
     project = Path(root).resolve()
     try:
-        decision = promotion.promote(project, load_params(project / "params.yaml"), approve_by=approve_by)
+        decision = promotion.promote(
+            project, load_params(project / "params.yaml"), load_registry_settings(project), approve_by=approve_by
+        )
     except PinspectError as error:
         return Failed(message=str(error), data=error)
     rows = [{"rule": rule.name, "holds": rule.holds, "found": rule.found} for rule in decision.rules]
@@ -48,7 +51,7 @@ def rollback(root: str = ".", why: str = "", by: str = "") -> State:
 
     project = Path(root).resolve()
     try:
-        back = promotion.rollback(project, load_params(project / "params.yaml"), why, by)
+        back = promotion.rollback(project, load_register_settings(project), why, by)
     except PinspectError as error:
         return Failed(message=str(error), data=error)
     return Completed(message=f"Version {back.version} is the champion again, {back.rolled_back} was.")

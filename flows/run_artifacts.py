@@ -57,15 +57,15 @@ def _champion(root: Path) -> tuple[str, Mapping[str, str]]:
     """Version and tags of the champion; blanks where there is none yet, or no registry that answers."""
     from mlflow.exceptions import MlflowException
 
-    from pinspect.core.params import load_params
     from pinspect.registry.connection import open_registry
+    from pinspect.registry.settings import load_register_settings
     from pinspect.registry.versions import CHAMPION
 
     try:
-        params = load_params(root / "params.yaml").register_
-        with open_registry(root, params) as client:
+        settings = load_register_settings(root)
+        with open_registry(root, settings) as client:
             try:
-                found = client.get_model_version_by_alias(params.model_name, CHAMPION)
+                found = client.get_model_version_by_alias(settings.model_name, CHAMPION)
             except MlflowException:
                 return "", {}
             return str(found.version), found.tags

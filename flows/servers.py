@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pinspect.core import environment as quiet
 from pinspect.core.errors import PinspectError, run
-from pinspect.core.params import load_params
+from pinspect.registry.settings import load_register_settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -28,7 +28,7 @@ def commands(root: Path) -> dict[str, list[str]]:
     """What starts each server, by its name. A project that registers at a team's MLflow server has none of its own."""
     prefect_port, mlflow_port = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
     found = {"Prefect": ["prefect", "server", "start", "--host", HOST, "--port", prefect_port]}
-    if not load_params(root / "params.yaml").register_.tracking_uri.startswith("http"):
+    if not load_register_settings(root).tracking_uri.startswith("http"):
         store = (root / "mlruns").resolve()
         store.mkdir(exist_ok=True)
         place = ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", f"{store}/artifacts"]

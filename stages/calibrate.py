@@ -17,6 +17,7 @@ from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
+from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_validation_rows
 from pinspect.examination.operating_point import write_operating_point
 from pinspect.inspection.line_profile import make_profile, write_line_profile
@@ -28,12 +29,13 @@ def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     asked, adapter, out = params.evaluate, root / "models/adapter", root / "reports/validation"
     rows, weights = read_chat(root / "data/chat/validation.jsonl"), weights_sha256(adapter)
+    report = load_report_settings(root)
     inspector = load_inspector(checkpoint_of(params.model, root), adapter)
     point, answered = answer_validation_rows(
         inspector, rows, root / "data/composited", params.contract(), asked, weights
     )
     scores = metrics.score_table(
-        answered, confidence=asked.confidence, bootstrap_samples=asked.bootstrap_samples, seed=asked.seed
+        answered, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
     )
     out.mkdir(parents=True, exist_ok=True)
     predictions.write(answered, out / "predictions.csv")

@@ -20,6 +20,7 @@ from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import evaluate
+from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_test_rows, headline_rows
 from pinspect.examination.baseline import fit_baseline
 from pinspect.examination.examination import examine
@@ -29,6 +30,7 @@ from pinspect.model.loading import load_inspector
 
 
 def main(root: Path = Path()) -> None:
+    report = load_report_settings(root)
     params = load_params(root / "params.yaml")
     asked, contract, images = params.evaluate, params.contract(), root / "data/composited"
     validation, rows = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("validation", "test"))
@@ -41,12 +43,12 @@ def main(root: Path = Path()) -> None:
     checked = check_model_answers(own, contract)
     kept = f"{checked.rows - checked.failing_rows} of {checked.rows} answers keep all {len(checked.expectations)} rules"
     subject = replace(subject, facts={**subject.facts, "Answer checks": kept})
-    found = examine(inspector, rows, own, validation, images, contract, asked, point.threshold)
+    found = examine(inspector, rows, own, validation, images, contract, asked, point.threshold, report.confidence)
     baseline = fit_baseline(root / "data/dst", root / "data/raw", contract)
     compared = predictions.table(baseline.predictions(headline_rows(rows, asked), evaluate.BASELINE))
     answered = pd.concat([answered, compared], ignore_index=True)
     out = root / "reports/eval"
-    headline = evaluate.write_evaluation(answered, rows, images, contract, asked, subject, out, point, found)
+    headline = evaluate.write_evaluation(answered, rows, images, contract, asked, report, subject, out, point, found)
     (out / "answer_checks.json").write_text(checked.to_json(), encoding="utf-8")
     for name, block in headline.items():
         print(name, block)

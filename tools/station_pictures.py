@@ -53,7 +53,8 @@ def station() -> Iterator[str]:
     """Its address; it has the registry of the project, and results and captures of its own."""
     with tempfile.TemporaryDirectory(prefix="pinspect-pictures-") as place:
         root = Path(place)
-        shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+        for name in ("params.yaml", "settings.yaml"):
+            shutil.copyfile(ROOT / name, root / name)
         (root / "mlruns").symlink_to(ROOT / "mlruns")
         command = [Path(sys.executable).with_name("pinspect"), "station", "--port", "0"]
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)

@@ -4,6 +4,7 @@ adapter of two steps, and its evaluation. Its answers are poor, and everything a
 from __future__ import annotations
 
 import runpy
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import yaml
 
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.params import load_params
+from pinspect.core.yaml_file import SETTINGS_FILE
 from pinspect.pretraining.base import new_base, save_base
-from tests.support.sample import ROOT, drop, line
+from tests.support.sample import ROOT, drop, line, set_values
 
 STAGES = ("raw", "dst", "composite", "chat", "check", "train", "calibrate", "evaluate")
 
@@ -34,7 +36,7 @@ def run_stage(stage: str, root: Path) -> None:
 
 
 def write_params(root: Path, **train: object) -> None:
-    """The shipped parameters, made small; `train` changes its section."""
+    """Write the shipped parameters and settings, made small; `train` changes its section."""
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
     found["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
     found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
@@ -42,8 +44,9 @@ def write_params(root: Path, **train: object) -> None:
     found["check"]["minimum_rows"] = 1
     found["model"]["checkpoint"] = str(root / "models/base")
     found["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
-    found["evaluate"]["bootstrap_samples"] = 100
     (root / "params.yaml").write_text(yaml.safe_dump(found))
+    shutil.copy(ROOT / SETTINGS_FILE, root)
+    set_values(root, "report", bootstrap_samples=100)
 
 
 @lru_cache

@@ -12,11 +12,13 @@ from pinspect.core.answers import Answer, AnswerKind
 from pinspect.core.params import load_params
 from pinspect.core.prompts import ONE_SHOT, PromptKind, answer_kind_of
 from pinspect.evaluation.evaluate import BASELINE, MODEL
+from pinspect.evaluation.settings import load_report_settings
 
 _SHIPPED = load_params(Path(__file__).parents[2] / "params.yaml")
 # The examples are of distance images, whatever production inspects.
 PARAMS = _SHIPPED.model_copy(update={"evaluate": _SHIPPED.evaluate.model_copy(update={"view": "DST"})})
 CONTRACT = PARAMS.contract()
+REPORT = load_report_settings(Path(__file__).parents[2])
 ADDRESSES = CONTRACT.layout.addresses
 
 

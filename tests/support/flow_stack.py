@@ -24,7 +24,7 @@ from pinspect.core.params import load_params
 from pinspect.pretraining.base import new_base, save_base
 from tests.support.evaluated_project import write_params
 from tests.support.mlflow_server import free_port, running
-from tests.support.sample import ROOT, drop, line
+from tests.support.sample import ROOT, drop, line, set_values
 
 POOL = "pinspect"
 SHAPE = ("CYLN",)
@@ -75,11 +75,8 @@ class Checkout:
         return Checkout(root, self.environment["PREFECT_API_URL"])
 
     def set_param(self, section: str, **values: object) -> None:
-        """Change values in a section of params.yaml."""
-        path = self.root / "params.yaml"
-        found = yaml.safe_load(path.read_text())
-        found[section] |= values
-        path.write_text(yaml.safe_dump(found))
+        """Change values in a section of params.yaml or settings.yaml."""
+        set_values(self.root, section, **values)
 
     def params(self):
         return load_params(self.root / "params.yaml")

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import yaml
+
 from pinspect.captures.labels import COLUMNS
 from pinspect.core.params import Params, VirtualParams, load_params
+from pinspect.core.yaml_file import SETTINGS_FILE, SETTINGS_SECTIONS
 from pinspect.virtual_line.renderer import VirtualCapture, render_line
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +18,14 @@ ROOT = Path(__file__).parents[2]
 def params() -> Params:
     """The parameters that the repository ships."""
     return load_params(ROOT / "params.yaml")
+
+
+def set_values(root: Path, section: str, **values: object) -> None:
+    """Change values in a section of `params.yaml` or `settings.yaml`, whichever has it."""
+    path = root / (SETTINGS_FILE if section in SETTINGS_SECTIONS else "params.yaml")
+    content = yaml.safe_load(path.read_text())
+    content[section] |= values
+    path.write_text(yaml.safe_dump(content))
 
 
 @lru_cache

@@ -19,11 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-import yaml
 
 from pinspect.core import environment as quiet
-from pinspect.core.params import load_params
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import CHAMPION
 from tests.support.evaluated_project import run_stage
 from tests.support.flow_stack import until
@@ -95,20 +94,12 @@ def register_champion(project: Path) -> str:
 
 def make_champion(project: Path, reference: str) -> str:
     """Move the alias to the version that `reference`, a number or an alias, means. Returns its number."""
-    params = load_params(project / "params.yaml").register_
-    with open_registry(project, params) as client:
+    settings = load_register_settings(project)
+    with open_registry(project, settings) as client:
         if not reference.isdecimal():
-            reference = str(client.get_model_version_by_alias(params.model_name, reference).version)
-        client.set_registered_model_alias(params.model_name, CHAMPION, reference)
+            reference = str(client.get_model_version_by_alias(settings.model_name, reference).version)
+        client.set_registered_model_alias(settings.model_name, CHAMPION, reference)
     return reference
-
-
-def set_param(project: Path, section: str, **values: object) -> None:
-    """Change values in a section of params.yaml."""
-    path = project / "params.yaml"
-    found = yaml.safe_load(path.read_text())
-    found[section] |= values
-    path.write_text(yaml.safe_dump(found))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from pinspect.core.params import Params, load_params
 from pinspect.inspection.inspector import Photograph, Task
 from pinspect.model.families import composite_cell
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion
 from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError, QueueFullError
 from pinspect.station.model_process import ModelProcess, start_model_process
+from pinspect.station.settings import StationSettings, load_station_settings
 from tests.support.evaluated_project import run_stage
 
 NAME = "pin-inspector"
@@ -58,16 +61,19 @@ def registered(project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(registered) -> Params:
-    params = load_params(registered / "params.yaml")
-    station = params.station.model_copy(update={"champion_check_seconds": 0.2, "queue": LIMIT})
-    return params.model_copy(update={"station": station})
+def params(registered) -> Params:
+    return load_params(registered / "params.yaml")
 
 
 @pytest.fixture(scope="module")
-def process(registered, asked, tmp_path_factory):
+def settings(registered) -> StationSettings:
+    return load_station_settings(registered).model_copy(update={"champion_check_seconds": 0.2, "queue": LIMIT})
+
+
+@pytest.fixture(scope="module")
+def process(registered, settings, tmp_path_factory):
     """The model process; one for the tests of this module, which leave it as it was."""
-    with start_model_process(registered, asked, tmp_path_factory.mktemp("state")) as started:
+    with start_model_process(registered, settings, tmp_path_factory.mktemp("state")) as started:
         yield started
 
 
@@ -79,15 +85,15 @@ def client(process):
 
 
 @pytest.fixture(scope="module")
-def loaded(registered, asked, tmp_path_factory) -> Champion:
+def loaded(registered, tmp_path_factory) -> Champion:
     """The registered version in this process."""
-    champion = Champion(registered, asked.register_, tmp_path_factory.mktemp("loaded"))
+    champion = Champion(registered, load_register_settings(registered), tmp_path_factory.mktemp("loaded"))
     champion.check()
     return champion
 
 
 def registry(project):
-    return open_registry(project, load_params(project / "params.yaml").register_)
+    return open_registry(project, load_register_settings(project))
 
 
 def captures(project) -> list[Photograph]:
@@ -166,14 +172,14 @@ def test_a_given_shape_is_kept_and_an_unknown_one_is_told(registered, client):
     assert "expected a shape of ['CYLN', 'SQUR'], found 'HEXA'" in record["error"]
 
 
-def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, asked, client, loaded):
+def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, params, client, loaded):
     photograph = captures(registered)[0]
     seen = asyncio.run(client.pictures(photograph.content, photograph.name, None))
     assert list(seen) == ["RAW", "DST"]
-    size = composite_size(asked.layout.layout(), composite_cell(asked))
+    size = composite_size(params.layout.layout(), composite_cell(params))
     assert {Image.open(io.BytesIO(content)).size for content in seen.values()} == {size}
     prepared = loaded.version.inspector.prepare(Task(photograph))
-    assert seen[asked.evaluate.view] == prepared.pictures["inspected"]
+    assert seen[params.evaluate.view] == prepared.pictures["inspected"]
     assert asyncio.run(client.pictures(b"no picture", "text.jpg", None)) == {}
 
 
@@ -202,7 +208,7 @@ def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(r
     assert health(client).captures == before + 1
 
 
-def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(registered, loaded, asked, monkeypatch):
+def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(registered, loaded, monkeypatch):
     """The composite of one capture is spoilt on its way to the model, as by a full disk."""
     inspector, photographs = loaded.version.inspector, captures(registered)[:3]
     prepare = inspector.prepare
@@ -280,14 +286,14 @@ def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(register
     assert client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)["model_version"] == "2"
 
 
-def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, asked, process, client):
+def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, process, client):
     assert health(client).last_error  # the champion is still broken
     state = process.address.parents[1]
-    champion = Champion(registered, asked.register_, state)
+    champion = Champion(registered, load_register_settings(registered), state)
     champion.check()
     assert champion.version.number == "2"
     assert "version 3" in str(champion.failure)
-    nothing_known = Champion(registered, asked.register_, process.address.parent)
+    nothing_known = Champion(registered, load_register_settings(registered), process.address.parent)
     nothing_known.check()
     assert nothing_known.version is None and "version 3" in str(nothing_known.failure)
 
@@ -310,23 +316,24 @@ def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded
     assert loaded.failure is None
 
 
-def test_a_project_without_a_registered_version_is_told_what_to_do(registered, asked, tmp_path):
+def test_a_project_without_a_registered_version_is_told_what_to_do(registered, settings, tmp_path):
+    shutil.copy(registered / "settings.yaml", tmp_path)
     with pytest.raises(RegistryError, match="no version of pin-inspector has the alias challenger; run dvc repro"):
-        start_model_process(tmp_path, asked, tmp_path / "state")
+        start_model_process(tmp_path, settings, tmp_path / "state")
     assert list((tmp_path / "state").iterdir()) == []
 
 
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
-from pinspect.core.params import load_params
 from pinspect.station.model_process import ModelProcess
+from pinspect.station.settings import load_station_settings
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
     root = Path(sys.argv[1])
     try:
-        with ModelProcess(root, load_params(root / "params.yaml"), Path(sys.argv[2]), 4) as process:
+        with ModelProcess(root, load_station_settings(root), Path(sys.argv[2]), 4) as process:
             print(process.pid, flush=True)
             time.sleep(1000)
     except KeyboardInterrupt:
@@ -356,9 +363,9 @@ def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path,
     assert list((tmp_path / "state").glob("model-*")) == []
 
 
-def test_a_long_path_gets_a_socket_elsewhere(registered, asked, tmp_path):
+def test_a_long_path_gets_a_socket_elsewhere(registered, settings, tmp_path):
     deep = tmp_path / "a-folder-with-a-long-name" / ("x" * 80)
-    process = ModelProcess(registered, asked, deep, 4)
+    process = ModelProcess(registered, settings, deep, 4)
     process.stop()
     assert len(os.fsencode(process.address)) <= 100
     assert not process.address.parent.exists()

@@ -14,6 +14,7 @@ from pinspect.core.params import load_params
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import leaderboard
 from pinspect.registry.promotion import promote
+from pinspect.registry.settings import load_registry_settings
 from pinspect.registry.versions import load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port, mlflow_server, running  # noqa: F401
@@ -32,16 +33,16 @@ def registered(project, mlflow_server):  # noqa: F811
 
 def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
     project, uri = registered
-    params = load_params(project / "params.yaml")
+    params, settings = load_params(project / "params.yaml"), load_registry_settings(project)
     assert json.loads((project / "reports/registration.json").read_text())["registry"] == uri
-    (line,) = leaderboard(project, params)
+    (line,) = leaderboard(project, settings.register)
     assert (line["version"], line["aliases"]) == ("1", ["challenger"])
     # The adapter of two steps proves nothing, which the server's stored answers show.
-    decision = promote(project, params)
+    decision = promote(project, params, settings)
     assert not decision.promoted
-    with open_registry(project, params.register_) as client:
+    with open_registry(project, settings.register) as client:
         assert json.loads(client.get_model_version(NAME, "1").tags["promotion"]) == decision.to_dict()
-    model, version = load_registered(project, params.register_)
+    model, version = load_registered(project, settings.register)
     image = next((project / "data/captures/images").iterdir())
     assert version == "1"
     assert model.predict([{"inspected": str(image)}])["error"][0] is None

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pinspect.cli import main as cli
 from pinspect.core import digests as provenance
@@ -20,6 +19,7 @@ from pinspect.registry.comparison import Evidence
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback, weigh
+from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
 from tests.support.sample import ROOT
@@ -53,9 +53,9 @@ def evidence(answer=right, *, captures: int = CAPTURES, version: str = "2") -> E
     return Evidence(version, table, provenance.digest_of_test_set(table))
 
 
-def asked(**promotion):
-    params = load_params(ROOT / "params.yaml")
-    return params.model_copy(update={"promote": params.promote.model_copy(update=promotion)})
+def asked(root=ROOT, **promotion) -> RegistrySettings:
+    settings = load_registry_settings(root)
+    return replace(settings, promote=settings.promote.model_copy(update=promotion))
 
 
 def broken(ours: Evidence, theirs: Evidence | None = None, tags=HELD, approve_by="", **promotion) -> dict[str, str]:
@@ -154,7 +154,7 @@ def line(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(registry)
     (registry / DECISION).unlink(missing_ok=True)
-    with open_registry(registry, load_params().register_) as client:
+    with open_registry(registry, load_register_settings(ROOT)) as client:
         client.delete_registered_model_alias(NAME, "challenger")
         yield Line(registry, client)
 
@@ -168,6 +168,10 @@ class Line:
     @property
     def params(self):
         return load_params(self.root / "params.yaml")
+
+    @property
+    def settings(self) -> RegistrySettings:
+        return load_registry_settings(self.root)
 
     def set(self, **aliases: str) -> None:
         for alias, version in aliases.items():
@@ -209,7 +213,7 @@ def run(*words: str, root: Path) -> subprocess.CompletedProcess:
 
 def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_one(line):
     line.set(champion="1", challenger="2")
-    decision = promote(line.root, line.params, approve_by="K. Sato")
+    decision = promote(line.root, line.params, line.settings, approve_by="K. Sato")
     assert decision.promoted
     assert line.aliases == {"champion": "2", "previous": "1"}
     told = Decision.from_dict(json.loads(line.tags("2")["promotion"]))
@@ -221,16 +225,16 @@ def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_
     assert "against version 1, approved by K. Sato" in description
     assert "escape rate: 0.000 (0 of 20 defective captures)" in description
 
-    done = rollback(line.root, line.params, "three escapes at line 2", by="K. Sato")
+    done = rollback(line.root, line.settings.register, "three escapes at line 2", by="K. Sato")
     assert (done.version, done.rolled_back) == ("1", "2")
     assert line.aliases == {"champion": "1"}
     assert json.loads(line.tags("2")["rolled_back"])["why"] == "three escapes at line 2"
     with pytest.raises(RegistryError, match="nothing to roll back to"):
-        rollback(line.root, line.params, "again")
+        rollback(line.root, line.settings.register, "again")
 
     line.set(challenger="2")
     with pytest.raises(PromotionRefused, match="three escapes at line 2"):
-        promote(line.root, line.params).require()
+        promote(line.root, line.params, line.settings).require()
     assert line.aliases == {"champion": "1", "challenger": "2"}
 
 
@@ -251,16 +255,16 @@ def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_a
 
 def test_a_first_champion_is_promoted_without_comparison(line):
     line.set(challenger="1")
-    assert promote(line.root, line.params).promoted
+    assert promote(line.root, line.params, line.settings).promoted
     assert line.aliases == {"champion": "1"}
     with pytest.raises(RegistryError, match=r"no version of pin-inspector is challenger, version 1 is champion"):
-        promote(line.root, line.params)
+        promote(line.root, line.params, line.settings)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(line, steps):
     line.set(champion="1", challenger="2")
-    decision = promote(line.root, line.params)
+    decision = promote(line.root, line.params, line.settings)
     # The registry as a kill leaves it: nothing but the proof, then `previous`, `champion`, and the end.
     line.set(champion="1", challenger="2")
     line.client.delete_registered_model_alias(NAME, "previous")
@@ -273,7 +277,7 @@ def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(l
         line.client.delete_registered_model_alias(NAME, "challenger")
         assert line.aliases == {"champion": "2", "previous": "1"}
         return
-    found = promote(line.root, line.params)
+    found = promote(line.root, line.params, line.settings)
     assert replace(found, decided_at="") == replace(decision, decided_at="")
     assert line.aliases == {"champion": "2", "previous": "1"}
     assert (line.root / DECISION).is_file()
@@ -305,18 +309,18 @@ def test_an_evaluation_that_was_renewed_by_half_decides_nothing(line):
     line.set(champion="1", challenger="2")
     line.client.set_model_version_tag(NAME, "2", "evaluation_sha256", "0" * 64)
     with pytest.raises(RegistryError, match="renewed by half, a registration was interrupted; run dvc repro register"):
-        promote(line.root, line.params)
+        promote(line.root, line.params, line.settings)
     assert line.aliases == {"champion": "1", "challenger": "2"}
 
 
 def test_the_leaderboard_and_a_comparison_tell_what_is_registered(line, capsys):
     line.set(champion="1", challenger="2")
-    found = {one["version"]: one for one in leaderboard(line.root, line.params)}
+    found = {one["version"]: one for one in leaderboard(line.root, line.settings.register)}
     assert list(found) == ["3", "2", "1"]
     assert found["1"]["aliases"] == ["champion"]
     assert (found["1"]["zero_shot"], found["3"]["escape"]) == (0.8, 0.4)
 
-    told = compare(line.root, line.params, "champion", "2")
+    told = compare(line.root, line.params, line.settings, "champion", "2")
     assert told["mcnemar"]["exact_match"]["only_second"] == 8
     exact = told["scores"]["exact_match"]
     assert (exact["first"], exact["second"]) == (0.8, 1.0)
@@ -350,10 +354,8 @@ def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, e
     finally:
         evaluate_as(line.root, 3, answered(rows(), WORSE))
     line.set(champion="1")
-    found = yaml.safe_load((line.root / "params.yaml").read_text())
-    found["promote"]["minimum_defective"] = 1
-    params = type(line.params).model_validate(found)
-    decision = promote(line.root, params)
+    params = line.params
+    decision = promote(line.root, params, asked(line.root, minimum_defective=1))
     assert decision.rescored == ("1",)
     held = {rule.name for rule in decision.rules if rule.holds}
     assert {"answers parse", "escapes against the champion", "exact match against the champion"} <= held

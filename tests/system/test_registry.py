@@ -21,6 +21,7 @@ from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
 from pinspect.registry.package import pack
+from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import ROOT
@@ -39,7 +40,7 @@ def registered(project):
 
 @pytest.fixture
 def client(registered):
-    with open_registry(registered[0], load_params(registered[0] / "params.yaml").register_) as opened:
+    with open_registry(registered[0], load_register_settings(registered[0])) as opened:
         yield opened
 
 
@@ -137,7 +138,7 @@ def test_the_registered_model_inspects_photographs_without_the_project(registere
             "reference": [str(images[1]), None, None],
         }
     )
-    model, version = load_registered(project, load_params(project / "params.yaml").register_)
+    model, version = load_registered(project, load_register_settings(project))
     assert version == str(registration(project)["version"])
     from_path, from_bytes, nowhere = model.predict(asked).to_dict("records")
     contract = load_params(project / "params.yaml").contract()
@@ -239,7 +240,7 @@ def test_params_that_no_answer_hangs_on_make_no_other_version(registered):
         with pack(candidate, asked) as packed:
             return packed.sha256
 
-    assert package(bootstrap_samples=7) == package()
+    assert package(batch_size=7) == package()
     assert package(kind="one_image") != package()
 
 
@@ -255,7 +256,7 @@ def test_the_champion_does_not_become_a_challenger_again(registered, client):
 def test_an_alias_that_no_version_has_is_told_with_what_to_do(registered):
     project, _ = registered
     with pytest.raises(RegistryError, match="no version of pin-inspector has the alias retired; run dvc repro"):
-        load_registered(project, load_params(project / "params.yaml").register_, "retired")
+        load_registered(project, load_register_settings(project), "retired")
 
 
 def test_a_server_that_does_not_answer_is_told_in_one_line(registered):
@@ -277,7 +278,7 @@ def test_a_server_that_does_not_answer_is_told_in_one_line(registered):
 def test_a_registry_that_is_none_is_a_registry_error(registered, tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_text("this is no database")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(RegistryError), open_registry(registered[0], load_params(ROOT / "params.yaml").register_):
+    with pytest.raises(RegistryError), open_registry(registered[0], load_register_settings(ROOT)):
         pass
 
 
@@ -295,7 +296,7 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
 
 def test_one_projects_registry_is_not_taken_for_the_users_choice_by_the_next(registered, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    asked = load_params(registered[0] / "params.yaml").register_
+    asked = load_register_settings(registered[0])
     with open_registry(registered[0], asked):
         pass
     with open_registry(tmp_path, asked) as other:

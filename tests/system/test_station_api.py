@@ -22,8 +22,9 @@ from pinspect.station.access import COOKIE, check_token, cookie_of
 from pinspect.station.api import create_app
 from pinspect.station.model_client import ModelClient
 from pinspect.station.problems import MEDIA_TYPE
-from tests.support.sample import contents, line
-from tests.support.station_stack import registered, set_param, station  # noqa: F401
+from pinspect.station.settings import load_station_settings
+from tests.support.sample import contents, line, set_values
+from tests.support.station_stack import registered, station  # noqa: F401
 from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -35,7 +36,7 @@ schemathesis.openapi.format("binary", st.sampled_from([capture.jpeg for capture 
 @pytest.fixture(scope="module")
 def running(registered, tmp_path_factory):  # noqa: F811
     """A station whose queue is short, with a folder for temporary files of its own."""
-    set_param(registered, "station", queue=QUEUE, requests_a_minute=100_000)
+    set_values(registered, "station", queue=QUEUE, requests_a_minute=100_000)
     temporary = tmp_path_factory.mktemp("temporary")
     with station(registered, TMPDIR=str(temporary)) as running:
         running.temporary = temporary
@@ -226,7 +227,7 @@ def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
 
 
 def test_an_image_beyond_the_limit_is_turned_away(running):
-    most = load_params(running.root / "params.yaml").station.upload_bytes
+    most = load_station_settings(running.root).upload_bytes
     found, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
     assert (found, str(most) in detail) == (413, True)
 
@@ -349,9 +350,8 @@ def asking(project, *, token="", hosts=(), **own) -> httpx.Client:
     """A client of a station without a model process."""
     from fastapi.testclient import TestClient
 
-    found = load_params(project / "params.yaml")
-    params = found.model_copy(update={"station": found.station.model_copy(update=own)})
-    app = create_app(project, params, ModelClient(project / "nowhere/socket"), token=token, hosts=hosts)
+    params, settings = load_params(project / "params.yaml"), load_station_settings(project).model_copy(update=own)
+    app = create_app(project, params, settings, ModelClient(project / "nowhere/socket"), token=token, hosts=hosts)
     return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
 
 

@@ -13,15 +13,16 @@ import psutil
 import pytest
 import requests
 
-from pinspect.core.params import load_params
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
+from pinspect.station.settings import load_station_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port
-from tests.support.sample import line
-from tests.support.station_stack import PINSPECT, StationProcess, make_champion, registered, set_param, station  # noqa: F401
+from tests.support.sample import line, set_values
+from tests.support.station_stack import PINSPECT, StationProcess, make_champion, registered, station  # noqa: F401
 
 CLIENTS = 8
 CAPTURES = [capture.jpeg for capture in line()]
@@ -75,9 +76,9 @@ def versions(registered):  # noqa: F811
     """The project with three versions, of which the first is champion; its station asks the registry each second, and
     does not judge the line, which the same few captures over and over would change."""
     judged = {"minimum": 1_000_000}
-    set_param(registered, "station", champion_check_seconds=1.0, requests_a_minute=100_000, drift=judged)
+    set_values(registered, "station", champion_check_seconds=1.0, requests_a_minute=100_000, drift=judged)
     for shift in (41, 42):
-        set_param(registered, "dst", maximum_shift=shift)
+        set_values(registered, "dst", maximum_shift=shift)
         run_stage("register", registered)
     make_champion(registered, "1")
     return registered
@@ -98,7 +99,7 @@ def inspected(running: StationProcess) -> requests.Response:
 
 
 def table(project: Path) -> ResultsTable:
-    return ResultsTable.of_project(project, load_params(project / "params.yaml").station)
+    return ResultsTable.of_project(project, load_station_settings(project))
 
 
 def model_process(running: StationProcess) -> psutil.Process:
@@ -179,9 +180,9 @@ def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
 
 def packed(project: Path, version: str) -> Path:
     """The weights of the adapter that a version has packed."""
-    params = load_params(project / "params.yaml").register_
-    with open_registry(project, params) as client:
-        model = client.get_model_version(params.model_name, version).source.rpartition("/")[2]
+    settings = load_register_settings(project)
+    with open_registry(project, settings) as client:
+        model = client.get_model_version(settings.model_name, version).source.rpartition("/")[2]
     (found,) = (project / "mlruns").glob(f"**/{model}/**/adapter_model.safetensors")
     return found
 
@@ -246,12 +247,14 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):  # noqa: F811
 
 
 def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
-    shutil.copy(evaluated_project / "params.yaml", tmp_path)
+    for name in ("params.yaml", "settings.yaml"):
+        shutil.copy(evaluated_project / name, tmp_path)
     assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
 
 
 def test_a_results_table_that_cannot_be_used_is_told_before_anything_starts(registered, tmp_path):  # noqa: F811
-    shutil.copy(registered / "params.yaml", tmp_path)
-    set_param(tmp_path, "station", results="nonsense://")
+    for name in ("params.yaml", "settings.yaml"):
+        shutil.copy(registered / name, tmp_path)
+    set_values(tmp_path, "station", results="nonsense://")
     assert "results" in refused(tmp_path, "--port", "0")
     assert not (tmp_path / "mlruns").exists()

@@ -18,12 +18,13 @@ import pytest
 from pinspect.core import environment as quiet
 from pinspect.core.params import load_params
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from pinspect.station.watch import Inbox, InboxError
 from tests.support.evaluated_project import run_stage
-from tests.support.sample import line
-from tests.support.station_stack import PINSPECT, make_champion, registered, set_param  # noqa: F401
+from tests.support.sample import line, set_values
+from tests.support.station_stack import PINSPECT, make_champion, registered  # noqa: F401
 
 CAPTURES = [capture.jpeg for capture in line(seed=8, train=10, references=5)]
 PATIENCE = 60
@@ -234,7 +235,7 @@ def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(regist
 
 
 def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):  # noqa: F811
-    set_param(registered, "station", champion_check_seconds=0.2)
+    set_values(registered, "station", champion_check_seconds=0.2)
     version = another_version(registered)
     with watching(registered, inbox, url) as watch:
         watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
@@ -274,7 +275,7 @@ def another_version(project: Path) -> str:
     detail = json.loads(kept[1])
     detail["headline"]["view"] = view
     try:
-        set_param(project, "evaluate", view=view)
+        set_values(project, "evaluate", view=view)
         files[1].write_text(json.dumps(detail))
         run_stage("register", project)
         return str(json.loads(files[2].read_text())["version"])
@@ -286,7 +287,7 @@ def another_version(project: Path) -> str:
 @contextlib.contextmanager
 def broken(project: Path, version: str):
     """A version whose adapter has lost its weights."""
-    with open_registry(project, load_params(project / "params.yaml").register_) as client:
+    with open_registry(project, load_register_settings(project)) as client:
         stored = Path(client.get_model_version_download_uri("pin-inspector", version).removeprefix("file://"))
     weights = next(stored.rglob("adapter_model.safetensors"))
     away = weights.rename(weights.with_suffix(".away"))

@@ -12,6 +12,7 @@ from pinspect.core.params import load_params
 from pinspect.station.corrections import CorrectionError, UnknownInspectionError, correct, waiting
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
+from pinspect.station.settings import load_station_settings
 from tests.support.evaluated_project import run_stage, write_params
 from tests.support.sample import contents, drop, line, read_labels
 
@@ -31,7 +32,7 @@ class Station:
         self.root = root
         self.captures = root / "data/captures"
         self.params = load_params(root / "params.yaml")
-        self.results = ResultsTable.of_project(root, self.params.station)
+        self.results = ResultsTable.of_project(root, load_station_settings(root))
         self.pictures = PictureStore(root, 90)
 
     def inspect(self, id, capture, **said):

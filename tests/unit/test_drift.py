@@ -12,19 +12,19 @@ from scipy.stats import fisher_exact
 
 from pinspect.core.errors import AlignmentError
 from pinspect.core.images import decode_image, to_gray
-from pinspect.core.params import DriftParams
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.line_profile import LineProfile, Sample, make_profile
 from pinspect.nsoartc.alignment import align
 from pinspect.nsoartc.unit_space import UnitSpace
 from pinspect.station.drift import COLUMNS, QUANTITIES, judge_drift
 from pinspect.station.results import ResultsTable
+from pinspect.station.settings import DriftSettings
 from tests.support.dst_line import build, drop_raw
 from tests.support.evaluation_examples import PARAMS, answered, chat_row
 from tests.support.sample import line
 
-PARAMS_OF_DRIFT = DriftParams()
-WINDOW = PARAMS_OF_DRIFT.window
+SETTINGS = DriftSettings()
+WINDOW = SETTINGS.window
 PASSED, DEFECTIVE = "passed", "defective"
 BEGAN = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -103,7 +103,7 @@ def dark(gray):
 
 
 def judge(profile, latest, **changes):
-    return judge_drift(profile, latest, PARAMS_OF_DRIFT.model_copy(update=changes))
+    return judge_drift(profile, latest, SETTINGS.model_copy(update=changes))
 
 
 def changed(report) -> set[str]:
@@ -161,7 +161,7 @@ def test_a_few_captures_of_the_changed_line_are_not_enough_to_have_learnt_it(pro
 
 
 def test_too_few_captures_tell_nothing(profile, inspected):
-    minimum = PARAMS_OF_DRIFT.minimum
+    minimum = SETTINGS.minimum
     report = judge(profile, inspected(minimum - 1, half))
     assert not report.changed
     assert all(one.distance is None and one.p is None for one in report.quantities)

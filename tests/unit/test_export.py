@@ -1,6 +1,7 @@
 """A merged adapter is a checkpoint like any other, and answers as the adapter did."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -24,6 +25,7 @@ from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
 from pinspect.model.merging import export_merged
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
 from tests.support import chat_line
 from tests.support.sample import ROOT
 
@@ -84,9 +86,10 @@ def test_an_export_overwrites_nothing(trained, tmp_path):
 
 def test_a_registered_version_is_exported_by_its_alias_or_number(trained, tmp_path, monkeypatch):
     root, base = trained
-    params = load_params(root / "params.yaml").register_
+    shutil.copy(ROOT / "settings.yaml", root)
+    settings = load_register_settings(root)
     packed = {"adapter": root / "models/adapter", "base": base.folder, "params": root / "params.yaml"}
-    with open_registry(root, params) as client, mlflow.start_run():
+    with open_registry(root, settings) as client, mlflow.start_run():
         model = mlflow.pyfunc.log_model(
             name="inspector",
             python_model=pyfunc_model.__file__,
@@ -94,14 +97,14 @@ def test_a_registered_version_is_exported_by_its_alias_or_number(trained, tmp_pa
             signature=pyfunc_model.signature(),
             pip_requirements=[],
         )
-        client.create_registered_model(params.model_name)
-        version = client.create_model_version(params.model_name, model.model_uri)
-        client.set_registered_model_alias(params.model_name, "champion", str(version.version))
+        client.create_registered_model(settings.model_name)
+        version = client.create_model_version(settings.model_name, model.model_uri)
+        client.set_registered_model_alias(settings.model_name, "champion", str(version.version))
     monkeypatch.chdir(root)
     done = CliRunner().invoke(app, ["export", str(tmp_path / "by-alias")])
     assert (done.exit_code, done.output) == (0, f"version 1 merged into {tmp_path / 'by-alias'}\n")
-    export_version(root, params, "1", tmp_path / "by-number")
+    export_version(root, settings, "1", tmp_path / "by-number")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("by-alias", "by-number")]
     assert weights[0] == weights[1] != (base.folder / "model.safetensors").read_bytes()
     with pytest.raises(RegistryError, match="no version 7 of"):
-        export_version(root, params, "7", tmp_path / "none")
+        export_version(root, settings, "7", tmp_path / "none")

@@ -1,10 +1,16 @@
-"""params.yaml: read once, and nothing in it is guessed or passed over."""
+"""params.yaml and settings.yaml: read once, and no mistake in them is passed over."""
+
+from pathlib import Path
 
 import pytest
 import yaml
 
 from pinspect.core.errors import ParamsError
 from pinspect.core.params import Params, load_params
+from pinspect.core.yaml_file import SETTINGS_FILE, SETTINGS_SECTIONS
+from pinspect.evaluation.settings import load_report_settings
+from pinspect.registry.settings import load_register_settings, load_registry_settings
+from pinspect.station.settings import load_station_settings
 from tests.support.sample import ROOT
 
 
@@ -22,13 +28,12 @@ def test_the_shipped_file_is_accepted():
     params = load_params(ROOT / "params.yaml")
     assert params.contract().layout.pins == 27
     assert params.contract().shapes == ("CYLN", "SQUR")
-    assert params.register_.model_name == "pin-inspector"
 
 
-def test_the_sections_are_the_product_the_model_every_stage_promotion_and_the_station(shipped):
+def test_the_sections_are_the_product_the_model_and_every_stage_that_changes_an_answer(shipped):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    own = [stage for stage in stages if stage != "calibrate"]  # it reads the section of evaluate
-    assert list(shipped) == ["layout", "answers", "model", *own, "promote", "station"]
+    without = {"answer", "calibrate", "register"}  # answer and evaluate share a section
+    assert list(shipped) == ["layout", "answers", "model", *(stage for stage in stages if stage not in without)]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ def test_the_sections_are_the_product_the_model_every_stage_promotion_and_the_st
         ("raw.max_pixels", True, "raw.max_pixels: input should be a valid integer, found True"),
         ("raw.near_duplicate_bits", 256, "raw.near_duplicate_bits: input should be less than or equal to 255"),
         ("raw.virtual.references", 1, "raw.virtual.references: input should be greater than or equal to 2, found 1"),
-        ("dst.window", 8, "dst.window: a window needs a centre pixel: an odd number, found 8"),
+        ("dst.window", 8, "dst.window: a window needs a center pixel: expected an odd number, found 8"),
         ("layout.rows", ["U", "u"], "layout: a row is one capital letter, found 'u'"),
         ("layout.columns", 0, "layout.columns: input should be greater than or equal to 1, found 0"),
         ("answers.defect_modes", ["passed"], "answers.defect_modes: 'passed' is not a defect; leave it out"),
@@ -50,11 +55,8 @@ def test_the_sections_are_the_product_the_model_every_stage_promotion_and_the_st
         ("answers.shapes", ["CYLN_RAW"], "answers.shapes.0: string should match pattern"),
         ("chat.views", ["RAW", "IR"], "chat.views.1: input should be 'RAW' or 'DST', found 'IR'"),
         ("train.rank", 0, "train.rank: input should be greater than or equal to 1, found 0"),
-        ("evaluate.confidence", 1.0, "evaluate.confidence: input should be less than 1, found 1.0"),
-        ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
-        ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
-        ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
-        ("colour", {}, "colour: unknown key"),
+        ("evaluate.wanted_escape_rate", 1.0, "evaluate.wanted_escape_rate: input should be less than 1, found 1.0"),
+        ("color", {}, "color: unknown key"),
     ],
 )
 def test_a_key_or_value_that_cannot_be_used_is_named(tmp_path, shipped, key, value, told):
@@ -76,12 +78,12 @@ def test_an_adapter_that_would_change_nothing_is_refused(tmp_path, shipped):
 
 def test_several_problems_are_told_at_once(tmp_path, shipped):
     del shipped["dst"]
-    shipped["raw"]["colour"] = "red"
+    shipped["raw"]["color"] = "red"
     with pytest.raises(ParamsError) as caught:
         load(tmp_path, shipped)
     problems = str(caught.value).splitlines()
     assert len(problems) == 2
-    assert any("raw.colour: unknown key" in problem for problem in problems)
+    assert any("raw.color: unknown key" in problem for problem in problems)
     assert any(problem.endswith("dst: missing") for problem in problems)
 
 
@@ -108,3 +110,77 @@ def test_a_missing_file_is_named(tmp_path):
 def test_params_cannot_be_changed_once_read():
     with pytest.raises(ValueError, match="frozen"):
         load_params(ROOT / "params.yaml").raw.max_pixels = 1
+
+
+def load_settings(root: Path):
+    return load_registry_settings(root), load_report_settings(root), load_station_settings(root)
+
+
+@pytest.fixture
+def settings() -> dict:
+    return yaml.safe_load((ROOT / SETTINGS_FILE).read_text())
+
+
+def write_settings(root: Path, content: dict) -> None:
+    (root / SETTINGS_FILE).write_text(yaml.safe_dump(content))
+
+
+def test_the_shipped_settings_are_accepted():
+    registry, report, station = load_settings(ROOT)
+    assert registry.register.model_name == "pin-inspector"
+    assert registry.report == report
+    assert station.drift.window == 200
+
+
+def test_every_section_of_the_settings_is_known_and_shipped(settings):
+    assert sorted(settings) == sorted(SETTINGS_SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("report.confidence", 1.0, "report.confidence: input should be less than 1, found 1.0"),
+        ("report.bounds.exact_macht", 0.9, "report.bounds.exact_macht.[key]: input should be 'exact_match'"),
+        ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
+        ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
+        ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
+        ("station.port", 70000, "station.port: input should be less than or equal to 65535, found 70000"),
+        ("station.colour", "red", "station.colour: unknown key; remove it or correct its spelling"),
+        ("station.drift.minimum", 0, "station.drift.minimum: input should be greater than or equal to 1, found 0"),
+        ("statoin", {}, "statoin: unknown section; the sections are register, promote, station, report"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, settings, key, value, message):
+    *path, last = key.split(".")
+    section = settings
+    for name in path:
+        section = section[name]
+    section[last] = value
+    write_settings(tmp_path, settings)
+    with pytest.raises(ParamsError) as caught:
+        load_settings(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / SETTINGS_FILE}: {message}")
+
+
+def test_a_room_reads_its_section_whatever_is_wrong_in_the_others(tmp_path, settings):
+    settings["station"]["port"] = "eight thousand"
+    write_settings(tmp_path, settings)
+    assert load_register_settings(tmp_path).model_name == "pin-inspector"
+
+
+def test_a_missing_section_of_the_station_takes_the_defaults(tmp_path, settings):
+    del settings["station"]
+    write_settings(tmp_path, settings)
+    assert load_station_settings(tmp_path) == load_station_settings(ROOT)
+
+
+def test_a_missing_section_without_defaults_is_named(tmp_path, settings):
+    del settings["register"]
+    write_settings(tmp_path, settings)
+    with pytest.raises(ParamsError, match="register.model_name: missing"):
+        load_register_settings(tmp_path)
+
+
+def test_missing_settings_are_named(tmp_path):
+    with pytest.raises(ParamsError, match=r"settings.yaml: not found; run this in the project's folder"):
+        load_station_settings(tmp_path)

@@ -20,6 +20,7 @@ from tests.support.evaluation_examples import (
     ADDRESSES,
     CONTRACT,
     PARAMS,
+    REPORT,
     answered,
     baseline,
     chat_row,
@@ -74,7 +75,7 @@ def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
 
 def written(tmp_path, images, rows, predictions):
     out = tmp_path / "eval"
-    headline = evaluate.write_evaluation(predictions, rows, images, CONTRACT, PARAMS.evaluate, SUBJECT, out)
+    headline = evaluate.write_evaluation(predictions, rows, images, CONTRACT, PARAMS.evaluate, REPORT, SUBJECT, out)
     return headline, (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -154,7 +155,7 @@ def everything(rows, predictions, images):
     picture = np.full((32, 80, 3), 128, np.uint8)
     return given_for(
         rows, predictions, images,
-        messages={row["id"]: row["messages"] for row in rows}, bounds=PARAMS.evaluate.bounds, operating_point=POINT,
+        messages={row["id"]: row["messages"] for row in rows}, bounds=REPORT.bounds, operating_point=POINT,
         reliability=metrics.reliability(predictions), evidence=evidence_for(rows),
         evidence_summary="On 24 of 25 captures.", ablations=table, facts=SUBJECT.facts, params=SUBJECT.params,
         provenance=SUBJECT.provenance, set_aside=SUBJECT.set_aside, names=SUBJECT.names,

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 
-from pinspect.core.params import StationParams
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import SCHEMA, Correction, ResultsError, ResultsTable, watch_id
+from pinspect.station.settings import StationSettings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHA256 = "0" * 64
@@ -233,12 +233,12 @@ def test_a_watched_capture_is_known_by_its_name_and_its_bytes():
 
 
 def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path):
-    table = ResultsTable.of_project(tmp_path, StationParams())
+    table = ResultsTable.of_project(tmp_path, StationSettings())
     keep(table, "a")
     assert (tmp_path / "data/station/results.db").is_file()
-    elsewhere = StationParams(results=f"sqlite:///{tmp_path}/new/folder/other.db")
+    elsewhere = StationSettings(results=f"sqlite:///{tmp_path}/new/folder/other.db")
     assert ResultsTable.of_project(tmp_path, elsewhere).get("a") is None
-    assert ResultsTable.of_project(tmp_path, StationParams()).get("a").id == "a"
+    assert ResultsTable.of_project(tmp_path, StationSettings()).get("a").id == "a"
 
 
 @pytest.mark.parametrize(

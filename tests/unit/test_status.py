@@ -27,7 +27,8 @@ def dvc(*words, root) -> None:
 def repository(tmp_path_factory):
     """A DVC repository with four captures and a pipeline that has run."""
     root = tmp_path_factory.mktemp("repository")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name in ("params.yaml", "settings.yaml"):
+        (root / name).write_text((ROOT / name).read_text())
     drop(root / "data/captures", line()[:4])
     (root / "seen.csv").write_text("capture,source\n" + "".join(f"{one.name},camera\n" for one in line()[:4]))
     commands = {name: f"echo made > {out}" for name, (_, out) in STAGES.items()}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pinspect.station.problems import MEDIA_TYPE, Problem
+from pinspect.station.settings import StationSettings
 from pinspect.station.uploads import LONGEST_NAME, checked_image, read_uploads, shown_name
 from tests.support.sample import line, params
 
@@ -139,13 +140,12 @@ LIMITS = {"upload_bytes": 200_000, "images_a_request": 2, "timeout_seconds": 0.5
 @pytest.fixture(scope="module")
 def app():
     """An application that tells what it read."""
-    found = params()
-    own = found.model_copy(update={"station": found.station.model_copy(update=LIMITS)})
+    settings = StationSettings(**LIMITS)
     app = FastAPI()
 
     @app.post("/")
     async def read(request: Request) -> dict:
-        asked = await read_uploads(request, own)
+        asked = await read_uploads(request, params(), settings)
         return {"names": [image.name for image in asked.images], "shape": asked.shape}
 
     @app.exception_handler(Problem)

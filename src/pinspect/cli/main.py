@@ -113,20 +113,21 @@ def station(
     """Serve the champion: a page, an API and metrics. Ctrl-C ends it."""
     from pinspect.core.params import load_params
     from pinspect.station.server import run_station
+    from pinspect.station.settings import load_station_settings
 
     chosen = {"host": host or None, "port": port, "workers": workers, "batch_size": batch_size}
-    params = load_params()
-    own = params.station.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-    run_station(Path(), params.model_copy(update={"station": own}), token=token)
+    settings = load_station_settings(Path())
+    settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    run_station(Path(), load_params(), settings, token=token)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and scores, the newest first."""
-    from pinspect.core.params import load_params
     from pinspect.registry.leaderboard import leaderboard, print_leaderboard
+    from pinspect.registry.settings import load_register_settings
 
-    lines = leaderboard(Path(), load_params())
+    lines = leaderboard(Path(), load_register_settings(Path()))
     if as_json:
         for line in lines:
             print(json.dumps(line))
@@ -144,8 +145,9 @@ def compare(
     from pinspect.core.params import load_params
     from pinspect.registry.leaderboard import compare as compare_versions
     from pinspect.registry.leaderboard import print_comparison
+    from pinspect.registry.settings import load_registry_settings
 
-    found = compare_versions(Path(), load_params(), first, second)
+    found = compare_versions(Path(), load_params(), load_registry_settings(Path()), first, second)
     if as_json:
         print(json.dumps(found))
     else:
@@ -157,8 +159,9 @@ def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
     """Make the challenger champion if it proves to be good enough. Exit code 3: refused."""
     from pinspect.core.params import load_params
     from pinspect.registry import promotion
+    from pinspect.registry.settings import load_registry_settings
 
-    decision = promotion.promote(Path(), load_params(), approve_by=approve_by)
+    decision = promotion.promote(Path(), load_params(), load_registry_settings(Path()), approve_by=approve_by)
     if as_json:
         print(json.dumps(decision.to_dict()))
     else:
@@ -173,10 +176,10 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again."""
-    from pinspect.core.params import load_params
     from pinspect.registry import promotion
+    from pinspect.registry.settings import load_register_settings
 
-    done = promotion.rollback(Path(), load_params(), why, by)
+    done = promotion.rollback(Path(), load_register_settings(Path()), why, by)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:
@@ -187,9 +190,9 @@ def rollback(
 def status(as_json: AsJson = False) -> None:
     """Tell what `dvc repro` would do, which captures are new and which version is champion."""
     from pinspect.cli.status import print_status, project_status
-    from pinspect.core.params import load_params
+    from pinspect.registry.settings import load_register_settings
 
-    told = project_status(Path(), load_params())
+    told = project_status(Path(), load_register_settings(Path()))
     if as_json:
         print(json.dumps(told))
     else:
@@ -204,9 +207,9 @@ def export(
 ) -> None:
     """Merge a registered adapter into its base: a whole checkpoint for vLLM and others."""
     from pinspect.cli.export import export_version
-    from pinspect.core.params import load_params
+    from pinspect.registry.settings import load_register_settings
 
-    number = export_version(Path(), load_params().register_, version or alias, out)
+    number = export_version(Path(), load_register_settings(Path()), version or alias, out)
     print(f"version {number} merged into {out}")
 
 

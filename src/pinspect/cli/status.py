@@ -15,8 +15,8 @@ from rich.table import Table
 from pinspect.captures.labels import IMAGE_SUFFIXES, images_folder
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.manifests import MANIFEST, read_manifest
-from pinspect.core.params import Params
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, version_of
 
 UNCHANGED, CHANGED, FOLLOWS = "unchanged", "changed", "follows"
@@ -57,15 +57,15 @@ def new_captures(root: Path) -> tuple[list[str], list[str]]:
     return sorted(there - seen), sorted(seen - there)
 
 
-def project_status(root: Path, params: Params) -> dict:
+def project_status(root: Path, settings: RegisterSettings) -> dict:
     """Keys: stages (`stage_states`), new_captures and gone_captures (names), aliases (champion, challenger, previous ->
     version or None) and registry_error (None, or why the registry did not tell). Raises as `stage_states`."""
     new, gone = new_captures(root)
     aliases: dict[str, str | None] = dict.fromkeys((CHAMPION, CHALLENGER, PREVIOUS))
     registry_error = None
     try:
-        with open_registry(root, params.register_) as client:
-            found = {alias: version_of(client, params.register_.model_name, alias) for alias in aliases}
+        with open_registry(root, settings) as client:
+            found = {alias: version_of(client, settings.model_name, alias) for alias in aliases}
         aliases = {alias: str(version.version) if version else None for alias, version in found.items()}
     except RegistryError as error:  # without it, the rest is worth telling all the same
         registry_error = str(error)

@@ -1,36 +1,32 @@
-"""`params.yaml` as typed, checked objects: the one place that reads it."""
+"""`params.yaml` as typed, checked objects: everything that changes an answer, and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pinspect.core.answers import PASSED, AnswerContract
-from pinspect.core.errors import ParamsError
 from pinspect.core.layout import Layout
+from pinspect.core.yaml_file import NaturalInt, PositiveInt, Section, Share, check, read_yaml
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NaturalInt = Annotated[int, Field(ge=0)]
 View = Literal["RAW", "DST"]
 PromptKind = Literal["two_image", "one_image", "stacked"]
-Score = Literal[
-    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
-    *("escape_rate", "overkill_rate", "parse_rate", "auroc", "ece"),
-]
 
 LORA_PRESETS = {"standard": {"rank": 16, "alpha": 32}, "plus": {"rank": 64, "alpha": 128}}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class ModelParams(Section):
+    """Which vision-language model is adapted.
 
-
-class ModelParams(_Section):
-    """Which vision-language model is adapted. checkpoint: a folder or a hub id, empty for the family's own."""
+    Attributes:
+        family: Name of the model family; see `pinspect.model.families`.
+        backend: What trains; `auto` takes Unsloth on an NVIDIA GPU and transformers elsewhere.
+        checkpoint: A folder or a Hugging Face hub id; empty for the default of the family.
+        revision: Commit of a hub checkpoint.
+        trust_remote_code: Whether code that comes with a checkpoint may run.
+    """
 
     family: str
     backend: Literal["auto", "transformers", "unsloth"]
@@ -39,23 +35,23 @@ class ModelParams(_Section):
     trust_remote_code: bool
 
 
-class LayoutParams(_Section):
+class LayoutParams(Section):
     """Rows and columns of the pin field."""
 
     rows: list[str]
     columns: PositiveInt
 
     @model_validator(mode="after")
-    def _is_a_layout(self) -> LayoutParams:
+    def _check_layout(self) -> LayoutParams:
         self.layout()
         return self
 
     def layout(self) -> Layout:
-        """The layout as the domain object that everything else takes."""
+        """Return the layout as a domain object."""
         return Layout(tuple(self.rows), self.columns)
 
 
-class AnswersParams(_Section):
+class AnswersParams(Section):
     """The words that an answer may use."""
 
     shapes: Annotated[list[Annotated[str, Field(pattern=r"\A[A-Z0-9]+\z")]], Field(min_length=1)]
@@ -63,14 +59,23 @@ class AnswersParams(_Section):
 
     @field_validator("defect_modes")
     @classmethod
-    def _passed_is_no_defect(cls, modes: list[str]) -> list[str]:
+    def _check_modes(cls, modes: list[str]) -> list[str]:
         if PASSED in modes:
             raise ValueError(f"'{PASSED}' is not a defect; leave it out")
         return modes
 
 
-class VirtualParams(_Section):
-    """How many captures the virtual line renders."""
+class VirtualParams(Section):
+    """How many captures the virtual line renders for each split.
+
+    Attributes:
+        train: Inspected captures for training.
+        validation: Inspected captures for validation.
+        test: Inspected captures for the test split.
+        references: Passed references of each shape.
+        defective_share: Share of inspected captures with a defect, 0 to 1.
+        seed: Seed of the renderer.
+    """
 
     train: NaturalInt
     validation: NaturalInt = 0
@@ -80,8 +85,17 @@ class VirtualParams(_Section):
     seed: NaturalInt
 
 
-class RawParams(_Section):
-    """Reading captures and splitting them."""
+class RawParams(Section):
+    """How captures are read and split.
+
+    Attributes:
+        max_pixels: Largest image that is decoded, in pixels.
+        split_salt: Text that is hashed together with the content of a capture to choose its split.
+        validation_share: Share of captures in the validation split.
+        test_share: Share of captures in the test split.
+        near_duplicate_bits: Captures whose 256-bit perceptual hashes differ by at most this many bits share a split.
+        virtual: Sizes of the virtual line.
+    """
 
     max_pixels: PositiveInt
     split_salt: str
@@ -91,14 +105,22 @@ class RawParams(_Section):
     virtual: VirtualParams
 
     @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> RawParams:
+    def _check_shares(self) -> RawParams:
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share leave nothing to train on: their sum must be below 1")
         return self
 
 
-class DstParams(_Section):
-    """NSOARTC windows, the unit space and alignment (px)."""
+class DstParams(Section):
+    """NSOARTC windows, the unit space and alignment.
+
+    Attributes:
+        window: Side of an NSOARTC window in pixels, odd.
+        stride: Distance between windows in pixels.
+        minimum_references: Fewest references that make a unit space.
+        scale_quantile: Quantile of the distances of the references that becomes white in a DST image.
+        maximum_shift: Largest shift of a capture in pixels.
+    """
 
     window: Annotated[int, Field(ge=1, le=63)]
     stride: Annotated[int, Field(ge=1, le=64)]
@@ -108,14 +130,21 @@ class DstParams(_Section):
 
     @field_validator("window")
     @classmethod
-    def _has_a_centre(cls, window: int) -> int:
+    def _check_center(cls, window: int) -> int:
         if window % 2 == 0:
-            raise ValueError(f"a window needs a centre pixel: an odd number, found {window}")
+            raise ValueError(f"a window needs a center pixel: expected an odd number, found {window}")
         return window
 
 
-class CompositeParams(_Section):
-    """The pictures that the model sees."""
+class CompositeParams(Section):
+    """The pictures that the model sees.
+
+    Attributes:
+        cell: Smallest side of the cell of one pin, in pixels.
+        token_aligned: Whether the cell is rounded up to whole visual tokens of the model family.
+        grid: Whether the address grid is drawn.
+        jpeg_quality: Quality of the saved JPEG files.
+    """
 
     cell: Annotated[int, Field(ge=16, le=256)]
     token_aligned: bool
@@ -123,8 +152,15 @@ class CompositeParams(_Section):
     jpeg_quality: Annotated[int, Field(ge=50, le=100)]
 
 
-class ChatParams(_Section):
-    """Which prompts the chat dataset holds."""
+class ChatParams(Section):
+    """Which prompts the chat dataset holds.
+
+    Attributes:
+        views: The views that are shown.
+        kinds: Prompt kind -> training rows per capture and view.
+        one_shot_share: Share of the training rows that are one-shot, where the kind has a worked example.
+        seed: Seed of every choice.
+    """
 
     views: Annotated[list[View], Field(min_length=1)]
     kinds: Annotated[dict[PromptKind, PositiveInt], Field(min_length=1)]
@@ -132,13 +168,17 @@ class ChatParams(_Section):
     seed: NaturalInt
 
 
-class CheckParams(_Section):
-    """The answer checks."""
+class CheckParams(Section):
+    """The answer checks.
+
+    Attributes:
+        minimum_rows: Fewest training rows; fewer fail the checks.
+    """
 
     minimum_rows: PositiveInt
 
 
-class CounterexampleParams(_Section):
+class CounterexampleParams(Section):
     """Shares of the training rows that become a counterexample of each kind."""
 
     swapped: Share
@@ -147,14 +187,17 @@ class CounterexampleParams(_Section):
     shuffled_letters: Share
 
     @model_validator(mode="after")
-    def _leaves_rows_as_they_are(self) -> CounterexampleParams:
+    def _check_sum(self) -> CounterexampleParams:
         if self.swapped + self.blank + self.other_shape + self.shuffled_letters > 0.5:
             raise ValueError("more than half of the training rows would be counterexamples: lower the shares")
         return self
 
 
-class TrainParams(_Section):
-    """The LoRA adapter and its training. rank and alpha left empty (null) are those of the preset."""
+class TrainParams(Section):
+    """The LoRA adapter and its training; the comments in `params.yaml` explain each value.
+
+    An empty (null) `rank` or `alpha` takes the value of the preset.
+    """
 
     vision: bool
     language: bool
@@ -185,23 +228,30 @@ class TrainParams(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_fills_in_rank_and_alpha(cls, found: object) -> object:
-        if not isinstance(found, dict):
-            return found
-        preset = LORA_PRESETS.get(str(found.get("preset")), LORA_PRESETS["standard"])
-        return found | {name: value for name, value in preset.items() if found.get(name) is None}
+    def _fill_in_preset(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        section = cast(dict[str, Any], values)
+        preset = LORA_PRESETS.get(str(section.get("preset")), LORA_PRESETS["standard"])
+        return section | {name: value for name, value in preset.items() if section.get(name) is None}
 
     @model_validator(mode="after")
-    def _adapts_something(self) -> TrainParams:
+    def _check_targets(self) -> TrainParams:
         if not (self.vision or self.language) or not (self.attention or self.mlp):
             raise ValueError("the adapter would change nothing: switch on vision or language, and attention or mlp")
         return self
 
 
-class EvaluateParams(_Section):
-    """Scoring: what production inspects with (view, kind, the first decoding) makes the headline.
+class EvaluateParams(Section):
+    """What the model is asked on validation and test captures; the first question is production's.
 
-    wanted_escape_rate decides the operating point. bounds: what the scores are held against.
+    Attributes:
+        view: The view that production inspects.
+        kind: The prompt kind that production uses.
+        decodings: How answers are decoded; production uses the first.
+        wanted_escape_rate: Highest escape rate on validation captures; it decides the threshold on P(defective).
+        virtual_kinds: Prompt kinds that are answered for virtual test captures.
+        batch_size: Prompts in one forward pass.
     """
 
     view: View
@@ -209,75 +259,11 @@ class EvaluateParams(_Section):
     decodings: Annotated[list[Literal["constrained", "free"]], Field(min_length=1, max_length=2)]
     wanted_escape_rate: Annotated[float, Field(ge=0, lt=1)]
     virtual_kinds: list[PromptKind]
-    bounds: dict[Score, Share]
     batch_size: PositiveInt
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    bootstrap_samples: PositiveInt
-    seed: NaturalInt
 
 
-class RegisterParams(_Section):
-    """Where adapters are registered."""
-
-    model_name: Annotated[str, Field(pattern=r"\A[\w.-]+\z")]
-    experiment: Annotated[str, Field(min_length=1)]
-    tracking_uri: str
-
-
-class PromoteParams(_Section):
-    """What a challenger has to prove on the test split before it becomes champion."""
-
-    maximum_escape_rate: Share
-    maximum_overkill_rate: Share
-    minimum_defective: PositiveInt
-    significance: Annotated[float, Field(gt=0, lt=1)]
-    required_controls: list[Literal["blank", "swapped", "other_shape", "shuffled_letters", "lighting"]]
-    approval_required: bool
-
-
-class DriftParams(_Section):
-    """When the station says that the line has changed, by its latest captures against those that the model learnt from.
-
-    window: captures that are looked at; minimum: fewer tell nothing. significance: of the two-sample test by which a
-    quantity counts as changed, shared among all quantities. minimum_effect: Kolmogorov-Smirnov distances below it are
-    no matter, however sure.
-    """
-
-    window: PositiveInt = 200
-    minimum: PositiveInt = 30
-    significance: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    minimum_effect: Share = 0.3
-
-
-class StationParams(_Section):
-    """The inspection station: where it listens, what it accepts, how it keeps results. Nothing of it changes an answer.
-
-    results: SQLAlchemy URL of the results table, empty for sqlite in data/station/. keep_days: how long uploaded
-    pictures are kept, corrected or not; the results themselves stay. queue: captures that may wait; the next one is
-    turned away (429). requests_a_minute: of one client.
-    """
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    workers: Annotated[int, Field(ge=1, le=32)] = 1
-    language: Literal["en", "ja"] = "en"
-    results: str = ""
-    keep_days: PositiveInt = 90
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 16
-    queue: PositiveInt = 64
-    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
-    champion_check_seconds: Annotated[float, Field(gt=0)] = 5.0
-    upload_bytes: PositiveInt = 20_000_000
-    images_a_request: PositiveInt = 16
-    requests_a_minute: PositiveInt = 1200
-    drift: DriftParams = DriftParams()
-
-
-class Params(_Section):
-    """The whole of `params.yaml`: the product, the model, a section for each stage, promotion and the station.
-
-    A version of before the station has packed parameters without that section: it has defaults.
-    """
+class Params(Section):
+    """The whole of `params.yaml`: the product, the model, and a section for each stage that has parameters."""
 
     layout: LayoutParams
     answers: AnswersParams
@@ -289,41 +275,17 @@ class Params(_Section):
     check: CheckParams
     train: TrainParams
     evaluate: EvaluateParams
-    register_: Annotated[RegisterParams, Field(alias="register")]
-    promote: PromoteParams
-    station: StationParams = StationParams()
 
     def contract(self) -> AnswerContract:
-        """The answer contract of this product."""
+        """Return the answer contract of this product."""
         return AnswerContract(self.layout.layout(), tuple(self.answers.shapes), tuple(self.answers.defect_modes))
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check `params.yaml`.
 
-    Raises ParamsError that names the file, the key, what was found and what is allowed; several problems are told at
-    once, one a line.
+    Raises:
+        ParamsError: One line per mistake: file, key, the value found and what is allowed.
     """
     path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run this in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ParamsError(f"{path}: expected sections such as 'train:', found {type(found).__name__}")
-    try:
-        return Params.model_validate(found)
-    except ValidationError as error:
-        raise ParamsError("\n".join(_explain(path, problem) for problem in error.errors())) from None
-
-
-def _explain(path: Path, problem: dict) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(file)"
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: {key}: unknown key; remove it or correct its spelling"
-    if problem["type"] == "missing":
-        return f"{path}: {key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+    return check(read_yaml(path), Params, path)

@@ -25,6 +25,7 @@ from pinspect.core.prompts import SHOTS, ZERO_SHOT
 from pinspect.evaluation import metrics, plots
 from pinspect.evaluation.metrics import ALL, HEADLINE, McNemar
 from pinspect.evaluation.report import ReportInput, render_report
+from pinspect.evaluation.settings import ReportSettings
 from pinspect.examination.controls import checks_table
 from pinspect.examination.examination import Examination
 from pinspect.examination.operating_point import OperatingPoint
@@ -64,6 +65,7 @@ def write_evaluation(
     images: Path,
     contract: AnswerContract,
     params: EvaluateParams,
+    settings: ReportSettings,
     subject: Subject,
     out: Path,
     point: OperatingPoint | None = None,
@@ -77,19 +79,22 @@ def write_evaluation(
     out.mkdir(parents=True, exist_ok=True)
     examination = examination or Examination()
     scores = metrics.score_table(
-        predictions, confidence=params.confidence, bootstrap_samples=params.bootstrap_samples, seed=params.seed
+        predictions,
+        confidence=settings.confidence,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
     )
     comparisons = compare_with_baseline(predictions, params)
     tables.write(predictions, out / "predictions.csv")
     metrics.write_scores(scores, out / "scores.csv")
-    _write_csv(checks_table(examination.controls, params.confidence), out / "controls.csv")
+    _write_csv(checks_table(examination.controls, settings.confidence), out / "controls.csv")
     _write_csv(examination.evidence_table, out / "evidence.csv")
     plotted = _plotted(predictions, params)
     plots.write_plot_tables(plotted, out / "plots")
     for name, asked in plotted.items():
         _write_csv(metrics.reliability(asked), out / "plots" / f"reliability_{name}.csv")
     headline = headline_metrics(scores, params) | _told(point, examination)
-    _write_json(_detail(predictions, comparisons, params, subject, point, examination), out / "detail.json")
+    _write_json(_detail(predictions, comparisons, params, settings, subject, point, examination), out / "detail.json")
     report = render_report(
         ReportInput(
             title=subject.title,
@@ -102,7 +107,7 @@ def write_evaluation(
             decoding=params.decodings[0],
             view=params.view,
             kind=params.kind,
-            confidence=params.confidence,
+            confidence=settings.confidence,
             images={str(row["id"]): row["images"] for row in rows},
             images_folder=images,
             learning_curve=subject.learning_curve,
@@ -113,7 +118,7 @@ def write_evaluation(
             set_aside=subject.set_aside,
             names=subject.names,
             messages={str(row["id"]): row["messages"] for row in rows if "messages" in row},
-            bounds=params.bounds,
+            bounds=settings.bounds,
             operating_point=point,
             reliability=metrics.reliability(plotted[ZERO_SHOT]),
             controls=examination.controls,
@@ -236,6 +241,7 @@ def _detail(
     predictions: pd.DataFrame,
     comparisons: Mapping[str, McNemar],
     params: EvaluateParams,
+    settings: ReportSettings,
     subject: Subject,
     point: OperatingPoint | None,
     examination: Examination,
@@ -245,7 +251,7 @@ def _detail(
         **subject.digests,
         "headline": {"view": params.view, "kind": params.kind, "decoding": params.decodings[0]},
         "operating_point": asdict(point) if point else None,
-        "confidence": params.confidence,
+        "confidence": settings.confidence,
         "against_baseline": {outcome: asdict(test) for outcome, test in comparisons.items()},
         "controls": [
             {

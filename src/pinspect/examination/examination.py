@@ -43,6 +43,7 @@ def examine(
     contract: AnswerContract,
     params: EvaluateParams,
     threshold: float,
+    confidence: float,
 ) -> Examination:
     """Examine the model on test rows that it has answered.
 
@@ -69,7 +70,7 @@ def examine(
 
     answers = dict(zip(answered["id"], answered["answer"], strict=True))
     controls = run_controls(
-        rows, images, contract, answer, answers, view=params.view, kind=params.kind, confidence=params.confidence
+        rows, images, contract, answer, answers, view=params.view, kind=params.kind, confidence=confidence
     )
     asked = headline_rows(rows, params)
     explained = [row for row in asked if row["source"] == "camera"] or asked
@@ -83,5 +84,5 @@ def examine(
     except ModelError as error:
         return Examination(controls, {}, pd.DataFrame(columns=list(evidence.COLUMNS)), str(error))
     table, unadapted = (evidence.evidence_table(found, explained, contract) for found in (own, bare))
-    summary = evidence.evidence_summary(table, contract.layout, params.confidence, unadapted)
+    summary = evidence.evidence_summary(table, contract.layout, confidence, unadapted)
     return Examination(controls, maps, table, summary)

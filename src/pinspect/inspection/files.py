@@ -21,9 +21,10 @@ from pinspect.captures.labels import IMAGE_SUFFIXES
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.core.files import atomic_path
-from pinspect.core.params import RegisterParams, load_params
+from pinspect.core.params import load_params
 from pinspect.inspection.annotate import GREEN, RED, annotate
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, empty_record
+from pinspect.registry.settings import RegisterSettings, load_register_settings
 from pinspect.registry.versions import load_registered
 
 ALL_PASSED, SOME_DEFECTIVE, SOME_NOT_INSPECTED = 0, 1, 2
@@ -59,9 +60,9 @@ def find_images(patterns: Sequence[str]) -> Iterator[Path]:
     )
 
 
-def load_capture_inspector(root: Path, params: RegisterParams, reference: str = "") -> tuple[CaptureInspector, str]:
+def load_capture_inspector(root: Path, settings: RegisterSettings, reference: str = "") -> tuple[CaptureInspector, str]:
     """The inspector of a registered version, and its number. reference: see `load_registered`, or a number."""
-    model, version = load_registered(root, params, reference)
+    model, version = load_registered(root, settings, reference)
     packed = model.unwrap_python_model()
     # Versions that were registered before there was a station give it no public name.
     return getattr(packed, "inspector", None) or packed._inspector, version
@@ -102,7 +103,7 @@ def inspect_files(
     could be, a picture is written to `annotated`. Raises RegistryError when there is no such model.
     """
     params = load_params(root / "params.yaml")
-    inspector, version = load_capture_inspector(root, params.register_, alias)
+    inspector, version = load_capture_inspector(root, load_register_settings(root), alias)
     for part in _in_parts(files, BATCH):
         read: dict[int, Photograph] = {}
         records: dict[int, dict] = {}

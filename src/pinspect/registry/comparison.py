@@ -22,7 +22,9 @@ from pinspect.core.params import Params
 from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
+from pinspect.evaluation.settings import ReportSettings
 from pinspect.registry.connection import tracking_uri
+from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
 
 # A process of its own: a version answers by the code that it was registered with, not by the present one.
@@ -50,11 +52,10 @@ class Evidence:
         """Its answers to the defective captures."""
         return self.answered[self.answered["expected_judgement"] == DEFECTIVE]
 
-    def scores(self, params: Params) -> dict[str, metrics.Estimate]:
-        """`metrics.score` of its answers."""
-        asked = params.evaluate
+    def scores(self, report: ReportSettings) -> dict[str, metrics.Estimate]:
+        """Return `metrics.score` of the answers."""
         return metrics.score(
-            self.answered, confidence=asked.confidence, bootstrap_samples=asked.bootstrap_samples, seed=asked.seed
+            self.answered, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
         )
 
 
@@ -148,7 +149,7 @@ def _answered_anew(root: Path, params: Params, version: ModelVersion, rows: Sequ
             shutil.copyfile(_required(root / "data/raw" / row["file"]), photograph)
             questions.append({"inspected": str(photograph), "shape": row["shape"]})
         (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
-        uri = tracking_uri(root, params.register_)
+        uri = tracking_uri(root, load_register_settings(root))
         done = subprocess.run(
             [
                 *(sys.executable, "-c", f"import mlflow; mlflow.set_tracking_uri({uri!r})\n{_ANSWER}"),

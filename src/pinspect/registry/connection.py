@@ -17,31 +17,31 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
-from pinspect.core.params import RegisterParams
+from pinspect.registry.settings import RegisterSettings
 
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 
 
-def tracking_uri(root: Path, params: RegisterParams) -> str:
+def tracking_uri(root: Path, settings: RegisterSettings) -> str:
     """Return the URI of the registry that a project uses.
 
     Args:
         root: The project's folder.
-        params: The section `register`.
+        settings: The section `register`.
 
     Returns:
         `MLFLOW_TRACKING_URI` if that is set, else `register.tracking_uri`, else a sqlite file in `mlruns/` of the
         project.
     """
-    chosen = os.environ.get(_URI_VARIABLE) or params.tracking_uri
+    chosen = os.environ.get(_URI_VARIABLE) or settings.tracking_uri
     return chosen or f"sqlite:///{(root / _DEFAULT_STORE / 'mlflow.db').resolve()}"
 
 
-def portable_uri(root: Path, params: RegisterParams) -> str:
+def portable_uri(root: Path, settings: RegisterSettings) -> str:
     """Return `tracking_uri` without this machine's folders if the registry is a sqlite file in the project."""
-    uri = tracking_uri(root, params)
+    uri = tracking_uri(root, settings)
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:") or not path.is_relative_to(root.resolve()):
         return uri
@@ -49,12 +49,12 @@ def portable_uri(root: Path, params: RegisterParams) -> str:
 
 
 @contextlib.contextmanager
-def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
+def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClient]:
     """Open the registry of a project, and make it the current one of `mlflow` while the context lasts.
 
     Args:
         root: The project's folder.
-        params: The section `register`.
+        settings: The section `register`.
 
     Yields:
         A client of the registry. The experiment that runs are logged to exists.
@@ -63,7 +63,7 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
         RegistryUnreachableError: A server does not answer; raised within seconds.
         RegistryError: MLflow refuses a call inside the context, or the database cannot be used.
     """
-    uri = tracking_uri(root, params)
+    uri = tracking_uri(root, settings)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     elif uri.startswith("sqlite:///"):
@@ -75,7 +75,7 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
     try:
         with registry_lock(root):  # two processes must not create the tables of a new database at the same time
             client = MlflowClient(uri, uri)
-            experiment_id(client, root, params)
+            experiment_id(client, root, settings)
         yield client
     except MlflowException as error:
         raise RegistryError(
@@ -93,15 +93,15 @@ def open_registry(root: Path, params: RegisterParams) -> Iterator[MlflowClient]:
             os.environ[_URI_VARIABLE] = previous_uri
 
 
-def experiment_id(client: MlflowClient, root: Path, params: RegisterParams) -> str:
+def experiment_id(client: MlflowClient, root: Path, settings: RegisterSettings) -> str:
     """Return the id of the experiment that runs are logged to; create the experiment if it is new."""
-    experiment = client.get_experiment_by_name(params.experiment)
+    experiment = client.get_experiment_by_name(settings.experiment)
     if experiment:
         return experiment.experiment_id
     # A server chooses the place of its artifacts itself; the project's own database keeps them next to it.
-    is_local = tracking_uri(root, params).startswith("sqlite:")
+    is_local = tracking_uri(root, settings).startswith("sqlite:")
     location = (root / _DEFAULT_STORE / "artifacts").resolve().as_uri() if is_local else None
-    return client.create_experiment(params.experiment, artifact_location=location)
+    return client.create_experiment(settings.experiment, artifact_location=location)
 
 
 @contextlib.contextmanager

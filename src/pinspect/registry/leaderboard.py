@@ -15,6 +15,7 @@ from rich.table import Table
 from pinspect.cli.summary import SCORES
 from pinspect.core.params import Params
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import RegisterSettings, RegistrySettings
 from pinspect.registry.versions import DECISION_TAG, ROLLBACK_TAG, TEST_SET_TAG, number_of, require_version
 
 # What a version's line tells: its name -> the tag that holds it. Zero-shot is what production does.
@@ -27,22 +28,22 @@ _SCORE_TAGS = {
 _SHORT = 8  # characters of a digest
 
 
-def leaderboard(root: Path, params: Params) -> list[dict]:
+def leaderboard(root: Path, settings: RegisterSettings) -> list[dict]:
     """One line a version, the newest first.
 
     Keys: version, aliases, zero_shot and one_shot (exact match on the camera's test captures), escape and overkill
     (zero-shot; None where a version has no such score), decision (promoted, refused, rolled back or None), data (digest
     of its chat dataset), test_set, adapter, commit, date (ISO). Raises RegistryError where the registry cannot be used.
     """
-    name = params.register_.model_name
-    with open_registry(root, params.register_) as client:
+    name = settings.model_name
+    with open_registry(root, settings) as client:
         versions = client.search_model_versions(f"name = '{name}'")
         # Only asked for by itself does a version tell its aliases.
         found = [client.get_model_version(name, version.version) for version in versions]
     return [_line(version) for version in sorted(found, key=lambda version: -int(version.version))]
 
 
-def compare(root: Path, params: Params, first: str, second: str) -> dict:
+def compare(root: Path, params: Params, settings: RegistrySettings, first: str, second: str) -> dict:
     """Two versions (numbers or aliases) on the same test set, zero-shot, asked anew where they were scored on another.
 
     Keys: first and second (version, aliases, rescored), test_set, captures, scores (metric -> first, second,
@@ -53,16 +54,16 @@ def compare(root: Path, params: Params, first: str, second: str) -> dict:
     from pinspect.evaluation import metrics
     from pinspect.registry.comparison import on_one_test_set
 
-    asked = params.evaluate
-    with open_registry(root, params.register_) as client:
-        versions = [require_version(client, params.register_.model_name, name) for name in (first, second)]
+    report = settings.report
+    with open_registry(root, settings.register) as client:
+        versions = [require_version(client, settings.register.model_name, name) for name in (first, second)]
         ours, theirs = on_one_test_set(root, params, versions)
     found = metrics.compare_predictions(
         ours.answered,
         theirs.answered,
-        confidence=asked.confidence,
-        bootstrap_samples=asked.bootstrap_samples,
-        seed=asked.seed,
+        confidence=report.confidence,
+        bootstrap_samples=report.bootstrap_samples,
+        seed=report.seed,
         on=("file",),
     )
     sides = [

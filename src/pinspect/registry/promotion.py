@@ -1,4 +1,4 @@
-"""Promotion by proof: a challenger becomes champion when every rule of `params.promote` holds, and rollback.
+"""Promotion by proof: a challenger becomes champion when every rule of `settings.promote` holds, and rollback.
 
 Who does what when is decided by aliases, each of which the registry moves in one step. A process that is killed
 between two steps leaves a registry in which one version is champion, and promoting (or rolling back) again finishes:
@@ -21,10 +21,12 @@ from rich.table import Table
 
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.files import write_file
-from pinspect.core.params import Params, PromoteParams
+from pinspect.core.params import Params
 from pinspect.evaluation import metrics
+from pinspect.evaluation.settings import ReportSettings
 from pinspect.registry.comparison import Evidence, on_one_test_set
 from pinspect.registry.connection import open_registry, registry_lock
+from pinspect.registry.settings import PromoteSettings, RegisterSettings, RegistrySettings
 from pinspect.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -104,7 +106,7 @@ class Rollback:
         return asdict(self)
 
 
-def promote(root: Path, params: Params, *, approve_by: str = "") -> Decision:
+def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_by: str = "") -> Decision:
     """Decide on the challenger of the project in `root` and, if every rule holds, make it champion.
 
     The decision is written to the challenger's version (tag and description) and to reports/promotion.json, be it a
@@ -112,13 +114,13 @@ def promote(root: Path, params: Params, *, approve_by: str = "") -> Decision:
     RegistryError when there is no challenger or the registry changes meanwhile, RegistryUnreachableError,
     StageInputError when a version must be asked anew and data is missing.
     """
-    name = params.register_.model_name
-    with open_registry(root, params.register_) as client, registry_lock(root):
+    name = settings.register.model_name
+    with open_registry(root, settings.register) as client, registry_lock(root):
         challenger, champion = _challenger(client, name), version_of(client, name, CHAMPION)
         if champion and champion.version == challenger.version:
             decision = _finish(client, challenger)
         else:
-            decision = decide(root, params, challenger, champion, approve_by=approve_by)
+            decision = decide(root, params, settings, challenger, champion, approve_by=approve_by)
             _write_proof(client, challenger, decision)
             if decision.promoted:
                 _switch(client, decision)
@@ -144,7 +146,13 @@ def print_decision(decision: Decision) -> None:
 
 
 def decide(
-    root: Path, params: Params, challenger: ModelVersion, champion: ModelVersion | None, *, approve_by: str = ""
+    root: Path,
+    params: Params,
+    settings: RegistrySettings,
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    *,
+    approve_by: str = "",
 ) -> Decision:
     """Weigh `challenger` against the rules and, if there is one, against `champion`; changes nothing.
 
@@ -152,14 +160,14 @@ def decide(
     """
     evidence = on_one_test_set(root, params, [version for version in (challenger, champion) if version])
     ours, theirs = evidence[0], evidence[1] if champion else None
-    rules = weigh(ours, theirs, challenger.tags, params, approve_by=approve_by)
+    rules = weigh(ours, theirs, challenger.tags, settings, approve_by=approve_by)
     return Decision(
         name=challenger.name,
         challenger=number_of(challenger),
         champion=number_of(champion) if champion else None,
         promoted=all(rule.holds for rule in rules),
         rules=rules,
-        scores={found.version: _values(found, params) for found in evidence},
+        scores={found.version: _values(found, settings.report) for found in evidence},
         test_set=ours.test_set,
         captures=len(ours.answered),
         source=str(ours.answered["source"].iloc[0]) if len(ours.answered) else "",
@@ -170,21 +178,26 @@ def decide(
 
 
 def weigh(
-    ours: Evidence, theirs: Evidence | None, tags: Mapping[str, str], params: Params, *, approve_by: str = ""
+    ours: Evidence,
+    theirs: Evidence | None,
+    tags: Mapping[str, str],
+    settings: RegistrySettings,
+    *,
+    approve_by: str = "",
 ) -> tuple[Rule, ...]:
-    """Every rule of `params.promote`, for a challenger with the evidence `ours` and the version tags `tags`.
+    """Every rule of `settings.promote`, for a challenger with the evidence `ours` and the version tags `tags`.
 
     theirs: the champion's evidence on the same test set; None while there is no champion.
     """
     return (
-        *_absolute_rules(ours, params),
-        *(_comparing_rules(ours, theirs, params.promote) if theirs else ()),
-        _controls(tags, params.promote.required_controls),
-        *_approval(tags, params.promote, approve_by),
+        *_absolute_rules(ours, settings),
+        *(_comparing_rules(ours, theirs, settings.promote) if theirs else ()),
+        _controls(tags, settings.promote.required_controls),
+        *_approval(tags, settings.promote, approve_by),
     )
 
 
-def rollback(root: Path, params: Params, why: str, by: str = "") -> Rollback:
+def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> Rollback:
     """Make the previous champion champion again; `why` is written to the version that it replaces, which then is not
     promoted again without a person's approval.
 
@@ -192,8 +205,8 @@ def rollback(root: Path, params: Params, why: str, by: str = "") -> Rollback:
     """
     if not why.strip():
         raise RegistryError("a rollback says why: pinspect rollback --why 'three escapes at line 2'")
-    name = params.register_.model_name
-    with open_registry(root, params.register_) as client, registry_lock(root):
+    name = settings.model_name
+    with open_registry(root, settings) as client, registry_lock(root):
         champion = require_version(client, name, CHAMPION)
         previous = version_of(client, name, PREVIOUS)
         if previous is None or previous.version == champion.version:
@@ -208,12 +221,12 @@ def rollback(root: Path, params: Params, why: str, by: str = "") -> Rollback:
     return done
 
 
-def _absolute_rules(ours: Evidence, params: Params) -> list[Rule]:
+def _absolute_rules(ours: Evidence, settings: RegistrySettings) -> list[Rule]:
     """What every champion keeps, the first one too."""
-    rows, asked = ours.answered, params.promote
+    rows, asked = ours.answered, settings.promote
     unread = int((~rows["parses"].astype(bool)).sum())
     defective, passed = len(ours.on_defective), len(rows) - len(ours.on_defective)
-    scores = ours.scores(params)
+    scores = ours.scores(settings.report)
 
     def bound(name: str, metric: str, of: int, what: str, most: float) -> Rule:
         found = scores[metric]
@@ -235,7 +248,7 @@ def _absolute_rules(ours: Evidence, params: Params) -> list[Rule]:
     ]
 
 
-def _comparing_rules(ours: Evidence, theirs: Evidence, asked: PromoteParams) -> list[Rule]:
+def _comparing_rules(ours: Evidence, theirs: Evidence, asked: PromoteSettings) -> list[Rule]:
     """Not worse than the champion beyond chance, by McNemar's test on the same captures."""
 
     def not_worse(name: str, outcome: str, mine, others) -> Rule:
@@ -268,7 +281,7 @@ def _controls(tags: Mapping[str, str], required: Sequence[str]) -> Rule:
     return Rule("controls", True, f"{held} hold{spared}")
 
 
-def _approval(tags: Mapping[str, str], asked: PromoteParams, approve_by: str) -> list[Rule]:
+def _approval(tags: Mapping[str, str], asked: PromoteSettings, approve_by: str) -> list[Rule]:
     """A person's word, where params.yaml asks for it, and for a version that was rolled back."""
     rules = []
     if asked.approval_required:
@@ -338,8 +351,8 @@ def _write_file(path: Path, decision: Decision) -> None:
     write_file(path, json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
-def _values(evidence: Evidence, params: Params) -> dict[str, float]:
-    return {name: round(found.value, 4) for name, found in evidence.scores(params).items() if found.value is not None}
+def _values(evidence: Evidence, report: ReportSettings) -> dict[str, float]:
+    return {name: round(found.value, 4) for name, found in evidence.scores(report).items() if found.value is not None}
 
 
 def _now() -> str:

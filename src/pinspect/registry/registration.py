@@ -26,6 +26,7 @@ from pinspect.inspection import registered_model
 from pinspect.registry.candidate import Candidate, flatten
 from pinspect.registry.connection import experiment_id, open_registry, portable_uri, registry_lock
 from pinspect.registry.package import Package, pack
+from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import (
     ADAPTER_TAG,
     CHALLENGER,
@@ -40,7 +41,7 @@ from pinspect.registry.versions import (
 _METRICS_PER_CALL = 500
 
 
-def register_candidate(candidate: Candidate, params: Params) -> dict:
+def register_candidate(candidate: Candidate, params: Params, settings: RegisterSettings) -> dict:
     """Register an adapter and give it the alias `challenger`, unless it is the champion already.
 
     A package that has a version keeps that version; a new evaluation renews the version's tags and files.
@@ -48,6 +49,7 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
     Args:
         candidate: The evaluated adapter.
         params: The project's parameters.
+        settings: The section `register` of the project's settings.
 
     Returns:
         The content of `reports/registration.json`.
@@ -56,15 +58,15 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
         RegistryError: The registry refuses a call; RegistryUnreachableError if a server does not answer.
         StageInputError: A file that has to be packed is missing.
     """
-    name = params.register_.model_name
+    name = settings.model_name
     with (
         pack(candidate, params) as package,
-        open_registry(candidate.root, params.register_) as client,
+        open_registry(candidate.root, settings) as client,
         registry_lock(candidate.root),
     ):
         version = find_version(client, name, package.sha256)
         if version is None:
-            version = _create_version(client, candidate, package, params)
+            version = _create_version(client, candidate, package, params, settings)
         elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
             _renew_scores(client, version, candidate)
         if CHAMPION not in client.get_model_version(name, version.version).aliases:
@@ -75,7 +77,7 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
         ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
         PACKAGE_TAG: package.sha256,
         "model_uri": f"models:/{name}/{version.version}",
-        "registry": portable_uri(candidate.root, params.register_),
+        "registry": portable_uri(candidate.root, settings),
         "base_sha256": candidate.digests["base_sha256"],
         "dataset_digest": candidate.digests["dataset_digest"],
         TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
@@ -83,11 +85,13 @@ def register_candidate(candidate: Candidate, params: Params) -> dict:
     }
 
 
-def _create_version(client: MlflowClient, candidate: Candidate, package: Package, params: Params) -> ModelVersion:
-    name, sha256 = params.register_.model_name, candidate.digests[ADAPTER_TAG]
+def _create_version(
+    client: MlflowClient, candidate: Candidate, package: Package, params: Params, settings: RegisterSettings
+) -> ModelVersion:
+    name, sha256 = settings.model_name, candidate.digests[ADAPTER_TAG]
     with contextlib.suppress(MlflowException):  # it exists already, or the next call reports the problem
         client.create_registered_model(name, description="Visual inspection of connector pins: LoRA adapters.")
-    experiment = experiment_id(client, candidate.root, params.register_)
+    experiment = experiment_id(client, candidate.root, settings)
     tags = {**candidate.tags, PACKAGE_TAG: package.sha256}
     with mlflow.start_run(experiment_id=experiment, run_name=f"adapter-{sha256[:8]}", tags=tags) as run:
         _log_run(client, run, candidate, params)

@@ -10,8 +10,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pinspect.core.errors import RegistryError
-from pinspect.core.params import RegisterParams
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import RegisterSettings
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -26,7 +26,7 @@ PREDICTIONS = "predictions.csv"
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 
-def load_registered(root: Path, params: RegisterParams, alias: str = "") -> tuple[mlflow.pyfunc.PyFuncModel, str]:
+def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> tuple[mlflow.pyfunc.PyFuncModel, str]:
     """Load a registered model.
 
     Args:
@@ -40,11 +40,11 @@ def load_registered(root: Path, params: RegisterParams, alias: str = "") -> tupl
     Raises:
         RegistryError: No version has the alias.
     """
-    with open_registry(root, params) as client:
+    with open_registry(root, settings) as client:
         if not alias:
-            alias = CHAMPION if version_of(client, params.model_name, CHAMPION) else CHALLENGER
-        version = require_version(client, params.model_name, alias).version
-        return mlflow.pyfunc.load_model(f"models:/{params.model_name}/{version}"), str(version)
+            alias = CHAMPION if version_of(client, settings.model_name, CHAMPION) else CHALLENGER
+        version = require_version(client, settings.model_name, alias).version
+        return mlflow.pyfunc.load_model(f"models:/{settings.model_name}/{version}"), str(version)
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:

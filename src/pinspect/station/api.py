@@ -32,6 +32,7 @@ from pinspect.station.page import add_page
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem, documented
 from pinspect.station.results import Inspection, ResultsError, ResultsTable
+from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import MEDIA_TYPE as METRICS_TYPE
 from pinspect.station.telemetry import CountRequests, Telemetry
 
@@ -96,18 +97,24 @@ class Said(BaseModel):
 
 
 def create_app(
-    root: Path, params: Params, client: ModelClient, *, token: str = "", hosts: Collection[str] = ()
+    root: Path,
+    params: Params,
+    settings: StationSettings,
+    client: ModelClient,
+    *,
+    token: str = "",
+    hosts: Collection[str] = (),
 ) -> FastAPI:
     """What a web worker of the station serves for the project in `root`.
 
     token: who does not send it is turned away; empty: nobody is asked. hosts: further host names that the station is
     called by, such as a reverse proxy's. Raises ResultsError when the results table cannot be used.
     """
-    results = ResultsTable.of_project(root, params.station)
-    pictures = PictureStore(root, params.station.keep_days)
+    results = ResultsTable.of_project(root, settings)
+    pictures = PictureStore(root, settings.keep_days)
     telemetry = Telemetry()
-    intake = Intake(params, client, results, pictures, telemetry)
-    condition = Condition(root, params, client, results, intake)
+    intake = Intake(params, settings, client, results, pictures, telemetry)
+    condition = Condition(root, settings, client, results, intake)
     app = FastAPI(
         title="pinspect station",
         version=version_of_package("pinspect"),
@@ -119,18 +126,18 @@ def create_app(
     app.state.token = token
     app.state.intake = intake
     app.state.condition = condition
-    app.openapi = lambda: _openapi(app, params, token)
+    app.openapi = lambda: _openapi(app, params, settings, token)
     _add_problems(app)
     _add_inspection(app, intake)
     _add_results(app, root, params, results, pictures)
     _add_health(app, condition, telemetry)
     _add_description(app)
-    add_page(app, root, params, results, pictures, client)
+    add_page(app, root, params, settings, results, pictures, client)
     app.add_middleware(
         Access,
         token=token,
-        hosts=allowed_hosts(params.station.host, hosts),
-        requests_a_minute=params.station.requests_a_minute,
+        hosts=allowed_hosts(settings.host, hosts),
+        requests_a_minute=settings.requests_a_minute,
     )
     app.add_middleware(CountRequests, telemetry=telemetry)
     return app
@@ -335,14 +342,14 @@ def _schema_name(body: Mapping) -> str:
     return body.get("schema", {}).get("$ref", "").rpartition("/")[2]
 
 
-def _openapi(app: FastAPI, params: Params, token: str) -> dict:
+def _openapi(app: FastAPI, params: Params, settings: StationSettings, token: str) -> dict:
     """The description that FastAPI makes, with what it cannot know: the form, the problems, the token."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["components"]["schemas"]["Problem"] = problems.SCHEMA
         body = schema["paths"]["/inspect"]["post"]["requestBody"]["content"]["multipart/form-data"]
         form = body["schema"]["properties"]
-        form[uploads.IMAGES] = form[uploads.IMAGES] | {"maxItems": params.station.images_a_request}
+        form[uploads.IMAGES] = form[uploads.IMAGES] | {"maxItems": settings.images_a_request}
         form[uploads.SHAPE] = form[uploads.SHAPE] | {"enum": params.answers.shapes}
         if token:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

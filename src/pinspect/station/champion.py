@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pinspect.core.errors import ModelError, PinspectError, RegistryError
-from pinspect.core.params import RegisterParams
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import CHALLENGER, CHAMPION, load_registered, number_of, require_version, version_of
 
 _LAST_GOOD = "last_good_version"
@@ -39,10 +39,10 @@ class Champion:
     folder that remembers the last good version, for a start at which the newest one is broken.
     """
 
-    def __init__(self, root: Path, params: RegisterParams, state: Path) -> None:
+    def __init__(self, root: Path, settings: RegisterSettings, state: Path) -> None:
         self.version: Version | None = None
         self.failure: PinspectError | None = None
-        self._root, self._params = root, params
+        self._root, self._settings = root, settings
         self._memory = state / _LAST_GOOD
         self._refused, self._next_try = "", 0.0
 
@@ -59,8 +59,8 @@ class Champion:
             self._exchange(number, alias)
 
     def _wanted(self) -> tuple[str, str]:
-        with open_registry(self._root, self._params) as client:
-            name = self._params.model_name
+        with open_registry(self._root, self._settings) as client:
+            name = self._settings.model_name
             alias = CHAMPION if version_of(client, name, CHAMPION) else CHALLENGER
             return number_of(require_version(client, name, alias)), alias
 
@@ -69,7 +69,7 @@ class Champion:
             self.version, self.failure = self._loaded(number, alias), None
             self._memory.write_text(number, encoding="utf-8")
         except Exception as error:  # whatever a broken version leads its loaders to
-            name = f"{self._params.model_name} version {number}, the {alias}"
+            name = f"{self._settings.model_name} version {number}, the {alias}"
             self.failure = _explained(f"{name}, cannot be loaded", error)
             self._refused, self._next_try = number, time.monotonic() + _SECONDS_TO_NEXT_TRY
             if self.version is None:
@@ -86,7 +86,7 @@ class Champion:
             self.failure = _explained(f"{self.failure}; nor can version {number}", error)
 
     def _loaded(self, number: str, alias: str) -> Version:
-        model, _ = load_registered(self._root, self._params, number)
+        model, _ = load_registered(self._root, self._settings, number)
         packed = model.unwrap_python_model()
         # Versions of before the station have neither.
         inspector, profile = getattr(packed, "inspector", None), getattr(packed, "profile", None)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import anyio
 from pydantic import BaseModel, Field
 
-from pinspect.core.params import Params
 from pinspect.station import drift
 from pinspect.station.corrections import waiting
 from pinspect.station.intake import Intake
 from pinspect.station.model_client import ModelClient, ModelHealth, ModelTimeoutError, ModelUnavailableError
 from pinspect.station.results import ResultsError, ResultsTable
+from pinspect.station.settings import StationSettings
 
 _DRIFT_SECONDS = 10.0  # so long a judgement on the line holds
 _NO_MODEL = ModelHealth(None, None, None, 0, None, 0, 0, 0.0, None)
@@ -44,9 +44,11 @@ class Health(BaseModel):
 class Condition:
     """Asks everybody how they are, for one web worker."""
 
-    def __init__(self, root: Path, params: Params, client: ModelClient, results: ResultsTable, intake: Intake):
+    def __init__(
+        self, root: Path, settings: StationSettings, client: ModelClient, results: ResultsTable, intake: Intake
+    ):
         self._root = root
-        self._params = params.station.drift
+        self._settings = settings.drift
         self._client = client
         self._results = results
         self._intake = intake
@@ -99,5 +101,5 @@ class Condition:
         return told
 
     def _judge(self, profile: Mapping) -> dict:
-        latest = self._results.latest(self._params.window, drift.COLUMNS)
-        return drift.judge_drift(profile, latest, self._params).to_dict()
+        latest = self._results.latest(self._settings.window, drift.COLUMNS)
+        return drift.judge_drift(profile, latest, self._settings).to_dict()

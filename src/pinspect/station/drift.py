@@ -29,9 +29,9 @@ import pandas as pd
 from scipy.stats import hypergeom, ks_2samp
 
 from pinspect.core.answers import DEFECTIVE, PASSED
-from pinspect.core.params import DriftParams
 from pinspect.inspection.line_facts import LINE_FACTS
 from pinspect.inspection.line_profile import PLACES, LineProfile, Sample
+from pinspect.station.settings import DriftSettings
 
 COLUMNS = ("judgement", "p_defective", "brightness", "dst_background", "error", "model_version")
 QUANTITIES = (*LINE_FACTS, "p_defective", "uncertain", "set_aside")
@@ -125,14 +125,14 @@ class _Stratum:
     counted: int
 
 
-def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, params: DriftParams) -> DriftReport:
+def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings: DriftSettings) -> DriftReport:
     """Hold the latest captures against the profile of the version that inspects.
 
     profile: also as `LineProfile.to_dict` tells it. latest: `COLUMNS` of the results table, the newest first; more than
-    `params.window` are not looked at. Answers of another version than the newest capture's tell nothing about this one:
-    of those only light and background count.
+    `settings.window` are not looked at. Answers of another version than the newest capture's tell nothing about this
+    one: of those only light and background count.
     """
-    latest = latest[list(COLUMNS)].head(params.window)
+    latest = latest[list(COLUMNS)].head(settings.window)
     if not isinstance(profile, LineProfile):
         try:
             profile = LineProfile.from_dict(profile)
@@ -153,25 +153,25 @@ def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, params: Dr
     ]
     lost = numbers["brightness"].isna() & latest["error"].notna()
     found = (
-        *(_compare(name, getattr(profile, name), numbers[name].dropna().to_numpy(), params) for name in LINE_FACTS),
-        _compare("p_defective", profile.p_passed, judged[PASSED], params),
-        _compare_shares("uncertain", uncertain, params),
-        _compare_shares("set_aside", [_set_aside(profile, lost)], params),
+        *(_compare(name, getattr(profile, name), numbers[name].dropna().to_numpy(), settings) for name in LINE_FACTS),
+        _compare("p_defective", profile.p_passed, judged[PASSED], settings),
+        _compare_shares("uncertain", uncertain, settings),
+        _compare_shares("set_aside", [_set_aside(profile, lost)], settings),
     )
     return DriftReport(found, len(latest))
 
 
-def _compare(name: str, known: Sample, values: np.ndarray, params: DriftParams) -> Change:
+def _compare(name: str, known: Sample, values: np.ndarray, settings: DriftSettings) -> Change:
     before = np.array(known.values)
     medians = {"now": _median(values), "before": _median(before)}
-    if len(values) < params.minimum or not len(before):
+    if len(values) < settings.minimum or not len(before):
         return Change(name, False, len(values), known.captures, **medians)
     distance, p = map(float, ks_2samp(before, values)[:2])
-    changed = _matters(distance, p, params) and not _is_learnt(before, values, params.minimum)
+    changed = _matters(distance, p, settings) and not _is_learnt(before, values, settings.minimum)
     return Change(name, changed, len(values), known.captures, round(distance, 4), p, **medians)
 
 
-def _compare_shares(name: str, strata: Sequence[_Stratum], params: DriftParams) -> Change:
+def _compare_shares(name: str, strata: Sequence[_Stratum], settings: DriftSettings) -> Change:
     """Whether more of the captures count than the same mix of strata had before.
 
     Within a stratum, how many of those that count are among the latest is hypergeometric if nothing has changed; over
@@ -179,7 +179,7 @@ def _compare_shares(name: str, strata: Sequence[_Stratum], params: DriftParams) 
     """
     told = [one for one in strata if one.known and one.captures]
     captures, known = sum(one.captures for one in told), sum(one.known for one in told)
-    if captures < params.minimum:
+    if captures < settings.minimum:
         return Change(name, False, captures, known)
     counted = sum(one.counted for one in told)
     expected = sum(one.captures * one.known_counted / one.known for one in told)
@@ -189,12 +189,12 @@ def _compare_shares(name: str, strata: Sequence[_Stratum], params: DriftParams) 
         chances = np.convolve(chances, hypergeom.pmf(np.arange(one.captures + 1), both, of_both, one.captures))
     p = float(min(1.0, chances[counted:].sum()))
     distance = (counted - expected) / captures
-    changed = _matters(distance, p, params)
+    changed = _matters(distance, p, settings)
     return Change(name, changed, captures, known, round(distance, 4), p, counted / captures, expected / captures)
 
 
-def _matters(distance: float, p: float, params: DriftParams) -> bool:
-    return distance >= params.minimum_effect and p < params.significance / len(QUANTITIES)
+def _matters(distance: float, p: float, settings: DriftSettings) -> bool:
+    return distance >= settings.minimum_effect and p < settings.significance / len(QUANTITIES)
 
 
 def _is_learnt(known: np.ndarray, values: np.ndarray, minimum: int) -> bool:

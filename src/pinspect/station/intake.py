@@ -18,6 +18,7 @@ from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelU
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem
 from pinspect.station.results import STATION, Inspection, ResultsError, ResultsTable
+from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import Telemetry
 from pinspect.station.uploads import Asked, Upload, read_uploads
 
@@ -35,12 +36,13 @@ class Intake:
     def __init__(
         self,
         params: Params,
+        settings: StationSettings,
         client: ModelClient,
         results: ResultsTable,
         pictures: PictureStore,
         telemetry: Telemetry,
     ):
-        self._params = params
+        self._params, self._settings = params, settings
         self._client = client
         self._results = results
         self._pictures = pictures
@@ -50,7 +52,7 @@ class Intake:
     async def take(self, request: Request, key: str | None = None) -> list[Inspection]:
         """The results of the images that a multipart request holds. Raises Problem as `read_uploads` and `inspect`."""
         try:
-            return await self.inspect(await read_uploads(request, self._params), key)
+            return await self.inspect(await read_uploads(request, self._params, self._settings), key)
         except Problem as problem:
             self._telemetry.refused(problem.reason)
             raise
@@ -75,7 +77,7 @@ class Intake:
 
     async def _records(self, images: Sequence[Upload], shape: str | None) -> list[dict]:
         """What the model says of each image; all together, so that they share forward passes."""
-        timeout = self._params.station.timeout_seconds
+        timeout = self._settings.timeout_seconds
         asked = (self._client.inspect(image.name, image.content, shape, timeout) for image in images)
         answered = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answered:

@@ -25,25 +25,28 @@ from pathlib import Path
 
 from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.errors import PinspectError
-from pinspect.core.params import Params
 from pinspect.inspection.inspector import Photograph
+from pinspect.registry.settings import load_register_settings
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion
 from pinspect.station.model_client import KEY, ModelHealth, ModelUnavailableError
+from pinspect.station.settings import StationSettings
 
 _LONGEST_ADDRESS = 100  # bytes: what every POSIX system takes for a Unix socket
 _SECONDS_TO_END = 5
 _CLIENTS = 64  # that may wait to be connected
 
 
-def start_model_process(root: Path, params: Params, state: Path, *, batch_size: int | None = None) -> ModelProcess:
+def start_model_process(
+    root: Path, settings: StationSettings, state: Path, *, batch_size: int | None = None
+) -> ModelProcess:
     """Start the model process of the project in `root`, and wait until its model is loaded.
 
     state: the station's folder; the process keeps there what it remembers, and its socket. batch_size: captures a
     forward pass, else `station.batch_size`. Raises RegistryError where nothing is registered, RegistryUnreachableError,
     or ModelError where the registered version cannot be loaded.
     """
-    process = ModelProcess(root, params, state, batch_size or params.station.batch_size)
+    process = ModelProcess(root, settings, state, batch_size or settings.batch_size)
     try:
         process.wait()
     except BaseException:
@@ -58,10 +61,10 @@ class ModelProcess:
     address: of its socket, which stays the same when it is restarted.
     """
 
-    def __init__(self, root: Path, params: Params, state: Path, batch_size: int) -> None:
+    def __init__(self, root: Path, settings: StationSettings, state: Path, batch_size: int) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.address = _new_address(state)
-        self._given = (root, params, state, self.address, batch_size)
+        self._given = (root, settings, state, self.address, batch_size)
         self._lock = threading.Lock()
         self._stopped = False
         self._start()
@@ -132,14 +135,16 @@ def _new_address(state: Path) -> Path:
     return address
 
 
-def _run(root: Path, params: Params, state: Path, address: Path, batch_size: int, lifeline: Connection) -> None:
+def _run(
+    root: Path, settings: StationSettings, state: Path, address: Path, batch_size: int, lifeline: Connection
+) -> None:
     """What the model process does, until the lifeline's other end is closed."""
-    champion = Champion(root, params.register_, state)
-    batches = Batches(champion, batch_size, params.station.queue)
+    champion = Champion(root, load_register_settings(root), state)
+    batches = Batches(champion, batch_size, settings.queue)
     address.unlink(missing_ok=True)  # of a process before this one, which was killed
     listener = Listener(str(address), "AF_UNIX", _CLIENTS, authkey=address.with_name(KEY).read_bytes())
     _thread(_listen, listener, _Desk(champion, batches))
-    _thread(_follow, champion, params.station.champion_check_seconds, lifeline)
+    _thread(_follow, champion, settings.champion_check_seconds, lifeline)
     _thread(_forever, batches.prepare_next)
     _thread(_forever, batches.answer_next)
     with contextlib.suppress(EOFError, OSError):

@@ -34,6 +34,7 @@ from pinspect.station.picture_store import PictureStore
 from pinspect.station.pictures import CAPTURE, ShownPictures, box, preview
 from pinspect.station.problems import Problem
 from pinspect.station.results import Correction, Inspection, ResultsTable
+from pinspect.station.settings import StationSettings
 from pinspect.station.texts import LANGUAGES, chosen_language, mode_name, text
 
 HERE = Path(__file__).parent
@@ -50,10 +51,16 @@ _FILTERS = ("judgement", "mode", "version", "since", "until", "corrected", "text
 
 
 def add_page(
-    app: FastAPI, root: Path, params: Params, results: ResultsTable, pictures: PictureStore, client: ModelClient
+    app: FastAPI,
+    root: Path,
+    params: Params,
+    settings: StationSettings,
+    results: ResultsTable,
+    pictures: PictureStore,
+    client: ModelClient,
 ) -> None:
     """Give `app` the page of the project in `root`. `app.state` has its `intake`, `condition` and `token`."""
-    page = Page(root, params, results, pictures, client)
+    page = Page(root, params, settings, results, pictures, client)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     routes = APIRouter(include_in_schema=False)
     for path, show in {
@@ -86,9 +93,17 @@ class Pin:
 class Page:
     """The routes of the page, each of which gives a whole HTML document."""
 
-    def __init__(self, root: Path, params: Params, results: ResultsTable, pictures: PictureStore, client: ModelClient):
+    def __init__(
+        self,
+        root: Path,
+        params: Params,
+        settings: StationSettings,
+        results: ResultsTable,
+        pictures: PictureStore,
+        client: ModelClient,
+    ):
         self._root = root
-        self._params = params
+        self._params, self._settings = params, settings
         self._layout = params.layout.layout()
         self._results = results
         self._store = pictures
@@ -220,7 +235,7 @@ class Page:
         language = chosen_language(
             asked if asked in LANGUAGES else request.cookies.get(LANGUAGE_COOKIE),
             request.headers.get("accept-language", ""),
-            self._params.station.language,
+            self._settings.language,
         )
         kept = [(name, value) for name, value in request.query_params.multi_items() if name != "lang"]
         content = self._templates.get_template(template).render(
@@ -230,7 +245,7 @@ class Page:
             language=language,
             languages={code: ("?" + urlencode([*kept, ("lang", code)]), name) for code, name in LANGUAGES.items()},
             path=request.url.path,
-            station=self._params.station,
+            station=self._settings,
             shapes=self._params.answers.shapes,
             modes=(PASSED, *self._params.answers.defect_modes),
             layout=self._layout,

@@ -26,7 +26,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.core.errors import PinspectError
-from pinspect.core.params import StationParams
+from pinspect.station.settings import StationSettings
 
 STATION = "station"
 WATCH = "watch"
@@ -203,9 +203,9 @@ class ResultsTable:
             self._create()
 
     @classmethod
-    def of_project(cls, root: Path, params: StationParams) -> ResultsTable:
-        """The table that `params.results` names; where it is empty, sqlite in `data/station/` of the project."""
-        return cls(params.results or f"sqlite:///{(root / STATION_FOLDER / 'results.db').resolve()}")
+    def of_project(cls, root: Path, settings: StationSettings) -> ResultsTable:
+        """The table that `settings.results` names; where it is empty, sqlite in `data/station/` of the project."""
+        return cls(settings.results or f"sqlite:///{(root / STATION_FOLDER / 'results.db').resolve()}")
 
     def close(self) -> None:
         """Let go of the database."""

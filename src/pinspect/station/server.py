@@ -29,6 +29,7 @@ from pinspect.station.access import check_token
 from pinspect.station.model_client import ModelClient
 from pinspect.station.model_process import ModelProcess, start_model_process
 from pinspect.station.results import STATION_FOLDER, ResultsTable
+from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import MULTIPROCESS_FOLDER
 
 TOKEN = "PINSPECT_STATION_TOKEN"
@@ -43,22 +44,22 @@ class StationError(PinspectError):
     """The station cannot be started as asked."""
 
 
-def run_station(root: Path, params: Params, *, token: str = "") -> None:
+def run_station(root: Path, params: Params, settings: StationSettings, *, token: str = "") -> None:
     """Serve the project in `root` until SIGTERM or Ctrl-C; requests in hand are finished.
 
     Raises AccessError where the token is missing or weak, StationError when the address cannot be listened on,
     ResultsError, and what `start_model_process` raises.
     """
-    check_token(params.station.host, token)
-    ResultsTable.of_project(root, params.station).close()  # what is wrong with it is told before the model is loaded
-    listening = _listen(params.station.host, params.station.port)
+    check_token(settings.host, token)
+    ResultsTable.of_project(root, settings).close()  # what is wrong with it is told before the model is loaded
+    listening = _listen(settings.host, settings.port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn hands the signal on when it has ended
-    with listening, start_model_process(root, params, root / STATION_FOLDER) as model:
-        _set_environment(root, params, model.address, token)
+    with listening, start_model_process(root, settings, root / STATION_FOLDER) as model:
+        _set_environment(root, params, settings, model.address, token)
         threading.Thread(target=_supervise, args=(model,), daemon=True).start()
         threading.Thread(target=_tell, args=(_url(listening),), daemon=True).start()
         try:
-            _serve(params, listening)
+            _serve(settings, listening)
         except KeyboardInterrupt:
             print("the station ends", file=sys.stderr)
 
@@ -67,13 +68,14 @@ def web_app() -> FastAPI:
     """The application of a web worker, by the settings that `run_station` has left in the environment."""
     from pinspect.station.api import create_app
 
-    settings = json.loads(os.environ[_SETTINGS])
-    params = Params.model_validate_json(settings["params"], by_alias=True)
-    if os.getpid() != settings["supervisor"]:
-        threading.Thread(target=_end_with, args=(settings["supervisor"],), daemon=True).start()
+    handed = json.loads(os.environ[_SETTINGS])
+    params = Params.model_validate_json(handed["params"])
+    settings = StationSettings.model_validate_json(handed["settings"])
+    if os.getpid() != handed["supervisor"]:
+        threading.Thread(target=_end_with, args=(handed["supervisor"],), daemon=True).start()
     hosts = [name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()]
-    client = ModelClient(Path(settings["address"]))
-    return create_app(Path(settings["root"]), params, client, token=os.environ.get(TOKEN, ""), hosts=hosts)
+    client = ModelClient(Path(handed["address"]))
+    return create_app(Path(handed["root"]), params, settings, client, token=os.environ.get(TOKEN, ""), hosts=hosts)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -94,34 +96,35 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _set_environment(root: Path, params: Params, address: Path, token: str) -> None:
-    settings = {
+def _set_environment(root: Path, params: Params, settings: StationSettings, address: Path, token: str) -> None:
+    handed = {
         "root": str(root.resolve()),
-        "params": params.model_dump_json(by_alias=True),
+        "params": params.model_dump_json(),
+        "settings": settings.model_dump_json(),
         "address": str(address),
         "supervisor": os.getpid(),
     }
-    os.environ[_SETTINGS] = json.dumps(settings)
+    os.environ[_SETTINGS] = json.dumps(handed)
     os.environ[TOKEN] = token
-    if params.station.workers > 1:
+    if settings.workers > 1:
         folder = (root / STATION_FOLDER / "metrics").resolve()
         shutil.rmtree(folder, ignore_errors=True)  # counters begin anew with the station
         folder.mkdir(parents=True)
         os.environ[MULTIPROCESS_FOLDER] = str(folder)
 
 
-def _serve(params: Params, listening: socket.socket) -> None:
+def _serve(settings: StationSettings, listening: socket.socket) -> None:
     config = uvicorn.Config(
         "pinspect.station.server:web_app",
         factory=True,
-        workers=params.station.workers,
+        workers=settings.workers,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=bool(os.environ.get(TRUSTED_PROXIES)),
-        timeout_graceful_shutdown=int(params.station.timeout_seconds) + _SECONDS_OF_PATIENCE,
+        timeout_graceful_shutdown=int(settings.timeout_seconds) + _SECONDS_OF_PATIENCE,
     )
-    if params.station.workers > 1:
+    if settings.workers > 1:
         listening.listen(config.backlog)
         Multiprocess(config, sockets=[listening]).run()
     else:

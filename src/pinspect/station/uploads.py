@@ -23,8 +23,9 @@ from starlette.requests import Request
 
 from pinspect.core.errors import ImageError
 from pinspect.core.images import decode_image
-from pinspect.core.params import Params, StationParams
+from pinspect.core.params import Params
 from pinspect.station.problems import Problem
+from pinspect.station.settings import StationSettings
 
 IMAGES, SHAPE = "images", "shape"
 LONGEST_SIDE = 16_000  # px; OpenCV's warps address no more than 32,767
@@ -61,17 +62,17 @@ class Asked:
     shape: str | None
 
 
-async def read_uploads(request: Request, params: Params) -> Asked:
+async def read_uploads(request: Request, params: Params, settings: StationSettings) -> Asked:
     """The images of a multipart request, each checked to be one.
 
     Raises Problem: 408 when it does not come in time, 413 too large, 415 no image of a known format, 422 everything
     else.
     """
     try:
-        async with asyncio.timeout(params.station.timeout_seconds):
-            form = await _form(request, params)
+        async with asyncio.timeout(settings.timeout_seconds):
+            form = await _form(request, settings)
     except TimeoutError:
-        seconds = params.station.timeout_seconds
+        seconds = settings.timeout_seconds
         raise Problem(408, f"the request did not come within {seconds:g} s; send it again", reason="slow") from None
     try:
         files, shape = _fields(form, params.answers.shapes)
@@ -123,7 +124,7 @@ def shown_name(given: str | None) -> str:
 class _ImageForm(MultiPartParser):
     """A form that is refused as soon as one of its images is too large, or there are too many."""
 
-    def __init__(self, request: Request, limits: StationParams, most: int):
+    def __init__(self, request: Request, limits: StationSettings, most: int):
         super().__init__(request.headers, _counted(request.stream(), most), max_part_size=_LONGEST_FIELD)
         self._limits = limits
         self._parts = 0
@@ -144,8 +145,7 @@ class _ImageForm(MultiPartParser):
         super().on_part_data(data, start, end)
 
 
-async def _form(request: Request, params: Params) -> FormData:
-    limits = params.station
+async def _form(request: Request, limits: StationSettings) -> FormData:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, f"expected multipart/form-data with the field {IMAGES}", reason="form")
     most = limits.images_a_request * limits.upload_bytes + _OVERHEAD
@@ -162,7 +162,7 @@ async def _form(request: Request, params: Params) -> FormData:
     return form
 
 
-def _too_many(limits: StationParams) -> Problem:
+def _too_many(limits: StationSettings) -> Problem:
     return Problem(
         422, f"at most {limits.images_a_request} images a request; send the others in another", reason="images"
     )

@@ -27,9 +27,11 @@ from pinspect.core.errors import ImageError, PinspectError
 from pinspect.core.params import load_params
 from pinspect.inspection.files import BATCH, SOME_NOT_INSPECTED, exit_code, is_image_name, printable, read_photograph
 from pinspect.inspection.inspector import Photograph, Prepared, Task, empty_record
+from pinspect.registry.settings import load_register_settings
 from pinspect.station.champion import Champion
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import STATION_FOLDER, WATCH, ResultsError, ResultsTable, watch_id
+from pinspect.station.settings import load_station_settings
 
 _LOOKED_UP_TOGETHER = 256
 _REST = 4  # times as long as a look took, at least: looking at a big inbox must not eat the machine
@@ -320,22 +322,23 @@ def watch_inbox(
     """Watch a folder for the project in `root` until SIGINT or SIGTERM, which end it after the batch in hand; or,
     `once`, inspect what is there. Returns the exit code: 0, or that of `pinspect inspect` when it is done once.
 
-    results: SQLAlchemy URL; empty for that of the parameters. settle, patience: see `Inbox`. Raises InboxError when the
+    results: SQLAlchemy URL; empty for that of settings.yaml. settle, patience: see `Inbox`. Raises InboxError when the
     folder is none, or watched already for this project; ResultsError; RegistryError when there is no model.
     """
     params = load_params(root / "params.yaml")
-    station = params.station.model_copy(update={"results": results or params.station.results})
+    settings = load_station_settings(root)
+    settings = settings.model_copy(update={"results": results or settings.results})
     state = root / STATION_FOLDER
     if not inbox.is_dir():
         raise InboxError(f"{inbox}: no folder; name the one that the camera writes to")
-    with _only_one(inbox, state), contextlib.closing(ResultsTable.of_project(root, station)) as table:
+    with _only_one(inbox, state), contextlib.closing(ResultsTable.of_project(root, settings)) as table:
         watcher = Watcher(
             Inbox(inbox, settle, patience),
-            Champion(root, params.register_, state),
+            Champion(root, load_register_settings(root), state),
             table,
-            PictureStore(root, station.keep_days),
+            PictureStore(root, settings.keep_days),
             max_pixels=params.raw.max_pixels,
-            check_seconds=station.champion_check_seconds,
+            check_seconds=settings.champion_check_seconds,
             shape=shape,
             as_json=as_json,
         )

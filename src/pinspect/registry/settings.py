@@ -1,0 +1,66 @@
+"""The sections `register` and `promote` of `settings.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pinspect.core.yaml_file import PositiveInt, Section, Share, load_settings
+from pinspect.evaluation.settings import ReportSettings, load_report_settings
+
+
+class RegisterSettings(Section):
+    """Where adapters are registered.
+
+    Attributes:
+        model_name: Name of the registered model in MLflow.
+        experiment: Name of the MLflow experiment that holds the runs.
+        tracking_uri: MLflow tracking URI; empty for SQLite in `mlruns/` of the project.
+    """
+
+    model_name: Annotated[str, Field(pattern=r"\A[\w.-]+\z")]
+    experiment: Annotated[str, Field(min_length=1)]
+    tracking_uri: str
+
+
+class PromoteSettings(Section):
+    """What a challenger must prove on the test split before it becomes champion.
+
+    Attributes:
+        maximum_escape_rate: Highest escape rate that is accepted.
+        maximum_overkill_rate: Highest overkill rate that is accepted.
+        minimum_defective: Fewest defective test captures that count as a proof.
+        significance: Level of McNemar's test below which the challenger counts as worse than the champion.
+        required_controls: Controls that the challenger must have passed.
+        approval_required: Whether a person must approve each promotion.
+    """
+
+    maximum_escape_rate: Share
+    maximum_overkill_rate: Share
+    minimum_defective: PositiveInt
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    required_controls: list[Literal["blank", "swapped", "other_shape", "shuffled_letters", "lighting"]]
+    approval_required: bool
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    """Everything that registering, comparing and promoting versions reads from `settings.yaml`."""
+
+    register: RegisterSettings
+    promote: PromoteSettings
+    report: ReportSettings
+
+
+def load_register_settings(root: Path) -> RegisterSettings:
+    """Read the section `register` of the project in `root`. Raises ParamsError."""
+    return load_settings(root, "register", RegisterSettings)
+
+
+def load_registry_settings(root: Path) -> RegistrySettings:
+    """Read every section of the project in `root` that the registry uses. Raises ParamsError."""
+    promote = load_settings(root, "promote", PromoteSettings)
+    return RegistrySettings(load_register_settings(root), promote, load_report_settings(root))

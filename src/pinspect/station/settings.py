@@ -1,0 +1,67 @@
+"""The section `station` of `settings.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pinspect.core.yaml_file import PositiveInt, Section, Share, load_settings
+
+
+class DriftSettings(Section):
+    """When the station reports that the line has changed since the model was trained.
+
+    Attributes:
+        window: Number of the latest captures that are compared with the line profile.
+        minimum: Fewest captures for which a change is reported.
+        significance: Level of the two-sample Kolmogorov-Smirnov test, divided among all quantities.
+        minimum_effect: KS distances below this are ignored, even if statistically significant.
+    """
+
+    window: PositiveInt = 200
+    minimum: PositiveInt = 30
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    minimum_effect: Share = 0.3
+
+
+class StationSettings(Section):
+    """The inspection station: where it listens, what it accepts, how it keeps results.
+
+    Attributes:
+        host: Address to listen on; anything beyond loopback needs a token.
+        port: TCP port; 0 for any free one.
+        workers: Number of web workers.
+        language: Language of the page until its reader chooses another.
+        results: SQLAlchemy URL of the results table; empty for SQLite in `data/station/`.
+        keep_days: Days for which uploaded pictures are kept, corrected or not; results are kept forever.
+        batch_size: Most captures in one forward pass.
+        queue: Most captures that wait; a further one is refused with 429.
+        timeout_seconds: Longest time that a request waits for its answer.
+        champion_check_seconds: Time between two looks at the registry for a new champion.
+        upload_bytes: Largest accepted image file, in bytes.
+        images_a_request: Most images in one request.
+        requests_a_minute: Most requests of one client in a minute.
+        drift: When the station reports drift.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=32)] = 1
+    language: Literal["en", "ja"] = "en"
+    results: str = ""
+    keep_days: PositiveInt = 90
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 16
+    queue: PositiveInt = 64
+    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    champion_check_seconds: Annotated[float, Field(gt=0)] = 5.0
+    upload_bytes: PositiveInt = 20_000_000
+    images_a_request: PositiveInt = 16
+    requests_a_minute: PositiveInt = 1200
+    drift: DriftSettings = DriftSettings()
+
+
+def load_station_settings(root: Path) -> StationSettings:
+    """Read the section `station` of the project in `root`. Raises ParamsError."""
+    return load_settings(root, "station", StationSettings)
