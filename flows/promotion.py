@@ -1,64 +1,74 @@
-"""Promotion by proof and rollback, from Prefect: what `pinspect promote` and `pinspect rollback` do.
+"""Promotes the challenger, or rolls the champion back: `pinspect promote` and `pinspect rollback` as Prefect flows.
 
-python -m flows.promotion            # promotes the challenger of the project in this folder, or says why not
+python -m flows.promotion            # promotes the challenger of the project in this folder, or reports why not
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pinspect.core import environment as quiet
-from pinspect.core.errors import PinspectError, run
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, Failed, State
 
-quiet.apply()
-
-from prefect import flow  # noqa: E402  after the settings that it reads while it is imported
-from prefect.artifacts import create_table_artifact  # noqa: E402
-from prefect.states import Completed, Failed, State  # noqa: E402
-
-from pinspect.core.params import load_params  # noqa: E402
-from pinspect.registry.settings import load_register_settings, load_registry_settings  # noqa: E402
-
-REFUSED = "Refused"
+from flows.states import REFUSED, end_state
+from pinspect.core.errors import PromotionRefused, run
+from pinspect.core.params import load_params
+from pinspect.registry.settings import load_register_settings, load_registry_settings
 
 
 @flow(name="promote")
 def promote(root: str = ".", approve_by: str = "") -> State:
-    """Make the challenger the champion, if the rules allow it. Ends Completed with the decision, or Failed by the name
-    Refused, with every rule that does not hold."""
-    from pinspect.registry import promotion
+    """Make the challenger champion if every rule of promotion holds.
 
-    project = Path(root).resolve()
-    try:
-        decision = promotion.promote(
-            project, load_params(project / "params.yaml"), load_registry_settings(project), approve_by=approve_by
-        )
-    except PinspectError as error:
-        return Failed(message=str(error), data=error)
-    rows = [{"rule": rule.name, "holds": rule.holds, "found": rule.found} for rule in decision.rules]
-    create_table_artifact(key="promotion", table=rows, description=f"Version {decision.challenger}")
-    try:
-        decision.require()
-    except PinspectError as error:
-        return Failed(name=REFUSED, message=str(error), data=error)
-    return Completed(message=f"Version {decision.challenger} is the champion.", data=decision.to_dict())
+    Args:
+        root: The project's folder.
+        approve_by: The person who approves; empty for nobody.
+
+    Returns:
+        Completed with the decision as its data; Failed with the name Refused and every rule that does not hold.
+    """
+    return end_state(lambda: _promote(Path(root).resolve(), approve_by))
 
 
 @flow(name="rollback")
 def rollback(root: str = ".", why: str = "", by: str = "") -> State:
-    """Make the previous champion the champion again; `why` is written to the version that goes."""
+    """Make the previous champion champion again.
+
+    Args:
+        root: The project's folder.
+        why: What went wrong; recorded with the version that is rolled back.
+        by: The person who decided; empty for nobody.
+
+    Returns:
+        Completed; Failed if there is no previous champion.
+    """
+    return end_state(lambda: _roll_back(Path(root).resolve(), why, by))
+
+
+def _promote(project: Path, approve_by: str) -> State:
     from pinspect.registry import promotion
 
-    project = Path(root).resolve()
+    params, settings = load_params(project / "params.yaml"), load_registry_settings(project)
+    decision = promotion.promote(project, params, settings, approve_by=approve_by)
+    rows = [{"rule": rule.name, "holds": rule.holds, "found": rule.found} for rule in decision.rules]
+    create_table_artifact(key="promotion", table=rows, description=f"Version {decision.challenger}")
     try:
-        back = promotion.rollback(project, load_register_settings(project), why, by)
-    except PinspectError as error:
-        return Failed(message=str(error), data=error)
-    return Completed(message=f"Version {back.version} is the champion again, {back.rolled_back} was.")
+        decision.require()
+    except PromotionRefused as error:
+        return Failed(name=REFUSED, message=str(error), data=error)
+    return Completed(message=f"Version {decision.challenger} is the champion.", data=decision.to_dict())
+
+
+def _roll_back(project: Path, why: str, by: str) -> State:
+    from pinspect.registry import promotion
+
+    done = promotion.rollback(project, load_register_settings(project), why, by)
+    return Completed(message=f"Version {done.version} is the champion again instead of version {done.rolled_back}.")
 
 
 def main() -> None:
-    """Promote here and now."""
+    """Promote the challenger of the project in this folder."""
     state = promote(return_state=True)
     if not state.is_completed():
         raise state.result(raise_on_failure=False)

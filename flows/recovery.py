@@ -1,14 +1,18 @@
-"""What a run that was killed leaves behind, put right by the next one, which holds the checkout's lock.
+"""Locks a checkout for one run, and repairs what a killed run has left in it.
 
-DVC's own locks are of two kinds. The kernel's go with the process that held them. `.dvc/tmp/rwlock` is a file of
-process ids: DVC forgets those that are gone, but neither one that another program has by now (after a restart, say) nor
-a file that was cut off while it was written. `dvc.lock` is written in place, too, after every stage.
+The kernel frees some locks of a killed process, but not all traces of it:
+
+- `.dvc/tmp/rwlock` is a file of process ids. DVC ignores ids without a process, but it takes another program with the
+  same id (after a restart, for instance) for the owner, and fails on a file that was cut off.
+- DVC writes `dvc.lock` in place after each stage, so a kill can cut it off.
+- A self-hosted Prefect server shows the killed run as Running forever.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,14 +31,13 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from pinspect.core.errors import PinspectError
-from pinspect.core.files import write_file
 
-LOCK_FILE = "dvc.lock"
-_PLACE = Path(".dvc/tmp/retrain")
+_LOCK_FILE = "dvc.lock"
+_FOLDER = Path(".dvc/tmp/retrain")
 
 
 class CheckoutError(PinspectError):
-    """The folder is no checkout that a flow can work in."""
+    """The folder is not a checkout that a flow can work in."""
 
 
 class CheckoutBusyError(CheckoutError):
@@ -45,21 +48,29 @@ class CheckoutBusyError(CheckoutError):
 
 @contextmanager
 def one_per_checkout(root: Path) -> Iterator[None]:
-    """Hold the checkout's lock, after putting right what a killed run has left.
+    """Lock a checkout for this run, and repair what a killed run has left.
 
-    Raises CheckoutBusyError at once when another flow holds it, CheckoutError where `root` is no DVC project.
+    Args:
+        root: The project's folder.
+
+    Yields:
+        Nothing, once this process holds the lock.
+
+    Raises:
+        CheckoutBusyError: Another run holds the lock; raised at once.
+        CheckoutError: The folder is not a DVC project.
     """
     if not (root / ".dvc").is_dir():
-        raise CheckoutError(f"{root}: no DVC project; name the folder that holds dvc.yaml and .dvc")
-    (root / _PLACE).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / _PLACE / "lock")
+        raise CheckoutError(f"{root}: not a DVC project; name the folder that holds dvc.yaml and .dvc")
+    (root / _FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / _FOLDER / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CheckoutBusyError(f"{root}: another run works in this checkout; it will be done when that is") from None
+        raise CheckoutBusyError(f"{root}: another run works in this checkout; wait until it has ended") from None
     try:
-        _crash_the_run_that_died(root)
-        _forget_dead_lockers(root / ".dvc/tmp/rwlock")
+        _report_killed_run(root)
+        _drop_stale_locks(root / ".dvc/tmp/rwlock")
         secure_lock_file(root)
         _note_this_run(root)
         yield
@@ -69,19 +80,28 @@ def one_per_checkout(root: Path) -> Iterator[None]:
 
 
 def secure_lock_file(root: Path) -> None:
-    """Keep a copy of `dvc.lock` while it is whole; put the copy back where a kill has cut it off."""
-    path, kept = root / LOCK_FILE, root / _PLACE / LOCK_FILE
+    """Copy `dvc.lock` if it is intact; restore it from the copy if a kill has cut it off.
+
+    Args:
+        root: The project's folder.
+    """
+    path, copy = root / _LOCK_FILE, root / _FOLDER / _LOCK_FILE
     if not path.is_file():
         return
-    if _is_whole(path):
-        write_file(kept, path.read_bytes())
-    elif kept.is_file():
-        write_file(path, kept.read_bytes())
+    if _is_intact(path):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_suffix(".partial")
+        shutil.copyfile(path, partial)
+        partial.replace(copy)
+    elif copy.is_file():
+        shutil.copyfile(copy, path)
 
 
-def _is_whole(lock_file: Path) -> bool:
-    """Whether DVC could read it and its last line has an end. Cut off between lines it is whole, too, and DVC runs the
-    stages that it lacks."""
+def _is_intact(lock_file: Path) -> bool:
+    """Return whether DVC can read the file and its last line is complete.
+
+    A file that was cut off between two lines passes: DVC then runs the stages that the file lacks.
+    """
     try:
         text = lock_file.read_text(encoding="utf-8")
         Lockfile.validate(yaml.safe_load(text), str(lock_file))
@@ -90,19 +110,21 @@ def _is_whole(lock_file: Path) -> bool:
     return text.endswith("\n")
 
 
-def _forget_dead_lockers(path: Path) -> None:
-    """Take out of DVC's rwlock file what no living dvc holds; a file that cannot be read goes as a whole."""
+def _drop_stale_locks(path: Path) -> None:
+    """Remove the entries of DVC's rwlock file that no running dvc holds; remove a file that cannot be read."""
     with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=str(path.parent)):
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
+            locks = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
         except ValueError:
             path.unlink()
             return
-        writers = {out: who for out, who in held.get("write", {}).items() if _is_dvc(who["pid"])}
-        readers = {out: [one for one in who if _is_dvc(one["pid"])] for out, who in held.get("read", {}).items()}
-        path.write_text(json.dumps({"write": writers, "read": {out: who for out, who in readers.items() if who}}))
+        write = {out: owner for out, owner in locks.get("write", {}).items() if _is_dvc(owner["pid"])}
+        read = {
+            out: [owner for owner in owners if _is_dvc(owner["pid"])] for out, owners in locks.get("read", {}).items()
+        }
+        path.write_text(json.dumps({"write": write, "read": {out: owners for out, owners in read.items() if owners}}))
 
 
 def _is_dvc(pid: int) -> bool:
@@ -113,8 +135,8 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _note(root: Path) -> Path:
-    """Where a run says who it is for as long as it works."""
-    return root / _PLACE / "run.json"
+    """Return the file that names the run which works in the checkout; it exists as long as that run works."""
+    return root / _FOLDER / "run.json"
 
 
 def _note_this_run(root: Path) -> None:
@@ -122,30 +144,27 @@ def _note_this_run(root: Path) -> None:
         _note(root).write_text(json.dumps({"flow_run": str(flow_run.id), "pid": os.getpid()}), encoding="utf-8")
 
 
-def _crash_the_run_that_died(root: Path) -> None:
-    """A run whose note is still there, while its lock was free, died without a word: tell the server so.
-
-    A self-hosted server never notices by itself, and would show the run as Running for ever.
-    """
+def _report_killed_run(root: Path) -> None:
+    """Mark the run of a leftover note as Crashed: it was killed, because its lock is free."""
     try:
-        died = UUID(json.loads(_note(root).read_text(encoding="utf-8"))["flow_run"])
+        killed = UUID(json.loads(_note(root).read_text(encoding="utf-8"))["flow_run"])
     except FileNotFoundError:
         return
     except (ValueError, KeyError):  # the note was cut off
         _note(root).unlink()
         return
-    if str(died) != str(flow_run.id) and flow_run.id:
-        with suppress(ObjectNotFound), get_client(sync_client=True) as client:  # not found: it was another server's
-            _crash(client, died)
+    if flow_run.id and str(killed) != str(flow_run.id):
+        with suppress(ObjectNotFound), get_client(sync_client=True) as client:  # not found: it ran on another server
+            _mark_crashed(client, killed)
     _note(root).unlink()
 
 
-def _crash(client: SyncPrefectClient, died: UUID) -> None:
-    found = client.read_flow_run(died)
-    if found.state and found.state.is_final():
+def _mark_crashed(client: SyncPrefectClient, run_id: UUID) -> None:
+    run = client.read_flow_run(run_id)
+    if run.state and run.state.is_final():
         return
-    state = Crashed(message="The run's process died without a word (found by the next run in its checkout).")
-    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[died]))):
+    state = Crashed(message="The run's process was killed; the next run in its checkout noticed.")
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))):
         if not (task_run.state and task_run.state.is_final()):
             client.set_task_run_state(task_run.id, state, force=True)
-    client.set_flow_run_state(died, state, force=True)
+    client.set_flow_run_state(run_id, state, force=True)

@@ -14,7 +14,6 @@ from prefect.client.orchestration import get_client
 
 from flows.drift import drift, main
 from flows.recovery import one_per_checkout
-from flows.serve import deployments
 from pinspect.core.errors import PinspectError
 from pinspect.station.drift import Change, DriftReport
 from tests.support.flow_stack import until
@@ -119,7 +118,7 @@ def test_a_line_that_cannot_be_judged_says_why_and_starts_nothing(project, stati
     state = ask(project, station)
     assert (state.name, state.message) == (
         "Skipped",
-        "Nothing can be judged: the line profile of this version cannot be read.",
+        "The station cannot judge its line: the line profile of this version cannot be read.",
     )
     assert not (project / "model.txt").exists()
 
@@ -128,7 +127,7 @@ def test_a_line_that_cannot_be_judged_says_why_and_starts_nothing(project, stati
     ("health", "why"),
     [
         ({"status": "unavailable", "drift": None, "last_error": "no version has the alias champion"}, "alias champion"),
-        ({"status": "ok", "drift": None, "last_error": None}, "no line profile; run dvc repro"),
+        ({"status": "ok", "drift": None, "last_error": None}, "no line profile in its package; run dvc repro"),
         ({"status": "ok"}, "no health of a station"),
         ([], "no health of a station"),
     ],
@@ -159,10 +158,8 @@ def test_one_call_prints_what_became_of_the_stages(project, station, capsys):
     assert TOLD in capsys.readouterr().out
 
 
-def test_the_deployment_waits_until_someone_switches_it_on(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    told = {one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}["drift"]
-    served = {one.name: one for one in deployments()}
-    assert told["schedules"] == [{"interval": 900, "active": False}]
-    assert [schedule.active for schedule in served["drift"].schedules] == [False]
-    assert [schedule.active for schedule in served["nightly"].schedules] == [True]
+def test_only_the_drift_deployment_waits_until_someone_switches_it_on():
+    deployments = {each["name"]: each for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    schedules = {name: each["schedules"] for name, each in deployments.items() if "schedules" in each}
+    assert schedules["drift"] == [{"interval": 900, "active": False}]
+    assert all(schedule.get("active", True) for name in ("nightly", "inbox") for schedule in schedules[name])

@@ -2,20 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
-from flows.retrain import InfrastructureError, read_plan, retrain, run_stage
-from pinspect.core import environment as quiet
+from flows.retrain import InfrastructureError, retrain, run_stage
+from pinspect.cli.status import stage_states
+from pinspect.core import environment
+from tests.support.flow_stack import until
 
 PROJECT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("deployed")  # whose schedule starts its first run meanwhile, on another core
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(r
         train=("open('model.txt', 'w').write(open('data.txt').read() + '!')", ["data.txt"], ["model.txt"]),
         gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
     )
-    assert read_plan(root).stages == ("gather", "train", "score")
+    assert list(stage_states(root)) == ["gather", "train", "score"]
 
     first = retrain(str(root))
     assert [(outcome.stage, outcome.result) for outcome in first] == [
@@ -78,7 +80,7 @@ def test_stages_before_the_change_are_not_even_asked_and_the_cache_gives_back_wh
         ("train", "ran"),
     ]
     (root / "rate.txt").write_text("fast")
-    assert read_plan(root).stale == {"train"}
+    assert [state["state"] for state in stage_states(root).values()] == ["unchanged", "changed"]
     assert [outcome.result for outcome in retrain(str(root))] == ["unchanged", "restored"]
     assert (root / "model.txt").read_text() == "fast"
 
@@ -117,57 +119,58 @@ def test_a_stage_that_was_killed_is_worth_another_try(repository):
         run_stage("train", root, print)
 
 
+SLEEPER = "import os, time\nprint('pid', os.getpid(), flush=True)\nwhile True: time.sleep(0.05)"
+
+
+def pid_in(line: str) -> int | None:
+    """Return the process id that a line of SLEEPER's output holds."""
+    return int(line.split()[1]) if line.startswith("pid ") else None
+
+
 def test_a_stage_that_is_cancelled_leaves_no_process_behind(repository):
-    root = repository(
-        train=(
-            "import os, time\nprint('pid', os.getpid(), flush=True)\nwhile True: time.sleep(0.05)",
-            [],
-            [],
-        )
-    )
+    root = repository(train=(SLEEPER, [], []))
     started = []
 
     def cancel_when_started(line):
-        if line.startswith("pid "):
-            started.append(int(line.split()[1]))
+        if pid := pid_in(line):
+            started.append(pid)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_stage("train", root, cancel_when_started)
-    assert is_gone(started[0])
+    wait_for_end(started[0])
 
 
-def test_a_kill_of_dvc_itself_leaves_no_stage_writing(repository):
-    root = repository(
-        train=(
-            "import os, time\nprint('pid', os.getpid(), os.getppid(), flush=True)\nwhile True: time.sleep(0.05)",
-            [],
-            [],
-        )
-    )
+@pytest.mark.parametrize("victim", [os.getpgid, os.getsid], ids=["dvc", "session"])
+def test_a_kill_of_dvc_or_of_its_session_leaves_no_stage_running(repository, victim):
+    root = repository(train=(SLEEPER, [], []))
     started = []
 
-    def kill_dvc(line):
-        if line.startswith("pid "):
-            started.append(int(line.split()[1]))
-            os.kill(os.getpgid(started[0]), signal.SIGKILL)
+    def kill(line):
+        if pid := pid_in(line):
+            started.append(pid)
+            os.kill(victim(pid), signal.SIGKILL)
 
     with pytest.raises(InfrastructureError):
-        run_stage("train", root, kill_dvc)
-    assert is_gone(started[0])
+        run_stage("train", root, kill)
+    wait_for_end(started[0])
 
 
-def test_a_kill_of_the_flow_leaves_no_stage_writing(repository):
-    root = repository(
-        train=("import os, time\nprint('pid', os.getpid(), flush=True)\nwhile True: time.sleep(0.05)", [], [])
-    )
+@pytest.mark.parametrize("dvc_dies_first", [False, True], ids=["flow", "dvc and flow at the same time"])
+def test_a_kill_of_the_flow_leaves_no_stage_running(repository, dvc_dies_first):
+    root = repository(train=(SLEEPER, [], []))
     code = "from flows.retrain import Path, run_stage; run_stage('train', Path(), lambda line: print(line, flush=True))"
     flow = subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": str(PROJECT)}, stdout=-1, text=True
     )
-    started = next(int(line.split()[1]) for line in flow.stdout if line.startswith("pid "))
+    started = next(pid for line in flow.stdout if (pid := pid_in(line)))
+    if dvc_dies_first:
+        dvc = os.getpgid(started)
+        flow.send_signal(signal.SIGSTOP)  # it does not get to see that dvc has died
+        os.kill(dvc, signal.SIGKILL)
+        until(lambda: is_gone(dvc), "the end of dvc")
     flow.kill()
-    assert is_gone(started)
+    wait_for_end(started)
     flow.wait()
     flow.stdout.close()
 
@@ -185,28 +188,30 @@ def test_two_runs_never_work_in_one_checkout(repository):
     assert retrain(str(root), return_state=True).is_completed()
 
 
-def test_a_folder_that_is_no_project_is_named_and_left_alone(tmp_path):
-    with pytest.raises(CheckoutError, match="no DVC project"), one_per_checkout(tmp_path):
+def test_a_folder_that_is_not_a_project_is_named_and_left_alone(tmp_path):
+    with pytest.raises(CheckoutError, match="not a DVC project"), one_per_checkout(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fresh_process_is_quiet_and_offline_unless_told_otherwise():
-    told = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "0"}
-    code = "from pinspect import quiet; import os, json; print(json.dumps(dict(os.environ)))"
-    found = json.loads(subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, check=True).stdout)
-    assert found["HF_HUB_OFFLINE"] == "0"
-    assert {name: found[name] for name in quiet.SETTINGS if name != "HF_HUB_OFFLINE"} == {
-        name: value for name, value in quiet.SETTINGS.items() if name != "HF_HUB_OFFLINE"
-    }
+def test_flows_run_the_code_of_their_checkout_quiet_and_offline_unless_the_user_chose_otherwise(tmp_path):
+    chosen = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "0"}
+    code = "import flows, pinspect, os, json; print(json.dumps([dict(os.environ), pinspect.__file__]))"
+    shutil.copytree(PROJECT / "flows", tmp_path / "flows")
+    shutil.copytree(PROJECT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=chosen, capture_output=True, check=True)
+    variables, file = json.loads(done.stdout)
+    assert Path(file).is_relative_to(tmp_path)
+    assert {name: variables[name] for name in environment.SETTINGS} == environment.SETTINGS | {"HF_HUB_OFFLINE": "0"}
+
+
+def wait_for_end(pid: int) -> None:
+    until(lambda: is_gone(pid), f"the end of process {pid}")
 
 
 def is_gone(pid: int) -> bool:
-    """Whether the process ends within two seconds."""
-    for _ in range(40):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    """Return whether a process has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

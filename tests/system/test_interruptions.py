@@ -98,7 +98,7 @@ class Round:
         return None
 
     def _all_gone(self) -> None:
-        until(lambda: not self.checkout.processes(), "the end of all that the flow had started", 20, 0.1)
+        until(lambda: not self.checkout.processes(), "the end of all that the flow had started", every=0.1)
 
 
 @pytest.fixture(scope="module")

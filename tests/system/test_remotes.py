@@ -51,7 +51,7 @@ def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path)
     checkout = prepared.copy(tmp_path / "line")
     address = f"http://127.0.0.1:{free_port()}"
     checkout.set_param("register", tracking_uri=address)
-    flow = "from flows.retrain import report_on, retrain, run; run(lambda: report_on(retrain, '.', retries=0))"
+    flow = "from flows.retrain import retrain, run, run_here; run(lambda: run_here(retrain, '.', retries=0))"
     down = checkout.run(sys.executable, "-c", flow)
     assert down.returncode == 75, down.stderr
     assert f"{address}: no MLflow server answers" in down.stderr

@@ -8,13 +8,13 @@ from datetime import timedelta
 
 import pytest
 import requests
+import yaml
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
-from flows.serve import deployments
 from flows.zombies import ensure_automation
 from tests.support.flow_stack import SECONDS, captures, until
 from tests.support.mlflow_server import free_port
@@ -117,13 +117,13 @@ def test_a_cancelled_run_ends_its_stage_at_once(prepared, client, tmp_path):
     until(lambda: not checkout.processes(), "the end of the stage's processes", 30)
 
 
-def test_one_host_serves_what_prefect_yaml_deploys(deployed, client, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for served in deployments():
-        found = client.read_deployment_by_name(f"{served.flow_name}/{served.name}")
-        assert found.parameters == served.parameters
-        assert found.global_concurrency_limit.limit == served.concurrency_limit == 1
-        assert found.description == served.description
+def test_every_deployment_of_prefect_yaml_is_on_the_server_and_runs_one_at_a_time(deployed, client):
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        flow_name = deployment["entrypoint"].split(":")[1]
+        on_server = client.read_deployment_by_name(f"{flow_name}/{deployment['name']}")
+        assert on_server.parameters == deployment.get("parameters", {})
+        assert on_server.global_concurrency_limit.limit == 1
+        assert on_server.description == deployment["description"]
 
 
 def test_one_command_starts_both_servers_on_loopback_and_ends_them(prepared, tmp_path):

@@ -1,0 +1,14 @@
+"""Prefect flows over the DVC stages: retrain, ingest, drift, promote, rollback.
+
+A flow runs the code of the checkout that it lies in, wherever pinspect is installed from, and with the quiet, offline
+settings of `pinspect.core.environment`. Libraries read those settings at their import, so this package sets them first.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from pinspect.core import environment
+
+environment.apply()
