@@ -21,8 +21,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.core import predictions
+from pinspect.core import environment, predictions
 from pinspect.core.errors import StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
@@ -194,4 +193,5 @@ def _keep(row: dict) -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
@@ -147,4 +147,5 @@ def as_markdown(found: dict) -> str:
 
 
 if __name__ == "__main__":
+    environment.apply()
     main()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 
 # isort: split
 import torch
@@ -165,4 +165,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 
 # isort: split
 import torch
@@ -180,4 +180,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     main()

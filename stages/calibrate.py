@@ -10,8 +10,7 @@ scores.csv, by which choices are made that the test split must not make.
 
 from pathlib import Path
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.core import predictions
+from pinspect.core import environment, predictions
 from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
@@ -48,4 +47,5 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

@@ -9,7 +9,7 @@ prompts the chosen model family must be able to show.
 from pathlib import Path
 
 from pinspect.chat.dataset import ChatDataset, build_chat, count_rows, write_chat
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 from pinspect.core.errors import ModelError, run
 from pinspect.core.params import load_params
 from pinspect.model.families import Checkpoint, checkpoint_of, require_images_fit
@@ -50,4 +50,5 @@ def require_prompts_fit(checkpoint: Checkpoint, dataset: ChatDataset) -> list[st
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

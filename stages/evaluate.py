@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from pinspect.chat.checks import check_model_answers
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
-from pinspect.core import predictions
+from pinspect.core import environment, predictions
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
@@ -56,4 +55,5 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

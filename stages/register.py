@@ -9,7 +9,7 @@ reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tr
 import json
 from pathlib import Path
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.model.families import checkpoint_of
@@ -29,4 +29,5 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

@@ -10,7 +10,7 @@ checkpoint in build/train.
 
 from pathlib import Path
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.model.backends import open_backend
@@ -34,4 +34,5 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
+    environment.apply()
     run(main)

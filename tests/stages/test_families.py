@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from pinspect.chat.dataset import build_chat
-from pinspect.core import environment as _quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import ModelError, ParamsError, StageInputError

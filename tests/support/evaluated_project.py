@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.params import load_params
 from pinspect.core.yaml_file import SETTINGS_FILE
 from pinspect.pretraining.base import new_base, save_base

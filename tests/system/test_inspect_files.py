@@ -26,19 +26,19 @@ from pinspect.inspection.files import (
 )
 from pinspect.inspection.inspector import LINE_FACTS, SCORES
 from tests.support.sample import contents
-from tests.support.station_stack import PINSPECT, registered  # noqa: F401
+from tests.support.station_stack import PINSPECT
 
 MAX_PIXELS = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def images(registered):  # noqa: F811
+def images(registered):
     """Captures of the project, the references first."""
     return sorted((registered / "data/captures/images").iterdir())
 
 
 @pytest.fixture
-def pinspect(registered, monkeypatch, capsys):  # noqa: F811
+def pinspect(registered, monkeypatch, capsys):
     """The command line in the project's folder: gives exit code, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
@@ -152,7 +152,7 @@ def test_the_table_tells_the_same(tmp_path, images, pinspect):
     assert "[bold]1.jpg" in "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
 
 
-def test_files_are_taken_as_records_are_wanted(registered, images):  # noqa: F811
+def test_files_are_taken_as_records_are_wanted(registered, images):
     taken = []
     endless = (taken.append(number) or images[number % len(images)] for number in count())
     records = inspect_files(registered, endless, "")
@@ -174,7 +174,7 @@ def test_records_are_printed_while_they_come_and_passed_on(as_json, capsys):
     printed.close()
 
 
-def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path, images, registered, pinspect):  # noqa: F811
+def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path, images, registered, pinspect):
     for day in ("monday", "tuesday"):
         (tmp_path / day).mkdir()
         shutil.copy(images[-1], tmp_path / day / "1.jpg")
@@ -229,7 +229,7 @@ def test_a_folder_that_takes_no_pictures_is_told_in_one_line(tmp_path, images, p
     assert err == f"{tmp_path}/file/out: cannot be written: Not a directory; name another --annotate\n"
 
 
-def test_progress_is_shown_to_a_terminal_and_never_in_the_json(registered, images):  # noqa: F811
+def test_progress_is_shown_to_a_terminal_and_never_in_the_json(registered, images):
     ours, theirs = pty.openpty()
     asked = [PINSPECT, "inspect", "--json", images[0], images[1]]
     with subprocess.Popen(asked, cwd=registered, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:

@@ -17,13 +17,13 @@ from pinspect.registry.promotion import promote
 from pinspect.registry.settings import load_registry_settings
 from pinspect.registry.versions import load_registered
 from tests.support.evaluated_project import run_stage
-from tests.support.mlflow_server import free_port, mlflow_server, running  # noqa: F401
+from tests.support.mlflow_server import free_port, running
 
 NAME = "pin-inspector"
 
 
 @pytest.fixture(scope="module")
-def registered(project, mlflow_server):  # noqa: F811
+def registered(project, mlflow_server):
     """The project, its adapter registered on a server. Gives (project, uri)."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", mlflow_server)

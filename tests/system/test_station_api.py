@@ -24,7 +24,7 @@ from pinspect.station.model_client import ModelClient
 from pinspect.station.problems import MEDIA_TYPE
 from pinspect.station.settings import load_station_settings
 from tests.support.sample import contents, line, set_values
-from tests.support.station_stack import registered, station  # noqa: F401
+from tests.support.station_stack import station
 from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -34,7 +34,7 @@ schemathesis.openapi.format("binary", st.sampled_from([capture.jpeg for capture 
 
 
 @pytest.fixture(scope="module")
-def running(registered, tmp_path_factory):  # noqa: F811
+def running(registered, tmp_path_factory):
     """A station whose queue is short, with a folder for temporary files of its own."""
     set_values(registered, "station", queue=QUEUE, requests_a_minute=100_000)
     temporary = tmp_path_factory.mktemp("temporary")
@@ -355,7 +355,7 @@ def asking(project, *, token="", hosts=(), **own) -> httpx.Client:
     return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
 
 
-def test_without_a_model_the_station_says_so(registered):  # noqa: F811
+def test_without_a_model_the_station_says_so(registered):
     client = asking(registered)
     health = client.get("/health")
     assert (health.status_code, health.json()["status"], health.json()["version"]) == (503, "unavailable", None)
@@ -365,7 +365,7 @@ def test_without_a_model_the_station_says_so(registered):  # noqa: F811
     assert client.get("/results").status_code == 200
 
 
-def test_with_a_token_only_health_is_open(registered):  # noqa: F811
+def test_with_a_token_only_health_is_open(registered):
     client = asking(registered, token=TOKEN)
     assert client.get("/health").status_code == 503
     for path in ("/results", "/results/1", "/metrics", "/docs", "/openapi.json", "/"):
@@ -378,7 +378,7 @@ def test_with_a_token_only_health_is_open(registered):  # noqa: F811
     assert client.get("/results", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-def test_a_reader_logs_in_by_the_page(registered):  # noqa: F811
+def test_a_reader_logs_in_by_the_page(registered):
     client = asking(registered, token=TOKEN)
     led = client.get("/history", headers={"Accept": "text/html"})
     assert (led.status_code, led.headers["location"]) == (303, "/login?next=/history")
@@ -395,7 +395,7 @@ def test_a_reader_logs_in_by_the_page(registered):  # noqa: F811
     assert client.get("/results").status_code == 401
 
 
-def test_a_page_of_another_site_changes_nothing(registered):  # noqa: F811
+def test_a_page_of_another_site_changes_nothing(registered):
     client = asking(registered)
     for headers in (
         {"Origin": "https://evil.example"},
@@ -408,7 +408,7 @@ def test_a_page_of_another_site_changes_nothing(registered):  # noqa: F811
     assert client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=own).status_code == 503  # no model
 
 
-def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):  # noqa: F811
+def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):
     client = asking(registered)
     for host in ("evil.example", "evil.example:8000", "", "127.0.0.1.evil.example"):
         assert client.get("/results", headers={"Host": host}).status_code == 400
@@ -418,7 +418,7 @@ def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):  # noqa:
     assert proxied.get("/results", headers={"Host": "station.example"}).status_code == 200
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(registered):  # noqa: F811
+def test_who_asks_too_often_is_told_when_to_come_back(registered):
     client = asking(registered, requests_a_minute=5)
     answers = [client.get("/results") for _ in range(7)]
     assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
@@ -427,7 +427,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(registered):  # noqa: F811
     assert client.get("/health").status_code == 503  # a monitor is not counted
 
 
-def test_a_body_that_is_no_upload_may_not_be_large(registered):  # noqa: F811
+def test_a_body_that_is_no_upload_may_not_be_large(registered):
     client = asking(registered)
     large = b"[" + b"0," * 600_000
     assert client.post("/results/1/correction", content=large).status_code == 413

@@ -22,7 +22,7 @@ from pinspect.station.results import ResultsTable
 from pinspect.station.settings import load_station_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, read_labels
-from tests.support.station_stack import make_champion, registered, running_station  # noqa: F401
+from tests.support.station_stack import make_champion
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = (
@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser, running_station):  # noqa: F811
+def visit(browser, running_station):
     """Opens pages of the station; `expected`: what the console may say, since a refusal is an error to a browser."""
 
     @contextmanager
@@ -118,7 +118,7 @@ def pictures_are_drawn(page: Page) -> None:
     wait_until(lambda: page.evaluate(drawn))
 
 
-def test_a_chosen_capture_shows_all_that_the_model_said(visit, running_station):  # noqa: F811
+def test_a_chosen_capture_shows_all_that_the_model_said(visit, running_station):
     with visit() as page:
         page.set_input_files("#images", payload(0))
         article = page.locator("article.result")
@@ -172,7 +172,7 @@ def test_dropped_files_come_in_their_order_and_a_bad_one_is_told_beside_its_name
         expect(page.locator("#queue progress")).to_have_js_property("value", 1)
 
 
-def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses(visit, running_station):  # noqa: F811
+def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses(visit, running_station):
     result = inspected(running_station, 4)
     said = another(result)
     with visit("/") as page:
@@ -225,7 +225,7 @@ def move_to(page: Page, position: str) -> None:
     expect(page.locator(":focus")).to_be_checked()
 
 
-def test_a_click_on_the_pin_in_the_picture_chooses_it(visit, running_station):  # noqa: F811
+def test_a_click_on_the_pin_in_the_picture_chooses_it(visit, running_station):
     result = inspected(running_station, 5)
     said = another(result)
     with visit(f"/inspection/{result['id']}") as page:
@@ -245,7 +245,7 @@ def test_a_click_on_the_pin_in_the_picture_chooses_it(visit, running_station):  
     assert verdict(stored(running_station, result["id"])["correction"]) == said
 
 
-def test_confirming_by_keyboard_asks_once_for_the_name(visit, running_station):  # noqa: F811
+def test_confirming_by_keyboard_asks_once_for_the_name(visit, running_station):
     first, second = inspected(running_station, 6), inspected(running_station, 7)
     with visit(f"/?id={first['id']}&id={second['id']}") as page:
         page.keyboard.press("c")
@@ -263,7 +263,7 @@ def test_confirming_by_keyboard_asks_once_for_the_name(visit, running_station): 
         assert (correction["by"], correction["capture"]) == ("Mori", None)
 
 
-def test_passed_switches_mode_and_position_off(visit, running_station):  # noqa: F811
+def test_passed_switches_mode_and_position_off(visit, running_station):
     result = inspected(running_station, 8)
     with visit(f"/inspection/{result['id']}") as page:
         page.keyboard.press("x")
@@ -292,7 +292,7 @@ def test_shortcuts_can_be_switched_off(visit):
         assert page.url.endswith("/history")
 
 
-def test_the_tab_key_comes_through_every_page_and_out_again(visit, running_station):  # noqa: F811
+def test_the_tab_key_comes_through_every_page_and_out_again(visit, running_station):
     result = inspected(running_station, 9)
     for path in ("/", "/history", "/figures", f"/inspection/{result['id']}"):
         with visit(path) as page:
@@ -308,7 +308,7 @@ def test_the_tab_key_comes_through_every_page_and_out_again(visit, running_stati
             assert any("<summary>Keyboard shortcuts" in element for element in seen)
 
 
-def test_the_language_is_switched_on_the_page(visit, running_station):  # noqa: F811
+def test_the_language_is_switched_on_the_page(visit, running_station):
     result = inspected(running_station, 10)
     with visit(f"/inspection/{result['id']}", locale="en-GB") as page:
         expect(page.locator("html")).to_have_attribute("lang", "en")
@@ -325,7 +325,7 @@ def test_the_language_is_switched_on_the_page(visit, running_station):  # noqa: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["en-GB", "ja-JP"])
-def test_axe_finds_nothing_on_any_page(visit, running_station, language, scheme):  # noqa: F811
+def test_axe_finds_nothing_on_any_page(visit, running_station, language, scheme):
     results = [inspected(running_station, number) for number in (11, 12)]
     shown = "&".join(f"id={result['id']}" for result in results)
     for path in ("/", f"/?{shown}", f"/inspection/{results[0]['id']}", "/history", "/figures", "/login"):
@@ -340,7 +340,7 @@ def test_axe_finds_nothing_on_any_page(visit, running_station, language, scheme)
             assert told == []
 
 
-def test_everything_works_without_scripts(visit, running_station):  # noqa: F811
+def test_everything_works_without_scripts(visit, running_station):
     with visit(java_script_enabled=False, expected="422") as page:
         page.set_input_files("#images", [payload(13), payload(14)])
         page.locator("#upload button").click()
@@ -366,7 +366,7 @@ def test_everything_works_without_scripts(visit, running_station):  # noqa: F811
     assert labelled(running_station, correction["capture"]) == said
 
 
-def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on(visit, running_station):  # noqa: F811
+def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on(visit, running_station):
     root = running_station.root
     settings = load_register_settings(root)
     good = health(running_station)["version"]
@@ -382,7 +382,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
         make_champion(root, good)
 
 
-def test_a_line_that_has_changed_is_told_on_the_page(visit, running_station):  # noqa: F811
+def test_a_line_that_has_changed_is_told_on_the_page(visit, running_station):
     """The lamp dies: the last test of the module, since it darkens the line of all others."""
     results = ResultsTable.of_project(running_station.root, load_station_settings(running_station.root))
     newest = results.list(limit=1)[0].to_dict()

@@ -22,7 +22,7 @@ from tests.support.evaluated_project import run_stage
 from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port
 from tests.support.sample import line, set_values
-from tests.support.station_stack import PINSPECT, StationProcess, make_champion, registered, station  # noqa: F401
+from tests.support.station_stack import PINSPECT, StationProcess, make_champion, station
 
 CLIENTS = 8
 CAPTURES = [capture.jpeg for capture in line()]
@@ -72,7 +72,7 @@ def load(url: str):
 
 
 @pytest.fixture(scope="module")
-def versions(registered):  # noqa: F811
+def versions(registered):
     """The project with three versions, of which the first is champion; its station asks the registry each second, and
     does not judge the line, which the same few captures over and over would change."""
     judged = {"minimum": 1_000_000}
@@ -231,12 +231,12 @@ def refused(project: Path, *options: str, **environment: str) -> str:
     return told
 
 
-def test_beyond_loopback_it_does_not_start_without_a_token(registered):  # noqa: F811
+def test_beyond_loopback_it_does_not_start_without_a_token(registered):
     assert refused(registered, "--host", "0.0.0.0").startswith("0.0.0.0: others can reach it, so it needs a token")
     assert "the token has 5 characters" in refused(registered, "--host", "0.0.0.0", PINSPECT_STATION_TOKEN="short")
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(registered):  # noqa: F811
+def test_a_port_that_is_taken_is_told_in_one_line(registered):
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
@@ -252,7 +252,7 @@ def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_pro
     assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
 
 
-def test_a_results_table_that_cannot_be_used_is_told_before_anything_starts(registered, tmp_path):  # noqa: F811
+def test_a_results_table_that_cannot_be_used_is_told_before_anything_starts(registered, tmp_path):
     for name in ("params.yaml", "settings.yaml"):
         shutil.copy(registered / name, tmp_path)
     set_values(tmp_path, "station", results="nonsense://")

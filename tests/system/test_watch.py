@@ -24,7 +24,7 @@ from pinspect.station.results import ResultsTable
 from pinspect.station.watch import Inbox, InboxError
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, set_values
-from tests.support.station_stack import PINSPECT, make_champion, registered  # noqa: F401
+from tests.support.station_stack import PINSPECT, make_champion
 
 CAPTURES = [capture.jpeg for capture in line(seed=8, train=10, references=5)]
 PATIENCE = 60
@@ -171,7 +171,7 @@ def test_an_inbox_that_goes_away_is_told(inbox):
 # Watching: whole processes.
 
 
-def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox, url):  # noqa: F811
+def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox, url):
     put(inbox, "1.jpg", CAPTURES[0])
     put(inbox, "day/2.jpg", CAPTURES[1])
     put(inbox, "day/3.jpg", CAPTURES[1])  # the same bytes under another name
@@ -190,7 +190,7 @@ def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox,
     assert store.path(found["1.jpg"].sha256).read_bytes() == CAPTURES[0]
 
 
-def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(registered, inbox, url):  # noqa: F811
+def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(registered, inbox, url):
     with watching(registered, inbox, url, "--patience", str(PATIENCE)) as watch:
         watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
         put(inbox, "whole.jpg", CAPTURES[0])
@@ -214,7 +214,7 @@ def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(reg
     assert sorted(path.name for path in inbox.iterdir()) == ["later.jpg", "slow.jpg", "whole.jpg"]
 
 
-def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(registered, inbox, url):  # noqa: F811
+def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(registered, inbox, url):
     for number in range(40):
         put(inbox, f"{number}.jpg", CAPTURES[number % 20] + bytes([number]))  # what follows a JPEG's end is ignored
     told = []
@@ -234,7 +234,7 @@ def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(regist
     assert {record["id"] for record in told} <= {inspection.id for inspection in kept(url)}
 
 
-def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):  # noqa: F811
+def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):
     set_values(registered, "station", champion_check_seconds=0.2)
     version = another_version(registered)
     with watching(registered, inbox, url) as watch:
@@ -255,7 +255,7 @@ def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, 
     assert re.search("version 1, the champion.* cannot be loaded.*; going on\n", watch.said[2])
 
 
-def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):  # noqa: F811
+def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):
     (tmp_path / "text.db").write_text("no database " * 100)
     for asked, told in (
         ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: no folder"),

@@ -18,9 +18,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import ClassVar
 
-import pinspect.core.environment  # noqa: F401  (before great_expectations, which reads the environment)
-
-# isort: split
 import great_expectations as gx
 import great_expectations.expectations as gxe
 import pandas as pd

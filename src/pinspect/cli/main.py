@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
+from pinspect.core import environment
 from pinspect.core.errors import run
 
 app = typer.Typer(
@@ -229,4 +229,5 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line."""
+    environment.apply()
     run(app)

@@ -1,7 +1,7 @@
-"""Libraries kept quiet and offline: importing this module sets what they read from the environment.
+"""Environment variables that keep third-party libraries quiet and offline.
 
-Most of them read it while they are imported themselves, so entry points import this module first. Whatever the user
-has set already is left alone.
+Only entry points call `apply`: the command line, stages, flows and benchmarks. Importing pinspect, loading an inspector
+or loading a registered model changes no environment variable of the caller's process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ SETTINGS = {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_COMPILE_DISABLE": "1",  # constrained decoding by llguidance needs eager kernels
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -29,9 +28,9 @@ SETTINGS = {
 
 
 def apply() -> None:
-    """Set every one of `SETTINGS` that the environment does not hold yet."""
+    """Set each variable of `SETTINGS` that the environment does not define yet.
+
+    Most libraries read these variables when they are imported, so an entry point calls this function first.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-
-
-apply()

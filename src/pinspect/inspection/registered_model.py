@@ -15,7 +15,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.errors import ImageError
 from pinspect.inspection.inspector import CaptureInspector, Photograph, Task, empty_record
 from pinspect.inspection.line_facts import LINE_FACTS

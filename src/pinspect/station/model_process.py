@@ -23,7 +23,6 @@ from multiprocessing import AuthenticationError, resource_tracker
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
-from pinspect.core import environment as quiet  # noqa: F401  before the libraries that read its settings
 from pinspect.core.errors import PinspectError
 from pinspect.inspection.inspector import Photograph
 from pinspect.registry.settings import load_register_settings
