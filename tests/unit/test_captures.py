@@ -113,8 +113,9 @@ def test_two_rows_for_one_file_are_named(new):
 def test_an_address_without_quotes_is_explained(new):
     (new / "labels.csv").write_text((new / "labels.csv").read_text().replace('"', "", 2))
     assert "row 2 (" in one_problem(new)
-    assert 'expected 6 cells, found 7; an address holds a comma and stands in quotes, as in "X:3, Y:U"' in one_problem(
-        new
+    assert (
+        'expected 6 cells, found 7; an address contains a comma, so it needs quotes, as in "X:3, Y:U"'
+        in one_problem(new)
     )
 
 
@@ -122,7 +123,7 @@ def test_an_address_without_quotes_is_explained(new):
     ("old", "found", "told"),
     [
         ("file,shape", "file,colour", r"unknown columns \['colour'\](.|\n)*columns \['shape'\] are missing"),
-        ("file,shape", "file,file,shape", r"columns \['file'\] stand there twice"),
+        ("file,shape", "file,file,shape", r"columns \['file'\] occur twice"),
         ("file,shape,", "file;shape;", "row 1: unknown columns"),
         ("inspected", '"inspected', "row 3: not readable as CSV"),
     ],

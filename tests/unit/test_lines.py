@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from pinspect.core.lines import Line, eye_of, lines_of, pair_eyes
+from pinspect.core.lines import Line, lines_of, pair_eyes
+from pinspect.core.names import eye_of
 
 COLUMNS = ("capture", "shape", "role", "judgement", "defect_mode", "defect_position")
 

@@ -158,13 +158,13 @@ def test_a_picture_between_two_splits_is_remarked_on():
     ]
     found, remarks = assign_splits(captures, RULE, old)
     assert found[captures[2].sha256] == "train"
-    assert remarks == ["between (train) shows what right of another split shows; remove one of them"]
+    assert remarks == ["between (train) shows the same as right in another split; remove one of them"]
 
 
 def test_a_threshold_too_wide_for_the_line_is_remarked_on():
     captures = [candidate(number, bits=number % 7, like="the same") for number in range(40)]
     _, remarks = assign_splits(captures, RULE, {})
-    assert "39 of 40 captures nearly equal one other: lower raw.near_duplicate_bits" in remarks[-1]
+    assert "39 of 40 captures count as near-duplicates of one capture: lower raw.near_duplicate_bits" in remarks[-1]
 
 
 def test_a_blank_picture_has_a_perceptual_hash():
@@ -196,5 +196,5 @@ def test_both_eyes_views_of_a_connector_share_a_split():
     splits = splits_of(views)
     assert all(splits[left.sha256] == splits[right.sha256] for left, right in zip(views[::2], views[1::2], strict=True))
     assert len(set(splits.values())) > 1
-    assert views[1].connector == views[0].connector == "_0.jpg"
-    assert Candidate("camera0_1.jpg", "", "", False).connector == ""
+    assert views[1].shot == views[0].shot == "_0.jpg"
+    assert Candidate("camera0_1.jpg", "", "", False).shot == ""

@@ -1,6 +1,6 @@
-"""Captures and their labels, as the user drops them in: `images/` and `labels.csv`.
+"""Read and add captures and their labels: a folder with `images/` and `labels.csv`.
 
-Every problem is one line that names the row, the file, what was found and what to do; all problems are told at once.
+Each problem is one line with the row, the file, the value found and what to do. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContra
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.core.images import read_image
 from pinspect.core.layout import NO_ADDRESS
+from pinspect.core.names import NamedLabel, label_in_name
 
 LABELS = "labels.csv"
 IMAGES = "images"
@@ -35,7 +36,18 @@ NO_BOX = ("",) * 4
 
 @dataclass(frozen=True)
 class Capture:
-    """One capture and its label. A box is four numbers (px), as `labels.csv` writes them, or four empty strings."""
+    """One capture and its label, as a row of `labels.csv` has them.
+
+    Attributes:
+        file: Name of the image.
+        shape: The pin shape, e.g. `CYLN`.
+        judgement: `passed` or `defective`.
+        defect_mode: `passed`, or one of the line's modes.
+        defect_position: Address of the defective pin, or `NA`.
+        role: `reference` or `inspected`.
+        field_box: x0, y0, x1, y1 around the tops of all pins, in px, or four empty strings.
+        pin_box: x0, y0, x1, y1 around the defective pin, in px, or four empty strings.
+    """
 
     file: str
     shape: str
@@ -48,18 +60,22 @@ class Capture:
 
     @property
     def label(self) -> tuple[str, ...]:
-        """What the capture is said to show: two captures of one content must agree in it."""
+        """Shape, judgement, mode, position and role; two captures of equal content must have equal labels."""
         return self.shape, self.judgement, self.defect_mode, self.defect_position, self.role
 
     def row(self) -> dict[str, str]:
-        """The capture as a row of `labels.csv`."""
+        """Return the capture as a row of `labels.csv`, column -> cell."""
         return dict(zip(COLUMNS, (self.file, *self.label, *self.field_box, *self.pin_box), strict=True))
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a folder of captures says: the captures that can be used, in the order of their rows, and what is wrong with
-    the others, a line each."""
+    """The labels of a folder of captures.
+
+    Attributes:
+        captures: The usable captures, in the order of their rows.
+        problems: The problems of the other captures, one line each.
+    """
 
     captures: tuple[Capture, ...]
     problems: tuple[str, ...]
@@ -67,8 +83,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What `add_captures` did: the names of the captures that came in, and of those that were there already; what is
-    wrong with those that it left where they are, a line each."""
+    """The result of `add_captures`.
+
+    Attributes:
+        added: Names of the added captures.
+        skipped: Names of the captures whose content is in the folder already.
+        refused: The problems of the captures that were not added, one line each.
+    """
 
     added: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -78,9 +99,16 @@ class AddReport:
 def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") -> Labels:
     """Read the labels of a folder of captures; the images are not opened.
 
-    Cells of `labels.csv` that are empty, and images without a row, take judgement and defect mode from the file name
-    as the public series names its files, and the shape from `shape`, or from the contract if it knows one only.
-    Raises CaptureError when `labels.csv` is no such table at all.
+    An empty cell of `labels.csv`, and every cell of an image without a row, is filled from the file name (see
+    `core.names`), unless the row contradicts the name. A passed capture has the position `NA`, `passed` or nothing.
+
+    Args:
+        folder: A folder of images, with or without `images/` and `labels.csv`.
+        contract: The line's layout, shapes and defect modes.
+        shape: Shape to assume where neither the row nor the name has one; by default the only shape of the contract.
+
+    Raises:
+        CaptureError: `labels.csv` is not a table of labels.
     """
     images = images_folder(folder)
     present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
@@ -106,17 +134,24 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
 
 
 def images_folder(folder: Path) -> Path:
-    """Where the images of a folder of captures lie: in its `images/`, or in the folder itself."""
+    """Return the folder of the images: `images/` below `folder`, or `folder` itself where it has no `images/`."""
     return folder / IMAGES if (folder / IMAGES).is_dir() else folder
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
-    """One line for each capture whose content (a hash) came before with another label."""
+    """Find captures of equal content with different labels.
+
+    Args:
+        captures: Pairs of a capture and the hash of its content.
+
+    Returns:
+        One line for each capture whose label differs from that of the first capture with the same content.
+    """
     first: dict[str, Capture] = {}
     return [
         f"{capture.file}: the same picture as {other.file} with another label ({_words(capture)} here, "
@@ -129,22 +164,31 @@ def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
 def add_captures(
     source: Path, folder: Path, contract: AnswerContract, *, max_pixels: int, shape: str = "", leave_bad: bool = False
 ) -> AddReport:
-    """Copy the captures of the folder `source` that are new into `folder`, each image and label checked before.
+    """Copy the new captures of a folder into the captures' folder, after a check of every image and label.
 
-    All or nothing: CaptureError tells every problem in a line of its own, and `folder` is as it was. With `leave_bad`,
-    captures with a problem are left out instead, and told in the report. Captures whose content is there already with
-    the same label are skipped. New labels come at the end of `labels.csv`, which is written last: the order of its rows
-    is the age of the captures.
+    Captures whose content is in the folder already, with the same label, are skipped. New rows go to the end of
+    `labels.csv`, so the order of its rows is the age of the captures. `labels.csv` is written last.
+
+    Args:
+        source: The folder with new captures.
+        folder: The captures' folder.
+        contract: The line's layout, shapes and defect modes.
+        max_pixels: Refuse images with more pixels.
+        shape: Shape to assume where neither the row nor the name has one.
+        leave_bad: Leave out captures with a problem and report the problems, instead of raising CaptureError.
+
+    Raises:
+        CaptureError: There is a problem; the message has one line for each, and `folder` is unchanged.
     """
     if not source.is_dir():
         raise CaptureError(f"{source}: no such folder; name a folder of images, with or without a {LABELS}")
     if source.resolve() in (folder.resolve(), (folder / IMAGES).resolve()):
         raise CaptureError(f"{source}: these captures are in place already; name another folder")
-    there, new = read_captures(folder, contract), read_captures(source, contract, shape=shape)
-    problems = [*there.problems, *new.problems]
+    present, new = read_captures(folder, contract), read_captures(source, contract, shape=shape)
+    problems = [*present.problems, *new.problems]
     if not new.captures and not new.problems:
         problems.append(f"{source}: no captures found; expected images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    contents = [(capture, content_hash(images_folder(folder) / capture.file)) for capture in there.captures]
+    contents = [(capture, content_hash(images_folder(folder) / capture.file)) for capture in present.captures]
     known = {content for _, content in contents}
     names = {path.name for path in images_folder(folder).glob("*")}
     wanted, skipped = [], []
@@ -160,22 +204,23 @@ def add_captures(
         if content in known:
             skipped.append(capture)
         elif capture.file in names:
-            problems.append(f"{image}: another capture of this name is there already; give this one another name")
+            problems.append(f"{image}: {folder} has another capture of this name; rename this file")
         else:
             wanted.append(capture)
             known.add(content)
     problems += conflicting_labels(contents)
-    if there.problems or (problems and not leave_bad):
+    if present.problems or (problems and not leave_bad):
         raise CaptureError("\n".join(problems))
     disputed = _disputed(contents)
-    wanted, skipped = ([one for one in found if one not in disputed] for found in (wanted, skipped))
+    wanted = [capture for capture in wanted if capture not in disputed]
+    skipped = [capture.file for capture in skipped if capture not in disputed]
     if wanted:
         _copy(wanted, images_folder(source), folder)
-    return AddReport(tuple(one.file for one in wanted), tuple(one.file for one in skipped), tuple(problems))
+    return AddReport(tuple(capture.file for capture in wanted), tuple(skipped), tuple(problems))
 
 
 def _disputed(contents: Sequence[tuple[Capture, str]]) -> set[Capture]:
-    """Captures of whose content another says something else."""
+    """Return the captures whose content has different labels."""
     labels: dict[str, set[tuple[str, ...]]] = {}
     for capture, content in contents:
         labels.setdefault(content, set()).add(capture.label)
@@ -183,19 +228,21 @@ def _disputed(contents: Sequence[tuple[Capture, str]]) -> set[Capture]:
 
 
 def _copy(captures: Sequence[Capture], images: Path, folder: Path) -> None:
-    """Copy to a place beside the target first, since what can fail (a full disk) fails there; then only rename."""
-    there = images_folder(folder)
-    target = there if any(_is_image(path.name) for path in there.glob("*")) else folder / IMAGES
+    """Copy to a temporary folder first, where a full disk does no harm, and rename at the end."""
+    target = images_folder(folder)
+    if not any(_is_image(path.name) for path in target.glob("*")):
+        target = folder / IMAGES
     target.mkdir(parents=True, exist_ok=True)
     moved: list[Path] = []
-    with tempfile.TemporaryDirectory(prefix=".adding-", dir=folder) as place:
-        labels = Path(place) / LABELS
+    with tempfile.TemporaryDirectory(prefix=".adding-", dir=folder) as name:
+        place = Path(name)
+        labels = place / LABELS
         _write_labels(labels, [*(row for _, row in _read_table(folder / LABELS)), *(c.row() for c in captures)])
         for capture in captures:
-            shutil.copyfile(images / capture.file, Path(place) / capture.file)
+            shutil.copyfile(images / capture.file, place / capture.file)
         try:
             for capture in captures:
-                moved.append((Path(place) / capture.file).rename(target / capture.file))
+                moved.append((place / capture.file).rename(target / capture.file))
             labels.replace(folder / LABELS)
         except BaseException:
             for path in moved:
@@ -212,8 +259,7 @@ def _write_labels(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row; a row with too many or too few cells gives `file` and, as `cells`, what is
-    wrong with it."""
+    """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem."""
     if not path.exists():
         return []
     try:
@@ -236,7 +282,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     problems = [
         *([f"unknown columns {unknown}; known are {', '.join(COLUMNS)}"] if unknown else []),
         *([f"columns {missing} are missing; add them to the first row"] if missing else []),
-        *([f"columns {twice} stand there twice; keep one of each"] if twice else []),
+        *([f"columns {twice} occur twice; keep one of each"] if twice else []),
     ]
     if problems:
         raise CaptureError("\n".join(f"{path}, row 1: {problem}" for problem in problems))
@@ -246,32 +292,40 @@ def _cells(row: Sequence[str], header: Sequence[str]) -> dict[str, str]:
     cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
     if len(row) == len(header):
         return cells
-    hint = 'an address holds a comma and stands in quotes, as in "X:3, Y:U"'
+    hint = 'an address contains a comma, so it needs quotes, as in "X:3, Y:U"'
     return {"file": cells.get("file", "?"), "cells": f"expected {len(header)} cells, found {len(row)}; {hint}"}
 
 
 def _capture(row: dict[str, str], contract: AnswerContract, shape: str) -> Capture:
-    """The capture of a row, with what the row leaves empty filled in where it is known."""
+    """Return the capture of a row; empty cells are filled from the file name where it has the fact."""
     file = row.get("file", "")
-    by_name = _mode_in_name(file, contract) if not row.get("judgement") and not row.get("defect_mode") else ""
-    mode = row.get("defect_mode") or by_name
-    judgement = row.get("judgement") or {"": "", PASSED: PASSED}.get(by_name, DEFECTIVE)
+    named = _named_label(row, contract)
+    judgement = row.get("judgement") or named.judgement
+    position = row.get("defect_position") or named.defect_position
+    if judgement == PASSED and position in ("", PASSED):
+        position = NO_ADDRESS
+    only_shape = contract.shapes[0] if len(contract.shapes) == 1 else ""
     return Capture(
         file=file,
-        shape=row.get("shape") or shape or (contract.shapes[0] if len(contract.shapes) == 1 else ""),
+        shape=row.get("shape") or named.shape or shape or only_shape or named.usual_shape,
         judgement=judgement,
-        defect_mode=mode,
-        defect_position=row.get("defect_position") or (NO_ADDRESS if judgement == PASSED else ""),
+        defect_mode=row.get("defect_mode") or named.defect_mode,
+        defect_position=position,
         role=row.get("role") or INSPECTED,
         field_box=tuple(row.get(column, "") for column in FIELD_BOX),
         pin_box=tuple(row.get(column, "") for column in PIN_BOX),
     )
 
 
-def _mode_in_name(file: str, contract: AnswerContract) -> str:
-    """The mode that a name of the public series ends in (`…_OK.jpg`, `…_BENDNG.png`); empty if there is none."""
-    words = {"ok": PASSED} | {f"{mode}{ending}": mode for mode in contract.defect_modes for ending in ("", "ng")}
-    return words.get(Path(file).stem.rpartition("_")[2].lower(), "")
+def _named_label(row: dict[str, str], contract: AnswerContract) -> NamedLabel:
+    """Return the label in the file name; only its shape where the row contradicts the name."""
+    try:
+        named = label_in_name(row.get("file", ""), contract)
+    except ValueError:  # reported by `_complaints`
+        return NamedLabel()
+    if row.get("judgement", "") in ("", named.judgement) and row.get("defect_mode", "") in ("", named.defect_mode):
+        return named
+    return NamedLabel(shape=named.shape, usual_shape=named.usual_shape)
 
 
 def _complaints(capture: Capture, contract: AnswerContract, present: set[str], images: Path) -> Iterator[str]:
@@ -280,10 +334,16 @@ def _complaints(capture: Capture, contract: AnswerContract, present: set[str], i
         return
     if capture.file not in present:
         yield f"file: the image is missing from {images}; put it there or remove the row"
+    try:
+        label_in_name(capture.file, contract)
+    except ValueError as error:
+        if not capture.defect_position:
+            yield f"{error}; add the label to {LABELS}, or rename the file"
+            return
     yield from _wrong_words(capture, contract)
     for columns, box in ((FIELD_BOX, capture.field_box), (PIN_BOX, capture.pin_box)):
         if box != NO_BOX and not _is_box(box):
-            yield f"{columns[0]}..{columns[-1]}: expected x0 < x1 and y0 < y1 in px, {_found(','.join(box))}"
+            yield f"{columns[0]}..{columns[-1]}: expected x0 < x1 and y0 < y1 in px, {_correction(','.join(box))}"
 
 
 def _wrong_words(capture: Capture, contract: AnswerContract) -> Iterator[str]:
@@ -295,14 +355,14 @@ def _wrong_words(capture: Capture, contract: AnswerContract) -> Iterator[str]:
     }
     wrong = {column: words for column, words in allowed.items() if getattr(capture, column) not in words}
     for column, words in wrong.items():
-        yield f"{column}: expected {' or '.join(words)}, {_found(getattr(capture, column))}"
+        yield f"{column}: expected {' or '.join(words)}, {_correction(getattr(capture, column))}"
     address = None
     if capture.defect_position != NO_ADDRESS:
         try:
             address = contract.layout.address(capture.defect_position)
         except ValueError as error:
             problem = str(error) if capture.defect_position else f"expected {NO_ADDRESS} or an address"
-            yield f"defect_position: {problem.partition(', found')[0]}, {_found(capture.defect_position)}"
+            yield f"defect_position: {problem.partition(', found')[0]}, {_correction(capture.defect_position)}"
             return
     if wrong:
         return
@@ -312,7 +372,7 @@ def _wrong_words(capture: Capture, contract: AnswerContract) -> Iterator[str]:
         yield "role: a reference is a passed capture, found a defective one; correct role or judgement"
 
 
-def _found(value: str) -> str:
+def _correction(value: str) -> str:
     if value:
         return f"found {value!r}; correct the row"
     return f"found nothing; add it to {LABELS}"

@@ -57,7 +57,9 @@ class RawCapture:
 def raw_captures(raw: pd.DataFrame) -> list[RawCapture]:
     """Return the captures of the raw manifest (`RAW_COLUMNS` of it), in its order."""
     lines = lines_of(raw)
-    return [RawCapture(**row, line=lines[row["file"]]) for row in raw[list(RAW_COLUMNS)].to_dict("records")]
+    return [
+        RawCapture(**row, line=lines[row["file"]]) for row in raw.filter(items=list(RAW_COLUMNS)).to_dict("records")
+    ]
 
 
 def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[RawCapture]]:

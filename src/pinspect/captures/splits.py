@@ -1,14 +1,14 @@
-"""Which captures are trained on, and which are kept to test with.
+"""Assign captures to training, validation and test.
 
-A hash of the content decides, so that neither names nor order matter. Near-duplicates (the same picture, stored or
-brightened anew) would leak from training into the test, so a capture that comes later joins the split of the oldest
-one that it nearly equals; so does the other eye's view of a connector. Once decided, a split is written down and never
-changes.
+A hash of a capture's content decides, so neither names nor order matter. Near-duplicates (the same picture, stored
+again or brightened) would leak from training into the test, so a later capture joins the split of the oldest capture
+that it nearly equals. All captures of one shot (both eyes, see `core.names`) stay together, too. A decided split is
+recorded and never changes.
 
-Two pictures are near-duplicates when their perceptual hashes differ by few bits. On the sample line, where all
-pictures look alike, the hashes of two distinct captures differ by 34 of 256 bits at least (half of the pairs by 103);
-those of a capture and its copy (JPEG quality 60-95, brightness -5..+10 %, half or 1.5 times the size, one px cut off)
-by 15 at most.
+Two pictures are near-duplicates when their perceptual hashes differ in few bits. On the sample line, where all
+pictures look alike, the hashes of two distinct captures differ in at least 34 of 256 bits (half of the pairs in 103).
+The hashes of a capture and its copy (JPEG quality 60-95, brightness -5..+10 %, half or 1.5 times the size, one px
+cropped) differ in at most 15.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy.fft import dctn
 
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import write_file
-from pinspect.core.lines import eye_of
+from pinspect.core.names import shot_of
 from pinspect.core.rows import SPLITS
 
 TRAIN, VALIDATION, TEST = SPLITS
@@ -36,8 +36,14 @@ _FREQUENCIES = 16
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How new captures are split: a salt for the hash, the shares kept from training, and how many bits near-duplicates
-    may differ in."""
+    """How to split new captures.
+
+    Attributes:
+        salt: Goes into the hash; another salt splits differently.
+        validation_share: Share of captures for validation, 0..1.
+        test_share: Share of captures for the test, 0..1.
+        near_duplicate_bits: Number of bits, of 256, in which the perceptual hashes of near-duplicates may differ.
+    """
 
     salt: str
     validation_share: float
@@ -46,11 +52,11 @@ class SplitRule:
 
     @property
     def version(self) -> str:
-        """Names the rule in the record: what another rule has decided does not bind this one."""
+        """The rule's name in the record; splits that another rule has decided do not bind this rule."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
     def by_content(self, sha256: str) -> str:
-        """The split of a capture that resembles no other."""
+        """Return the split of a capture that resembles no other capture."""
         place = int(hashlib.sha256(f"{self.salt}/{sha256}".encode()).hexdigest()[:16], 16) / 16**16
         if place < self.test_share:
             return TEST
@@ -59,7 +65,14 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A capture to be split. References only ever serve as what others are compared with: they are for training."""
+    """A capture to split.
+
+    Attributes:
+        file: The file name.
+        sha256: The hash of the content, in hex.
+        perceptual_hash: From `perceptual_hash`.
+        is_reference: References are always for training, since other captures are compared with them.
+    """
 
     file: str
     sha256: str
@@ -67,39 +80,47 @@ class Candidate:
     is_reference: bool
 
     @property
-    def connector(self) -> str:
-        """What the names of both eyes' views of one connector share; empty where the name tells no eye."""
-        eye = eye_of(self.file)
-        return self.file.removeprefix(eye) if eye else ""
+    def shot(self) -> str:
+        """What the names of all captures of one shot share; empty for a name without a shot."""
+        return shot_of(self.file)
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """256 bits, as 64 hex digits: the signs of the lowest 16 x 16 cosine frequencies (without the constant row and
-    column) of the gray picture at 64 x 64 px. Brightness, contrast, size and compression hardly touch them."""
+    """Return 256 bits as 64 hex digits that hardly change with brightness, contrast, size and compression.
+
+    The bits are the signs of the lowest 16 x 16 cosine frequencies (without the constant row and column) of the gray
+    picture at 64 x 64 px.
+    """
     small = image.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    frequencies = dctn(np.asarray(small, np.float64), norm="ortho")[1 : _FREQUENCIES + 1, 1 : _FREQUENCIES + 1]
-    return np.packbits(frequencies > 0).tobytes().hex()
+    frequencies = np.asarray(dctn(np.asarray(small, np.float64), norm="ortho"))
+    return np.packbits(frequencies[1 : _FREQUENCIES + 1, 1 : _FREQUENCIES + 1] > 0).tobytes().hex()
 
 
 def assign_splits(
     candidates: Sequence[Candidate], rule: SplitRule, recorded: dict[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """The split of each candidate by its sha256, and remarks worth showing, one line each.
+    """Assign each candidate to a split.
 
-    candidates: in order of age, the oldest first. recorded: sha256 -> split, as decided before (see `read_splits`).
-    Recorded captures count as older than all others, and among these references as older than inspected captures.
+    Args:
+        candidates: In order of age, the oldest first. Recorded captures count as older than all others; among the
+            others, references count as older than inspected captures.
+        rule: How to split new captures.
+        recorded: sha256 -> split, as decided before (see `read_splits`).
+
+    Returns:
+        The split of each candidate by its sha256, and remarks for the user, one line each.
     """
-    by_age = sorted(candidates, key=lambda one: (one.sha256 not in recorded, not one.is_reference))
+    by_age = sorted(candidates, key=lambda candidate: (candidate.sha256 not in recorded, not candidate.is_reference))
     hashes = np.array([list(bytes.fromhex(one.perceptual_hash)) for one in by_age], np.uint8).reshape(len(by_age), 32)
     splits: dict[str, str] = {}
-    first_view: dict[str, Candidate] = {}
+    oldest_of_shot: dict[str, Candidate] = {}
     remarks = []
-    crowd = 0
+    most_alike = 0
     for age, capture in enumerate(by_age):
         bits = np.bitwise_count(hashes[:age] ^ hashes[age]).sum(axis=1, dtype=np.int64)
         older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
-        if capture.connector and first_view.setdefault(capture.connector, capture) is not capture:
-            older.append(first_view[capture.connector])
+        if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
+            older.append(oldest_of_shot[capture.shot])
         if capture.is_reference:
             split = TRAIN
         elif capture.sha256 in recorded:
@@ -107,40 +128,50 @@ def assign_splits(
         else:
             split = splits[older[0].sha256] if older else rule.by_content(capture.sha256)
         splits[capture.sha256] = split
-        strangers = [other.file for other in older if splits[other.sha256] != split]
-        if strangers:
+        divided = [other.file for other in older if splits[other.sha256] != split]
+        if divided:
             remarks.append(
-                f"{capture.file} ({split}) shows what {', '.join(strangers)} of another split shows; remove one of them"
+                f"{capture.file} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
             )
-        crowd = max(crowd, len(older))
-    if crowd >= max(10, len(by_age) / 2):  # taken for one, most captures end in one split
+        most_alike = max(most_alike, len(older))
+    if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
         remarks.append(
-            f"{crowd} of {len(by_age)} captures nearly equal one other: lower raw.near_duplicate_bits in params.yaml "
-            f"(now {rule.near_duplicate_bits} of 256)"
+            f"{most_alike} of {len(by_age)} captures count as near-duplicates of one capture: lower "
+            f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
     return splits, remarks
 
 
 def read_splits(path: Path, rule: SplitRule) -> dict[str, str]:
-    """sha256 -> split, of what `rule` has decided before; empty when there is no record yet.
+    """Read the splits that `rule` has decided before.
 
-    Raises CaptureError when the record is damaged.
+    Returns:
+        sha256 -> split; empty when there is no record yet.
+
+    Raises:
+        CaptureError: The record is damaged.
     """
     if not path.exists():
         return {}
     try:
-        record = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")[["sha256", "split", "rule"]]
+        record = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        rows = list(zip(record["sha256"], record["split"], record["rule"], strict=True))
     except (KeyError, ValueError) as error:
         raise CaptureError(f"{path}: not a record of splits ({error}); restore it by `git checkout {path}`") from None
-    unknown = sorted(set(record["split"]) - set(SPLITS))
+    unknown = sorted({split for _, split, _ in rows} - set(SPLITS))
     if unknown:
         raise CaptureError(f"{path}: unknown splits {unknown}; restore it by `git checkout {path}`")
-    record = record[record["rule"] == rule.version]
-    return dict(zip(record["sha256"], record["split"], strict=True))
+    return {sha256: split for sha256, split, version in rows if version == rule.version}
 
 
 def write_splits(path: Path, splits: Iterable[tuple[str, str]], rule: SplitRule) -> None:
-    """Write the record down, whole or not at all, ordered by sha256."""
+    """Write the record atomically, ordered by sha256.
+
+    Args:
+        path: The record.
+        splits: Pairs of sha256 and split.
+        rule: The rule that decided them.
+    """
     rows = io.StringIO()
     frame = pd.DataFrame(sorted(splits), columns=["sha256", "split"]).assign(rule=rule.version)
     frame.to_csv(rows, index=False, lineterminator="\n")

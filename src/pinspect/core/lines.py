@@ -1,96 +1,114 @@
-"""Lines: which captures are compared with one another, and which two show one connector to two eyes.
+"""Find out which captures belong to one line, and which two captures show one connector to two eyes.
 
-Captures named `left_...` and `right_...` come from two cameras. Their perspectives differ, so each eye has references
-and a unit space of its own; names that agree in all but the eye are the two views of one connector.
+A left and a right camera see a connector from different places, so each eye has its own references and its own unit
+space. File names reveal the eye and the shot (see `core.names`): a shot has two views of one connector.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import pandas as pd
 
-EYES = ("left", "right")
+from pinspect.core.names import EYES, eye_of, series_name, shot_of
+
 COLUMNS = ("file", "source", "capture", "shape", "role")
 LABEL = ("shape", "judgement", "defect_mode", "defect_position", "role")
 
 
 class Line(NamedTuple):
-    """What a unit space is made for: a source, a shape and, where two cameras look at a connector, an eye."""
+    """A set of captures with one unit space.
+
+    Attributes:
+        source: `camera` or `virtual`.
+        shape: The pin shape, e.g. `CYLN`.
+        eye: `left` or `right` where two cameras look at a connector, else empty.
+    """
 
     source: str
     shape: str
     eye: str = ""
 
     def __str__(self) -> str:
+        """Join the words that are not empty, e.g. `camera CYLN left`."""
         return " ".join(filter(None, self))
 
     @property
     def aspect(self) -> str:
-        """The shape as the line's eye sees it, as files are named after it: `CYLN`, or `CYLN-left`."""
+        """The shape and the eye as file names have them: `CYLN` or `CYLN-left`."""
         return "-".join(filter(None, (self.shape, self.eye)))
 
     @property
     def unit_space(self) -> str:
-        """Where its unit space lies in the dst folder."""
+        """The file of its unit space, relative to the dst folder."""
         return f"unit_space/{self.source}-{self.aspect}.npz"
 
 
-def eye_of(capture: str) -> str:
-    """The eye that a capture's name begins with; empty if there is none."""
-    eye, _, rest = capture.partition("_")
-    return eye if eye in EYES and rest else ""
-
-
 def lines_of(captures: pd.DataFrame) -> dict[str, Line]:
-    """The line of each capture of the raw manifest (`COLUMNS` of it), by file.
+    """Return the line of each capture, by its file.
 
-    Eyes count where a source has captures of a shape by both of them. An eye without references of its own then gets
-    no unit space, unless there are references without an eye: those serve it as they serve a single camera.
+    Eyes count where a source has captures of a shape from both eyes. An eye without references uses the references
+    without an eye, if the source has any; otherwise the eye is a line without a unit space.
+
+    Args:
+        captures: The raw manifest, with `COLUMNS`.
     """
-    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
+    eyes: dict[Line, set[str]] = defaultdict(set)
     with_references = set()
-    for row in captures.itertuples():
-        seen[row.source, row.shape].add(eye_of(row.capture))
-        if row.role == "reference":
-            with_references.add(Line(row.source, row.shape, eye_of(row.capture)))
+    for row in captures.filter(items=list(COLUMNS)).to_dict("records"):
+        line = Line(row["source"], row["shape"], eye_of(row["capture"]))
+        eyes[line._replace(eye="")].add(line.eye)
+        if row["role"] == "reference":
+            with_references.add(line)
 
-    def line(row) -> Line:
-        own, shared = Line(row.source, row.shape, eye_of(row.capture)), Line(row.source, row.shape)
-        counts = seen[shared.source, shared.shape].issuperset(EYES)
-        return own if counts and (own in with_references or shared not in with_references) else shared
+    def line_of(row: dict[Hashable, str]) -> Line:
+        by_eye = Line(row["source"], row["shape"], eye_of(row["capture"]))
+        shared = by_eye._replace(eye="")
+        has_both_eyes = eyes[shared].issuperset(EYES)
+        return by_eye if has_both_eyes and (by_eye in with_references or shared not in with_references) else shared
 
-    return {row.file: line(row) for row in captures.itertuples()}
+    return {row["file"]: line_of(row) for row in captures.filter(items=list(COLUMNS)).to_dict("records")}
 
 
 def pair_eyes(captures: pd.DataFrame, lines: dict[str, Line]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The files of the left and the right view of each connector that has both, and remarks on those that have not.
+    """Pair the left and the right view of each connector.
 
-    captures: the raw manifest, labels included. lines: as `lines_of` gives them.
+    Args:
+        captures: The raw manifest, with `COLUMNS` and `LABEL`.
+        lines: The line of each capture, from `lines_of`.
+
+    Returns:
+        The files of the left and the right view of each pair, and one remark for each view without a partner. A shot of
+        the series that only one eye has seen needs no partner.
     """
-    views: dict[tuple[str, str], dict[str, dict]] = defaultdict(dict)
+    shots: dict[tuple[str, str], dict[str, dict[Hashable, str]]] = defaultdict(dict)
     for row in captures.to_dict("records"):
         if eye := eye_of(row["capture"]):
-            views[row["source"], row["capture"].removeprefix(eye)][eye] = row
+            shots[row["source"], shot_of(row["capture"])].setdefault(eye, row)
     pairs, remarks = [], []
-    for both in views.values():
-        found = [both[eye] for eye in EYES if eye in both]
-        files = tuple(row["file"] for row in found)
-        if problem := _no_pair(found, [lines[file] for file in files]):
-            remarks.append(f"{' and '.join(row['capture'] for row in found)}: no double-eye: {problem}")
+    for by_eye in shots.values():
+        views = [by_eye[eye] for eye in EYES if eye in by_eye]
+        names = [view["capture"] for view in views]
+        if len(views) == 1 and series_name(names[0]):
+            continue
+        if problem := _pair_problem(views, [lines[view["file"]] for view in views]):
+            remarks.append(f"{' and '.join(names)}: no double-eye: {problem}")
         else:
-            pairs.append(files)
+            left, right = views
+            pairs.append((left["file"], right["file"]))
     return pairs, remarks
 
 
-def _no_pair(views: list[dict], lines: list[Line]) -> str:
-    """Why the views of one connector make no pair; empty if they do."""
+def _pair_problem(views: list[dict[Hashable, str]], lines: list[Line]) -> str:
+    """Return why the views of one connector make no pair; empty if they do."""
     if len(views) == 1:
-        eye = eye_of(views[0]["capture"])
-        other = next(one for one in EYES if one != eye)
-        return f"there is no {other}{views[0]['capture'].removeprefix(eye)}; add it, or take the eye out of the name"
-    left, right = (" ".join(view[name] for name in LABEL) for view in views)
+        name = views[0]["capture"]
+        eye = eye_of(name)
+        partner = {"left": "right", "right": "left"}[eye] + name.removeprefix(eye)
+        return f"there is no {partner}; add it, or take the eye out of the name"
+    left, right = (" ".join(view[column] for column in LABEL) for view in views)
     if left != right:
         return f"their labels differ ({left}; {right}); correct the wrong one in labels.csv"
     if not all(line.eye for line in lines):

@@ -1,4 +1,4 @@
-"""The manifests that stages leave for one another."""
+"""Read the manifests of the stages' output folders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ MANIFEST = "manifest.csv"
 
 
 def read_manifest(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The `columns` of a stage's manifest, every value as the string that stands there (`NA` is a word here).
+    """Read columns of a stage's manifest, every value as a string (`NA` is a word here, not a missing value).
 
-    A manifest is written last: where it is missing, its stage is not complete. Raises StageInputError for a missing
-    manifest or column.
+    A stage writes its manifest last, so a folder without a manifest is not complete.
+
+    Args:
+        path: The manifest.
+        columns: The columns to return.
+
+    Raises:
+        StageInputError: The manifest or a column is missing.
     """
     try:
         manifest = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -27,4 +33,4 @@ def read_manifest(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     missing = [column for column in columns if column not in manifest]
     if missing:
         raise StageInputError(f"{path}: columns {missing} are missing; run `dvc repro -f`, which makes it again")
-    return manifest[list(columns)]
+    return manifest.filter(items=list(columns))

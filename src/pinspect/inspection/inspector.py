@@ -17,7 +17,7 @@ from pinspect.core import prompts
 from pinspect.core.answers import FIELDS, VIEWS
 from pinspect.core.errors import AlignmentError, PinspectError, StageInputError
 from pinspect.core.images import decode_image, to_gray
-from pinspect.core.lines import EYES, eye_of
+from pinspect.core.names import EYES, eye_of
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
