@@ -56,6 +56,23 @@ def test_what_is_written_is_read_back(case):
     assert CONTRACT.parse(CONTRACT.render(answer, kind), kind) == answer
 
 
+SERIES_MODES = ("X-plus", "X-minus", "Y-plus", "Y-minus", "pullout", "mode-3b")
+
+
+@pytest.mark.parametrize("mode", SERIES_MODES)
+@pytest.mark.parametrize("kind", FULL_KINDS)
+def test_modes_may_be_any_words_of_the_line(mode, kind):
+    contract = AnswerContract(LAYOUT, ("CYLN",), SERIES_MODES)
+    answer = contract.defective("CYLN", "DST", mode, Address(2, "D"))
+    text = contract.render(answer, kind)
+    assert f"- defect mode->{mode}\n" in text
+    assert contract.parse(text, kind) == answer
+    assert re.search(contract.pattern(kind), text)
+    for other in (mode.replace("-", ""), mode.replace("-", "_"), mode.upper(), f"{mode}-", f"{mode}s"):
+        if other not in SERIES_MODES:
+            assert not re.search(contract.pattern(kind), text.replace(f"->{mode}\n", f"->{other}\n"))
+
+
 @given(written)
 def test_the_pattern_matches_what_is_written_and_nothing_that_a_newline_follows(case):
     answer, kind = case

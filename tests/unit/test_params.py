@@ -51,6 +51,8 @@ def test_the_sections_are_the_product_the_model_and_every_stage_that_changes_an_
         ("layout.rows", ["U", "u"], "layout: a row is one capital letter, found 'u'"),
         ("layout.columns", 0, "layout.columns: input should be greater than or equal to 1, found 0"),
         ("answers.defect_modes", ["passed"], "answers.defect_modes: 'passed' is not a defect; leave it out"),
+        ("answers.defect_modes", ["X plus"], "answers.defect_modes.0: string should match pattern"),
+        ("answers.defect_modes", ["bend", "-plus"], "answers.defect_modes.1: string should match pattern"),
         ("answers.shapes", [], "answers.shapes: list should have at least 1 item"),
         ("answers.shapes", ["CYLN_RAW"], "answers.shapes.0: string should match pattern"),
         ("chat.views", ["RAW", "IR"], "chat.views.1: input should be 'RAW' or 'DST', found 'IR'"),
@@ -184,3 +186,8 @@ def test_a_missing_section_without_defaults_is_named(tmp_path, settings):
 def test_missing_settings_are_named(tmp_path):
     with pytest.raises(ParamsError, match=r"settings.yaml: not found; run this in the project's folder"):
         load_station_settings(tmp_path)
+
+
+def test_defect_modes_may_be_words_with_capitals_digits_and_hyphens(tmp_path, shipped):
+    shipped["answers"]["defect_modes"] = ["X-plus", "Y-minus", "pullout", "bend2"]
+    assert load(tmp_path, shipped).contract().defect_modes == ("X-plus", "Y-minus", "pullout", "bend2")

@@ -55,7 +55,9 @@ class AnswersParams(Section):
     """The words that an answer may use."""
 
     shapes: Annotated[list[Annotated[str, Field(pattern=r"\A[A-Z0-9]+\z")]], Field(min_length=1)]
-    defect_modes: Annotated[list[Annotated[str, Field(pattern=r"\A[a-z]+\z")]], Field(min_length=1)]
+    defect_modes: Annotated[
+        list[Annotated[str, Field(pattern=r"\A[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*\z")]], Field(min_length=1)
+    ]
 
     @field_validator("defect_modes")
     @classmethod
