@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pinspect import virtual_line
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
-from pinspect.virtual_line import renderer as virtual_line
 from tests.support.sample import params
 
 CONTRACT = params().contract()
@@ -84,5 +84,5 @@ def _composite(setup, mode: str, pin: int, rng: np.random.Generator, grid: bool,
         virtual_line.DEFECTS[mode](pins, pin, rng, LAYOUT)
     image = virtual_line.render(rng, setup, pins, LAYOUT).image
     half = np.array([LAYOUT.columns, len(LAYOUT.rows)]) / 2 * setup.pitch_px
-    box = (*(np.array(setup.centre_px) - half), *(np.array(setup.centre_px) + half))
+    box = (*(np.array(setup.center_px) - half), *(np.array(setup.center_px) + half))
     return composite.single(composite.rectify(image, np.eye(2, 3), box, LAYOUT, cell), LAYOUT, cell, grid=grid)

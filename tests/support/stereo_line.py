@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from pinspect.virtual_line.renderer import DEFECTS, LineSetup, Pins, VirtualCapture, encode_jpeg, render, tolerated_pins
+from pinspect.virtual_line import DEFECTS, LineSetup, Pins, VirtualCapture, encode_jpeg, render, tolerated_pins
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()

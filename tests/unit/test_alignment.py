@@ -7,7 +7,7 @@ import pytest
 from pinspect.core.errors import AlignmentError
 from pinspect.core.images import to_gray
 from pinspect.nsoartc.alignment import align, warp
-from pinspect.virtual_line.renderer import LineSetup, remove, render, tolerated_pins
+from pinspect.virtual_line import LineSetup, remove, render, tolerated_pins
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pinspect import virtual_line
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerKind
@@ -24,7 +25,6 @@ from pinspect.model.loading import load_base, load_inspector
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
 from pinspect.model.rows import RowEncoder
 from pinspect.pretraining import base, pretext
-from pinspect.virtual_line import renderer as virtual_line
 from tests.support import chat_line
 
 ROOT = Path(__file__).parents[2]
@@ -232,7 +232,7 @@ def test_the_shipped_base_finds_the_star(line):
     rng = np.random.default_rng(1)
     setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
     half = np.array([4.5, 1.5]) * setup.pitch_px
-    box = (*(np.array(setup.centre_px) - half), *(np.array(setup.centre_px) + half))
+    box = (*(np.array(setup.center_px) - half), *(np.array(setup.center_px) + half))
     rows, addresses = [], [layout.addresses[pin] for pin in rng.permutation(layout.pins)[:9]]
     for number, address in enumerate(addresses):
         image = virtual_line.render(rng, setup, virtual_line.tolerated_pins(rng, setup, layout), layout).image

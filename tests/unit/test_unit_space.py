@@ -14,7 +14,7 @@ from pinspect.nsoartc.dst_view import dst_view
 from pinspect.nsoartc.light import light_field, without_trend
 from pinspect.nsoartc.pin_scores import FEATURES, measure_pins, mode_features
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space, even_light
-from pinspect.virtual_line.renderer import DEFECTS, LineSetup, Rendered, render, tolerated_pins
+from pinspect.virtual_line import DEFECTS, LineSetup, Rendered, render, tolerated_pins
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()
@@ -260,10 +260,10 @@ def test_the_brightness_of_a_view_does_not_depend_on_what_else_is_in_it():
 @pytest.mark.parametrize(
     ("layout", "setup"),
     [
-        (Layout(("A", "B"), 6), LineSetup("CYLN", centre_px=(320.0, 130.0))),
-        (Layout(("A", "B", "C"), 3), LineSetup("CYLN", image_width=320, centre_px=(160.0, 130.0))),
-        (Layout(("A",), 5), LineSetup("CYLN", centre_px=(320.0, 130.0))),
-        (LAYOUT, LineSetup("CYLN", image_width=1280, image_height=520, pitch_px=131.0, centre_px=(640.0, 262.0))),
+        (Layout(("A", "B"), 6), LineSetup("CYLN", center_px=(320.0, 130.0))),
+        (Layout(("A", "B", "C"), 3), LineSetup("CYLN", image_width=320, center_px=(160.0, 130.0))),
+        (Layout(("A",), 5), LineSetup("CYLN", center_px=(320.0, 130.0))),
+        (LAYOUT, LineSetup("CYLN", image_width=1280, image_height=520, pitch_px=131.0, center_px=(640.0, 262.0))),
     ],
     ids=["2 x 6", "3 x 3", "1 x 5", "twice the size"],
 )

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from pinspect import virtual_line
 from pinspect.core.layout import Layout
 from pinspect.core.params import VirtualParams
-from pinspect.virtual_line import renderer as virtual_line
 
 LAYOUT = Layout(("U", "C", "D"), 9)
 SHAPES, MODES = ("CYLN", "SQUR"), ("bend", "retract", "missing")
@@ -61,7 +61,7 @@ def test_a_missing_pin_is_dark_and_its_neighbours_are_not(shape):
             virtual_line.remove(pins, 13, rng, LAYOUT)
         rendered = virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT)
         grays.append(cv2.cvtColor(rendered.image, cv2.COLOR_RGB2GRAY).astype(float))
-    x, y = (round(value) for value in setup.centre_px)
+    x, y = (round(value) for value in setup.center_px)
     here, pitch = np.s_[y - 8 : y + 8, x - 8 : x + 8], round(setup.pitch_px)
     beside = np.s_[y - 8 : y + 8, x + pitch - 8 : x + pitch + 8]
     assert grays[1][here].mean() < 0.4 * grays[0][here].mean()

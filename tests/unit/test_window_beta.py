@@ -12,7 +12,7 @@ from pinspect.core.images import to_gray
 from pinspect.nsoartc.alignment import align, warp
 from pinspect.nsoartc.unit_space import build_unit_space, even_light
 from pinspect.nsoartc.window_beta import distance_image, double_eye, nsoartc
-from pinspect.virtual_line.renderer import LineSetup, Pins, render, tolerated_pins
+from pinspect.virtual_line import LineSetup, Pins, render, tolerated_pins
 from tests.support.sample import params
 
 
@@ -159,7 +159,7 @@ def test_what_both_eyes_see_alike_cancels_and_another_height_does_not():
     layout = params().layout.layout()
     stained, low = layout.index(layout.address("X:3, Y:C")), layout.index(layout.address("X:6, Y:C"))
     pins = tolerated_pins(np.random.default_rng(5), LineSetup("CYLN", tilt_tolerance=0.2), layout)
-    pins.grey[stained], pins.height[low] = 0.5, 0.5
+    pins.gray[stained], pins.height[low] = 0.5, 0.5
     difference, one_eye = distances_of_both_eyes(pins)
     assert one_eye.argmax() == stained and one_eye[low] > 2 * np.median(one_eye)
     assert difference.argmax() == low

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -73,7 +73,7 @@ class IncrementalFolder:
         self._new_files: list[str] = []
         self.made: list[str] = []
 
-    def __enter__(self) -> IncrementalFolder:
+    def __enter__(self) -> Self:
         self.partial.mkdir(parents=True, exist_ok=True)
         if self._journal.exists():
             with self._journal.open("a", encoding="utf-8") as journal:

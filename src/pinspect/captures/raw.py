@@ -23,7 +23,7 @@ from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import RawParams, VirtualParams
-from pinspect.virtual_line.renderer import VirtualCapture, render_line
+from pinspect.virtual_line import VirtualCapture, render_line
 
 CAMERA = "camera"
 VIRTUAL = "virtual"

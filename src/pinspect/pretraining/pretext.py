@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from pinspect import virtual_line
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
@@ -26,8 +27,7 @@ from pinspect.core.layout import Address, Layout
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
-from pinspect.virtual_line import renderer as virtual_line
-from pinspect.virtual_line.renderer import LineSetup, Pins, Rendered
+from pinspect.virtual_line import LineSetup, Pins, Rendered
 
 SHAPES = ("CYLN", "SQUR")
 UNCHANGED = "unchanged"
@@ -232,7 +232,7 @@ def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
 
 
 def _lean(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    virtual_line.lean_clear_of_neighbours(pins, pin, rng.uniform(7, 21), rng, layout, setup)
+    virtual_line.lean_clear_of_neighbors(pins, pin, rng.uniform(7, 21), rng, layout, setup)
 
 
 def _lower(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
@@ -244,7 +244,7 @@ def _take_away(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, s
 
 
 def _darken(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    pins.grey[pin] *= rng.uniform(0.55, 0.85)
+    pins.gray[pin] *= rng.uniform(0.55, 0.85)
 
 
 def _shift(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:

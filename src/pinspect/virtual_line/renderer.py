@@ -1,246 +1,77 @@
-"""The virtual line: a parametric renderer of connectors, about 5 ms a capture.
+"""Render virtual captures of connectors, in about 5 ms each.
 
-It draws what a camera above a dark shell sees: pale pins in perspective, their sides, their shadows, uneven light,
-noise and blur. `LineSetup` is what stays the same on one line (camera, lens, pins); what varies from capture to
-capture (place, light, noise, the natural tolerance of passed pins) is drawn anew for each. Lengths are in pitches, the
-distance of neighbouring pins; the connector's floor is at height 0.
+A camera above a dark shell sees pale pins in perspective, with sides, shadows, uneven light, noise and blur.
+`LineSetup` has the constants of a line (camera, lens, pins). Place, light, noise and the natural tolerance of passed
+pins are drawn for each capture. Lengths are in pitches (distance between neighboring pins); the connector's floor is at
+height 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-from pinspect.core.answers import DEFECTIVE, PASSED
-from pinspect.core.layout import NO_ADDRESS, Layout
-from pinspect.core.params import VirtualParams
+from pinspect.core.layout import Layout
+from pinspect.virtual_line.pins import LineSetup, Pins, feet_of
 
 _SUBPIXEL_BITS = 4
 _SIDE_SLICES = 5
-_WHITE = 160  # canvas level of brightness 1.0: an 8-bit canvas, since OpenCV antialiases no other, with room above
-_PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
-
-
-@dataclass(frozen=True)
-class LineSetup:
-    """One line: its camera, its pins and how much its captures vary.
-
-    Lengths in pitches, angles in degrees, image size and pitch in px, grey levels 0..1.
-    """
-
-    shape: str
-    image_width: int = 640
-    image_height: int = 260
-    pitch_px: float = 65.5
-    camera_height: float = 10.6
-    camera_tilt: tuple[float, float] = (0.0, 0.0)
-    camera_roll: float = 0.0
-    lens_k1: float = 0.0
-    centre_px: tuple[float, float] = (321.0, 131.0)
-    pin_height: float = 1.6
-    pin_width: float = 0.52
-    corner: float = 0.0
-    pin_grey: float = 0.8
-    side_grey: float = 0.5
-    floor_grey: float = 0.14
-    shadow: float = 0.6
-    place_jitter_px: tuple[float, float] = (8.0, 7.0)
-    tilt_tolerance: float = 0.9
-    height_tolerance: float = 0.018
-    grey_tolerance: float = 0.02
-    light_range: tuple[float, float] = (0.75, 1.15)
-    noise_range: tuple[float, float] = (0.002, 0.008)
-    blur_range: tuple[float, float] = (0.3, 0.9)
-    jpeg_range: tuple[int, int] = (86, 96)
-
-
-@dataclass
-class Pins:
-    """The state of every pin of one connector, each array float64 (pins,), in the layout's order.
-
-    lean (degrees) and lean_direction (radians, image axes) tilt a pin about its foot; height and width are shares of
-    the set-up's own; shift_x, shift_y (pitches) move the foot; grey is a share of the set-up's; present is 0 or 1.
-    """
-
-    lean: np.ndarray
-    lean_direction: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-    shift_x: np.ndarray
-    shift_y: np.ndarray
-    grey: np.ndarray
-    present: np.ndarray
+_WHITE = 160  # canvas level of brightness 1.0, with headroom; OpenCV antialiases on 8-bit canvases only
 
 
 @dataclass
 class Rendered:
-    """A rendered connector: RGB uint8 (H, W, 3), and the boxes x0, y0, x1, y1 (px) of the pin field and each pin."""
+    """A rendered connector.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        field_box: x0, y0, x1, y1 around the tops of all pins, in px.
+        pin_boxes: float64 (pins, 4): x0, y0, x1, y1 around each pin, in px.
+    """
 
     image: np.ndarray
     field_box: tuple[float, float, float, float]
     pin_boxes: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True)
-class VirtualCapture:
-    """One capture of the virtual line with its label, as `labels.csv` words it, and its JPEG file."""
-
-    name: str
-    shape: str
-    judgement: str
-    defect_mode: str
-    defect_position: str
-    role: str
-    split: str
-    jpeg: bytes
-    field_box: tuple[float, float, float, float]
-    pin_box: tuple[float, float, float, float] | None
-
-
-def random_setup(rng: np.random.Generator, shape: str) -> LineSetup:
-    """A line drawn from a wide range of cameras, lenses, pins, materials and lights."""
-    pitch = rng.uniform(58, 69)
-    return LineSetup(
-        shape=shape,
-        pitch_px=pitch,
-        camera_height=rng.uniform(8.0, 14.0),
-        camera_tilt=(rng.normal(0, 1.0), rng.normal(0, 1.0)),
-        camera_roll=rng.normal(0, 0.5),
-        lens_k1=rng.uniform(-0.03, 0.03),
-        centre_px=(320 + rng.uniform(-8, 8), 130 + rng.uniform(-8, 8)),
-        pin_height=rng.uniform(1.2, 2.1),
-        pin_width=rng.uniform(0.44, 0.6),
-        corner=rng.uniform(0, 0.06),
-        pin_grey=rng.uniform(0.5, 0.95),
-        side_grey=rng.uniform(0.22, 0.62),
-        floor_grey=rng.uniform(0.05, 0.22),
-        shadow=rng.uniform(0.1, 0.85),
-        light_range=(rng.uniform(0.6, 0.85), rng.uniform(1.0, 1.25)),
-        noise_range=(0.001, rng.uniform(0.004, 0.014)),
-        blur_range=(0.3, rng.uniform(0.5, 1.2)),
-    )
-
-
-def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:
-    """Pins as a passed connector has them: small tilts, heights and greys within the natural tolerance."""
-    n = layout.pins
-    return Pins(
-        lean=rng.uniform(0, setup.tilt_tolerance, n),
-        lean_direction=rng.uniform(0, 2 * np.pi, n),
-        height=1 + rng.uniform(-setup.height_tolerance, setup.height_tolerance, n),
-        width=np.ones(n),
-        shift_x=np.zeros(n),
-        shift_y=np.zeros(n),
-        grey=1 + rng.uniform(-setup.grey_tolerance, setup.grey_tolerance, n),
-        present=np.ones(n),
-    )
-
-
-def bend(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Bend one pin by 8-20 degrees about its foot, in a direction that does not cut a neighbour."""
-    lean_clear_of_neighbours(pins, pin, rng.uniform(8, 20), rng, layout)
-
-
-def retract(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Take 20-60 % of one pin's height."""
-    pins.height[pin] *= rng.uniform(0.4, 0.8)
-
-
-def remove(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Leave one pin out."""
-    pins.present[pin] = 0
-
-
-def lean_clear_of_neighbours(
-    pins: Pins, pin: int, degrees: float, rng: np.random.Generator, layout: Layout, setup: LineSetup | None = None
-) -> None:
-    """Lean one pin by `degrees` about its foot, in a random direction in which its top meets no neighbour's."""
-    setup = setup or LineSetup(shape="CYLN")
-    reach = setup.pin_height * pins.height[pin] * np.sin(np.radians(degrees))
-    feet = _feet(layout, pins)[:, :2]
-    others = np.delete(feet[pins.present > 0], np.flatnonzero(np.flatnonzero(pins.present) == pin), axis=0)
-    directions = rng.uniform(0, 2 * np.pi, 32)
-    tops = feet[pin] + reach * np.stack([np.cos(directions), np.sin(directions)], axis=1)
-    clearance = np.linalg.norm(tops[:, None] - others[None], axis=2).min(axis=1)
-    free = np.flatnonzero(clearance > setup.pin_width * 1.1)
-    pins.lean[pin] = degrees
-    pins.lean_direction[pin] = directions[free[0] if len(free) else int(clearance.argmax())]
-
-
-DEFECTS = {"bend": bend, "retract": retract, "missing": remove}
-
-
 def render(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layout) -> Rendered:
-    """Draw one capture of `pins`; light, place, noise and blur are drawn from the set-up's ranges."""
+    """Render one capture; light, place, noise and blur are drawn from the ranges of the set-up.
+
+    Args:
+        rng: Source of all random values.
+        setup: The line.
+        pins: The state of every pin.
+        layout: Rows and columns of the pin field.
+    """
     camera = _Camera(setup, rng)
-    feet = _feet(layout, pins)
+    feet = feet_of(layout, pins)
     axis = _axes(pins)
     light = _Light(rng, setup, layout)
     shell = _shell(setup, light, camera, layout) * _shadows(camera, setup, pins, feet, axis, light)
     canvas = np.clip(shell * _WHITE, 0, 255).astype(np.uint8)
-    tops, boxes = _draw_pins(canvas, camera, setup, pins, feet, axis, light, rng)
+    tops, boxes = _draw_pins(canvas, camera, setup, pins, feet, axis, light)
     image = _expose(canvas, rng, setup, light)
     present = pins.present > 0
-    field_box = (*tops[present].min(axis=(0, 1)), *tops[present].max(axis=(0, 1)))
-    return Rendered(image, tuple(float(edge) for edge in field_box), boxes)
+    edges = np.concatenate([tops[present].min(axis=(0, 1)), tops[present].max(axis=(0, 1))])
+    return Rendered(image, box_of(edges), boxes)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of an RGB uint8 image; the same bytes for the same input and library version."""
+    """Encode an RGB image as JPEG; the same input and library version give the same bytes.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        quality: JPEG quality, 1..100.
+    """
     return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def render_line(
-    layout: Layout, shapes: tuple[str, ...], defect_modes: tuple[str, ...], params: VirtualParams
-) -> Iterator[VirtualCapture]:
-    """Render the captures of one virtual line: references of every shape, then training, test and validation captures.
-
-    Each capture has a random stream of its own, so that asking for more of them changes none of the others.
-    Raises ValueError for a shape or a defect mode that the renderer cannot draw.
-    """
-    unknown = [shape for shape in shapes if shape not in _PIN_WIDTH] + [m for m in defect_modes if m not in DEFECTS]
-    if unknown:
-        raise ValueError(
-            f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train, .validation and .test to 0"
-        )
-    for number, shape in enumerate(shapes):
-        for index in range(params.references):
-            rng = np.random.default_rng([params.seed, 0, number, index])
-            yield _capture(rng, f"virtual-{shape}-reference-{index:03d}", shape, PASSED, "reference", "train", layout)
-    parts = (("train", params.train), ("test", params.test), ("validation", params.validation))
-    for part, (split, count) in enumerate(parts, start=1):
-        for index in range(count):
-            rng = np.random.default_rng([params.seed, part, index])
-            shape = shapes[index % len(shapes)]
-            mode = rng.choice(defect_modes) if rng.random() < params.defective_share else PASSED
-            yield _capture(rng, f"virtual-{split}-{index:05d}", shape, str(mode), "inspected", split, layout)
-
-
-def _capture(
-    rng: np.random.Generator, name: str, shape: str, mode: str, role: str, split: str, layout: Layout
-) -> VirtualCapture:
-    setup = LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
-    pins = tolerated_pins(rng, setup, layout)
-    pin = None
-    if mode != PASSED:
-        pin = int(rng.integers(layout.pins))
-        DEFECTS[mode](pins, pin, rng, layout)
-    rendered = render(rng, setup, pins, layout)
-    return VirtualCapture(
-        name=f"{name}.jpg",
-        shape=shape,
-        judgement=PASSED if pin is None else DEFECTIVE,
-        defect_mode=mode,
-        defect_position=NO_ADDRESS if pin is None else str(layout.addresses[pin]),
-        role=role,
-        split=split,
-        jpeg=encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range))),
-        field_box=rendered.field_box,
-        pin_box=None if pin is None else tuple(float(edge) for edge in rendered.pin_boxes[pin]),
-    )
+def box_of(edges: np.ndarray) -> tuple[float, float, float, float]:
+    """Return four edges (4,) as x0, y0, x1, y1."""
+    x0, y0, x1, y1 = map(float, edges)
+    return x0, y0, x1, y1
 
 
 class _Camera:
@@ -259,20 +90,20 @@ class _Camera:
         self.offset = rng.uniform(-jitter, jitter)
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World (…, 3), x right, y down, z up, in pitches -> px (…, 2)."""
+        """Project world points (…, 3), x right, y down, z up, in pitches, to px (…, 2)."""
         place = points.copy()
         place[..., :2] += self.offset
-        # Turning about the middle of the pins' tops keeps the field centred whatever the tilt.
+        # A rotation about the middle of the pins' tops keeps the field centered at any tilt.
         place[..., 2] -= self.setup.pin_height
         place = place @ self.rotation.T
         depth = (self.setup.camera_height - self.setup.pin_height) - place[..., 2:]
         flat = place[..., :2] / depth
         flat = flat * (1 + self.setup.lens_k1 * (flat**2).sum(-1, keepdims=True) * 4)
-        return flat * self.focal + np.array(self.setup.centre_px)
+        return flat * self.focal + np.array(self.setup.center_px)
 
 
 class _Light:
-    """One lamp over the shell: its place, power, colour and softness."""
+    """One lamp over the shell: its place, power, color and softness."""
 
     def __init__(self, rng: np.random.Generator, setup: LineSetup, layout: Layout) -> None:
         self.place = np.array(
@@ -283,22 +114,16 @@ class _Light:
             ]
         )
         self.power = rng.uniform(*setup.light_range)
-        self.colour = 1 + np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.03) + rng.normal(0, 0.01, 3)
+        self.color = 1 + np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.03) + rng.normal(0, 0.01, 3)
         self.softness_px = rng.uniform(3, 12)
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """Relative brightness (…,) of an upward-facing surface at world points (…, 3)."""
+        """Return the relative brightness (…,) of an upward-facing surface at world points (…, 3)."""
         towards = self.place - points
         distance = np.linalg.norm(towards, axis=-1)
-        # Lambert's law with the inverse square of the distance, tamed as a wide lamp and bounced light tame it.
+        # Lambert's law; a wide lamp and reflected light soften the inverse square of the distance.
         fall = (towards[..., 2] / distance) * (self.place[2] / distance) ** 1.2
         return self.power * (0.25 + 0.75 * fall)
-
-
-def _feet(layout: Layout, pins: Pins) -> np.ndarray:
-    column = np.tile(np.arange(layout.columns), len(layout.rows)) - (layout.columns - 1) / 2
-    row = np.repeat(np.arange(len(layout.rows)), layout.columns) - (len(layout.rows) - 1) / 2
-    return np.stack([column + pins.shift_x, row + pins.shift_y, np.zeros(layout.pins)], axis=1)
 
 
 def _axes(pins: Pins) -> np.ndarray:
@@ -309,7 +134,7 @@ def _axes(pins: Pins) -> np.ndarray:
 
 
 def _outline(setup: LineSetup) -> np.ndarray:
-    """Unit cross-section (points, 2) of a pin of width 1."""
+    """Return the cross-section (points, 2) of a pin of width 1."""
     if setup.shape == "CYLN":
         angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
         return np.stack([np.cos(angle), np.sin(angle)], axis=1) / 2
@@ -320,14 +145,14 @@ def _outline(setup: LineSetup) -> np.ndarray:
 
 
 def _shell(setup: LineSetup, light: _Light, camera: _Camera, layout: Layout) -> np.ndarray:
-    """The dark floor and walls, float32 (H, W), lit unevenly."""
+    """Draw the dark floor and walls in uneven light: float32 (H, W)."""
     height, width = setup.image_height, setup.image_width
     y, x = np.mgrid[0:height:8, 0:width:8].astype(np.float64)
     world = np.stack(
-        [(x - setup.centre_px[0]) / setup.pitch_px, (y - setup.centre_px[1]) / setup.pitch_px, np.zeros_like(x)],
+        [(x - setup.center_px[0]) / setup.pitch_px, (y - setup.center_px[1]) / setup.pitch_px, np.zeros_like(x)],
         axis=-1,
     )
-    floor = (setup.floor_grey * light.at(world)).astype(np.float32)
+    floor = (setup.floor_gray * light.at(world)).astype(np.float32)
     canvas = cv2.resize(floor, (width, height), interpolation=cv2.INTER_LINEAR)
     half_x, half_y = layout.columns / 2 + 0.35, len(layout.rows) / 2 + 0.45
     rim = np.array([[-half_x, -half_y], [half_x, -half_y], [half_x, half_y], [-half_x, half_y]])
@@ -336,13 +161,15 @@ def _shell(setup: LineSetup, light: _Light, camera: _Camera, layout: Layout) -> 
     for side in range(4):
         other = (side + 1) % 4
         wall = np.array([foot[side], foot[other], crest[other], crest[side]])
-        grey = setup.floor_grey * light.power * (0.55 + 0.3 * (side % 3))
-        cv2.fillConvexPoly(canvas, np.round(wall).astype(np.int32), float(grey))
+        gray = setup.floor_gray * light.power * (0.55 + 0.3 * (side % 3))
+        cv2.fillConvexPoly(canvas, np.round(wall).astype(np.int32), float(gray))
     return canvas
 
 
-def _shadows(camera, setup, pins, feet, axis, light) -> np.ndarray:
-    """The share of light, float32 (H, W), that the pins' shadows leave on the floor."""
+def _shadows(
+    camera: _Camera, setup: LineSetup, pins: Pins, feet: np.ndarray, axis: np.ndarray, light: _Light
+) -> np.ndarray:
+    """Return the share of light that the pins' shadows leave on the floor: float32 (H, W), 0..1."""
     mask = np.zeros((setup.image_height, setup.image_width), np.uint8)
     outline = np.column_stack([_outline(setup) * setup.pin_width, np.zeros(len(_outline(setup)))])
     tops = feet + axis * (setup.pin_height * pins.height)[:, None]
@@ -354,8 +181,16 @@ def _shadows(camera, setup, pins, feet, axis, light) -> np.ndarray:
     return 1 - np.float32(setup.shadow / 255) * mask
 
 
-def _draw_pins(canvas, camera, setup, pins, feet, axis, light, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Draw sides and tops; returns the tops' outlines (pins, points, 2) and the boxes (pins, 4) in px."""
+def _draw_pins(
+    canvas: np.ndarray,
+    camera: _Camera,
+    setup: LineSetup,
+    pins: Pins,
+    feet: np.ndarray,
+    axis: np.ndarray,
+    light: _Light,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw sides and tops; return the outlines of the tops (pins, points, 2) and the boxes (pins, 4), in px."""
     flat = _outline(setup)
     first = np.stack([axis[:, 2], np.zeros(len(axis)), -axis[:, 0]], axis=1)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
@@ -364,27 +199,27 @@ def _draw_pins(canvas, camera, setup, pins, feet, axis, light, rng) -> tuple[np.
     ring = width * (flat[None, :, :1] * first[:, None] + flat[None, :, 1:] * second[:, None])
     length = setup.pin_height * pins.height
     levels = np.linspace(0, 1, _SIDE_SLICES + 1)
-    centres = feet[:, None] + axis[:, None] * (length[:, None] * levels)[..., None]
-    rings = camera.project(centres[:, :, None] + ring[:, None])
+    centers = feet[:, None] + axis[:, None] * (length[:, None] * levels)[..., None]
+    rings = camera.project(centers[:, :, None] + ring[:, None])
     tops = rings[:, -1]
-    lit = light.at(centres[:, -1]) * pins.grey
+    lit = light.at(centers[:, -1]) * pins.gray
     facing = _side_light(flat, light, feet)
     boxes = np.concatenate([rings.min(axis=(1, 2)), rings.max(axis=(1, 2))], axis=1)
     away = np.linalg.norm(feet[:, :2] + camera.offset, axis=1)
-    # Pins further from the camera's axis lean away from it in the picture, so nearer ones are painted over them.
+    # Pins farther from the camera's axis lean away from it in the picture, so nearer pins are painted later.
     for pin in np.argsort(-away):
         if not pins.present[pin]:
             continue
         for level in range(_SIDE_SLICES):
             deep = 0.4 + 0.6 * (level + 0.5) / _SIDE_SLICES
-            grey = setup.side_grey * lit[pin] * deep
-            _draw_slice(canvas, rings[pin, level], rings[pin, level + 1], grey, facing[pin], setup.shape)
-        _fill(canvas, tops[pin], setup.pin_grey * lit[pin])
+            gray = float(setup.side_gray * lit[pin] * deep)
+            _draw_slice(canvas, rings[pin, level], rings[pin, level + 1], gray, facing[pin], setup.shape)
+        _fill(canvas, tops[pin], float(setup.pin_gray * lit[pin]))
     return tops, boxes
 
 
 def _side_light(flat: np.ndarray, light: _Light, feet: np.ndarray) -> np.ndarray:
-    """Relative brightness (pins, edges) of the side faces: those that face the lamp are brighter."""
+    """Return the relative brightness (pins, edges) of the side faces; faces toward the lamp are brighter."""
     edges = np.roll(flat, -1, axis=0) - flat
     normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
@@ -393,17 +228,19 @@ def _side_light(flat: np.ndarray, light: _Light, feet: np.ndarray) -> np.ndarray
     return 1 + 0.5 * towards @ normals.T
 
 
-def _draw_slice(canvas, lower, upper, grey, facing, shape) -> None:
+def _draw_slice(
+    canvas: np.ndarray, lower: np.ndarray, upper: np.ndarray, gray: float, facing: np.ndarray, shape: str
+) -> None:
     if shape == "CYLN":
-        _fill(canvas, _hull(np.concatenate([lower, upper])), grey)
+        _fill(canvas, _hull(np.concatenate([lower, upper])), gray)
         return
     for edge in range(len(lower)):
         other = (edge + 1) % len(lower)
         quad = np.array([lower[edge], lower[other], upper[other], upper[edge]])
         along, across = quad[1] - quad[0], quad[3] - quad[0]
-        if along[0] * across[1] - along[1] * across[0] < 0:  # seen from inside: the face looks away
+        if along[0] * across[1] - along[1] * across[0] < 0:  # a back face
             continue
-        _fill(canvas, quad, grey * facing[edge])
+        _fill(canvas, quad, gray * facing[edge])
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
@@ -419,7 +256,7 @@ def _fill(canvas: np.ndarray, polygon: np.ndarray, value: float) -> None:
 def _expose(canvas: np.ndarray, rng: np.random.Generator, setup: LineSetup, light: _Light) -> np.ndarray:
     blur = rng.uniform(*setup.blur_range)
     sharp = cv2.GaussianBlur(canvas.astype(np.float32) / _WHITE, (0, 0), blur)
-    colour = sharp[..., None] * light.colour.astype(np.float32)
+    color = sharp[..., None] * light.color.astype(np.float32)
     noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(*setup.noise_range))
-    exposed = np.clip(colour + noise[..., None], 0, 1)
+    exposed = np.clip(color + noise[..., None], 0, 1)
     return (exposed * 255 + 0.5).astype(np.uint8)

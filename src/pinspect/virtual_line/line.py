@@ -1,0 +1,104 @@
+"""The captures of the default virtual line, with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pinspect.core.answers import DEFECTIVE, PASSED
+from pinspect.core.layout import NO_ADDRESS, Layout
+from pinspect.core.params import VirtualParams
+from pinspect.virtual_line.pins import DEFECTS, LineSetup, tolerated_pins
+from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
+
+_PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
+
+
+@dataclass(frozen=True)
+class VirtualCapture:
+    """One capture of the virtual line, with its label.
+
+    Attributes:
+        name: File name.
+        shape: The pin shape, e.g. `CYLN`.
+        judgement: `passed` or `defective`.
+        defect_mode: `passed`, or one of the line's modes.
+        defect_position: Address of the defective pin, or `NA`.
+        role: `reference` or `inspected`.
+        split: `train`, `validation` or `test`.
+        jpeg: The bytes of the JPEG file.
+        field_box: x0, y0, x1, y1 around the tops of all pins, in px.
+        pin_box: x0, y0, x1, y1 around the defective pin, in px; None for a passed capture.
+    """
+
+    name: str
+    shape: str
+    judgement: str
+    defect_mode: str
+    defect_position: str
+    role: str
+    split: str
+    jpeg: bytes
+    field_box: tuple[float, float, float, float]
+    pin_box: tuple[float, float, float, float] | None
+
+
+def render_line(
+    layout: Layout, shapes: tuple[str, ...], defect_modes: tuple[str, ...], params: VirtualParams
+) -> Iterator[VirtualCapture]:
+    """Render the captures of one virtual line: references of every shape, then training, test and validation captures.
+
+    Each capture has its own random stream, so a larger number of captures changes none of the others.
+
+    Args:
+        layout: Rows and columns of the pin field.
+        shapes: Pin shapes; captures alternate between them.
+        defect_modes: Defect modes of the line.
+        params: Numbers of captures, the share of defective ones, and the seed.
+
+    Raises:
+        ValueError: The renderer cannot draw a shape or a defect mode.
+    """
+    unknown = [shape for shape in shapes if shape not in _PIN_WIDTH]
+    unknown += [mode for mode in defect_modes if mode not in DEFECTS]
+    if unknown:
+        raise ValueError(
+            f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train, .validation and .test to 0"
+        )
+    for number, shape in enumerate(shapes):
+        for index in range(params.references):
+            rng = np.random.default_rng([params.seed, 0, number, index])
+            yield _capture(rng, f"virtual-{shape}-reference-{index:03d}", shape, PASSED, "reference", "train", layout)
+    parts = (("train", params.train), ("test", params.test), ("validation", params.validation))
+    for part, (split, count) in enumerate(parts, start=1):
+        for index in range(count):
+            rng = np.random.default_rng([params.seed, part, index])
+            shape = shapes[index % len(shapes)]
+            mode = rng.choice(defect_modes) if rng.random() < params.defective_share else PASSED
+            yield _capture(rng, f"virtual-{split}-{index:05d}", shape, str(mode), "inspected", split, layout)
+
+
+def _capture(
+    rng: np.random.Generator, name: str, shape: str, mode: str, role: str, split: str, layout: Layout
+) -> VirtualCapture:
+    setup = LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
+    pins = tolerated_pins(rng, setup, layout)
+    pin = None
+    if mode != PASSED:
+        pin = int(rng.integers(layout.pins))
+        DEFECTS[mode](pins, pin, rng, layout)
+    rendered = render(rng, setup, pins, layout)
+    return VirtualCapture(
+        name=f"{name}.jpg",
+        shape=shape,
+        judgement=PASSED if pin is None else DEFECTIVE,
+        defect_mode=mode,
+        defect_position=NO_ADDRESS if pin is None else str(layout.addresses[pin]),
+        role=role,
+        split=split,
+        jpeg=encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range))),
+        field_box=rendered.field_box,
+        pin_box=None if pin is None else box_of(rendered.pin_boxes[pin]),
+    )
