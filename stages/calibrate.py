@@ -18,7 +18,7 @@ from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_validation_rows
-from pinspect.examination.operating_point import write_operating_point
+from pinspect.core.operating_point import write_operating_point
 from pinspect.inspection.line_profile import make_profile, write_line_profile
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
@@ -42,7 +42,7 @@ def main(root: Path = Path()) -> None:
     write_operating_point(point, root / "models/operating_point.json")
     profile = make_profile(root / "data/raw", root / "data/dst", answered, params)
     write_line_profile(profile, root / "models/line_profile.json")
-    print(point.told())
+    print(point.summary())
     print(profile.told())
 
 

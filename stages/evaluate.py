@@ -23,7 +23,7 @@ from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_test_rows, headline_rows
 from pinspect.examination.baseline import fit_baseline
 from pinspect.examination.examination import examine
-from pinspect.examination.operating_point import read_operating_point
+from pinspect.core.operating_point import read_operating_point
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 

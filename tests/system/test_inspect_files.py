@@ -15,16 +15,14 @@ from PIL import Image
 from pinspect.cli import main as cli
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import CaptureError, ImageError
-from pinspect.inspection.annotate import RED
-from pinspect.inspection.files import (
-    BATCH,
-    AnnotatedPictures,
-    find_images,
-    inspect_files,
-    print_records,
-    read_photograph,
-)
-from pinspect.inspection.inspector import LINE_FACTS, SCORES
+from pinspect.cli.inspect import print_records
+from pinspect.inspection.annotate import RED, AnnotatedPictures
+from pinspect.inspection.files import find_images, read_photograph
+from pinspect.inspection.inspector import BATCH
+from pinspect.inspection.line_facts import LINE_FACTS
+from pinspect.inspection.records import SCORES
+from pinspect.inspection.stream import inspect_files
+from pinspect.registry.loading import load_inspector
 from tests.support.sample import contents
 from tests.support.station_stack import PINSPECT
 
@@ -107,10 +105,10 @@ def test_what_cannot_be_read_is_told_as_it_is(tmp_path):
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20 * MAX_PIXELS)
     told = {
-        "pipe.jpg": "no file but a device or a pipe",
+        "pipe.jpg": "a device or a pipe, not a file",
         "link.jpg": "not found",
-        "huge.jpg": "20000000 bytes are more than a picture of raw.max_pixels has",
-        "": "a folder in which there is no image",
+        "huge.jpg": "20000000 bytes are more than raw.max_pixels allows",
+        "": "a folder without an image",
         "a" * 300 + ".jpg": "cannot be read: File name too long",
     }
     for name, reason in told.items():
@@ -155,7 +153,7 @@ def test_the_table_tells_the_same(tmp_path, images, pinspect):
 def test_files_are_taken_as_records_are_wanted(registered, images):
     taken = []
     endless = (taken.append(number) or images[number % len(images)] for number in count())
-    records = inspect_files(registered, endless, "")
+    records = inspect_files(load_inspector(project=registered), endless)
     for number in range(BATCH + 1):
         assert next(records)["file"] == str(images[number % len(images)])
     assert len(taken) == 2 * BATCH

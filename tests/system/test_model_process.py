@@ -21,7 +21,7 @@ from PIL import Image
 from pinspect.composites.drawing import composite_size
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
 from pinspect.core.params import Params, load_params
-from pinspect.inspection.inspector import Photograph, Task
+from pinspect.inspection.records import Photograph, Task
 from pinspect.model.families import composite_cell
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings

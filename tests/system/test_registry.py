@@ -16,12 +16,13 @@ from pinspect.core import predictions
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import load_params
-from pinspect.inspection.files import exit_code, inspect_files
+from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
 from pinspect.registry.package import pack
 from pinspect.registry.settings import load_register_settings
+from pinspect.registry.loading import load_inspector
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import ROOT
@@ -155,7 +156,7 @@ def test_the_challenger_inspects_files_and_names_those_it_cannot(registered, tmp
     good = sorted((project / "data/raw/images").rglob("*.jpg"))[:2]
     (tmp_path / "text.jpg").write_text("no picture")
     files = [good[0], tmp_path / "gone.jpg", tmp_path / "text.jpg", good[1]]
-    records = list(inspect_files(project, files, "challenger"))
+    records = list(inspect_files(load_inspector("challenger", project), files))
     assert [record["file"] for record in records] == [str(path) for path in files]
     assert [bool(record["error"]) for record in records] == [False, True, True, False]
     assert "gone.jpg: not found" in records[1]["error"]

@@ -6,7 +6,9 @@ import pytest
 
 from pinspect.composites.drawing import rectify
 from pinspect.inspection.annotate import GREEN, RED, annotate
-from pinspect.inspection.inspector import CaptureInspector, Photograph, Seen, pack_line
+from pinspect.inspection.inspector import CaptureInspector
+from pinspect.inspection.records import Photograph, Seen
+from pinspect.registry.package import pack_line
 from tests.support.dst_line import build, drop_raw
 from tests.support.sample import line, params
 

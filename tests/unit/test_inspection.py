@@ -12,7 +12,9 @@ from pinspect.captures.raw import build_raw
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.images import to_gray
-from pinspect.inspection.inspector import SCORES, CaptureInspector, Photograph, Task, pack_line
+from pinspect.inspection.inspector import CaptureInspector
+from pinspect.inspection.records import SCORES, Photograph, Task
+from pinspect.registry.package import pack_line
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector

@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinspect.core.errors import StageInputError
-from pinspect.examination.operating_point import (
-    NOTHING,
-    choose_operating_point,
-    choose_threshold,
-    read_operating_point,
-    write_operating_point,
-)
+from pinspect.core.operating_point import read_operating_point, write_operating_point
+from pinspect.examination.operating_point import NOTHING, choose_operating_point, choose_threshold
 from tests.support.evaluation_examples import PARAMS, answered, chat_row
 
 chances = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, 1e-12, 1 - 1e-12]))
@@ -95,21 +90,21 @@ def test_without_both_judgements_the_threshold_is_even_odds_and_says_so():
     point = point_of([chat_row(1), chat_row(3)], lambda row: 0.9)
     assert (point.threshold, point.chosen_on) == (0.5, NOTHING)
     assert point.escape_rate is point.overkill_rate is None
-    assert "no validation captures of both judgements" in point.told()
+    assert "no validation captures of both judgements" in point.summary()
 
 
 def test_a_point_is_read_as_it_was_written(tmp_path):
     point = point_of([chat_row(number) for number in range(8)], lambda row: float("defective" in row["answer"]))
     write_operating_point(point, tmp_path / "models/operating_point.json")
     assert read_operating_point(tmp_path / "models/operating_point.json") == point
-    assert "0.0% of 4 defective captures escape" in point.told()
+    assert "0.0% of 4 defective captures escape" in point.summary()
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         (None, "not found"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "expected the keys"),
         (json.dumps({"threshold": 0.5}), "expected the keys"),
     ],

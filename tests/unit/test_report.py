@@ -15,7 +15,7 @@ from pinspect.evaluation.report import ReportInput, render_report
 from pinspect.examination import answering
 from pinspect.examination.controls import ControlResult
 from pinspect.examination.evidence import EvidenceMap
-from pinspect.examination.operating_point import OperatingPoint
+from pinspect.core.operating_point import OperatingPoint
 from tests.support.evaluation_examples import (
     ADDRESSES,
     CONTRACT,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pinspect.captures.labels import IMAGE_SUFFIXES, LABELS, AddReport, add_captures, images_folder
+from pinspect.core.images import IMAGE_SUFFIXES
+from pinspect.captures.labels import LABELS, AddReport, add_captures, images_folder
 from pinspect.core.answers import AnswerContract
 from pinspect.core.files import write_file
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError, ImageError
-from pinspect.core.images import read_image
+from pinspect.core.images import IMAGE_SUFFIXES, read_image
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.names import NamedLabel, label_in_name
 
@@ -30,7 +30,6 @@ LABEL_COLUMNS = ("file", "shape", "judgement", "defect_mode", "defect_position",
 FIELD_BOX = ("field_x0", "field_y0", "field_x1", "field_y1")
 PIN_BOX = ("pin_x0", "pin_y0", "pin_x1", "pin_y1")
 COLUMNS = (*LABEL_COLUMNS, *FIELD_BOX, *PIN_BOX)
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 NO_BOX = ("",) * 4
 
 

@@ -61,13 +61,19 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Inspect photographs. Exit code 0: all passed; 1: some are defective; 2: one could not be inspected."""
-    from pinspect.inspection import files
+    from pinspect.cli.inspect import print_records, shows_progress
+    from pinspect.inspection.files import find_images
 
-    found = files.find_images(images)
-    total = sum(1 for _ in files.find_images(images)) if files.shows_progress() else None
-    annotated = files.AnnotatedPictures(Path(annotate)) if annotate else None
-    records = files.inspect_files(Path(), found, alias, shape, annotated)
-    raise typer.Exit(files.exit_code(files.print_records(records, as_json=as_json, total=total)))
+    files = find_images(images)
+    total = sum(1 for _ in find_images(images)) if shows_progress() else None
+
+    from pinspect.inspection.annotate import AnnotatedPictures
+    from pinspect.inspection.stream import exit_code, inspect_files
+    from pinspect.registry.loading import load_inspector
+
+    annotated = AnnotatedPictures(Path(annotate)) if annotate else None
+    records = inspect_files(load_inspector(alias), files, shape, annotated)
+    raise typer.Exit(exit_code(print_records(records, as_json=as_json, total=total)))
 
 
 @app.command()

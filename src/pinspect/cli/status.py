@@ -12,7 +12,8 @@ from dvc.stage import PipelineStage
 from rich.console import Console
 from rich.table import Table
 
-from pinspect.captures.labels import IMAGE_SUFFIXES, images_folder
+from pinspect.core.images import IMAGE_SUFFIXES
+from pinspect.captures.labels import images_folder
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.registry.connection import open_registry

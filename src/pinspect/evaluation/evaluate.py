@@ -28,7 +28,7 @@ from pinspect.evaluation.report import ReportInput, render_report
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.examination.controls import checks_table
 from pinspect.examination.examination import Examination
-from pinspect.examination.operating_point import OperatingPoint
+from pinspect.core.operating_point import OperatingPoint
 
 ABLATIONS = Path("benchmarks/results/ablations.csv")
 Row = Mapping[str, object]

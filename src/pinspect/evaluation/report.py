@@ -26,7 +26,7 @@ from pinspect.evaluation.metrics import ALL, BETTER_WHEN_LOW, Estimate
 if TYPE_CHECKING:
     from pinspect.examination.controls import ControlResult
     from pinspect.examination.evidence import EvidenceMap
-    from pinspect.examination.operating_point import OperatingPoint
+    from pinspect.core.operating_point import OperatingPoint
 
 # Columns of benchmarks/results/ablations.csv besides its scores, which are named `<metric> <shot> <view>`.
 ABLATION_COLUMNS = ("name", "differs", "parameters", "steps", "captures", "date")

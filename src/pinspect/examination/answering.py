@@ -15,7 +15,8 @@ from pinspect.core.errors import StageInputError
 from pinspect.core.params import EvaluateParams
 from pinspect.core.predictions import CONSTRAINED, MODEL
 from pinspect.core.prompts import ZERO_SHOT
-from pinspect.examination.operating_point import EVEN_ODDS, OperatingPoint, choose_operating_point
+from pinspect.core.operating_point import OperatingPoint
+from pinspect.examination.operating_point import EVEN_ODDS, choose_operating_point
 
 if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer

@@ -7,53 +7,17 @@ another one. Else it lies in the middle, in logits, of the gap between the captu
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from pinspect.core.answers import DEFECTIVE
-from pinspect.core.digests import weights_sha256
-from pinspect.core.errors import StageInputError
+from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.params import EvaluateParams
 from pinspect.core.prompts import ZERO_SHOT
 
 NOTHING = "nothing"
 EVEN_ODDS = 0.5
 _LEAST = 1e-9  # that a capture is surer than one in a thousand million means nothing: beyond, all are alike
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A threshold and what it rests on.
-
-    threshold: P(defective) at and above it is defective, 0..1. escape_rate, overkill_rate: those that it reaches on the
-    `defective` and `passed` validation captures of `chosen_on`: `camera`, `virtual`, or `nothing` where neither has
-    both judgements; the threshold is then even odds and the rates are None. view, kind: the zero-shot prompt that was
-    asked. weights_sha256: of the adapter that it was chosen for.
-    """
-
-    threshold: float
-    wanted_escape_rate: float
-    escape_rate: float | None
-    overkill_rate: float | None
-    defective: int
-    passed: int
-    chosen_on: str
-    view: str
-    kind: str
-    weights_sha256: str
-
-    def told(self) -> str:
-        """The point in one line."""
-        if self.escape_rate is None:
-            return f"threshold {self.threshold:g}: no validation captures of both judgements to choose it on"
-        return (
-            f"threshold {self.threshold:.4g}: {self.escape_rate:.1%} of {self.defective} defective captures escape, "
-            f"{self.overkill_rate:.1%} of {self.passed} passed ones are called defective (validation, {self.chosen_on})"
-        )
 
 
 def choose_operating_point(predictions: pd.DataFrame, params: EvaluateParams, weights: str) -> OperatingPoint:
@@ -107,38 +71,6 @@ def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_esca
     if best and known[best - 1] < 0 < known[best]:
         return EVEN_ODDS
     return float(1 / (1 + np.exp(-candidates[best])))
-
-
-def write_operating_point(point: OperatingPoint, path: Path) -> None:
-    """Write it as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(point), indent=2) + "\n", encoding="utf-8")
-
-
-def read_operating_point(path: Path, adapter: Path | None = None) -> OperatingPoint:
-    """Read what `write_operating_point` wrote.
-
-    Raises StageInputError when the file is missing or broken, or when it was chosen for other weights than those of
-    `adapter`.
-    """
-    again = "run dvc repro calibrate"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StageInputError(f"{path}: not found; {again}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StageInputError(f"{path}: no JSON ({error}); {again}") from None
-    names = {field.name for field in fields(OperatingPoint)}
-    if not isinstance(found, dict) or set(found) != names:
-        raise StageInputError(f"{path}: expected the keys {', '.join(sorted(names))}; {again}")
-    if not isinstance(found["threshold"], float) or not 0 <= found["threshold"] < 1:
-        raise StageInputError(
-            f"{path}: threshold: expected a number between 0 and 1, found {found['threshold']!r}; {again}"
-        )
-    point = OperatingPoint(**found)
-    if adapter is not None and point.weights_sha256 != weights_sha256(adapter):
-        raise StageInputError(f"{path}: chosen for another adapter than {adapter}; {again}")
-    return point
 
 
 def _logit(p_defective: np.ndarray) -> np.ndarray:

@@ -1,229 +1,326 @@
-"""From photographs to answers, as production asks: laid over the unit space, drawn as composites, asked zero-shot."""
+"""The only way from a photograph to an answer: align it, draw its composites, put production's question to the model."""
 
 from __future__ import annotations
 
-import shutil
+import io
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
 
-from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
 from pinspect.composites.drawing import stacked
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
-from pinspect.core.answers import FIELDS, VIEWS
-from pinspect.core.errors import AlignmentError, PinspectError, StageInputError
+from pinspect.core.answers import DEFECTIVE, VIEWS
+from pinspect.core.errors import AlignmentError, AnswerFormatError, ImageError, PinspectError, StageInputError
 from pinspect.core.images import decode_image, to_gray
 from pinspect.core.names import EYES, eye_of
-from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
-from pinspect.core.question import Question, preferred_source
+from pinspect.core.question import Question
+from pinspect.inspection.files import printable, read_photograph
 from pinspect.inspection.line_facts import LINE_FACTS, facts_of_evened
+from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
 from pinspect.model.families import composite_cell
-from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
+from pinspect.nsoartc.aligned import align_to_best
 from pinspect.nsoartc.unit_space import UnitSpace
 
-SCORES = ("p_defective", "threshold", "address_entropy", "address_probabilities")
+if TYPE_CHECKING:
+    from pinspect.model.generated_answer import GeneratedAnswer
+    from pinspect.model.loading import Inspector
 
-
-@dataclass(frozen=True)
-class Photograph:
-    """The bytes of an image file; `name` is what results and errors call it."""
-
-    name: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Task:
-    """One capture to inspect. Without `reference` the line's own is taken, without `shape` the best-fitting one."""
-
-    inspected: Photograph
-    reference: Photograph | None = None
-    shape: str | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A photograph and the unit space that it fits.
-
-    Attributes:
-        image: The photograph, uint8 (H, W, 3), RGB.
-        aspect: The name of the unit space: its shape, and its eye where the line has two (`CYLN`, or `CYLN-left`).
-        capture: The photograph in gray, aligned to the unit space.
-    """
-
-    image: np.ndarray
-    aspect: str
-    capture: AlignedCapture
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A capture that is ready for the model. row: as the chat dataset has it, without an expected answer. pictures: its
-    composites, the bytes of JPEG files, by the names that the row gives them. facts: its `LINE_FACTS`."""
-
-    name: str
-    row: dict
-    pictures: Mapping[str, bytes]
-    facts: Mapping[str, float]
-
-
-def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
-    """Gather what production needs of a line: for each shape, and each eye where there are two, its unit space and the
-    reference to compare with.
-
-    Both are the camera's where it has references of the shape, else those of the virtual line. Raises StageInputError
-    when a shape has neither.
-    """
-    references = rank_references(
-        read_manifest(root / "data/raw/manifest.csv", RAW_COLUMNS),
-        read_manifest(root / "data/dst/manifest.csv", DST_COLUMNS),
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for shape in shapes:
-        lines = [line for line in references if line.shape == shape]
-        if not lines:
-            raise StageInputError(
-                f"data/dst: no unit space of shape {shape}; add references of it, or take it from answers.shapes"
-            )
-        source = preferred_source({line.source for line in lines})
-        for line in (line for line in lines if line.source == source):
-            reference = root / "data/raw" / references[line][0].file
-            shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
-            shutil.copyfile(reference, out / f"{line.aspect}-reference{reference.suffix}")
+BATCH = 16  # photographs that `CaptureInspector` holds in memory at once
+Picture = str | Path | bytes | Image.Image | npt.NDArray[Any] | Photograph
 
 
 class CaptureInspector:
-    """Inspects photographs of one line.
+    """Inspects photographs of one line with one model.
 
-    inspector: a loaded model (`pinspect.model.loading`). line: a folder that `pack_line` made. threshold: P(defective)
-    at and above it is defective. Raises StageInputError or UnitSpaceError when the folder lacks a shape.
+    An inspector is a function: `inspector("photo.jpg")` returns an `Inspection`. `prepare` and `answer` are its two
+    halves, for callers that run them on different threads.
+
+    Attributes:
+        version: Number of the registered version; None for a model from a folder.
     """
 
-    def __init__(self, inspector, line: Path, params: Params, threshold: float):
-        self._inspector = inspector
+    def __init__(
+        self, model: Inspector | None, line: Path, params: Params, threshold: float, *, version: str | None = None
+    ) -> None:
+        """Load the unit spaces and references of a line.
+
+        Args:
+            model: The loaded model; None for an inspector that only aligns and draws.
+            line: The folder of a packed line (see `pinspect.registry.package`).
+            params: The parameters that the model was trained with.
+            threshold: A capture is defective if P(defective) is at least this threshold, 0..1.
+            version: Number of the registered version.
+
+        Raises:
+            StageInputError: The line has no reference of a shape.
+            UnitSpaceError: The line has no unit space of a shape.
+        """
+        self.version = version
+        self._model = model
         self._params = params
         self._threshold = threshold
         self._contract = params.contract()
         self._layout = self._contract.layout
+        self._kind = PromptKind(params.evaluate.kind)
         self._style = Style.of(params, composite_cell(params))
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
         self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
-        self._references = {aspect: self._own_reference(line, aspect) for aspect in aspects}
+        self._references = {aspect: self._line_reference(line, aspect) for aspect in aspects}
         self._drawn = {aspect: self._composite(seen) for aspect, seen in self._references.items()}
 
-    def inspect(self, tasks: Sequence[Task]) -> list[dict]:
-        """One record per task, in order: file, `answers.FIELDS`, answer, `SCORES`, `LINE_FACTS` and error.
+    @property
+    def max_pixels(self) -> int:
+        """The largest photograph that is accepted, in px."""
+        return self._params.raw.max_pixels
 
-        The scores, see `model.generate.GeneratedAnswer`: p_defective; the threshold that it was compared with;
-        address_probabilities, a list with one a pin, row by row from the top left, and address_entropy in bits: of the
-        place of the defect if there is one, so a passed capture has them too. `error` is None, or the reason why this
-        capture could not be inspected; the other values are then None.
+    @overload
+    def __call__(self, photograph: Picture, *, shape: str | None = None) -> Inspection: ...
+    @overload
+    def __call__(self, photograph: Sequence[Picture], *, shape: str | None = None) -> list[Inspection]: ...
+    def __call__(
+        self, photograph: Picture | Sequence[Picture], *, shape: str | None = None
+    ) -> Inspection | list[Inspection]:
+        """Inspect a photograph, or each photograph of a list.
+
+        Args:
+            photograph: A path, the bytes of an image file, a Pillow image, or an array (gray (H, W) or RGB (H, W, 3),
+                uint8 or uint16); or a list of them.
+            shape: Pin shape of the captures; None for the shape that fits best.
+
+        Returns:
+            The inspection. For a list: one inspection per photograph, in order; a photograph that cannot be inspected
+            has `error` set.
+
+        Raises:
+            ImageError: The single photograph cannot be read.
+            AlignmentError: The single photograph does not show the line.
+            AnswerFormatError: The model's answer to the single photograph breaks the answer contract.
         """
-        ready: dict[int, Prepared] = {}
-        records: dict[int, dict] = {}
+        if isinstance(photograph, list | tuple):
+            batches = (photograph[start : start + BATCH] for start in range(0, len(photograph), BATCH))
+            return [inspection for batch in batches for inspection in self._inspect_batch(batch, shape)]
+        picture = cast(Picture, photograph)
+        name = _name(picture)
+        (inspection,) = self._inspect_seen([(name, self.see(self._photograph(picture, name), shape))])
+        if inspection.error:
+            raise AnswerFormatError(f"{name}: {inspection.error}")
+        return inspection
+
+    def inspect(self, tasks: Sequence[Task]) -> list[Record]:
+        """Inspect captures that share forward passes.
+
+        Args:
+            tasks: The captures.
+
+        Returns:
+            One record per task, in order, with the keys of `empty_record`. `error` is None, or the reason why the
+            capture could not be inspected; the other values are then None.
+        """
+        prepared: dict[int, Prepared] = {}
+        records: dict[int, Record] = {}
         for number, task in enumerate(tasks):
             try:
-                ready[number] = self.prepare(task)
+                prepared[number] = self.prepare(task)
             except PinspectError as error:
                 records[number] = empty_record(task.inspected.name) | {"error": str(error)}
-        records |= dict(zip(ready, self.answer(list(ready.values())), strict=True))
+        records |= dict(zip(prepared, self.answer(list(prepared.values())), strict=True))
         return [records[number] for number in range(len(tasks))]
 
     def prepare(self, task: Task) -> Prepared:
-        """The part of an inspection that needs no model: the capture laid over the line, measured and drawn.
+        """Align, measure and draw a capture: the part of an inspection that needs no model.
 
-        Safe to be called by several threads at once, also while `answer` is at work. Raises AlignmentError or
-        ImageError.
+        Several threads may call this method at once, also while `answer` runs.
+
+        Args:
+            task: The capture.
+
+        Returns:
+            The capture, ready for `answer`.
+
+        Raises:
+            ImageError: A photograph cannot be read.
+            AlignmentError: A photograph does not show the line.
         """
         inspected = self.see(task.inspected, task.shape)
         reference = self._drawn[inspected.aspect]
-        if task.reference and self._params.evaluate.kind != PromptKind.ONE_IMAGE:
-            reference = self._composite(self._lay(task.reference, [inspected.aspect]))
+        if task.reference and self._kind is not PromptKind.ONE_IMAGE:
+            reference = self._composite(self._align(task.reference, [inspected.aspect]))
         return self._prepared(task.inspected.name, inspected, reference)
 
-    def answer(self, prepared: Sequence[Prepared]) -> list[dict]:
-        """The records, as `inspect` gives them, of captures that this inspector has prepared; they share forward
-        passes, `evaluate.batch_size` of them at most."""
+    def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
+        """Ask the model about captures that this inspector prepared.
+
+        Args:
+            prepared: The captures; at most `evaluate.batch_size` of them share a forward pass.
+
+        Returns:
+            One record per capture, in order, as `inspect` returns them.
+        """
         with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
-            rows = [_written(one, number, Path(folder)) for number, one in enumerate(prepared)]
-            answers = self._answer(rows, Path(folder)) if rows else []
-        return [self._told(one, answer) for one, answer in zip(prepared, answers, strict=True)]
+            rows = [_write_row(capture, number, Path(folder)) for number, capture in enumerate(prepared)]
+            answers = self._answers(rows, Path(folder)) if rows else []
+        return [self._record(capture, answer) for capture, answer in zip(prepared, answers, strict=True)]
 
     def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
-        """Both views of a photograph as the model gets to see them: `RAW` and `DST`, each the JPEG of its single
-        composite. Raises AlignmentError or ImageError."""
+        """Draw both views of a photograph as the model sees them.
+
+        Args:
+            photograph: The photograph.
+            shape: Its pin shape; None for the shape that fits best.
+
+        Returns:
+            The JPEG bytes of the single composite of each view, `RAW` and `DST`.
+
+        Raises:
+            ImageError: The photograph cannot be read.
+            AlignmentError: The photograph does not show the line.
+        """
         seen = self.see(photograph, shape)
         return {view: self._style.encode(self._composite(seen, view)) for view in VIEWS}
 
     def try_out(self) -> None:
-        """Inspect the line's own references: what is broken raises here, before anything relies on this inspector, and
-        what is done once a model is done then."""
+        """Inspect the references of the line.
+
+        A broken model fails here, before anything relies on it, and everything that a model does only once is done.
+        """
         self.answer([self._prepared(aspect, seen, self._drawn[aspect]) for aspect, seen in self._references.items()])
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
-        """The photograph laid over `shape`, or the shape that it fits best, by its own eye where the line has two.
+        """Align a photograph to the unit space of its shape, and of its eye if the line has two.
 
-        Raises AlignmentError or ImageError.
+        Args:
+            photograph: The photograph.
+            shape: Its pin shape; None for the shape that fits best.
+
+        Returns:
+            The photograph with its unit space.
+
+        Raises:
+            ImageError: The photograph cannot be read.
+            AlignmentError: The line does not have the shape, or the photograph does not show it.
         """
         shapes = {aspect: unit_space.shape for aspect, unit_space in self._unit_spaces.items()}
         if shape is not None and shape not in shapes.values():
-            found = list(dict.fromkeys(shapes.values()))
-            raise AlignmentError(f"{photograph.name}: expected a shape of {found}, found {shape!r}")
-        aspects = [aspect for aspect, its_shape in shapes.items() if shape in (None, its_shape)]
+            known = list(dict.fromkeys(shapes.values()))
+            raise AlignmentError(f"{photograph.name}: expected a shape of {known}, found {shape!r}")
+        aspects = [aspect for aspect, known_shape in shapes.items() if shape in (None, known_shape)]
         eye = eye_of(Path(photograph.name).name)
-        return self._lay(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
+        return self._align(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
 
-    def _prepared(self, name: str, inspected: Seen, reference: np.ndarray) -> Prepared:
-        """reference: its composite."""
-        view, kind = self._params.evaluate.view, PromptKind(self._params.evaluate.kind)
-        shown = {"inspected": self._composite(inspected)}
-        if kind is not PromptKind.ONE_IMAGE:
-            shown = {"reference": reference} | shown
-        if kind is PromptKind.STACKED:
-            shown = {"stacked": stacked(*shown.values())}
+    def pin_corners(self, seen: Seen, address: str) -> npt.NDArray[np.float64]:
+        """Locate the cell of a pin in a photograph.
+
+        Args:
+            seen: The photograph.
+            address: The pin, such as `X:3, Y:U`.
+
+        Returns:
+            float64 (4, 2): x and y of the corners in px, clockwise from the pin's top left. Pixel centers are at whole
+            numbers.
+
+        Raises:
+            ValueError: The layout has no such pin.
+        """
+        pin = self._layout.index(self._layout.address(address))
+        row, column = divmod(pin, self._layout.columns)
+        x0, y0, x1, y1 = self._unit_spaces[seen.aspect].cell_box
+        width, height = (x1 - x0) / self._layout.columns, (y1 - y0) / len(self._layout.rows)
+        cells = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
+        in_unit_space = cells * (width, height) + (x0 - 0.5, y0 - 0.5)
+        matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
+        return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T
+
+    def _inspect_batch(self, pictures: Sequence[Picture], shape: str | None) -> list[Inspection]:
+        inspections: list[Inspection | None] = []
+        seen: list[tuple[str, Seen]] = []
+        for picture in pictures:
+            name = _name(picture)
+            try:
+                seen.append((name, self.see(self._photograph(picture, name), shape)))
+                inspections.append(None)
+            except PinspectError as error:
+                inspections.append(Inspection(name, model_version=self.version, error=str(error)))
+        answered = iter(self._inspect_seen(seen))
+        return [inspection or next(answered) for inspection in inspections]
+
+    def _inspect_seen(self, photographs: Sequence[tuple[str, Seen]]) -> list[Inspection]:
+        prepared = [self._prepared(name, seen, self._drawn[seen.aspect]) for name, seen in photographs]
+        return [
+            self._inspection(record, seen)
+            for record, (_, seen) in zip(self.answer(prepared), photographs, strict=True)
+        ]
+
+    def _inspection(self, record: Record, seen: Seen) -> Inspection:
+        values = {name: value for name, value in record.items() if name not in LINE_FACTS}
+        if record["address_probabilities"] is not None:
+            values["address_probabilities"] = tuple(record["address_probabilities"])
+        if record["judgement"] == DEFECTIVE:
+            corners = self.pin_corners(seen, record["defect_position"])
+            values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
+        return Inspection(**values, model_version=self.version)
+
+    def _photograph(self, picture: Picture, name: str) -> Photograph:
+        match picture:
+            case Photograph():
+                return picture
+            case str() | Path():
+                return read_photograph(Path(picture), self._params.raw.max_pixels, name)
+            case bytes():
+                return Photograph(name, picture)
+            case _:
+                return Photograph(name, _encode(picture, name))
+
+    def _prepared(self, name: str, inspected: Seen, reference: npt.NDArray[np.uint8]) -> Prepared:
+        """Draw what the model sees; `reference` is the composite of the reference."""
+        view = self._params.evaluate.view
+        composites = {"inspected": self._composite(inspected)}
+        if self._kind is not PromptKind.ONE_IMAGE:
+            composites = {"reference": reference} | composites
+        if self._kind is PromptKind.STACKED:
+            composites = {"stacked": stacked(*composites.values())}
         messages = {
             PromptKind.TWO_IMAGE: prompts.two_image,
             PromptKind.ONE_IMAGE: prompts.one_image,
             PromptKind.STACKED: prompts.stacked,
-        }[kind](view)
-        row = {"images": list(shown), "messages": messages, "answer_kind": prompts.answer_kind_of(kind)}
-        pictures = {picture: self._style.encode(drawn) for picture, drawn in shown.items()}
+        }[self._kind](view)
+        row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
+        pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
         facts = facts_of_evened(inspected.capture.gray, inspected.capture.evened, inspected.capture.unit_space)
         return Prepared(name, row, pictures, facts)
 
-    def _answer(self, rows: list[dict], folder: Path) -> list:
+    def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
 
-        asked = self._params.evaluate
         return answer_rows(
-            self._inspector,
+            cast("Inspector", self._model),
             rows,
             folder,
             self._contract,
-            batch_size=asked.batch_size,
-            constrained=Question.of(asked).constrained,
+            batch_size=self._params.evaluate.batch_size,
+            constrained=Question.of(self._params.evaluate).constrained,
             threshold=self._threshold,
         )
 
-    def _told(self, prepared: Prepared, answer) -> dict:
+    def _record(self, prepared: Prepared, answer: GeneratedAnswer) -> Record:
         scores = {name: getattr(answer, name) for name in SCORES}
         if answer.address_probabilities is not None:
             scores["address_probabilities"] = list(answer.address_probabilities)
-        record = empty_record(prepared.name) | {"answer": answer.text} | scores | prepared.facts
+        record = empty_record(prepared.name) | {"answer": answer.text} | scores | dict(prepared.facts)
         try:
-            kind = prompts.answer_kind_of(self._params.evaluate.kind)
-            return record | self._contract.parse(answer.text, kind).values()
-        except PinspectError as error:
+            return record | self._contract.parse(answer.text, prompts.answer_kind_of(self._kind)).values()
+        except AnswerFormatError as error:
             return record | {"error": f"the answer breaks the contract: {error}"}
 
-    def _lay(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
-        """The photograph laid over the one of `aspects` that it fits best. Raises AlignmentError or ImageError."""
+    def _align(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
+        """Align a photograph to the one of `aspects` that it fits best."""
         image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
         unit_spaces = {aspect: self._unit_spaces[aspect] for aspect in aspects}
         try:
@@ -232,32 +329,19 @@ class CaptureInspector:
             raise AlignmentError(f"{photograph.name}: {error}") from None
         return Seen(np.asarray(image), aspect, capture)
 
-    def _composite(self, seen: Seen, view: str = "") -> np.ndarray:
-        """The single composite of a view; without one, of the view that is asked about."""
+    def _composite(self, seen: Seen, view: str = "") -> npt.NDArray[np.uint8]:
+        """Draw the single composite of a view; without a view, of the view in production's question."""
         return draw_view(view or self._params.evaluate.view, seen.image, seen.capture, self._style)
 
-    def _own_reference(self, line: Path, aspect: str) -> Seen:
-        found = sorted(line.glob(f"{aspect}-reference.*"))
-        if not found:
+    def _line_reference(self, line: Path, aspect: str) -> Seen:
+        files = sorted(line.glob(f"{aspect}-reference.*"))
+        if not files:
             raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
-        return self._lay(Photograph(found[0].name, found[0].read_bytes()), [aspect])
-
-    def pin_corners(self, seen: Seen, address: str) -> np.ndarray:
-        """Where the cell of the pin at `address` (such as `X:3, Y:U`) lies in a photograph: float64 (4, 2), x and y in
-        px of its corners, clockwise from the pin's top left, pixel centres at whole numbers. Raises ValueError where
-        the layout has no such pin."""
-        pin = self._layout.index(self._layout.address(address))
-        row, column = divmod(pin, self._layout.columns)
-        x0, y0, x1, y1 = self._unit_spaces[seen.aspect].cell_box
-        width, height = (x1 - x0) / self._layout.columns, (y1 - y0) / len(self._layout.rows)
-        corners = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
-        in_unit_space = corners * (width, height) + (x0 - 0.5, y0 - 0.5)
-        matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
-        return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T
+        return self._align(Photograph(files[0].name, files[0].read_bytes()), [aspect])
 
 
-def _written(prepared: Prepared, number: int, folder: Path) -> dict:
-    """The row of a prepared capture, its composites written to `folder`."""
+def _write_row(prepared: Prepared, number: int, folder: Path) -> Record:
+    """Write the composites of a capture to `folder` and return its row with their file names."""
     names = [f"{number}-{name}.jpg" for name in prepared.row["images"]]
     for name, content in zip(names, prepared.pictures.values(), strict=True):
         (folder / name).write_bytes(content)
@@ -265,11 +349,29 @@ def _written(prepared: Prepared, number: int, folder: Path) -> dict:
 
 
 def _aspects(line: Path, shape: str) -> list[str]:
-    """The aspects of a shape that a packed line has: one, or one for each eye."""
+    """Return the aspects of a shape in a packed line: the shape, or one per eye."""
     aspects = [shape, *(f"{shape}-{eye}" for eye in EYES)]
     return [aspect for aspect in aspects if (line / f"{aspect}.npz").is_file()] or [shape]
 
 
-def empty_record(file: str) -> dict:
-    """The record of a capture of which nothing is known yet."""
-    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LINE_FACTS, "error"))}
+def _name(picture: Picture) -> str:
+    """Return the name of a photograph in records and errors; a picture in memory has none of its own."""
+    if isinstance(picture, Photograph):
+        return picture.name
+    if isinstance(picture, str | Path):
+        return printable(Path(picture))
+    return str(getattr(picture, "filename", "") or "image")
+
+
+def _encode(picture: Image.Image | npt.NDArray[Any], name: str) -> bytes:
+    """Return a picture in memory as the bytes of a file, so that it is checked and converted like a file."""
+    try:
+        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else ImageOps.exif_transpose(picture)
+        content = io.BytesIO()
+        image.save(content, "PNG" if image.mode in ("P", "PA") else "TIFF")  # TIFF is lossless and not compressed
+        return content.getvalue()
+    except (TypeError, ValueError, KeyError, OSError, AttributeError) as error:
+        raise ImageError(
+            f"{name}: not a photograph ({error}); pass a path, the bytes of an image file, a Pillow image, or an array "
+            "(H, W) or (H, W, 3) of uint8 or uint16"
+        ) from None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
 from pinspect.core import digests
+from pinspect.core.errors import StageInputError
+from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
-from pinspect.core.question import Question
-from pinspect.inspection.inspector import pack_line
+from pinspect.core.question import Question, preferred_source
 from pinspect.inspection.line_profile import read_line_profile
 from pinspect.registry.candidate import Candidate
 from pinspect.registry.versions import ADAPTER_TAG
@@ -70,6 +73,37 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
         }
         sha256 = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
         yield Package({name: str(path) for name, path in artifacts.items() if path}, sha256)
+
+
+def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
+    """Gather the unit space and the reference of each shape, and of each eye if the line has two.
+
+    A shape comes from the camera if the camera has references of it, otherwise from the virtual line.
+
+    Args:
+        root: The project's folder.
+        shapes: The shapes of the product.
+        out: The folder to write.
+
+    Raises:
+        StageInputError: A shape has no unit space.
+    """
+    references = rank_references(
+        read_manifest(root / "data/raw/manifest.csv", RAW_COLUMNS),
+        read_manifest(root / "data/dst/manifest.csv", DST_COLUMNS),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for shape in shapes:
+        lines = [line for line in references if line.shape == shape]
+        if not lines:
+            raise StageInputError(
+                f"data/dst: no unit space of shape {shape}; add references of it, or remove it from answers.shapes"
+            )
+        source = preferred_source({line.source for line in lines})
+        for line in (line for line in lines if line.source == source):
+            reference = root / "data/raw" / references[line][0].file
+            shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
+            shutil.copyfile(reference, out / f"{line.aspect}-reference{reference.suffix}")
 
 
 def _answer_params(params: Params) -> dict:

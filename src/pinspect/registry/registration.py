@@ -20,6 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from packaging.requirements import Requirement
 
 from pinspect.core.params import Params
 from pinspect.inspection import registered_model
@@ -85,6 +86,16 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
     }
 
 
+def _requirements() -> list[str]:
+    """Return the packages that inspecting needs: those of pinspect itself and of its extra `train`."""
+    requirements = []
+    for requirement in map(Requirement, requires("pinspect") or []):
+        if requirement.name != "pinspect" and (not requirement.marker or requirement.marker.evaluate({"extra": "train"})):
+            requirement.marker = None
+            requirements.append(str(requirement))
+    return requirements
+
+
 def _create_version(
     client: MlflowClient, candidate: Candidate, package: Package, params: Params, settings: RegisterSettings
 ) -> ModelVersion:
@@ -101,7 +112,7 @@ def _create_version(
             artifacts=dict(package.artifacts),
             signature=registered_model.signature(),
             code_paths=[str(Path(registered_model.__file__).parents[1])],
-            pip_requirements=[need for need in requires("pinspect") or [] if "extra ==" not in need],
+            pip_requirements=_requirements(),
         )
         for metric, value in candidate.scores.items():
             mlflow.log_metric(metric, value, model_id=model.model_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.inspector import Photograph, Prepared, Task, empty_record
+from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion, Version
 from pinspect.station.model_client import ModelTimeoutError, ModelUnavailableError, QueueFullError
 

@@ -88,11 +88,8 @@ class Champion:
     def _loaded(self, number: str, alias: str) -> Version:
         model, _ = load_registered(self._root, self._settings, number)
         packed = model.unwrap_python_model()
-        # Versions of before the station have neither.
-        inspector, profile = getattr(packed, "inspector", None), getattr(packed, "profile", None)
-        inspector = inspector or packed._inspector
-        inspector.try_out()
-        return Version(number, alias, datetime.now(UTC), inspector, profile)
+        packed.inspector.try_out()
+        return Version(number, alias, datetime.now(UTC), packed.inspector, packed.profile)
 
 
 def _explained(what: str, error: Exception) -> PinspectError:

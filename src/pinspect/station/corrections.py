@@ -22,8 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.captures.labels import (
-    IMAGE_SUFFIXES,
     INSPECTED,
     LABEL_COLUMNS,
     LABELS,

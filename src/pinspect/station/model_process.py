@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.inspector import Photograph
+from pinspect.inspection.records import Photograph
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion

@@ -1,0 +1,37 @@
+"""Loads inspectors: registered versions of a project, or packed models in folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pinspect.inspection.inspector import CaptureInspector
+from pinspect.inspection.package import load_package, package_artifacts
+from pinspect.registry.settings import load_register_settings
+from pinspect.registry.versions import load_registered
+
+
+def load_inspector(version_or_folder: str | int | Path = "", project: str | Path = ".") -> CaptureInspector:
+    """Load an inspector.
+
+    Args:
+        version_or_folder: The alias or the number of a registered version, such as `champion` or 3; or the folder of a
+            packed model: a `Path`, or a string with a path separator, such as `./model`. Empty: the champion, or the
+            challenger if there is no champion yet.
+        project: The folder of the project whose registry has the version. A packed model needs no project.
+
+    Returns:
+        The inspector: call it with a photograph, or with a list of photographs.
+
+    Raises:
+        RegistryError: There is no such version; RegistryUnreachableError if the registry does not answer.
+        ModelError: The folder is not a packed model, or the model cannot be loaded.
+        ParamsError: The project has no `settings.yaml`, or a broken one.
+    """
+    name = os.fspath(version_or_folder) if isinstance(version_or_folder, str | Path) else str(version_or_folder)
+    if isinstance(version_or_folder, Path) or os.sep in name:
+        return load_package(package_artifacts(Path(name)))
+    model, version = load_registered(Path(project), load_register_settings(Path(project)), name)
+    inspector: CaptureInspector = model.unwrap_python_model().inspector
+    inspector.version = version
+    return inspector
