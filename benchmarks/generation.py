@@ -23,17 +23,17 @@ import numpy as np
 from pinspect.core import environment
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.manifests import read_manifest
+from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import Params, load_params
 from pinspect.core.prompts import answer_kind_of
 from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
-from pinspect.core.operating_point import read_operating_point
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.records import Photograph, Task
-from pinspect.registry.package import pack_line
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generation import GeneratedAnswer, answer_rows
 from pinspect.model.loading import Inspector, load_inspector
+from pinspect.registry.package import pack_line
 
 ROOT = Path(__file__).parents[1]
 BATCH, ROUNDS, WARM_UP = 32, 3, 2

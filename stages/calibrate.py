@@ -13,12 +13,12 @@ from pathlib import Path
 from pinspect.core import environment, predictions
 from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import run
+from pinspect.core.operating_point import write_operating_point
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_validation_rows
-from pinspect.core.operating_point import write_operating_point
 from pinspect.inspection.line_profile import make_profile, write_line_profile
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
@@ -43,7 +43,7 @@ def main(root: Path = Path()) -> None:
     profile = make_profile(root / "data/raw", root / "data/dst", answered, params)
     write_line_profile(profile, root / "models/line_profile.json")
     print(point.summary())
-    print(profile.told())
+    print(profile.summary())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pandas as pd
 from pinspect.chat.checks import check_model_answers
 from pinspect.core import environment, predictions
 from pinspect.core.errors import run
+from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import evaluate
@@ -23,7 +24,6 @@ from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.answering import answer_test_rows, headline_rows
 from pinspect.examination.baseline import fit_baseline
 from pinspect.examination.examination import examine
-from pinspect.core.operating_point import read_operating_point
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 

@@ -13,9 +13,9 @@ from pinspect.composites.views import Style
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.manifests import read_manifest
 from pinspect.examination.baseline import fit_baseline
-from pinspect.registry.package import pack_line
 from pinspect.nsoartc.dst import COLUMNS, EYES_FILE
 from pinspect.nsoartc.unit_space import UnitSpace
+from pinspect.registry.package import pack_line
 from tests.support.dst_line import build, drop_raw, read_rows, write_rows
 from tests.support.sample import contents, line, params
 from tests.support.stereo_line import LAYOUT, passed_pins, stereo, stereo_line

@@ -14,11 +14,11 @@ from pinspect.core import predictions
 from pinspect.core.answers import DEFECTIVE, PASSED, AnswerKind
 from pinspect.core.digests import adapter_sha256, weights_sha256
 from pinspect.core.errors import StageInputError
+from pinspect.core.operating_point import read_operating_point, write_operating_point
 from pinspect.core.params import load_params
 from pinspect.core.prompts import ZERO_SHOT
 from pinspect.core.rows import read_chat
 from pinspect.examination.answering import answer_validation_rows
-from pinspect.core.operating_point import read_operating_point, write_operating_point
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED
 from pinspect.model.families import checkpoint_of

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pinspect.cli import main as cli
+from pinspect.cli.inspect import print_records
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import CaptureError, ImageError
-from pinspect.cli.inspect import print_records
 from pinspect.inspection.annotate import RED, AnnotatedPictures
 from pinspect.inspection.files import find_images, read_photograph
 from pinspect.inspection.inspector import BATCH

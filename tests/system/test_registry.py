@@ -20,9 +20,9 @@ from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
+from pinspect.registry.loading import load_inspector
 from pinspect.registry.package import pack
 from pinspect.registry.settings import load_register_settings
-from pinspect.registry.loading import load_inspector
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import ROOT

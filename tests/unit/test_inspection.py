@@ -13,12 +13,12 @@ from pinspect.core.answers import FIELDS
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.images import to_gray
 from pinspect.inspection.inspector import CaptureInspector
-from pinspect.inspection.records import SCORES, Photograph, Task
-from pinspect.registry.package import pack_line
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
+from pinspect.inspection.records import SCORES, Photograph, Task
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 from pinspect.nsoartc.unit_space import UnitSpace
+from pinspect.registry.package import pack_line
 from tests.support.dst_line import build, drop_raw
 from tests.support.sample import ROOT, line, params, read_labels, write_labels
 from tests.support.stereo_line import passed_pins, stereo, stereo_line

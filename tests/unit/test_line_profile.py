@@ -138,7 +138,7 @@ def test_what_is_written_is_read_and_the_same_line_gives_the_same_bytes(root, tm
     ("text", "problem"),
     [
         (None, "not found"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "expected the keys brightness"),
         ('{"brightness": {}}', "expected the keys brightness"),
         ({"brightness": 0.3}, "brightness: expected values, captures and source, found 0.3"),

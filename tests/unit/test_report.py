@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pinspect.core.errors import StageInputError
+from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.prompts import INSTRUCTIONS, ONE_SHOT, STAR_INSTRUCTION, ZERO_SHOT, PromptKind
 from pinspect.evaluation import evaluate, metrics, plots
 from pinspect.evaluation.cases import HITS_PER_MODE, Casebook, embed_pictures, inspected_cell, shown_row_ids
@@ -15,7 +16,6 @@ from pinspect.evaluation.report import ReportInput, render_report
 from pinspect.examination import answering
 from pinspect.examination.controls import ControlResult
 from pinspect.examination.evidence import EvidenceMap
-from pinspect.core.operating_point import OperatingPoint
 from tests.support.evaluation_examples import (
     ADDRESSES,
     CONTRACT,

@@ -12,10 +12,10 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.captures.labels import LABELS, AddReport, add_captures, images_folder
 from pinspect.core.answers import AnswerContract
 from pinspect.core.files import write_file
+from pinspect.core.images import IMAGE_SUFFIXES
 
 SECONDS_OF_ADDING = 60
 

@@ -12,9 +12,9 @@ from dvc.stage import PipelineStage
 from rich.console import Console
 from rich.table import Table
 
-from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.captures.labels import images_folder
 from pinspect.core.errors import RegistryError, StageInputError
+from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings

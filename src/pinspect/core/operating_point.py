@@ -11,7 +11,7 @@ from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
 
-_REMEDY = "run dvc repro"
+_REMEDY = "run dvc repro calibrate"
 
 
 @dataclass(frozen=True)

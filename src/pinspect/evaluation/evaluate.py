@@ -19,6 +19,7 @@ from pinspect.core import predictions as tables
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
+from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.params import EvaluateParams
 from pinspect.core.predictions import BASELINE, MODEL
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
@@ -28,7 +29,6 @@ from pinspect.evaluation.report import ReportInput, render_report
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.examination.controls import checks_table
 from pinspect.examination.examination import Examination
-from pinspect.core.operating_point import OperatingPoint
 
 ABLATIONS = Path("benchmarks/results/ablations.csv")
 Row = Mapping[str, object]

@@ -24,9 +24,9 @@ from pinspect.evaluation.cases import SHOT_NAMES, Casebook, production_rows
 from pinspect.evaluation.metrics import ALL, BETTER_WHEN_LOW, Estimate
 
 if TYPE_CHECKING:
+    from pinspect.core.operating_point import OperatingPoint
     from pinspect.examination.controls import ControlResult
     from pinspect.examination.evidence import EvidenceMap
-    from pinspect.core.operating_point import OperatingPoint
 
 # Columns of benchmarks/results/ablations.csv besides its scores, which are named `<metric> <shot> <view>`.
 ABLATION_COLUMNS = ("name", "differs", "parameters", "steps", "captures", "date")

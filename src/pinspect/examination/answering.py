@@ -12,10 +12,10 @@ from tqdm import tqdm
 from pinspect.core import predictions as tables
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import StageInputError
+from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.params import EvaluateParams
 from pinspect.core.predictions import CONSTRAINED, MODEL
 from pinspect.core.prompts import ZERO_SHOT
-from pinspect.core.operating_point import OperatingPoint
 from pinspect.examination.operating_point import EVEN_ODDS, choose_operating_point
 
 if TYPE_CHECKING:

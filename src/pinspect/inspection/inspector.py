@@ -1,4 +1,4 @@
-"""The only way from a photograph to an answer: align it, draw its composites, put production's question to the model."""
+"""The only way from a photograph to an answer: align, draw composites, put production's question to the model."""
 
 from __future__ import annotations
 
@@ -254,8 +254,7 @@ class CaptureInspector:
     def _inspect_seen(self, photographs: Sequence[tuple[str, Seen]]) -> list[Inspection]:
         prepared = [self._prepared(name, seen, self._drawn[seen.aspect]) for name, seen in photographs]
         return [
-            self._inspection(record, seen)
-            for record, (_, seen) in zip(self.answer(prepared), photographs, strict=True)
+            self._inspection(record, seen) for record, (_, seen) in zip(self.answer(prepared), photographs, strict=True)
         ]
 
     def _inspection(self, record: Record, seen: Seen) -> Inspection:

@@ -1,7 +1,7 @@
 """The registered model: MLflow runs this file to load a packed model behind its `pyfunc` interface.
 
-Input: a table with the column `inspected` and, optionally, `reference` and `shape`. Images are paths, or the bytes of an
-image file as base64 text. Output: one row per input row with `file`, the fields of the answer, `answer`, its scores
+Input: a table with the column `inspected` and, optionally, `reference` and `shape`. Images are paths, or the bytes of
+an image file as base64 text. Output: one row per input row with `file`, the fields of the answer, `answer`, its scores
 (`records.SCORES`), the facts about the line (`line_facts.LINE_FACTS`) and `error`.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
 from pinspect.core.answers import FIELDS
@@ -48,7 +48,7 @@ class PinInspector(PythonModel):
         profile = artifacts.get("line_profile")
         self.profile = json.loads(profile.read_text(encoding="utf-8")) if profile else None
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  MLflow's own returns nothing
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
         """Inspect each row of a table; see the docstring of this module for its columns.
@@ -76,9 +76,11 @@ class PinInspector(PythonModel):
 
 def signature() -> ModelSignature:
     """Return the columns of input and output, for the registry and for clients of a model server."""
-    inputs = [ColSpec(DataType.string, "inspected")]
+    inputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "inspected")]
     inputs += [ColSpec(DataType.string, name, required=False) for name in ("reference", "shape")]
-    outputs = [ColSpec(kind, name, required=name == "file") for name, kind in _OUTPUTS.items()]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(kind, name, required=name == "file") for name, kind in _OUTPUTS.items()
+    ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 

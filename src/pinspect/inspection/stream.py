@@ -45,7 +45,9 @@ def inspect_files(
         begin = time.perf_counter()
         inspected = inspector.inspect([Task(photograph, shape=shape or None) for photograph in photographs.values()])
         seconds = (time.perf_counter() - begin) / max(1, len(photographs))
-        records |= {number: record | {"seconds": seconds} for number, record in zip(photographs, inspected, strict=True)}
+        records |= {
+            number: record | {"seconds": seconds} for number, record in zip(photographs, inspected, strict=True)
+        }
         for number, path in enumerate(batch):
             if annotated and not records[number]["error"]:
                 annotated.write(path, photographs[number], records[number], inspector, shape)

@@ -90,7 +90,8 @@ def _requirements() -> list[str]:
     """Return the packages that inspecting needs: those of pinspect itself and of its extra `train`."""
     requirements = []
     for requirement in map(Requirement, requires("pinspect") or []):
-        if requirement.name != "pinspect" and (not requirement.marker or requirement.marker.evaluate({"extra": "train"})):
+        wanted = not requirement.marker or requirement.marker.evaluate({"extra": "train"})
+        if wanted and requirement.name != "pinspect":
             requirement.marker = None
             requirements.append(str(requirement))
     return requirements

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.captures.labels import (
     INSPECTED,
     LABEL_COLUMNS,
@@ -34,6 +33,7 @@ from pinspect.captures.labels import (
 from pinspect.core.answers import PASSED, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import write_file
+from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import Params

@@ -27,8 +27,8 @@ from pinspect.core.errors import ImageError, PinspectError
 from pinspect.core.params import load_params
 from pinspect.inspection.files import is_image_name, printable, read_photograph
 from pinspect.inspection.inspector import BATCH
-from pinspect.inspection.stream import SOME_NOT_INSPECTED, exit_code
 from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
+from pinspect.inspection.stream import SOME_NOT_INSPECTED, exit_code
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.champion import Champion
 from pinspect.station.picture_store import PictureStore
