@@ -10,8 +10,8 @@ benchmarks/results/ablations.csv, which the report shows; a variant that is ther
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,7 +120,7 @@ def _make_project(variant: Variant, steps: int, root: Path) -> None:
             link.symlink_to(ROOT / name)
     if variant.redraws:
         for stage in ("composite", "chat"):
-            runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"](root)
+            importlib.import_module(f"stages.{stage}").main(root)
     else:
         shutil.copytree(ROOT / "data/chat", root / "data/chat", dirs_exist_ok=True)
     train = root / "data/chat/train.jsonl"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,7 +78,8 @@ def prepare(work: Path) -> None:
     print(f"model: {make_base(work / 'base', LARGE):.0f} million parameters")
     (work / "data/captures").mkdir(parents=True, exist_ok=True)
     for stage in ("raw", "dst", "composite", "chat", "check"):
-        subprocess.run([sys.executable, ROOT / f"stages/{stage}.py"], cwd=work, check=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=work, env=environment, check=True)
 
 
 def turn(work: Path, way: str, steps: int) -> dict:

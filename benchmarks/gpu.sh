@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path on an NVIDIA GPU: train, calibrate and evaluate a model of 150 million parameters, then its speed by
+# The whole path on an NVIDIA GPU: train, answer and evaluate a model of 150 million parameters, then its speed by
 # either back end. Writes benchmarks/results/gpu.json and gpu.md. Takes some minutes; needs requirements-gpu.lock.
 #
 #     benchmarks/gpu.sh
@@ -12,7 +12,7 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 work=build/gpu
 "$python" benchmarks/gpu.py prepare --work "$work"
-for stage in train calibrate evaluate; do
-    (cd "$work" && "$python" "$OLDPWD/stages/$stage.py")
+for stage in train answer evaluate; do
+    (cd "$work" && PYTHONPATH="$OLDPWD" "$python" -m "stages.$stage")
 done
 "$python" benchmarks/gpu.py measure --work "$work"

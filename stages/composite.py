@@ -1,8 +1,8 @@
 """The raw and the dst folder -> composites, the pictures that the model sees.
 
-    python stages/composite.py
+    python -m stages.composite
 
-Reads data/raw and data/dst (their manifests); writes data/composited.
+Reads data/raw and data/dst. Writes data/composited.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from pinspect.model.families import composite_cell
 
 
 def main(root: Path = Path()) -> None:
+    """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     data = root / "data"
     counts = build_composited(

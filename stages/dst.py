@@ -1,8 +1,8 @@
 """The raw folder -> unit spaces and DST views.
 
-    python stages/dst.py
+    python -m stages.dst
 
-Reads data/raw; writes data/dst: the unit space of every line, the aligned DST view of every capture, its pin scores,
+Reads data/raw. Writes data/dst: the unit space of every line, the aligned DST view and the pin scores of every capture,
 and the double-eye of every connector with a left and a right view.
 """
 
@@ -14,13 +14,14 @@ from pinspect.nsoartc.dst import Reading, build_dst
 
 
 def main(root: Path = Path()) -> None:
+    """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
     report = build_dst(root / "data/raw", root / "data/dst", reading)
     print(report.counts.to_string())
-    print(f"{report.made} captures compared, the rest was there")
+    print(f"{report.made} captures compared, all others unchanged")
     for name in report.outliers:
-        print(f"reference {name} differs from its fellows and was left out of the unit space; look at it")
+        print(f"reference {name} differs from the other references and was left out of the unit space; look at it")
     for name, reason in report.set_aside.items():
         print(f"{name}: set aside: {reason}")
     for remark in report.remarks:

@@ -1,8 +1,8 @@
 """Captures and the virtual line -> the raw folder.
 
-    python stages/raw.py
+    python -m stages.raw
 
-Reads data/captures; writes data/raw, and into data/splits.csv which split each capture belongs to for good.
+Reads data/captures. Writes data/raw, and to data/splits.csv the split of each new capture, which never changes again.
 """
 
 from pathlib import Path
@@ -13,11 +13,12 @@ from pinspect.core.params import load_params
 
 
 def main(root: Path = Path()) -> None:
+    """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     data = root / "data"
     report = build_raw(data / "captures", data / "raw", data / "splits.csv", params.contract(), params.raw)
     print(report.counts.to_string())
-    print(f"{report.made} pieces of work done, the rest was there", *report.remarks, sep="\n")
+    print(f"{report.made} items processed, all others unchanged", *report.remarks, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,42 @@
 """The evaluated adapter -> a version in the MLflow registry, with the alias challenger.
 
-    python stages/register.py
+    python -m stages.register
 
-Reads the base model, models/adapter, reports/eval, reports/answers, data/raw and data/dst; writes
+Reads the base model, models/adapter, reports/eval, reports/answers, data/raw and data/dst. Writes
 reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tracking_uri, else mlruns/mlflow.db.
+An experiment of DVC registers nothing, so that no experiment can move an alias.
 """
 
 import json
 from pathlib import Path
 
-from pinspect.core import environment
 from pinspect.core.errors import run
+from pinspect.core.files import write_file
 from pinspect.core.params import load_params
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
-from pinspect.registry.registration import register_candidate
+from pinspect.registry.registration import describe_experiment, experiment_name, register_candidate
 from pinspect.registry.settings import load_register_settings
 
 
 def main(root: Path = Path()) -> None:
+    """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
-    registration = register_candidate(
-        read_candidate(root, checkpoint_of(params.model, root)), params, load_register_settings(root)
-    )
-    text = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"
-    (root / "reports/registration.json").write_text(text, encoding="utf-8")
-    print(f"{registration['model_uri']} (adapter {registration['adapter_sha256'][:12]}) in {registration['registry']}")
+    candidate = read_candidate(root, checkpoint_of(params.model, root))
+    experiment = experiment_name()
+    if experiment:
+        registration = describe_experiment(candidate, experiment)
+        print(
+            f"not registered, since this is experiment {experiment}; to register its adapter: dvc exp apply "
+            f"{experiment} && dvc repro --force --single-item register"
+        )
+    else:
+        registration = register_candidate(candidate, params, load_register_settings(root))
+        adapter = registration["adapter_sha256"][:12]
+        print(f"{registration['model_uri']} (adapter {adapter}) in {registration['registry']}")
+    content = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"
+    write_file(root / "reports/registration.json", content)
 
 
 if __name__ == "__main__":
-    environment.apply()
     run(main)

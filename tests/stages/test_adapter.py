@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
 from tests.support import chat_line
-from tests.support.sample import ROOT
+from tests.support.sample import ROOT, stage_environment
 
 FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4}
 
@@ -180,11 +179,11 @@ def test_two_processes_learn_what_one_does(line, plain, tmp_path):
     root = project_at(line, tmp_path / "project", precision="float32")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, ROOT / "stages/train.py"],
+        [*launch, "-m", "stages.train"],
         cwd=root,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=stage_environment(OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("4 steps") == 1, "one of the processes tells the result"
@@ -195,8 +194,8 @@ def test_two_processes_learn_what_one_does(line, plain, tmp_path):
 def test_a_training_killed_at_any_step_ends_like_one_that_was_not(line, tmp_path):
     whole = project_at(line, tmp_path / "whole")
     cut = project_at(line, tmp_path / "cut")
-    stage = [sys.executable, ROOT / "stages/train.py"]
-    running = subprocess.Popen(stage, cwd=cut, stderr=subprocess.PIPE, text=True)
+    stage = [sys.executable, "-m", "stages.train"]
+    running = subprocess.Popen(stage, cwd=cut, env=stage_environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
     while not list((cut / "build").glob("train/checkpoint-*.pt")):
         assert running.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
@@ -206,7 +205,7 @@ def test_a_training_killed_at_any_step_ends_like_one_that_was_not(line, tmp_path
     assert running.returncode == -signal.SIGKILL
     assert not (cut / "models/adapter/adapter_model.safetensors").exists()
     for root in (whole, cut):
-        subprocess.run(stage, cwd=root, check=True, capture_output=True)
+        subprocess.run(stage, cwd=root, env=stage_environment(), check=True, capture_output=True)
     assert losses(cut / "models/adapter")[-1] == pytest.approx(losses(whole / "models/adapter")[-1], abs=1e-4)
     first, second = (root / "models/adapter/adapter_model.safetensors" for root in (whole, cut))
     assert first.read_bytes() == second.read_bytes()

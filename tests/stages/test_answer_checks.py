@@ -1,7 +1,6 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from pinspect.core.errors import AnswerCheckFailed
 from pinspect.core.params import load_params
 from pinspect.core.rows import SPLITS, read_chat
 from tests.support import chat_line
+from tests.support.sample import stage_process
 
-STAGES = Path(__file__).resolve().parents[2] / "stages"
 KINDS = {"two_image": 3, "one_image": 1, "stacked": 2}
 
 
@@ -310,7 +309,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run_stage(name: str, root: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, STAGES / f"{name}.py"], cwd=root, capture_output=True, text=True)
+    return stage_process(name, root)
 
 
 def test_the_stage_writes_the_same_validation_again_and_data_docs_beside_it(workspace):

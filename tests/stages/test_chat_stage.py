@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from pinspect.core.errors import StageInputError
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from tests.support import chat_line
-
-STAGE = Path(__file__).resolve().parents[2] / "stages" / "chat.py"
+from tests.support.sample import stage_process
 
 
 def build(root: Path, **changes: object) -> chat.ChatDataset:
@@ -28,7 +26,7 @@ def all_rows(dataset: chat.ChatDataset) -> list[dict]:
 
 
 def run_stage(root: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, STAGE], cwd=root, capture_output=True, text=True)
+    return stage_process("chat", root)
 
 
 @pytest.fixture

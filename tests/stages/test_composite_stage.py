@@ -4,7 +4,6 @@ import dataclasses
 import io
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from pinspect.composites.views import Style
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.nsoartc.dst import Reading, build_dst
-from tests.support.sample import ROOT, contents, drop, line, params
+from tests.support.sample import ROOT, contents, drop, line, params, stage_process
 
 LAYOUT = params().layout.layout()
 STYLE = Style(LAYOUT, cell=32, grid=True, jpeg_quality=95)
@@ -44,7 +43,7 @@ def build(root, style=STYLE, stacks=0) -> pd.DataFrame:
 
 
 def run_stage(project) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "stages/composite.py"], cwd=project, capture_output=True, text=True)
+    return stage_process("composite", project)
 
 
 def picture(root, file) -> np.ndarray:
@@ -193,9 +192,7 @@ def test_the_stage_stacks_when_the_chat_dataset_wants_it(root):
     found = yaml.safe_load((ROOT / "params.yaml").read_text())
     found["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
     (root.parent / "params.yaml").write_text(yaml.safe_dump(found))
-    result = subprocess.run(
-        [sys.executable, ROOT / "stages/composite.py"], cwd=root.parent, capture_output=True, text=True
-    )
+    result = stage_process("composite", root.parent)
     assert result.returncode == 0, result.stderr
     assert set(read_manifest(root / "composited/manifest.csv", COLUMNS)["kind"]) == {"single", "star", "stacked"}
     assert "stacked" in result.stdout
@@ -203,8 +200,6 @@ def test_the_stage_stacks_when_the_chat_dataset_wants_it(root):
 
 def test_the_stage_ends_with_one_line_when_its_input_is_missing(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    result = subprocess.run(
-        [sys.executable, ROOT / "stages/composite.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    result = stage_process("composite", tmp_path)
     assert result.returncode == 2
     assert result.stderr == "data/raw/manifest.csv: not found; run `dvc repro`, which makes it\n"

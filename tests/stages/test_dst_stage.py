@@ -3,8 +3,6 @@
 import io
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -17,7 +15,7 @@ from pinspect.core.manifests import read_manifest
 from pinspect.nsoartc.dst import COLUMNS, MATRIX, Reading, score_columns
 from pinspect.nsoartc.unit_space import UnitSpace
 from tests.support.dst_line import READING, build, drop_raw, read_rows, write_rows
-from tests.support.sample import ROOT, contents, drop, line
+from tests.support.sample import ROOT, contents, drop, line, stage_process
 
 LINE = line(seed=4, train=12, references=6)
 
@@ -234,9 +232,7 @@ def test_the_stage_runs_after_the_raw_stage(tmp_path):
     (tmp_path / "params.yaml").write_text(text.replace("references: 10 ", "references: 5 "))
     drop(tmp_path / "data/captures", LINE)
     for stage in ("raw", "dst"):
-        done = subprocess.run(
-            [sys.executable, ROOT / f"stages/{stage}.py"], cwd=tmp_path, capture_output=True, text=True
-        )
+        done = stage_process(stage, tmp_path)
         assert done.returncode == 0, done.stderr
     found = read_manifest(tmp_path / "data/dst/manifest.csv", COLUMNS)
     assert len(found) == len(LINE) + 13 and (found["error"] == "").all()

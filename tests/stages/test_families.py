@@ -213,7 +213,7 @@ def test_more_images_than_a_family_takes_are_refused_and_more_than_it_learnt_wit
         require_images_fit(replace(FAMILIES["pinspect"], name="small", max_images=2), rows)
 
 
-def test_a_chat_template_that_loses_images_or_words_stops_the_chat_stage(line):
+def test_a_chat_template_that_loses_images_or_words_stops_the_training_before_it_begins(line):
     _, params, rows = line
     checkpoint = checkpoint_of(params.model, ROOT)
     processor = load_processor(checkpoint)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pinspect.captures.incremental import source_files
 from pinspect.core.manifests import read_manifest
+from pinspect.core.yaml_file import SETTINGS_FILE
 from tests.support.sample import ROOT, contents, drop, line, read_labels, write_labels
 
 IMAGING_STAGES = ("raw", "dst", "composite")
@@ -42,17 +43,23 @@ class Project:
         params["dst"] |= {"minimum_references": 3}
         params["composite"] |= {"cell": 32}
         (root / "params.yaml").write_text(yaml.safe_dump(params))
+        shutil.copy(ROOT / SETTINGS_FILE, root)
         self.run("git", "init", "--quiet")
         self.run("dvc", "init", "--quiet")
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.root / "src"),
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc/tmp/site"),
         }
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def commit(self) -> None:
+        """Commit everything; an experiment starts from a commit."""
+        identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
+        self.run("git", "add", ".")
+        assert self.run("git", *identity, "commit", "--quiet", "--message", "Start").returncode == 0
 
     def repro(self) -> list[str]:
         """`dvc repro`; returns the stages that ran."""
@@ -92,32 +99,78 @@ def project(made, tmp_path) -> Project:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_modules_that_it_runs(stage):
-    command = STAGES[stage]["cmd"].split()
-    assert command == ["python", f"stages/{stage}.py"]
-    needed = [path for path in source_files(ROOT / command[1], ROOT / "src") if path.stat().st_size]
-    listed = [dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")]
-    assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in needed)
+def test_a_stage_imports_nothing_outside_the_folders_that_it_depends_on_and_depends_on_no_other(stage):
+    script = f"stages/{stage}.py"
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+    modules = [path for path in source_files(ROOT / script, ROOT / "src") if path.stat().st_size]
+    imported = {path.relative_to(ROOT).as_posix() for path in modules}
+    listed = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))]
+    users = {dep: {path for path in imported if path == dep or path.startswith(f"{dep}/")} for dep in listed}
+    assert imported == set().union(*users.values())
+    assert [dep for dep, paths in users.items() if not paths] == []
 
 
 def test_every_stage_script_is_a_stage():
-    assert sorted(path.stem for path in (ROOT / "stages").glob("*.py")) == sorted(STAGES)
+    scripts = sorted(path.stem for path in (ROOT / "stages").glob("*.py"))
+    assert scripts == sorted([*STAGES, "__init__"])
 
 
-def test_every_param_that_a_stage_lists_is_there():
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for stage in STAGES.values():
-        for key in stage["params"]:
-            found = params
-            for name in key.split("."):
-                found = found[name]
+def test_the_pipeline_is_read_at_a_glance():
+    lines = (ROOT / "dvc.yaml").read_text().splitlines()
+    assert len(lines) <= 250
+
+
+def listed_params(stage: str) -> dict[str, list[str]]:
+    """The keys that a stage depends on, by file."""
+    listed: dict[str, list[str]] = {"params.yaml": []}
+    for entry in STAGES[stage]["params"]:
+        if isinstance(entry, str):
+            listed["params.yaml"].append(entry)
+        else:
+            listed |= entry
+    return listed
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_lists_every_section_of_the_params_that_its_script_reads(stage):
-    read = set(re.findall(r"\bparams\.(?!yaml\b)(\w+)", (ROOT / f"stages/{stage}.py").read_text()))
-    needed = {name for word in read for name in {"contract": ("layout", "answers")}.get(word, (word,))}
-    assert needed <= {key.split(".")[0] for key in STAGES[stage]["params"]}
+def test_every_param_that_a_stage_lists_is_there(stage):
+    for file, keys in listed_params(stage).items():
+        content = yaml.safe_load((ROOT / file).read_text())
+        for key in keys:
+            value = content
+            for name in key.split("."):
+                value = value[name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_every_section_that_its_script_reads(stage):
+    script = (ROOT / f"stages/{stage}.py").read_text()
+    words = set(re.findall(r"\bparams\.(?!yaml\b)(\w+)", script))
+    sections = {name for word in words for name in {"contract": ("layout", "answers")}.get(word, (word,))}
+    listed = listed_params(stage)
+    assert sections <= {key.split(".")[0] for key in listed["params.yaml"]}
+    settings = set(re.findall(r"\bload_(\w+)_settings\(", script))
+    assert settings == set(listed.get(SETTINGS_FILE, ()))
+
+
+def test_no_stage_depends_on_the_station_or_on_promotion():
+    """So a new setting of either runs no stage again."""
+    rooms = {"src/pinspect/station", "src/pinspect/cli", "src/pinspect/pretraining"}
+    for stage in STAGES:
+        assert set(listed_params(stage).get(SETTINGS_FILE, ())) <= {"report", "register"}
+        assert not rooms & set(STAGES[stage]["deps"])
+
+
+def test_compiled_code_does_not_count_as_a_change(made):
+    cache = made.root / "src/pinspect/core/__pycache__/answers.cpython-311.pyc"
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_bytes(b"compiled")
+    assert made.repro() == []
+
+
+def test_every_artifact_is_an_output_or_committed():
+    outs = {path for stage in STAGES.values() for path in paths(stage["outs"])}
+    for artifact in PIPELINE["artifacts"].values():
+        assert artifact["path"] in outs or (ROOT / artifact["path"] / "config.json").is_file()
 
 
 def test_what_is_kept_between_runs_is_what_is_made_batch_by_batch():
@@ -162,8 +215,8 @@ def test_adding_captures_redoes_only_those_and_equals_a_clean_run(project, tmp_p
     times = {path: path.stat().st_mtime_ns for path in (project.root / "data").rglob("images/*/*")}
     result = project.run("dvc", "repro")
     assert result.returncode == 0, result.stderr
-    assert f"{len(added)} pieces of work done, the rest was there" in result.stdout  # raw
-    assert f"{len(added)} captures compared, the rest was there" in result.stdout  # dst
+    assert f"{len(added)} items processed, all others unchanged" in result.stdout  # raw
+    assert f"{len(added)} captures compared, all others unchanged" in result.stdout  # dst
     touched = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert not touched
     clean = Project(tmp_path / "clean")
@@ -192,6 +245,24 @@ def test_a_bad_capture_stops_the_pipeline_and_nothing_is_lost(project):
     assert project.data() == before
 
 
+def test_a_stage_runs_the_code_of_the_checkout_that_it_lies_in(project):
+    """The installed pinspect is another one, and PYTHONPATH is not set."""
+    module = project.root / "src/pinspect/composites/composited.py"
+    module.write_text(module.read_text() + "\nprint('this is the code of', __file__)\n")
+    result = project.run("dvc", "repro")
+    assert f"this is the code of {module}" in result.stdout
+
+
+def test_an_experiment_in_another_folder_runs_its_own_code(project):
+    project.commit()
+    module = project.root / "src/pinspect/composites/composited.py"
+    module.write_text(module.read_text() + "\nprint('this is the code of', __file__)\n")
+    result = project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "composite.cell=48")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (shown,) = (line for line in (result.stdout + result.stderr).splitlines() if "this is the code of" in line)
+    assert ".dvc/tmp/exps" in shown and str(module) not in shown
+
+
 def test_an_edit_of_a_module_runs_the_stages_that_use_it(project):
     with (project.root / "src/pinspect/composites/drawing.py").open("a") as module:
         module.write("\n# edited\n")
@@ -207,9 +278,7 @@ def test_a_lost_output_is_made_again(project):
 
 
 def test_a_sweep_runs_as_experiments_each_with_its_own_params_and_none_redoes_what_did_not_change(project):
-    project.run("git", "add", ".")
-    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
-    assert project.run("git", *identity, "commit", "--quiet", "--message", "Start of the sweep").returncode == 0
+    project.commit()
     widths = {}
     for cell in (128, 192):
         result = project.run("dvc", "exp", "run", "--name", f"cell-{cell}", "-S", f"composite.cell={cell}")

@@ -5,7 +5,6 @@ import hashlib
 import io
 import shutil
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -16,7 +15,7 @@ from pinspect.captures.raw import COLUMNS, RawReport, build_raw
 from pinspect.core.errors import CaptureError, ParamsError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
-from tests.support.sample import ROOT, contents, drop, line, read_labels, row, write_labels
+from tests.support.sample import ROOT, contents, drop, line, read_labels, row, stage_process, write_labels
 
 
 def write_params(folder, **virtual) -> Params:
@@ -34,7 +33,7 @@ def build(root) -> RawReport:
 
 
 def run_stage(root) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "stages/raw.py"], cwd=root, capture_output=True, text=True)
+    return stage_process("raw", root)
 
 
 def manifest(root) -> pd.DataFrame:

@@ -3,9 +3,8 @@ adapter of two steps, and its evaluation. Its answers are poor, and everything a
 
 from __future__ import annotations
 
-import runpy
+import importlib
 import shutil
-from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -30,8 +29,8 @@ def make_project(root: Path) -> Path:
 
 
 def run_stage(stage: str, root: Path) -> None:
-    """What `python stages/<stage>.py` does, in this process."""
-    _stage(stage)(root)
+    """Do in this process what `python -m stages.<stage>` does."""
+    importlib.import_module(f"stages.{stage}").main(root)
 
 
 def write_params(root: Path, **train: object) -> None:
@@ -46,8 +45,3 @@ def write_params(root: Path, **train: object) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(found))
     shutil.copy(ROOT / SETTINGS_FILE, root)
     set_values(root, "report", bootstrap_samples=100)
-
-
-@lru_cache
-def _stage(name: str):
-    return runpy.run_path(str(ROOT / f"stages/{name}.py"))["main"]

@@ -1,6 +1,9 @@
 """Captures for tests: pictures of the virtual line, dropped in as a user drops them in."""
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +21,17 @@ ROOT = Path(__file__).parents[2]
 def params() -> Params:
     """The parameters that the repository ships."""
     return load_params(ROOT / "params.yaml")
+
+
+def stage_process(stage: str, root: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python -m stages.<stage>` of this checkout in the project folder `root`."""
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.run(command, cwd=root, env=stage_environment(**environment), capture_output=True, text=True)
+
+
+def stage_environment(**values: str) -> dict[str, str]:
+    """The environment in which `stages` of this checkout can be run in any folder."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | values
 
 
 def set_values(root: Path, section: str, **values: object) -> None:

@@ -89,7 +89,7 @@ class Round:
 
     def _victim(self, kind: str) -> psutil.Process | None:
         """The training's process, or else dvc's, which tells that a stage is under way."""
-        word = "stages/train.py" if kind == "training" else "--single-item"
+        word = "stages.train" if kind == "training" else "--single-item"
         for process in self.checkout.processes():
             with suppress(psutil.Error):
                 words = process.cmdline()

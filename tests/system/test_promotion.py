@@ -22,7 +22,7 @@ from pinspect.registry.promotion import DECISION, Decision, promote, rollback, w
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
-from tests.support.sample import ROOT
+from tests.support.sample import ROOT, stage_environment
 
 NAME = "pin-inspector"
 PINSPECT = Path(sys.executable).with_name("pinspect")
@@ -288,9 +288,12 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
     commands = [
         [PINSPECT, "promote", "--json"],
         [PINSPECT, "promote", "--json"],
-        [sys.executable, ROOT / "stages/register.py"],
+        [sys.executable, "-m", "stages.register"],
     ]
-    racing = [subprocess.Popen(command, cwd=line.root, stdout=-1, stderr=-1, text=True) for command in commands]
+    racing = [
+        subprocess.Popen(command, cwd=line.root, env=stage_environment(), stdout=-1, stderr=-1, text=True)
+        for command in commands
+    ]
     told = [(*process.communicate(), process.returncode) for process in racing]
     # The register stage brings the worse adapter, version 3, forward: before, between or after the promotions.
     assert told[2][2] == 0, told

@@ -25,7 +25,7 @@ from pinspect.registry.package import pack
 from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
-from tests.support.sample import ROOT
+from tests.support.sample import ROOT, stage_environment, stage_process
 
 NAME = "pin-inspector"
 
@@ -33,8 +33,11 @@ NAME = "pin-inspector"
 @pytest.fixture(scope="module")
 def registered(project):
     """The project, registered by two processes at the same moment."""
-    command = [sys.executable, str(ROOT / "stages/register.py")]
-    racing = [subprocess.Popen(command, cwd=project, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    command = [sys.executable, "-m", "stages.register"]
+    racing = [
+        subprocess.Popen(command, cwd=project, env=stage_environment(), stdout=-1, stderr=-1, text=True)
+        for _ in range(2)
+    ]
     told = [(*process.communicate(), process.returncode) for process in racing]
     return project, told
 
@@ -263,13 +266,7 @@ def test_an_alias_that_no_version_has_is_told_with_what_to_do(registered):
 def test_a_server_that_does_not_answer_is_told_in_one_line(registered):
     project, _ = registered
     before = (project / "reports/registration.json").read_bytes()
-    found = subprocess.run(
-        [sys.executable, str(ROOT / "stages/register.py")],
-        cwd=project,
-        env={"PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
-        capture_output=True,
-        text=True,
-    )
+    found = stage_process("register", project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert found.returncode == 75
     assert found.stderr.count("\n") == 1
     assert "http://127.0.0.1:9: no MLflow server answers" in found.stderr

@@ -110,7 +110,7 @@ def test_a_cancelled_run_ends_its_stage_at_once(prepared, client, tmp_path):
     checkout = prepared.copy(tmp_path / "cancelled")
     checkout.set_param("train", seed=41)
     run = run_deployment("retrain/nightly", parameters={"root": str(checkout.root)}, timeout=0)
-    until(lambda: any("stages/train.py" in process.cmdline() for process in checkout.processes()), "the training")
+    until(lambda: any("stages.train" in process.cmdline() for process in checkout.processes()), "the training")
     client.set_flow_run_state(run.id, Cancelling())
     until(lambda: client.read_flow_run(run.id).state.is_final(), "the end of the run")
     assert client.read_flow_run(run.id).state.name == "Cancelled"

@@ -179,7 +179,8 @@ def code_version(function: Callable) -> str:
 
 def source_files(start: Path, root: Path) -> list[Path]:
     """`start` and every file below the import root `root` that it imports, directly or by another, also inside
-    functions; `start` first, then by path. Imports (absolute ones) are read, not run."""
+    functions; `start` first, then by path. Imports (absolute ones) are read, not run. The `__init__.py` of a top-level
+    package is left out: it only offers names of other modules to users."""
     found: set[Path] = {start}
     waiting = [start]
     while waiting:
@@ -200,7 +201,8 @@ def _imported_files(path: Path, root: Path) -> set[Path]:
     parts = [name.split(".") for name in names]
     modules = {root.joinpath(*part[:length]) for part in parts for length in range(1, len(part) + 1)}
     candidates = {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")}
-    return {file for file in candidates if file.is_file()}
+    public_doors = {root / part[0] / "__init__.py" for part in parts}
+    return {file for file in candidates - public_doors if file.is_file()}
 
 
 def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:

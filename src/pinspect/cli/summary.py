@@ -46,7 +46,10 @@ def print_summary(folder: Path) -> None:
         table.add_row(*row)
     console = Console(soft_wrap=True)
     console.print(table)
-    console.print(f"registered: {registration['model_uri']} in {registration['registry']}", highlight=False)
+    if "experiment" in registration:
+        console.print(f"registered: not, this is experiment {registration['experiment']}", highlight=False)
+    else:
+        console.print(f"registered: {registration['model_uri']} in {registration['registry']}", highlight=False)
     console.print(f"report:     {(folder / 'reports/eval/report.html').resolve()}", highlight=False)
 
 

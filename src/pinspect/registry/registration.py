@@ -9,6 +9,7 @@ a promotion. A new evaluation of the same package renews the scores of its versi
 from __future__ import annotations
 
 import contextlib
+import os
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -40,6 +41,28 @@ from pinspect.registry.versions import (
 )
 
 _METRICS_PER_CALL = 500
+_EXPERIMENT_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")  # set by `dvc exp run`
+
+
+def experiment_name() -> str:
+    """Return the name of the DVC experiment that this process belongs to (its baseline commit if it has no name).
+
+    Returns:
+        An empty string outside of `dvc exp run`.
+    """
+    return next((os.environ[name] for name in _EXPERIMENT_VARIABLES if os.environ.get(name)), "")
+
+
+def describe_experiment(candidate: Candidate, experiment: str) -> dict:
+    """Return the content of `reports/registration.json` for an experiment, which is not registered."""
+    return {
+        "experiment": experiment,
+        ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
+        "base_sha256": candidate.digests["base_sha256"],
+        "dataset_digest": candidate.digests["dataset_digest"],
+        TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
+        "scores": dict(candidate.scores),
+    }
 
 
 def register_candidate(candidate: Candidate, params: Params, settings: RegisterSettings) -> dict:
