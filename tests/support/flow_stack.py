@@ -37,12 +37,11 @@ class Checkout:
     def __init__(self, root: Path, api: str):
         self.root = root
         self.environment = (
-            os.environ
+            {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             | quiet.SETTINGS
             | {
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "PWD": str(root),
-                "PYTHONPATH": str(root / "src"),
                 "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
                 "OMP_NUM_THREADS": "1",
                 "PREFECT_API_URL": api,

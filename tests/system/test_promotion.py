@@ -53,14 +53,14 @@ def evidence(answer=right, *, captures: int = CAPTURES, version: str = "2") -> E
     return Evidence(version, table, provenance.digest_of_test_set(table))
 
 
-def asked(root=ROOT, **promotion) -> RegistrySettings:
+def settings_with(root=ROOT, **promotion) -> RegistrySettings:
     settings = load_registry_settings(root)
     return replace(settings, promote=settings.promote.model_copy(update=promotion))
 
 
 def broken(ours: Evidence, theirs: Evidence | None = None, tags=HELD, approve_by="", **promotion) -> dict[str, str]:
     """The rules that do not hold: name -> what was found."""
-    rules = weigh(ours, theirs, tags, asked(**promotion), approve_by=approve_by)
+    rules = weigh(ours, theirs, tags, settings_with(**promotion), approve_by=approve_by)
     return {rule.name: rule.found for rule in rules if not rule.holds}
 
 
@@ -114,7 +114,7 @@ def test_a_control_that_is_not_required_is_told_and_stops_nothing():
     assert broken(evidence(), tags=tags, required_controls=["swapped"]) == {"controls": "1 of 2 do not hold: swapped"}
     (rule,) = [
         rule
-        for rule in weigh(evidence(), None, tags, asked(required_controls=["blank"]), approve_by="")
+        for rule in weigh(evidence(), None, tags, settings_with(required_controls=["blank"]), approve_by="")
         if rule.name == "controls"
     ]
     assert rule.found == "1 hold; not required, and not held: swapped"
@@ -358,7 +358,7 @@ def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, e
         evaluate_as(line.root, 3, answered(rows(), WORSE))
     line.set(champion="1")
     params = line.params
-    decision = promote(line.root, params, asked(line.root, minimum_defective=1))
+    decision = promote(line.root, params, settings_with(line.root, minimum_defective=1))
     assert decision.rescored == ("1",)
     held = {rule.name for rule in decision.rules if rule.holds}
     assert {"answers parse", "escapes against the champion", "exact match against the champion"} <= held

@@ -1,23 +1,71 @@
-"""A sweep of the training: experiments of DVC, each with its own parameters, adapter and scores."""
+"""A sweep of the training: experiments of DVC, each with its own code, parameters, adapter and scores."""
 
 import json
 
+import pytest
+from mlflow import MlflowClient
+
+from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
+from tests.support.flow_stack import Checkout
+
 IDENTITY = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
+MARK = "trained by the code of"
 
 
-def test_an_experiment_trains_evaluates_and_registers_an_adapter_with_its_own_parameters(prepared, tmp_path):
+@pytest.fixture
+def sweep(prepared, tmp_path) -> Checkout:
+    """A project whose stages have all run, registered and committed."""
     checkout = prepared.copy(tmp_path / "line")
+    checkout.must("dvc", "repro", "--force", "--single-item", "register")  # the copy has a registry of its own
     checkout.must("git", "add", ".")
     checkout.must("git", *IDENTITY, "commit", "--quiet", "--message", "Start of the sweep")
-    asked = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
-    told = checkout.must("dvc", "exp", "run", "--name", "narrow", *asked)
-    ran = [line.split("'")[1] for line in told.splitlines() if line.startswith("Running stage")]
-    assert ran == ["train", "calibrate", "evaluate", "register"]
-    config = json.loads((checkout.root / "models/adapter/adapter_config.json").read_text())
-    assert config["r"] == 4
-    shown = json.loads(checkout.must("dvc", "exp", "show", "--json"))
-    (experiment,) = (found for revision in shown for found in revision["experiments"] or [])
+    return checkout
+
+
+def registered(checkout: Checkout) -> dict[str, str]:
+    """Every alias and every version of the registry."""
+    settings = load_register_settings(checkout.root)
+    with open_registry(checkout.root, settings) as client:
+        assert isinstance(client, MlflowClient)
+        model = client.get_registered_model(settings.model_name)
+        versions = client.search_model_versions(f"name = '{settings.model_name}'")
+    return {**model.aliases, "versions": str(sorted(version.version for version in versions))}
+
+
+def stages_of(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def test_an_experiment_trains_and_evaluates_with_its_own_parameters_and_moves_no_alias(sweep):
+    before = registered(sweep)
+    assert before["challenger"] == "1"
+    sets = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
+    output = sweep.must("dvc", "exp", "run", "--name", "narrow", *sets)
+    assert stages_of(output) == ["train", "answer", "evaluate", "register"]
+    assert "not registered, since this is experiment narrow" in output
+    assert json.loads((sweep.root / "models/adapter/adapter_config.json").read_text())["r"] == 4
+    assert json.loads((sweep.root / "reports/registration.json").read_text())["experiment"] == "narrow"
+    assert registered(sweep) == before
+    shown = json.loads(sweep.must("dvc", "exp", "show", "--json"))
+    (experiment,) = (entry for revision in shown for entry in revision["experiments"] or [])
     (revision,) = experiment["revs"]
     assert experiment["name"] == "narrow"
     assert revision["data"]["params"]["params.yaml"]["data"]["train"]["rank"] == 4
     assert "zero_shot" in revision["data"]["metrics"]["reports/eval/metrics.json"]["data"]
+
+
+def test_an_experiment_in_a_folder_of_its_own_runs_its_own_code_and_moves_no_alias(sweep):
+    """The experiment's stage prints which code it runs; PYTHONPATH is not set, and another pinspect is installed."""
+    assert "PYTHONPATH" not in sweep.environment
+    before, adapter = registered(sweep), (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes()
+    module = sweep.root / "src/pinspect/model/adapter.py"
+    module.write_text(module.read_text() + f"\nprint({MARK!r}, __file__)\n")
+    done = sweep.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.rank=4")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "not registered, since this is experiment apart" in output
+    (line,) = (line for line in output.splitlines() if MARK in line)
+    assert f"{sweep.root}/.dvc/tmp/exps/" in line
+    assert registered(sweep) == before
+    assert (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes() == adapter

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import networkx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.repo.reproduce import plan_repro
 from dvc.stage import PipelineStage
 from rich.console import Console
 from rich.table import Table
@@ -35,9 +35,8 @@ def stage_states(root: Path) -> dict[str, dict]:
         with Repo(str(root)) as repo:
             changes = repo.status()
             graph = repo.index.graph  # its edges lead from a stage to what it depends on
-            order = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=lambda s: s.addressing)
             states: dict[str, dict] = {}
-            for stage in (stage for stage in order if stage.cmd):
+            for stage in (stage for stage in plan_repro(graph) if stage.cmd):
                 before = [_name_of(needed, root) for needed in graph.successors(stage) if needed.cmd]
                 states[_name_of(stage, root)] = _state(changes.get(stage.addressing), before, states)
             return states
