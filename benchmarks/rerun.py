@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pinspect.core.params import VirtualParams, load_params
-from pinspect.virtual_line.renderer import render_line
+from pinspect.virtual_line import render_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/rerun.json"
