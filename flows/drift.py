@@ -12,7 +12,8 @@ from pathlib import Path
 import requests
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.retrain import bring_up_to_date, in_checkout, run_here
 from flows.states import SKIPPED, end_state

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from prefect.states import State
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from flows.retrain import bring_up_to_date, in_checkout, run_here
 from pinspect.captures.inbox import take_captures
@@ -46,7 +47,7 @@ def ingest(root: str = ".", inbox: str = "inbox", retries: int = 2, retry_delay_
     return in_checkout(root, work)
 
 
-@task(cache_policy=None)
+@task(cache_policy=NO_CACHE)
 def take(root: str, inbox: str) -> AddReport:
     """Do what `pinspect add` does, capture by capture, with the captures of an inbox."""
     params = load_params(Path(root) / "params.yaml")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows.states import REFUSED, end_state
 from pinspect.core.errors import PromotionRefused, run
@@ -70,8 +71,7 @@ def _roll_back(project: Path, why: str, by: str) -> State:
 def main() -> None:
     """Promote the challenger of the project in this folder."""
     state = promote(return_state=True)
-    if not state.is_completed():
-        raise state.result(raise_on_failure=False)
+    state.result()  # raises the error of a failed run
     print(state.message)
 
 

@@ -23,7 +23,9 @@ from pathlib import Path
 
 import psutil
 from prefect import Flow, flow, get_run_logger, task
-from prefect.states import Completed, Failed, State
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file
 from flows.run_artifacts import REPORT, publish
@@ -155,7 +157,7 @@ def _is_worth_another_try(task, task_run, state) -> bool:
     return isinstance(state.result(raise_on_failure=False), InfrastructureError)
 
 
-@task(task_run_name="{stage}", retry_condition_fn=_is_worth_another_try, cache_policy=None)
+@task(task_run_name="{stage}", retry_condition_fn=_is_worth_another_try, cache_policy=NO_CACHE)
 def reproduce(stage: str, root: str, stale: bool = True) -> State | StageOutcome:
     """Run `dvc repro --single-item` for one stage and log its output; end as Cached if the stage is not stale."""
     if not stale:
@@ -216,9 +218,11 @@ def end_session(process: subprocess.Popen) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_STOP)
-    process.stdin.close()  # the session kills its command, then ends
+    if process.stdin:
+        process.stdin.close()  # the session kills its command, then ends
     _clear_session(process)
-    process.stdout.close()
+    if process.stdout:
+        process.stdout.close()
 
 
 def _clear_session(process: subprocess.Popen) -> None:
@@ -231,7 +235,7 @@ def _clear_session(process: subprocess.Popen) -> None:
 
 
 def _logged(process: subprocess.Popen, log: Callable[[str], object]) -> Iterator[str]:
-    for line in process.stdout:
+    for line in process.stdout or ():
         line = line.rstrip()
         if line:
             log(line)

@@ -42,7 +42,11 @@ def zombie_automation(silence: timedelta = SILENCE) -> Automation:
             threshold=1,
             within=silence,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {silence.seconds} s.")],
+        actions=[
+            ChangeFlowRunState(
+                name=None, state=StateType.CRASHED, force=False, message=f"No heartbeat for {silence.seconds} s."
+            )
+        ],
     )
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from pinspect.cli.summary import SHOWN, score_rows
+from pinspect.cli.summary import BLOCKS, score_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- /figures -->)", re.DOTALL)
@@ -13,7 +13,7 @@ BLOCK = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- /figures -->)", re.DOTALL
 def table(metrics: dict) -> str:
     """The scores of `reports/eval/metrics.json` as a Markdown table."""
     captures = metrics["zero_shot"]["captures"]
-    lines = [["", *SHOWN.values()], ["---"] * (len(SHOWN) + 1), *score_rows(metrics)]
+    lines = [["", *BLOCKS.values()], ["---"] * (len(BLOCKS) + 1), *score_rows(metrics)]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     virtual = score_rows(metrics.get("virtual", {}))
     told = f"\nOn {captures} captures."

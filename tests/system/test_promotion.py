@@ -311,7 +311,7 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
 def test_an_evaluation_that_was_renewed_by_half_decides_nothing(line):
     line.set(champion="1", challenger="2")
     line.client.set_model_version_tag(NAME, "2", "evaluation_sha256", "0" * 64)
-    with pytest.raises(RegistryError, match="renewed by half, a registration was interrupted; run dvc repro register"):
+    with pytest.raises(RegistryError, match="an interrupted registration has renewed its evaluation in part; run dvc repro register"):
         promote(line.root, line.params, line.settings)
     assert line.aliases == {"champion": "1", "challenger": "2"}
 

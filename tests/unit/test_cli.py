@@ -31,7 +31,7 @@ def test_add_tells_what_came_in_and_what_was_there(project):
     second = pinspect("add", "new", cwd=project)
     assert second.returncode == 0
     assert "0 captures added to data/captures, 3 skipped" in second.stdout
-    assert f"{line()[4].name}: there already, skipped" in second.stdout
+    assert f"{line()[4].name}: already in the project, skipped" in second.stdout
 
 
 def test_a_bad_label_ends_with_one_line_and_code_2(project):

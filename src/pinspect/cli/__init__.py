@@ -1,0 +1,1 @@
+"""The `pinspect` command and the tables that it prints."""

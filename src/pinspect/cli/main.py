@@ -1,5 +1,7 @@
-"""The `pinspect` command. Each sub-command is one function that calls the library, and imports it when it is called:
-`pinspect --help` must not wait for torch."""
+"""Defines the `pinspect` command: one function per sub-command.
+
+Each function imports what it calls, so that `pinspect --help` does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +18,31 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From photographs of wire-harness connectors to a vision-language inspector, and inspection with it.",
+    help="Train, register and run a vision-language inspector of wire-harness connectors.",
 )
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters' file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines, one object a line.")]
-ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="Who approves; recorded.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="The person who approves; recorded.")]
 
 
 @app.command()
 def add(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images, or images/, with or without a labels.csv.")],
-    shape: Annotated[str, typer.Option(help="Pin shape of the captures whose shape no row says.")] = "",
-    captures: Annotated[Path, typer.Option(help="Where captures are kept.")] = Path("data/captures"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with images, or with images/, and optionally a labels.csv.")
+    ],
+    shape: Annotated[str, typer.Option(help="Shape to assume for captures that labels.csv does not list.")] = "",
+    captures: Annotated[Path, typer.Option(help="The folder that the captures go to.")] = Path("data/captures"),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Copy new captures in, each image and label checked before; `dvc repro` then redoes only what changed."""
+    """Check the images and labels of a folder, then copy them to the captures of the project."""
     from pinspect.captures.labels import add_captures
     from pinspect.core.params import load_params
 
-    found = load_params(params)
-    report = add_captures(folder, captures, found.contract(), max_pixels=found.raw.max_pixels, shape=shape)
+    parameters = load_params(params)
+    report = add_captures(folder, captures, parameters.contract(), max_pixels=parameters.raw.max_pixels, shape=shape)
     for name in report.skipped:
-        print(f"{name}: there already, skipped")
+        print(f"{name}: already in the project, skipped")
     print(f"{len(report.added)} captures added to {captures}, {len(report.skipped)} skipped")
     if report.added:
         print("next: dvc repro")
@@ -46,7 +50,7 @@ def add(
 
 @app.command()
 def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder.")] = Path()) -> None:
-    """Tell what the last `dvc repro` came to: scores, registered version, report."""
+    """Show the scores, the registered version and the report of the last `dvc repro`."""
     from pinspect.cli.summary import print_summary
 
     print_summary(folder)
@@ -54,13 +58,19 @@ def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The proj
 
 @app.command()
 def inspect(
-    images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Photographs, folders of them, quoted globs.")],
-    alias: Annotated[str, typer.Option(help="Which version inspects; the champion, if there is one.")] = "",
-    shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
-    annotate: Annotated[str, typer.Option(metavar="DIR", help="Writes pictures with the defective pin boxed.")] = "",
+    images: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Photographs, folders of photographs, or quoted globs.")
+    ],
+    alias: Annotated[
+        str, typer.Option(help="Alias of the version that inspects; by default the champion, else the challenger.")
+    ] = "",
+    shape: Annotated[str, typer.Option(help="Pin shape; by default the shape that fits best.")] = "",
+    annotate: Annotated[
+        str, typer.Option(metavar="DIR", help="Write pictures with a box around the defective pin to this folder.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Inspect photographs. Exit code 0: all passed; 1: some are defective; 2: one could not be inspected."""
+    """Inspect photographs. Exit code 0: all passed; 1: at least one is defective; 2: at least one could not be read."""
     from pinspect.cli.inspect import print_records, shows_progress
     from pinspect.inspection.files import find_images
 
@@ -78,15 +88,21 @@ def inspect(
 
 @app.command()
 def watch(
-    inbox: Annotated[Path, typer.Argument(metavar="INBOX", help="The folder that a camera writes to.")],
-    results: Annotated[str, typer.Option(metavar="URL", help="SQLAlchemy URL; else station.results.")] = "",
-    settle: Annotated[float, typer.Option(min=1, help="Seconds that a file must be unchanged to count as whole.")] = 1,
-    patience: Annotated[float, typer.Option(min=0, help="Seconds until one that stays damaged is told.")] = 30,
-    shape: Annotated[str, typer.Option(help="Pin shape; found by the best fit when it is not given.")] = "",
-    once: Annotated[bool, typer.Option("--once", help="Inspects what is there and ends as `inspect` does.")] = False,
+    inbox: Annotated[Path, typer.Argument(metavar="INBOX", help="The folder that the camera writes to.")],
+    results: Annotated[
+        str, typer.Option(metavar="URL", help="SQLAlchemy URL of the results table; by default station.results.")
+    ] = "",
+    settle: Annotated[
+        float, typer.Option(min=1, help="Read a file after it has not changed for this many seconds.")
+    ] = 1,
+    patience: Annotated[float, typer.Option(min=0, help="Report a file as unreadable after this many seconds.")] = 30,
+    shape: Annotated[str, typer.Option(help="Pin shape; by default the shape that fits best.")] = "",
+    once: Annotated[
+        bool, typer.Option("--once", help="Inspect the present files, then end with the exit codes of `inspect`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Inspect photographs as they come into a folder, each once, into the results table. Ctrl-C ends it."""
+    """Inspect each new photograph in a folder once and store the results. Ctrl-C ends it."""
     from pinspect.station.watch import watch_inbox
 
     raise typer.Exit(
@@ -105,64 +121,69 @@ def watch(
 
 @app.command()
 def station(
-    host: Annotated[str, typer.Option(help="Where to listen; else station.host.")] = "",
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else station.port; 0 takes a free one.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=32, help="Web workers; else station.workers.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default station.host.")] = "",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; by default station.port; 0 chooses a free one.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=32, help="Number of web workers; by default station.workers.")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Captures a forward pass; else station.batch_size.")
+        int | None,
+        typer.Option(min=1, max=256, help="Most captures in one forward pass; by default station.batch_size."),
     ] = None,
     token: Annotated[
         str,
-        typer.Option(envvar="PINSPECT_STATION_TOKEN", show_envvar=True, help="What clients have to send."),
+        typer.Option(envvar="PINSPECT_STATION_TOKEN", show_envvar=True, help="Token that clients must send."),
     ] = "",
 ) -> None:
-    """Serve the champion: a page, an API and metrics. Ctrl-C ends it."""
+    """Serve the champion on a page, an API and a metrics endpoint. Ctrl-C ends it."""
     from pinspect.core.params import load_params
     from pinspect.station.server import run_station
     from pinspect.station.settings import load_station_settings
 
-    chosen = {"host": host or None, "port": port, "workers": workers, "batch_size": batch_size}
+    options = {"host": host or None, "port": port, "workers": workers, "batch_size": batch_size}
     settings = load_station_settings(Path())
-    settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
     run_station(Path(), load_params(), settings, token=token)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the registered versions with their aliases and scores, the newest first."""
+    """List the registered versions with their aliases and scores, newest first."""
     from pinspect.registry.leaderboard import leaderboard, print_leaderboard
     from pinspect.registry.settings import load_register_settings
 
-    lines = leaderboard(Path(), load_register_settings(Path()))
+    rows = leaderboard(Path(), load_register_settings(Path()))
     if as_json:
-        for line in lines:
-            print(json.dumps(line))
+        for row in rows:
+            print(json.dumps(row))
     else:
-        print_leaderboard(lines)
+        print_leaderboard(rows)
 
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A version's number or alias.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Number or alias of a version.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Number or alias of another version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two versions on the same test captures: McNemar's test, paired bootstrap intervals."""
+    """Compare two versions on the same test captures, by McNemar's test and paired bootstrap intervals."""
     from pinspect.core.params import load_params
     from pinspect.registry.leaderboard import compare as compare_versions
     from pinspect.registry.leaderboard import print_comparison
     from pinspect.registry.settings import load_registry_settings
 
-    found = compare_versions(Path(), load_params(), load_registry_settings(Path()), first, second)
+    comparison = compare_versions(Path(), load_params(), load_registry_settings(Path()), first, second)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(comparison))
     else:
-        print_comparison(found)
+        print_comparison(comparison)
 
 
 @app.command()
 def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
-    """Make the challenger champion if it proves to be good enough. Exit code 3: refused."""
+    """Make the challenger champion if every rule of promotion holds. Exit code 3: refused."""
     from pinspect.core.params import load_params
     from pinspect.registry import promotion
     from pinspect.registry.settings import load_registry_settings
@@ -178,7 +199,7 @@ def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
 @app.command()
 def rollback(
     why: Annotated[str, typer.Option(help="What went wrong; recorded with the version.")],
-    by: Annotated[str, typer.Option(metavar="NAME", help="Who decided; recorded.")] = "",
+    by: Annotated[str, typer.Option(metavar="NAME", help="The person who decided; recorded.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again."""
@@ -194,24 +215,24 @@ def rollback(
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Tell what `dvc repro` would do, which captures are new and which version is champion."""
+    """Show what `dvc repro` would do, which captures are new and which version is champion."""
     from pinspect.cli.status import print_status, project_status
     from pinspect.registry.settings import load_register_settings
 
-    told = project_status(Path(), load_register_settings(Path()))
+    state = project_status(Path(), load_register_settings(Path()))
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(state))
     else:
-        print_status(told)
+        print_status(state)
 
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
-    version: Annotated[str, typer.Option(help="Which registered version; else --alias.")] = "",
-    alias: Annotated[str, typer.Option(help="Or the alias of one.")] = "champion",
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
+    version: Annotated[str, typer.Option(help="Number of the version; by default the version with the alias.")] = "",
+    alias: Annotated[str, typer.Option(help="Alias of the version.")] = "champion",
 ) -> None:
-    """Merge a registered adapter into its base: a whole checkpoint for vLLM and others."""
+    """Merge a registered adapter into its base; vLLM and other engines can serve the result."""
     from pinspect.cli.export import export_version
     from pinspect.registry.settings import load_register_settings
 
@@ -221,16 +242,16 @@ def export(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Tell what this machine can run. Exit code 0: the chosen model; 2: something stands in its way."""
+    """Show what this machine can run. Exit code 0: the configured model runs here; 2: it does not."""
     from pinspect.core.params import load_params
     from pinspect.model.machine import NOT_READY, READY, examine, print_examination
 
-    told = examine(Path(), load_params() if Path("params.yaml").exists() else None)
+    examination = examine(Path(), load_params() if Path("params.yaml").exists() else None)
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(examination))
     else:
-        print_examination(told)
-    raise typer.Exit(NOT_READY if told["obstacles"] else READY)
+        print_examination(examination)
+    raise typer.Exit(NOT_READY if examination["obstacles"] else READY)
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Where a project stands: what `dvc repro` would do, which captures are new, who is champion."""
+"""Shows the state of a project: what `dvc repro` would do, which captures are new, which version is champion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
-from dvc.stage import PipelineStage
+from dvc.stage import Stage
 from rich.console import Console
 from rich.table import Table
 
@@ -18,56 +18,82 @@ from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
-from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, version_of
+from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, number_of, version_of
 
 UNCHANGED, CHANGED, FOLLOWS = "unchanged", "changed", "follows"
-_TOLD = 5  # names of captures in the table; --json has all
+_NAMES_SHOWN = 5  # captures in the table; --json lists all
 
 
 def stage_states(root: Path) -> dict[str, dict]:
-    """What `dvc repro` would do with each stage, in its order: stage -> state and why.
+    """Ask DVC what `dvc repro` would do with each stage; write nothing.
 
-    state: `changed` (it runs; why names each dependency, parameter, output or command), `follows` (a stage before it
-    runs; it runs too, unless that one gives the same as before), or `unchanged`. Asks DVC and writes nothing. Raises
-    StageInputError where there is no pipeline.
+    Args:
+        root: The project's folder.
+
+    Returns:
+        Stage -> `{"state": ..., "why": [...]}`, in an order in which each stage comes after its dependencies. The
+        state is `changed` (the stage will run; `why` lists each changed dependency, parameter, output or command),
+        `follows` (an earlier stage will run; so will this one, unless the earlier outputs turn out the same) or
+        `unchanged`.
+
+    Raises:
+        StageInputError: The folder has no pipeline that DVC can read.
     """
     try:
         with Repo(str(root)) as repo:
             changes = repo.status()
-            graph = repo.index.graph  # its edges lead from a stage to what it depends on
+            graph = repo.index.graph  # its edges lead from a stage to its dependencies
             states: dict[str, dict] = {}
             for stage in (stage for stage in plan_repro(graph) if stage.cmd):
-                before = [_name_of(needed, root) for needed in graph.successors(stage) if needed.cmd]
-                states[_name_of(stage, root)] = _state(changes.get(stage.addressing), before, states)
+                earlier = [_name_of(dependency, root) for dependency in graph.successors(stage) if dependency.cmd]
+                states[_name_of(stage, root)] = _state(changes.get(stage.addressing), earlier, states)
             return states
     except DvcException as error:
         raise StageInputError(f"{root}: {' '.join(str(error).split())}; run this in the project's folder") from None
 
 
 def new_captures(root: Path) -> tuple[list[str], list[str]]:
-    """Names of the images in data/captures that the last raw stage has not seen, and of those that are gone since."""
+    """Compare data/captures with the last run of the raw stage.
+
+    Args:
+        root: The project's folder.
+
+    Returns:
+        The names of the images that the raw stage has not seen, and of the images that have gone since.
+    """
     folder = images_folder(root / "data/captures")
-    there = (
-        {path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES} if folder.is_dir() else set()
-    )
+    present: set[str] = set()
+    if folder.is_dir():
+        present = {path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
     if not (root / "data/raw" / MANIFEST).is_file():
-        return sorted(there), []
+        return sorted(present), []
     manifest = read_manifest(root / "data/raw" / MANIFEST, ("capture", "source"))
     seen = set(manifest.loc[manifest["source"] == "camera", "capture"])
-    return sorted(there - seen), sorted(seen - there)
+    return sorted(present - seen), sorted(seen - present)
 
 
 def project_status(root: Path, settings: RegisterSettings) -> dict:
-    """Keys: stages (`stage_states`), new_captures and gone_captures (names), aliases (champion, challenger, previous ->
-    version or None) and registry_error (None, or why the registry did not tell). Raises as `stage_states`."""
+    """Gather the state of a project.
+
+    Args:
+        root: The project's folder.
+        settings: The section `register`.
+
+    Returns:
+        stages (see `stage_states`), new_captures and gone_captures (names), aliases (champion, challenger and previous
+        -> version, or None) and registry_error (None, or why the registry could not be read).
+
+    Raises:
+        StageInputError: The folder has no pipeline that DVC can read.
+    """
     new, gone = new_captures(root)
     aliases: dict[str, str | None] = dict.fromkeys((CHAMPION, CHALLENGER, PREVIOUS))
     registry_error = None
     try:
         with open_registry(root, settings) as client:
-            found = {alias: version_of(client, settings.model_name, alias) for alias in aliases}
-        aliases = {alias: str(version.version) if version else None for alias, version in found.items()}
-    except RegistryError as error:  # without it, the rest is worth telling all the same
+            versions = {alias: version_of(client, settings.model_name, alias) for alias in aliases}
+        aliases = {alias: number_of(version) if version else None for alias, version in versions.items()}
+    except RegistryError as error:  # stages and captures are useful without it
         registry_error = str(error)
     return {
         "stages": stage_states(root),
@@ -78,63 +104,53 @@ def project_status(root: Path, settings: RegisterSettings) -> dict:
     }
 
 
-def print_status(told: Mapping) -> None:
-    """Print `project_status`."""
+def print_status(status: Mapping) -> None:
+    """Print the result of `project_status`."""
     table = Table(title="what dvc repro would do", title_justify="left")
     table.add_column("stage")
     table.add_column("state")
     table.add_column("because", overflow="fold")
-    for stage, state in told["stages"].items():
+    for stage, state in status["stages"].items():
         table.add_row(stage, state["state"], ", ".join(state["why"]))
     console = Console()
     console.print(table)
-    for what, names in (("new", told["new_captures"]), ("gone", told["gone_captures"])):
+    for change, names in (("new", status["new_captures"]), ("gone", status["gone_captures"])):
         if names:
-            more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-            console.print(f"captures {what} since the last raw stage: {', '.join(names[:_TOLD])}{more}")
-    if not told["new_captures"] and not told["gone_captures"]:
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            console.print(f"captures {change} since the last raw stage: {', '.join(names[:_NAMES_SHOWN])}{more}")
+    if not status["new_captures"] and not status["gone_captures"]:
         console.print("captures: none new since the last raw stage")
-    if told["registry_error"]:
-        console.print(f"registry: {told['registry_error']}")
+    if status["registry_error"]:
+        console.print(f"registry: {status['registry_error']}")
     else:
-        held = (f"{alias}: {version or 'none'}" for alias, version in told["aliases"].items())
-        console.print(", ".join(held))
+        console.print(", ".join(f"{alias}: {version or 'none'}" for alias, version in status["aliases"].items()))
 
 
-def _name_of(stage: PipelineStage, root: Path) -> str:
-    """What `dvc repro` calls a stage when it runs in `root`, wherever this process does."""
+def _name_of(stage: Stage, root: Path) -> str:
+    """Return the name that `dvc repro` gives a stage in `root`, whatever the working directory is."""
     file = Path(stage.path).relative_to(root.resolve())
-    return stage.name if file == Path("dvc.yaml") else f"{file.as_posix()}:{stage.name}"
+    name = str(getattr(stage, "name", ""))
+    return name if file == Path("dvc.yaml") else f"{file.as_posix()}:{name}"
 
 
-def _state(changes: list | None, before: list[str], states: Mapping[str, Mapping]) -> dict:
+def _state(changes: Sequence | None, earlier: Sequence[str], states: Mapping[str, Mapping]) -> dict:
     if changes:
-        return {"state": CHANGED, "why": _reasons(changes)}
-    running = [stage for stage in before if states[stage]["state"] != UNCHANGED]
-    return (
-        {"state": FOLLOWS, "why": [f"after {stage}" for stage in running]}
-        if running
-        else {"state": UNCHANGED, "why": []}
-    )
+        return {"state": CHANGED, "why": list(_reasons(changes))}
+    running = [stage for stage in earlier if states[stage]["state"] != UNCHANGED]
+    if running:
+        return {"state": FOLLOWS, "why": [f"after {stage}" for stage in running]}
+    return {"state": UNCHANGED, "why": []}
 
 
-def _reasons(changes: list) -> list[str]:
-    """DVC's own findings, such as `{"changed deps": {"data/captures": "modified"}}`, as `data/captures modified`."""
-    told = []
+def _reasons(changes: Sequence) -> Iterator[str]:
+    """Yield DVC's changes, such as `{"changed deps": {"data/captures": "modified"}}`, as `data/captures modified`."""
     for change in changes:
         if isinstance(change, str):
-            told.append(change)
+            yield change
             continue
-        for found in change.values():
-            told += [f"{path} {what}" for path, what in _flat(found)]
-    return told
-
-
-def _flat(found: Mapping) -> list[tuple[str, str]]:
-    """Parameters come one level deeper, by their file."""
-    pairs = []
-    for name, what in found.items():
-        pairs += (
-            [(f"{name}:{key}", said) for key, said in what.items()] if isinstance(what, Mapping) else [(name, what)]
-        )
-    return pairs
+        for details in change.values():
+            for name, detail in details.items():
+                if isinstance(detail, Mapping):  # parameters, by their file
+                    yield from (f"{name}:{key} {status}" for key, status in detail.items())
+                else:
+                    yield f"{name} {detail}"

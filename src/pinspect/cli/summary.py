@@ -1,4 +1,4 @@
-"""The last run at a glance: scores, registered version and where the report lies."""
+"""Shows the last run at a glance: scores, registered version and the place of the report."""
 
 from __future__ import annotations
 
@@ -10,37 +10,42 @@ from rich.console import Console
 from rich.table import Table
 
 from pinspect.core.errors import StageInputError
+from pinspect.evaluation.score_names import SCORE_NAMES
 
-SCORES = {
-    "exact_match": "exact match",
-    "address_on_defective": "address (defective)",
-    "mode_on_defective": "mode (defective)",
-    "balanced_accuracy": "balanced accuracy",
-    "escape_rate": "escape rate",
-    "overkill_rate": "overkill rate",
-    "auroc": "AUROC of P(defective)",
-    "parse_rate": "answers that parse",
-}
-SHOWN = {"zero_shot": "zero-shot", "one_shot": "one-shot", "baseline": "NSOARTC baseline"}
+BLOCKS = {"zero_shot": "zero-shot", "one_shot": "one-shot", "baseline": "NSOARTC baseline"}
 
 
 def score_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """One row a score of `reports/eval/metrics.json`: its name, then its value in each block of SHOWN or a blank."""
+    """Return one row per headline score.
+
+    Args:
+        metrics: The content of `reports/eval/metrics.json`: block -> score -> value.
+
+    Returns:
+        The name of the score, then its value in each block of BLOCKS, or a blank.
+    """
     return [
-        [label, *(f"{metrics[block][name]:.3f}" if name in metrics.get(block, {}) else "" for block in SHOWN)]
-        for name, label in SCORES.items()
-        if any(name in metrics.get(block, {}) for block in SHOWN)
+        [label, *(f"{metrics[block][name]:.3f}" if name in metrics.get(block, {}) else "" for block in BLOCKS)]
+        for name, label in SCORE_NAMES.items()
+        if any(name in metrics.get(block, {}) for block in BLOCKS)
     ]
 
 
 def print_summary(folder: Path) -> None:
-    """Print the summary of the project in `folder`. Raises StageInputError when it has not run to its end."""
+    """Print scores, registered version and the place of the report.
+
+    Args:
+        folder: The project's folder.
+
+    Raises:
+        StageInputError: The stages `evaluate` and `register` have not run.
+    """
     metrics = _read(folder / "reports/eval/metrics.json")
     registration = _read(folder / "reports/registration.json")
     captures = metrics.get("zero_shot", {}).get("captures", 0)
     table = Table(title=f"test split of the line, {captures} captures", title_justify="left")
     table.add_column("")
-    for label in SHOWN.values():
+    for label in BLOCKS.values():
         table.add_column(label, justify="right")
     for row in score_rows(metrics):
         table.add_row(*row)

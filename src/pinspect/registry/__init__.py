@@ -1,0 +1,1 @@
+"""Registered versions in MLflow: registration, look-up, comparison, promotion and rollback."""

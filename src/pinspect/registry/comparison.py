@@ -1,4 +1,4 @@
-"""Registered versions on one test set: their stored answers, or new ones where they were scored on another."""
+"""Gathers the answers of registered versions to one test set: stored answers, or new ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
-from pinspect.core import digests as provenance
-from pinspect.core import predictions, prompts
+from pinspect.core import digests, predictions, prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import Params
@@ -27,19 +26,23 @@ from pinspect.registry.connection import tracking_uri
 from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
 
-# A process of its own: a version answers by the code that it was registered with, not by the present one.
+# A separate process, because a version answers with the code that it was registered with, not with this code.
 _ANSWER = """
 import sys, mlflow, pandas
-asked = pandas.read_json(sys.argv[2], orient="records", dtype=False)
-mlflow.pyfunc.load_model(sys.argv[1]).predict(asked).to_json(sys.argv[3], orient="records")
+tasks = pandas.read_json(sys.argv[2], orient="records", dtype=False)
+mlflow.pyfunc.load_model(sys.argv[1]).predict(tasks).to_json(sys.argv[3], orient="records")
 """
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a version answered, zero-shot and as production asks it: one row of a predictions table a capture.
+    """The zero-shot answers of a version to production's question.
 
-    test_set: the digest of the captures and their right answers. rescored: whether it was asked anew.
+    Attributes:
+        version: The number of the version.
+        answered: A predictions table (`pinspect.core.predictions`) with one row per capture.
+        test_set: The digest of the captures and their expected answers.
+        rescored: Whether the version answered now; False for stored answers.
     """
 
     version: str
@@ -49,8 +52,8 @@ class Evidence:
 
     @property
     def on_defective(self) -> pd.DataFrame:
-        """Its answers to the defective captures."""
-        return self.answered[self.answered["expected_judgement"] == DEFECTIVE]
+        """The answers to defective captures."""
+        return self.answered.loc[self.answered["expected_judgement"] == DEFECTIVE]
 
     def scores(self, report: ReportSettings) -> dict[str, metrics.Estimate]:
         """Return `metrics.score` of the answers."""
@@ -60,39 +63,52 @@ class Evidence:
 
 
 def on_one_test_set(root: Path, params: Params, versions: Sequence[ModelVersion]) -> list[Evidence]:
-    """The evidence of `versions`, all on the same test set.
+    """Gather the evidence of versions on the same test set.
 
-    Stored answers count where all are to the same test set. Otherwise the test set of the project in `root` does, and
-    who was scored on another one is asked anew: packed adapter, line and code, as production would. Raises
-    StageInputError when that needs files that are not there, RegistryError when a version cannot answer.
+    If the stored answers of all versions belong to one test set, they are the evidence. Otherwise the present test set
+    of the project counts, and a version that was scored on another one answers it now: with its own adapter, line and
+    code, as in production.
+
+    Args:
+        root: The project's folder.
+        params: The project's parameters.
+        versions: The versions to compare.
+
+    Returns:
+        The evidence of each version, in the same order.
+
+    Raises:
+        RegistryError: A version cannot answer, or its evaluation is stored in part only.
+        StageInputError: The project lacks files of the present test set.
     """
     with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
         stored = [_stored(version, Path(folder) / number_of(version)) for version in versions]
-    if all(stored) and len({evidence.test_set for evidence in stored}) == 1:
-        return stored
+    complete = [evidence for evidence in stored if evidence]
+    if len(complete) == len(versions) and len({evidence.test_set for evidence in complete}) == 1:
+        return complete
     rows = _test_rows(root)
-    found = []
+    present = []
     for version, evidence in zip(versions, stored, strict=True):
-        present = provenance.digest_of_test_set(_table(rows, {}, params.contract(), _question(version)))
-        if evidence is None or evidence.test_set != present:
-            evidence = Evidence(number_of(version), _answered_anew(root, params, version, rows), present, rescored=True)
-        found.append(evidence)
-    return found
+        test_set = digests.digest_of_test_set(_table(rows, {}, params.contract(), _question(version)))
+        if evidence is None or evidence.test_set != test_set:
+            evidence = Evidence(number_of(version), _answers(root, params, version, rows), test_set, rescored=True)
+        present.append(evidence)
+    return present
 
 
 def _stored(version: ModelVersion, folder: Path) -> Evidence | None:
-    """The evidence of a version's own evaluation; None where none is stored."""
+    """Return the evidence that is stored with a version; None if it has none."""
     folder.mkdir()
     path = stored_report(version, PREDICTIONS, folder)
     if path is None or EVALUATION_TAG not in version.tags:
         return None
-    if provenance.file_sha256(path) != version.tags[EVALUATION_TAG]:
+    if digests.file_sha256(path) != version.tags[EVALUATION_TAG]:
         raise RegistryError(
-            f"version {number_of(version)}: its evaluation was renewed by half, a registration was interrupted; run "
-            "dvc repro register"
+            f"version {number_of(version)}: an interrupted registration has renewed its evaluation in part; run dvc "
+            "repro register"
         )
     answered = camera_else_virtual(_question(version).answers(predictions.read(path)))
-    return Evidence(number_of(version), answered, provenance.digest_of_test_set(answered))
+    return Evidence(number_of(version), answered, digests.digest_of_test_set(answered))
 
 
 def _question(version: ModelVersion) -> Question:
@@ -100,33 +116,33 @@ def _question(version: ModelVersion) -> Question:
     tags = {field.name: version.tags.get(f"headline.{field.name}", "") for field in fields(Question)}
     if not all(tags.values()):
         raise RegistryError(
-            f"version {number_of(version)}: does not say how it is asked, an older pinspect registered it; register "
-            "its adapter again (dvc repro --force register)"
+            f"version {number_of(version)}: its tags lack production's question (headline.view, .kind, .decoding); "
+            "register its adapter again (dvc repro --force register)"
         )
     return Question(**tags)
 
 
 def _test_rows(root: Path) -> list[dict]:
-    """One row of the chat dataset for each capture of the test split: the camera's, or where there is none all."""
+    """Return one row of the chat dataset per capture of the test split: the camera's, else the virtual line's."""
     rows = camera_else_virtual(
         [row for row in read_chat(root / "data/chat/test.jsonl") if row["shot"] == prompts.ZERO_SHOT]
     )
     if not rows:
-        raise StageInputError(f"{root / 'data/chat/test.jsonl'}: has no capture to compare versions on; add captures")
+        raise StageInputError(f"{root / 'data/chat/test.jsonl'}: no capture to compare versions on; add captures")
     return list({row["file"]: row for row in rows}.values())
 
 
 def _table(
     rows: Sequence[Mapping], records: Mapping[str, Mapping], contract: AnswerContract, question: Question
 ) -> pd.DataFrame:
-    """The predictions table of `records` (by file), each beside the answer that is right for the version's view."""
+    """Return the predictions table of `records` (by file), with the answers that are expected in the version's view."""
     kind = prompts.answer_kind_of(question.kind)
-    told = []
+    table = []
     for row in rows:
-        right = replace(contract.parse(row["answer"], AnswerKind(row["answer_kind"])), view=question.view)
-        posed = {**row, "view": question.view, "kind": question.kind, "answer": contract.render(right, kind)}
+        expected = replace(contract.parse(row["answer"], AnswerKind(row["answer_kind"])), view=question.view)
+        posed = {**row, "view": question.view, "kind": question.kind, "answer": contract.render(expected, kind)}
         record = records.get(row["file"], {})
-        told.append(
+        table.append(
             predictions.prediction(
                 posed,
                 record.get("answer") or "",
@@ -136,31 +152,32 @@ def _table(
                 p_defective=record.get("p_defective"),
             )
         )
-    return predictions.table(told)
+    return predictions.table(table)
 
 
-def _answered_anew(root: Path, params: Params, version: ModelVersion, rows: Sequence[Mapping]) -> pd.DataFrame:
+def _answers(root: Path, params: Params, version: ModelVersion, rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Let a version answer the captures of `rows` in a process with its own code."""
     with tempfile.TemporaryDirectory(prefix="pinspect-") as name:
-        folder, questions = Path(name), []
+        folder, tasks = Path(name), []
         for number, row in enumerate(rows):
-            # Under the name that it came by: on a line with two cameras the name tells the eye.
+            # The capture keeps its own name: on a line with two cameras the name holds the eye.
             photograph = folder / str(number) / row["capture"]
             photograph.parent.mkdir()
             shutil.copyfile(_required(root / "data/raw" / row["file"]), photograph)
-            questions.append({"inspected": str(photograph), "shape": row["shape"]})
-        (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
+            tasks.append({"inspected": str(photograph), "shape": row["shape"]})
+        (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
         uri = tracking_uri(root, load_register_settings(root))
         done = subprocess.run(
             [
                 *(sys.executable, "-c", f"import mlflow; mlflow.set_tracking_uri({uri!r})\n{_ANSWER}"),
-                *(f"models:/{version.name}/{number_of(version)}", folder / "questions.json", folder / "answers.json"),
+                *(f"models:/{version.name}/{number_of(version)}", folder / "tasks.json", folder / "answers.json"),
             ],
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            told = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise RegistryError(f"version {number_of(version)}: cannot answer the present test set: {told[0]}")
+            reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raise RegistryError(f"version {number_of(version)}: cannot answer the present test set: {reason[0]}")
         records = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     by_file = {row["file"]: record for row, record in zip(rows, records, strict=True)}
     return _table(rows, by_file, params.contract(), _question(version))

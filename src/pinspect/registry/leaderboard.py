@@ -1,4 +1,4 @@
-"""The registered versions as a table, and two of them side by side."""
+"""Shows the registered versions as a table, and two of them side by side."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
 from rich.table import Table
 
-from pinspect.cli.summary import SCORES
 from pinspect.core.params import Params
+from pinspect.evaluation.score_names import SCORE_NAMES
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings, RegistrySettings
 from pinspect.registry.versions import DECISION_TAG, ROLLBACK_TAG, TEST_SET_TAG, number_of, require_version
 
-# What a version's line tells: its name -> the tag that holds it. Zero-shot is what production does.
+# The scores in a version's row: name -> tag. Production is zero-shot.
 _SCORE_TAGS = {
     "zero_shot": "zero_shot.exact_match",
     "one_shot": "one_shot.exact_match",
@@ -29,27 +29,47 @@ _SHORT = 8  # characters of a digest
 
 
 def leaderboard(root: Path, settings: RegisterSettings) -> list[dict]:
-    """One line a version, the newest first.
+    """List the registered versions, newest first.
 
-    Keys: version, aliases, zero_shot and one_shot (exact match on the camera's test captures), escape and overkill
-    (zero-shot; None where a version has no such score), decision (promoted, refused, rolled back or None), data (digest
-    of its chat dataset), test_set, adapter, commit, date (ISO). Raises RegistryError where the registry cannot be used.
+    Args:
+        root: The project's folder.
+        settings: The section `register`.
+
+    Returns:
+        One row per version: version, aliases, zero_shot and one_shot (exact match on the camera's test captures),
+        escape and overkill (zero-shot; None if a version has no such score), decision (promoted, refused, rolled back
+        or None), data (digest of the chat dataset), test_set, adapter, commit and date (ISO 8601).
+
+    Raises:
+        RegistryError: The registry cannot be used.
     """
     name = settings.model_name
     with open_registry(root, settings) as client:
-        versions = client.search_model_versions(f"name = '{name}'")
-        # Only asked for by itself does a version tell its aliases.
-        found = [client.get_model_version(name, version.version) for version in versions]
-    return [_line(version) for version in sorted(found, key=lambda version: -int(version.version))]
+        numbers = [version.version for version in client.search_model_versions(f"name = '{name}'")]
+        versions = [client.get_model_version(name, number) for number in numbers]  # a search returns no aliases
+    return [_row(version) for version in sorted(versions, key=lambda version: -int(version.version))]
 
 
 def compare(root: Path, params: Params, settings: RegistrySettings, first: str, second: str) -> dict:
-    """Two versions (numbers or aliases) on the same test set, zero-shot, asked anew where they were scored on another.
+    """Compare two versions on the same test set, zero-shot.
 
-    Keys: first and second (version, aliases, rescored), test_set, captures, scores (metric -> first, second,
-    difference, low, high: the paired bootstrap's interval of second - first) and mcnemar (outcome -> only_first,
-    only_second, p_value: captures that only one of them got right). Raises RegistryError when there is no such version,
-    else as `comparison.on_one_test_set`.
+    A version that was scored on another test set answers the present one first.
+
+    Args:
+        root: The project's folder.
+        params: The project's parameters.
+        settings: The registry's settings.
+        first: Number or alias of a version.
+        second: Number or alias of another version.
+
+    Returns:
+        first and second (version, aliases, rescored), test_set, captures, scores (metric -> first, second, difference,
+        low, high: the interval of second - first by the paired bootstrap) and mcnemar (outcome -> only_first,
+        only_second, p_value: the captures that only one of the versions got right).
+
+    Raises:
+        RegistryError: There is no such version, or it cannot answer.
+        StageInputError: The project lacks files of the present test set.
     """
     from pinspect.evaluation import metrics
     from pinspect.registry.comparison import on_one_test_set
@@ -58,7 +78,7 @@ def compare(root: Path, params: Params, settings: RegistrySettings, first: str, 
     with open_registry(root, settings.register) as client:
         versions = [require_version(client, settings.register.model_name, name) for name in (first, second)]
         ours, theirs = on_one_test_set(root, params, versions)
-    found = metrics.compare_predictions(
+    comparison = metrics.compare_predictions(
         ours.answered,
         theirs.answered,
         confidence=report.confidence,
@@ -74,14 +94,14 @@ def compare(root: Path, params: Params, settings: RegistrySettings, first: str, 
         "first": sides[0],
         "second": sides[1],
         "test_set": ours.test_set,
-        "captures": found.captures,
-        "scores": {metric: asdict(difference) for metric, difference in found.differences.items()},
-        "mcnemar": {outcome: asdict(test) for outcome, test in found.mcnemar.items()},
+        "captures": comparison.captures,
+        "scores": {metric: asdict(difference) for metric, difference in comparison.differences.items()},
+        "mcnemar": {outcome: asdict(test) for outcome, test in comparison.mcnemar.items()},
     }
 
 
-def print_leaderboard(lines: Sequence[Mapping]) -> None:
-    """Print `leaderboard` as a table."""
+def print_leaderboard(rows: Sequence[Mapping]) -> None:
+    """Print the result of `leaderboard` as a table."""
     table = Table()
     table.add_column("version", justify="right")
     table.add_column("aliases", no_wrap=True)
@@ -89,19 +109,19 @@ def print_leaderboard(lines: Sequence[Mapping]) -> None:
         table.add_column(label, justify="right")
     for label in ("data", "date"):
         table.add_column(label, no_wrap=True)
-    for line in lines:
-        scores = [_figure(line[name]) for name in _SCORE_TAGS]
-        told = "\n".join(line["aliases"]) or line["decision"] or ""
-        table.add_row(line["version"], told, *scores, line["data"][:_SHORT], line["date"])
+    for row in rows:
+        scores = [_figure(row[name]) for name in _SCORE_TAGS]
+        status = "\n".join(row["aliases"]) or row["decision"] or ""
+        table.add_row(row["version"], status, *scores, row["data"][:_SHORT], row["date"])
     console = Console()
     console.print(table)
     console.print("on the camera's test captures; more: pinspect compare A B")
 
 
-def print_comparison(told: Mapping) -> None:
-    """Print `compare` as a table."""
-    sides = [told["first"], told["second"]]
-    table = Table(title=f"{told['captures']} captures, zero-shot, test set {told['test_set'][:_SHORT]}")
+def print_comparison(comparison: Mapping) -> None:
+    """Print the result of `compare` as a table."""
+    sides = [comparison["first"], comparison["second"]]
+    table = Table(title=f"{comparison['captures']} captures, zero-shot, test set {comparison['test_set'][:_SHORT]}")
     table.title_justify = "left"
     table.add_column("")
     for side in sides:
@@ -109,24 +129,24 @@ def print_comparison(told: Mapping) -> None:
         table.add_column(f"version {side['version']}{names}", justify="right")
     table.add_column("difference", justify="right")
     table.add_column("interval", justify="right")
-    for metric, found in told["scores"].items():
-        interval = f"{found['low']:+.3f} … {found['high']:+.3f}"
-        figures = (_figure(found["first"]), _figure(found["second"]), f"{found['difference']:+.3f}", interval)
-        table.add_row(SCORES.get(metric, metric.replace("_", " ")), *figures)
+    for metric, score in comparison["scores"].items():
+        interval = f"{score['low']:+.3f} … {score['high']:+.3f}"
+        figures = (_figure(score["first"]), _figure(score["second"]), f"{score['difference']:+.3f}", interval)
+        table.add_row(SCORE_NAMES.get(metric, metric.replace("_", " ")), *figures)
     console = Console()
     console.print(table)
     numbers = [f"version {side['version']}" for side in sides]
-    for outcome, test in told["mcnemar"].items():
+    for outcome, test in comparison["mcnemar"].items():
         console.print(
             f"{outcome.replace('_', ' ')}: right with {numbers[0]} only {test['only_first']}, with {numbers[1]} only "
             f"{test['only_second']}, McNemar p = {test['p_value']:.3g}"
         )
-    anew = [side["version"] for side in sides if side["rescored"]]
-    if anew:
-        console.print(f"asked anew on the present test set: version {', '.join(anew)}")
+    rescored = [side["version"] for side in sides if side["rescored"]]
+    if rescored:
+        console.print(f"answered the present test set now: version {', '.join(rescored)}")
 
 
-def _line(version: ModelVersion) -> dict:
+def _row(version: ModelVersion) -> dict:
     tags = version.tags
     scores = {name: float(tags[tag]) if tag in tags else None for name, tag in _SCORE_TAGS.items()}
     return {
@@ -143,7 +163,7 @@ def _line(version: ModelVersion) -> dict:
 
 
 def _decision(tags: Mapping[str, str]) -> str | None:
-    """What became of a version: rolled back, else promoted or refused; None for one that no one has weighed."""
+    """Return the last decision on a version: rolled back, else promoted or refused; None if there was none."""
     if ROLLBACK_TAG in tags:
         return "rolled back"
     if DECISION_TAG not in tags:

@@ -1,9 +1,10 @@
-"""Promotion by proof: a challenger becomes champion when every rule of `settings.promote` holds, and rollback.
+"""Promotes a challenger if every rule of `settings.promote` holds, and rolls a champion back.
 
-Who does what when is decided by aliases, each of which the registry moves in one step. A process that is killed
-between two steps leaves a registry in which one version is champion, and promoting (or rolling back) again finishes:
+The registry moves each alias in one step, in this order:
 
-    proof written to the challenger -> `previous` to the champion -> `champion` to the challenger -> `challenger` gone
+    proof written to the challenger -> `previous` on the champion -> `champion` on the challenger -> `challenger` gone
+
+A process that is killed between two steps leaves one version as champion; the next promotion finishes the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
@@ -44,7 +46,13 @@ _CONTROL = "controls."
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition of promotion, whether the challenger meets it, and what was found, in words with figures."""
+    """One condition of promotion.
+
+    Attributes:
+        name: The name of the rule.
+        holds: Whether the challenger meets it.
+        found: What was measured, in words with figures.
+    """
 
     name: str
     holds: bool
@@ -55,9 +63,19 @@ class Rule:
 class Decision:
     """Whether a challenger becomes champion, and why.
 
-    challenger, champion: versions; champion is None for the first one. scores: version -> metric -> value on the test
-    set, of `captures` captures, that `test_set` names. rescored: versions that were asked anew. approved_by: a person,
-    or empty. decided_at: ISO 8601, UTC.
+    Attributes:
+        name: The registered model.
+        challenger: The number of the version that was weighed.
+        champion: The number of the champion before the decision; None if there was none.
+        promoted: Whether the challenger becomes champion.
+        rules: Every rule.
+        scores: Version -> metric -> value on the test set.
+        test_set: The digest of the test set.
+        captures: The number of captures in the test set.
+        source: Where the captures come from: camera or virtual.
+        rescored: The versions that answered the test set for this decision.
+        approved_by: The person who approved; empty for nobody.
+        decided_at: ISO 8601, UTC.
     """
 
     name: str
@@ -74,17 +92,21 @@ class Decision:
     decided_at: str
 
     def to_dict(self) -> dict:
-        """Itself as plain JSON."""
+        """Return the fields as JSON values."""
         return {**asdict(self), "rules": [asdict(rule) for rule in self.rules], "rescored": list(self.rescored)}
 
     @classmethod
-    def from_dict(cls, told: Mapping) -> Decision:
-        """What `to_dict` gave."""
-        rules = tuple(Rule(**rule) for rule in told["rules"])
-        return cls(**{**told, "rules": rules, "rescored": tuple(told["rescored"])})
+    def from_dict(cls, fields: Mapping) -> Decision:
+        """Return the decision that `to_dict` wrote."""
+        rules = tuple(Rule(**rule) for rule in fields["rules"])
+        return cls(**{**fields, "rules": rules, "rescored": tuple(fields["rescored"])})
 
     def require(self) -> None:
-        """Raises PromotionRefused, which names every rule that does not hold and by how much."""
+        """Check that the challenger was promoted.
+
+        Raises:
+            PromotionRefused: It was not; the message lists every rule that does not hold, with its figures.
+        """
         if not self.promoted:
             broken = "\n".join(f"  {rule.name}: {rule.found}" for rule in self.rules if not rule.holds)
             raise PromotionRefused(f"version {self.challenger} of {self.name} is not promoted:\n{broken}")
@@ -92,7 +114,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rollback:
-    """version: the champion from now on. rolled_back: the one before, and why; by: a person, or empty."""
+    """A champion that was replaced by its predecessor.
+
+    Attributes:
+        name: The registered model.
+        version: The number of the champion from now on.
+        rolled_back: The number of the champion before.
+        why: What went wrong with it.
+        by: The person who decided; empty for nobody.
+        rolled_back_at: ISO 8601, UTC.
+    """
 
     name: str
     version: str
@@ -102,17 +133,28 @@ class Rollback:
     rolled_back_at: str
 
     def to_dict(self) -> dict:
-        """Itself as plain JSON."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_by: str = "") -> Decision:
-    """Decide on the challenger of the project in `root` and, if every rule holds, make it champion.
+    """Weigh the challenger and, if every rule holds, make it champion.
 
-    The decision is written to the challenger's version (tag and description) and to reports/promotion.json, be it a
-    refusal or not; `Decision.require` raises on a refusal. What another process was killed at is finished. Raises
-    RegistryError when there is no challenger or the registry changes meanwhile, RegistryUnreachableError,
-    StageInputError when a version must be asked anew and data is missing.
+    The decision, a refusal too, is written to the challenger's version (tag and description) and to
+    reports/promotion.json. First completes a promotion that a killed process left half done.
+
+    Args:
+        root: The project's folder.
+        params: The project's parameters.
+        settings: The registry's settings.
+        approve_by: The person who approves; empty for nobody.
+
+    Returns:
+        The decision; `Decision.require` raises on a refusal.
+
+    Raises:
+        RegistryError: There is no challenger, the aliases changed in the meantime, or the registry cannot be used.
+        StageInputError: A version has to answer the present test set, and the project lacks files of it.
     """
     name = settings.register.model_name
     with open_registry(root, settings.register) as client, registry_lock(root):
@@ -124,12 +166,12 @@ def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_b
             _write_proof(client, challenger, decision)
             if decision.promoted:
                 _switch(client, decision)
-    _write_file(root / DECISION, decision)
+    write_file(root / DECISION, json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return decision
 
 
 def print_decision(decision: Decision) -> None:
-    """Print a decision with every rule."""
+    """Print a decision with all rules."""
     table = Table()
     table.add_column("")
     table.add_column("rule")
@@ -139,7 +181,7 @@ def print_decision(decision: Decision) -> None:
     console = Console()
     console.print(table)
     if decision.rescored:
-        console.print(f"asked anew on the present test set: version {', '.join(decision.rescored)}")
+        console.print(f"answered the present test set now: version {', '.join(decision.rescored)}")
     if decision.promoted:
         instead = f" instead of version {decision.champion}" if decision.champion else ""
         console.print(f"version {decision.challenger} of {decision.name} is champion{instead}")
@@ -154,9 +196,22 @@ def decide(
     *,
     approve_by: str = "",
 ) -> Decision:
-    """Weigh `challenger` against the rules and, if there is one, against `champion`; changes nothing.
+    """Weigh a challenger against the rules and against the champion; change nothing.
 
-    Raises as `comparison.on_one_test_set`.
+    Args:
+        root: The project's folder.
+        params: The project's parameters.
+        settings: The registry's settings.
+        challenger: The version to weigh.
+        champion: The present champion; None if there is none.
+        approve_by: The person who approves; empty for nobody.
+
+    Returns:
+        The decision.
+
+    Raises:
+        RegistryError: A version cannot answer the present test set.
+        StageInputError: The project lacks files of the present test set.
     """
     evidence = on_one_test_set(root, params, [version for version in (challenger, champion) if version])
     ours, theirs = evidence[0], evidence[1] if champion else None
@@ -167,11 +222,11 @@ def decide(
         champion=number_of(champion) if champion else None,
         promoted=all(rule.holds for rule in rules),
         rules=rules,
-        scores={found.version: _values(found, settings.report) for found in evidence},
+        scores={each.version: _values(each, settings.report) for each in evidence},
         test_set=ours.test_set,
         captures=len(ours.answered),
         source=str(ours.answered["source"].iloc[0]) if len(ours.answered) else "",
-        rescored=tuple(found.version for found in evidence if found.rescored),
+        rescored=tuple(each.version for each in evidence if each.rescored),
         approved_by=approve_by,
         decided_at=_now(),
     )
@@ -185,9 +240,17 @@ def weigh(
     *,
     approve_by: str = "",
 ) -> tuple[Rule, ...]:
-    """Every rule of `settings.promote`, for a challenger with the evidence `ours` and the version tags `tags`.
+    """Apply every rule of `settings.promote`.
 
-    theirs: the champion's evidence on the same test set; None while there is no champion.
+    Args:
+        ours: The challenger's evidence.
+        theirs: The champion's evidence on the same test set; None if there is no champion.
+        tags: The tags of the challenger's version.
+        settings: The registry's settings.
+        approve_by: The person who approves; empty for nobody.
+
+    Returns:
+        The rules with their results.
     """
     return (
         *_absolute_rules(ours, settings),
@@ -198,21 +261,32 @@ def weigh(
 
 
 def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> Rollback:
-    """Make the previous champion champion again; `why` is written to the version that it replaces, which then is not
-    promoted again without a person's approval.
+    """Make the previous champion champion again.
 
-    Raises RegistryError when there is nothing to roll back to or `why` is empty, RegistryUnreachableError.
+    The version that is rolled back is not promoted again without a person's approval.
+
+    Args:
+        root: The project's folder.
+        settings: The section `register`.
+        why: What went wrong; recorded with the version that is rolled back.
+        by: The person who decided; empty for nobody.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RegistryError: There is no previous champion, `why` is empty, or the registry cannot be used.
     """
     if not why.strip():
-        raise RegistryError("a rollback says why: pinspect rollback --why 'three escapes at line 2'")
+        raise RegistryError("a rollback needs a reason: pinspect rollback --why 'three escapes at line 2'")
     name = settings.model_name
     with open_registry(root, settings) as client, registry_lock(root):
         champion = require_version(client, name, CHAMPION)
         previous = version_of(client, name, PREVIOUS)
         if previous is None or previous.version == champion.version:
             raise RegistryError(
-                f"{client.tracking_uri}: version {champion.version} of {name} is champion, and none was before it: "
-                "nothing to roll back to"
+                f"{client.tracking_uri}: version {champion.version} of {name} is champion, and no version was before "
+                "it: nothing to roll back to"
             )
         done = Rollback(name, number_of(previous), number_of(champion), why.strip(), by, _now())
         client.set_model_version_tag(name, champion.version, ROLLBACK_TAG, json.dumps(done.to_dict()))
@@ -222,43 +296,43 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> 
 
 
 def _absolute_rules(ours: Evidence, settings: RegistrySettings) -> list[Rule]:
-    """What every champion keeps, the first one too."""
-    rows, asked = ours.answered, settings.promote
-    unread = int((~rows["parses"].astype(bool)).sum())
+    """Return the rules that hold for every champion, the first one too."""
+    rows, promote = ours.answered, settings.promote
+    unread = len(rows) - int(rows["parses"].to_numpy(bool).sum())
     defective, passed = len(ours.on_defective), len(rows) - len(ours.on_defective)
     scores = ours.scores(settings.report)
 
-    def bound(name: str, metric: str, of: int, what: str, most: float) -> Rule:
-        found = scores[metric]
-        if found.value is None:
-            return Rule(name, False, f"no {what} capture to measure it on")
-        count = round(found.value * of)
-        text = f"{found.value:.3f} ({count} of {of} {what} captures), at most {most:.3f}"
-        return Rule(name, found.value <= most, text)
+    def bound(name: str, metric: str, captures: int, judgement: str, maximum: float) -> Rule:
+        value = scores[metric].value
+        if value is None:
+            return Rule(name, False, f"no {judgement} capture to measure it on")
+        count = round(value * captures)
+        text = f"{value:.3f} ({count} of {captures} {judgement} captures), at most {maximum:.3f}"
+        return Rule(name, value <= maximum, text)
 
     return [
         Rule("answers parse", len(rows) > 0 and not unread, f"{len(rows) - unread} of {len(rows)} answers parse"),
         Rule(
             "enough defective captures",
-            defective >= asked.minimum_defective,
-            f"{defective} in the test set, at least {asked.minimum_defective}",
+            defective >= promote.minimum_defective,
+            f"{defective} in the test set, at least {promote.minimum_defective}",
         ),
-        bound("escape rate", "escape_rate", defective, "defective", asked.maximum_escape_rate),
-        bound("overkill rate", "overkill_rate", passed, "passed", asked.maximum_overkill_rate),
+        bound("escape rate", "escape_rate", defective, "defective", promote.maximum_escape_rate),
+        bound("overkill rate", "overkill_rate", passed, "passed", promote.maximum_overkill_rate),
     ]
 
 
-def _comparing_rules(ours: Evidence, theirs: Evidence, asked: PromoteSettings) -> list[Rule]:
-    """Not worse than the champion beyond chance, by McNemar's test on the same captures."""
+def _comparing_rules(ours: Evidence, theirs: Evidence, promote: PromoteSettings) -> list[Rule]:
+    """Return the rules against the champion: not worse beyond chance, by McNemar's test on the same captures."""
 
-    def not_worse(name: str, outcome: str, mine, others) -> Rule:
-        test = metrics.mcnemar(mine, others, outcome, on=("file",))
+    def not_worse(name: str, outcome: str, first: pd.DataFrame, second: pd.DataFrame) -> Rule:
+        test = metrics.mcnemar(first, second, outcome, on=("file",))
         text = (
             f"{test.only_second} of {test.n} captures right with version {theirs.version} only, {test.only_first} with "
             f"version {ours.version} only (McNemar p = {test.p_value:.3g}, worse beyond chance below "
-            f"{asked.significance:g})"
+            f"{promote.significance:g})"
         )
-        return Rule(name, test.only_second <= test.only_first or test.p_value >= asked.significance, text)
+        return Rule(name, test.only_second <= test.only_first or test.p_value >= promote.significance, text)
 
     return [
         not_worse("escapes against the champion", "judgement", ours.on_defective, theirs.on_defective),
@@ -267,52 +341,53 @@ def _comparing_rules(ours: Evidence, theirs: Evidence, asked: PromoteSettings) -
 
 
 def _controls(tags: Mapping[str, str], required: Sequence[str]) -> Rule:
-    """The controls of the evaluation: a model that does not look fails them. What could not be made is no failure, and
-    what is not required is only told."""
-    told = {name.removeprefix(_CONTROL): held for name, held in tags.items() if name.startswith(_CONTROL)}
-    failed = sorted(name for name, held in told.items() if held == "false")
-    held = sum(value == "true" for value in told.values())
+    """Return the rule on the controls, which a model that does not look at the picture fails.
+
+    A control that could not be made does not fail; one that is not required is only reported.
+    """
+    controls = {name.removeprefix(_CONTROL): value for name, value in tags.items() if name.startswith(_CONTROL)}
+    failed = sorted(name for name, value in controls.items() if value == "false")
+    passed = sum(value == "true" for value in controls.values())
     broken = [name for name in failed if name in required]
     if broken:
-        return Rule("controls", False, f"{len(broken)} of {held + len(failed)} do not hold: {', '.join(broken)}")
-    if not held:
+        return Rule("controls", False, f"{len(broken)} of {passed + len(failed)} do not hold: {', '.join(broken)}")
+    if not passed:
         return Rule("controls", False, "none was made that holds; run dvc repro evaluate")
-    spared = f"; not required, and not held: {', '.join(failed)}" if failed else ""
-    return Rule("controls", True, f"{held} hold{spared}")
+    ignored = f"; not required, and not held: {', '.join(failed)}" if failed else ""
+    return Rule("controls", True, f"{passed} hold{ignored}")
 
 
-def _approval(tags: Mapping[str, str], asked: PromoteSettings, approve_by: str) -> list[Rule]:
-    """A person's word, where params.yaml asks for it, and for a version that was rolled back."""
+def _approval(tags: Mapping[str, str], promote: PromoteSettings, approve_by: str) -> list[Rule]:
+    """Return the rules on a person's approval: if the settings ask for it, and for a version that was rolled back."""
     rules = []
-    if asked.approval_required:
-        found = f"approved by {approve_by}" if approve_by else "nobody approved; --approve-by NAME"
-        rules.append(Rule("approval", bool(approve_by), found))
+    if promote.approval_required:
+        text = f"approved by {approve_by}" if approve_by else "nobody approved; --approve-by NAME"
+        rules.append(Rule("approval", bool(approve_by), text))
     if ROLLBACK_TAG in tags:
-        back = json.loads(tags[ROLLBACK_TAG])
-        found = f"rolled back {back['rolled_back_at']}: {back['why']}; "
-        found += f"approved by {approve_by} nevertheless" if approve_by else "takes --approve-by NAME"
-        rules.append(Rule("not rolled back before", bool(approve_by), found))
+        record = json.loads(tags[ROLLBACK_TAG])
+        text = f"rolled back {record['rolled_back_at']}: {record['why']}; "
+        text += f"approved by {approve_by} nevertheless" if approve_by else "needs --approve-by NAME"
+        rules.append(Rule("not rolled back before", bool(approve_by), text))
     return rules
 
 
 def _challenger(client: MlflowClient, name: str) -> ModelVersion:
-    found = version_of(client, name, CHALLENGER)
-    if found is None:
+    challenger = version_of(client, name, CHALLENGER)
+    if challenger is None:
         champion = version_of(client, name, CHAMPION)
-        stands = f"version {champion.version} is champion" if champion else "none is champion"
+        status = f"version {champion.version} is champion" if champion else "none is champion"
         raise RegistryError(
-            f"{client.tracking_uri}: no version of {name} is challenger, {stands}; dvc repro registers new adapters"
+            f"{client.tracking_uri}: no version of {name} is challenger, {status}; dvc repro registers new adapters"
         )
-    return found
+    return challenger
 
 
 def _switch(client: MlflowClient, decision: Decision) -> None:
-    """Move the aliases. Raises RegistryError when another machine moved them since the decision."""
+    """Move the aliases. Raises RegistryError if another machine has moved them since the decision."""
     name = decision.name
-    now = {alias: version_of(client, name, alias) for alias in (CHALLENGER, CHAMPION)}
-    meant = {CHALLENGER: decision.challenger, CHAMPION: decision.champion}
-    for alias, version in now.items():
-        if (number_of(version) if version else None) != meant[alias]:
+    for alias, expected in ((CHALLENGER, decision.challenger), (CHAMPION, decision.champion)):
+        version = version_of(client, name, alias)
+        if (number_of(version) if version else None) != expected:
             raise RegistryError(
                 f"{client.tracking_uri}: the {alias} of {name} changed while version {decision.challenger} was "
                 "weighed; promote again"
@@ -324,7 +399,7 @@ def _switch(client: MlflowClient, decision: Decision) -> None:
 
 
 def _finish(client: MlflowClient, champion: ModelVersion) -> Decision:
-    """A promotion that was killed before its last step: the champion still is challenger, too."""
+    """Finish a promotion that was killed before its last step: one version is both champion and challenger."""
     client.delete_registered_model_alias(champion.name, CHALLENGER)
     if DECISION_TAG not in champion.tags:
         raise RegistryError(f"version {champion.version} of {champion.name} is champion already, without a decision")
@@ -332,11 +407,12 @@ def _finish(client: MlflowClient, champion: ModelVersion) -> Decision:
 
 
 def _write_proof(client: MlflowClient, challenger: ModelVersion, decision: Decision) -> None:
-    told = json.dumps(decision.to_dict(), ensure_ascii=False)
-    client.set_model_version_tag(challenger.name, challenger.version, DECISION_TAG, told)
+    text = json.dumps(decision.to_dict(), ensure_ascii=False)
+    client.set_model_version_tag(challenger.name, challenger.version, DECISION_TAG, text)
     who = f", approved by {decision.approved_by}" if decision.approved_by else ""
     against = f" against version {decision.champion}" if decision.champion else " as the first champion"
-    rescored = f" Asked anew: version {', '.join(decision.rescored)}." if decision.rescored else ""
+    numbers = ", ".join(decision.rescored)
+    rescored = f" Answered the test set for this decision: version {numbers}." if numbers else ""
     lines = [
         (challenger.description or "").split("\n\n")[0],
         f"**{'Promoted' if decision.promoted else 'Refused'}** {decision.decided_at}{against}{who}, on "
@@ -346,13 +422,8 @@ def _write_proof(client: MlflowClient, challenger: ModelVersion, decision: Decis
     client.update_model_version(challenger.name, challenger.version, "\n\n".join(lines))
 
 
-def _write_file(path: Path, decision: Decision) -> None:
-    """In one step, so that a reader never meets half a decision."""
-    write_file(path, json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n")
-
-
 def _values(evidence: Evidence, report: ReportSettings) -> dict[str, float]:
-    return {name: round(found.value, 4) for name, found in evidence.scores(report).items() if found.value is not None}
+    return {name: round(score.value, 4) for name, score in evidence.scores(report).items() if score.value is not None}
 
 
 def _now() -> str:

@@ -161,10 +161,11 @@ def _keep_oldest(client: MlflowClient, version: ModelVersion, package: Package) 
 
 
 def _renew_scores(client: MlflowClient, version: ModelVersion, candidate: Candidate) -> None:
+    run_id = str(version.run_id)
     for metric, value in candidate.scores.items():
-        client.log_metric(version.run_id, metric, value)
+        client.log_metric(run_id, metric, value)
     for report in candidate.reports:
-        client.log_artifact(version.run_id, str(report), REPORTS)
+        client.log_artifact(run_id, str(report), REPORTS)
     # The hash of the evaluation comes last: it marks everything before it as renewed.
     for tag, text in sorted(candidate.tags.items(), key=lambda item: item[0] == EVALUATION_TAG):
         client.set_model_version_tag(version.name, version.version, tag, text)

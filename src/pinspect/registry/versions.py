@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlflow
-from mlflow import MlflowClient
+from mlflow import MlflowClient, pyfunc
+from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
 
 from pinspect.core.errors import RegistryError
 from pinspect.registry.connection import open_registry
@@ -26,7 +27,7 @@ PREDICTIONS = "predictions.csv"
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 
-def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> tuple[mlflow.pyfunc.PyFuncModel, str]:
+def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> tuple[PyFuncModel, str]:
     """Load a registered model.
 
     Args:
@@ -44,7 +45,7 @@ def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> 
         if not alias:
             alias = CHAMPION if version_of(client, settings.model_name, CHAMPION) else CHALLENGER
         version = require_version(client, settings.model_name, alias).version
-        return mlflow.pyfunc.load_model(f"models:/{settings.model_name}/{version}"), str(version)
+        return pyfunc.load_model(f"models:/{settings.model_name}/{version}"), str(version)
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:
@@ -99,9 +100,7 @@ def stored_report(version: ModelVersion, name: str, folder: Path) -> Path | None
         The path of the file, or of its copy; None if the version has no such file.
     """
     try:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=version.run_id, artifact_path=f"{REPORTS}/{name}", dst_path=str(folder)
-        )
+        path = download_artifacts(run_id=version.run_id, artifact_path=f"{REPORTS}/{name}", dst_path=str(folder))
     except (MlflowException, OSError):
         return None
     return Path(path)
