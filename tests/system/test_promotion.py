@@ -364,10 +364,10 @@ def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, e
     assert {"answers parse", "escapes against the champion", "exact match against the champion"} <= held
     assert decision.test_set == line.tags("4")["test_set_digest"] != line.tags("1")["test_set_digest"]
     # All versions of this project have the same weights, so that it answers as the real evaluation did.
-    asked = (real["model"] == "adapter") & (real["shot"] == "zero_shot") & (real["view"] == params.evaluate.view)
-    asked &= (real["decoding"] == "constrained") & (real["kind"] == params.evaluate.kind)
-    assert decision.captures == asked.sum()
-    exact = (real.loc[asked, "answer"] == real.loc[asked, "expected"]).mean()
+    chosen = (real["model"] == "adapter") & (real["shot"] == "zero_shot") & (real["view"] == params.evaluate.view)
+    chosen &= (real["decoding"] == "constrained") & (real["kind"] == params.evaluate.kind)
+    assert decision.captures == chosen.sum()
+    exact = (real.loc[chosen, "answer"] == real.loc[chosen, "expected"]).mean()
     assert decision.scores["1"]["exact_match"] == pytest.approx(exact, abs=1e-4)
     assert decision.scores["4"]["exact_match"] == 1.0
 
