@@ -109,6 +109,15 @@ def test_the_definition_holds_for_any_size_stride_and_exponent(seed, size, strid
     assert_close(nsoartc(capture, reference, chosen), by_definition(capture, reference, chosen), chosen)
 
 
+@pytest.mark.parametrize(("more_rows", "more_columns"), [(0, 0), (0, 1), (1, 0), (3, 0)])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_images_hardly_larger_than_a_part_agree_with_the_definition(size, more_rows, more_columns):
+    capture, reference = pair(18, size + more_rows, size + more_columns)
+    for variant in ("distance", "difference"):
+        chosen = NsoartcSettings(size=size, variant=variant)
+        assert_close(nsoartc(capture, reference, chosen), by_definition(capture, reference, chosen), chosen)
+
+
 def test_images_of_more_than_one_band_of_rows_agree_with_the_definition():
     capture, reference = pair(2, rows=150, columns=14)
     for chosen in (NsoartcSettings(size=5), NsoartcSettings(size=13, stride=4)):

@@ -87,9 +87,9 @@ def one_gain(capture: npt.ArrayLike, reference: npt.ArrayLike) -> FloatImage:
     pixels, gray = as_captures(capture)[0][0], as_reference(reference)
     if pixels.shape[:2] != gray.shape:
         raise ImageError(_different_sizes(pixels, gray))
-    luminance = pixels @ LUMINANCE if pixels.shape[-1] == 3 else pixels[..., 0]
-    power = float(np.vdot(luminance, luminance))
-    return pixels * np.float32(np.vdot(gray, luminance) / power) if power > 0 else pixels
+    luminance: FloatImage = pixels @ LUMINANCE if pixels.shape[-1] == 3 else pixels[..., 0]
+    power = float((luminance * luminance).sum())
+    return pixels * np.float32(float((gray * luminance).sum()) / power) if power > 0 else pixels
 
 
 def dst_picture(distance: FloatImage, white: float | None = None) -> npt.NDArray[np.uint8]:
@@ -189,7 +189,7 @@ class _Windows:
         for number, (count, longer) in enumerate(pairwise(lengths), start=1):
             longer_sums = target[:length] if (len(lengths) - 1 - number) % 2 == 0 else spare
             addend, start = (sums if longer == 2 * count else values), min(count * step, length)
-            cv2.add(sums[: length - start], addend[start:], dst=longer_sums[: length - start])
+            np.add(sums[: length - start], addend[start:], out=longer_sums[: length - start])
             sums = longer_sums
         if sums is values:
             target[:length] = values

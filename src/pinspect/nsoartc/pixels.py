@@ -76,11 +76,11 @@ def _in_unit_range(image: Image.Image | npt.ArrayLike, name: str) -> FloatImage:
     pixels: npt.NDArray[Any] = np.asarray(image)
     if pixels.size == 0:
         raise ImageError(f"{name} is empty: its shape is {_text(pixels.shape)}")
-    if pixels.dtype in (np.uint8, np.uint16):
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
         return np.multiply(pixels, np.float32(1 / np.iinfo(pixels.dtype).max), dtype=np.float32)
-    if pixels.dtype == np.bool_:
+    if pixels.dtype.kind == "b":
         return pixels.astype(np.float32)
-    if not np.issubdtype(pixels.dtype, np.floating):
+    if pixels.dtype.kind != "f":
         raise ImageError(f"{name} has pixels of type {pixels.dtype}; expected uint8, uint16, or floats in 0..1")
     pixels = pixels.astype(np.float32, copy=False)
     smallest, largest = float(pixels.min()), float(pixels.max())
