@@ -25,10 +25,9 @@ from pinspect.core import environment, predictions
 from pinspect.core.errors import StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.core.prompts import SHOTS, ZERO_SHOT
-from pinspect.core.question import CAMERA
+from pinspect.core.question import CAMERA, Question
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
-from pinspect.evaluation.settings import load_report_settings
 from pinspect.examination.controls import run_controls
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
@@ -156,9 +155,7 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
         contract,
         lambda asked, folder: [found.text for found in answer(asked, folder)],
         dict(zip(table["id"], table["answer"], strict=True)),
-        view=params.evaluate.view,
-        kind=params.evaluate.kind,
-        confidence=load_report_settings(ROOT).confidence,
+        Question.of(params.evaluate),
     )
     return {
         "name": variant.name,

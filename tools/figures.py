@@ -12,16 +12,17 @@ BLOCK = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- /figures -->)", re.DOTALL
 
 def table(metrics: dict) -> str:
     """The scores of `reports/eval/metrics.json` as a Markdown table."""
-    captures = metrics["zero_shot"]["captures"]
+    captures = metrics["captures"]
     lines = [["", *BLOCKS.values()], ["---"] * (len(BLOCKS) + 1), *score_rows(metrics)]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    virtual = score_rows(metrics.get("virtual", {}))
-    told = f"\nOn {captures} captures."
+    virtual = metrics.get("virtual")
+    sentence = f"\nOn {captures} captures."
     if virtual:
-        told += (
-            f" Exact match on {metrics['virtual']['zero_shot']['captures']} virtual ones, zero-shot: {virtual[0][1]}."
+        sentence += (
+            f" Exact match on {virtual['captures']} captures of the virtual line, zero-shot: "
+            f"{virtual['exact_match']:.3f}."
         )
-    return f"{rows}\n{told}\n"
+    return f"{rows}\n{sentence}\n"
 
 
 def readme(text: str, metrics: dict) -> str:

@@ -18,7 +18,7 @@ from pinspect.core.operating_point import read_operating_point, write_operating_
 from pinspect.core.params import load_params
 from pinspect.core.prompts import ZERO_SHOT
 from pinspect.core.rows import read_chat
-from pinspect.examination.answering import answer_validation_rows
+from pinspect.examination.examiner import Examiner
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED
 from pinspect.model.families import checkpoint_of
@@ -234,11 +234,9 @@ def calibrated(line, inspector, contract):
     """The line with its operating point, and the hash that named its adapter before."""
     weights, params = line / "models/adapter", load_params(line / "params.yaml").evaluate
     before, rows = adapter_sha256(weights), read_chat(line / "data/chat/validation.jsonl")
-    point, answered = answer_validation_rows(
-        inspector, rows, line / "data/composited", contract, params, weights_sha256(weights)
-    )
-    (line / "reports/validation").mkdir(parents=True)
-    predictions.write(answered, line / "reports/validation/predictions.csv")
+    examiner = Examiner(inspector, line / "data/composited", contract, params)
+    point, answered = examiner.calibrate(rows, weights_sha256(weights))
+    predictions.write(answered, line / "reports/predictions/validation.csv")
     write_operating_point(point, line / "models/operating_point.json")
     return line, before
 
@@ -250,7 +248,7 @@ def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(calib
     assert (point.chosen_on, point.weights_sha256) == ("camera", weights_sha256(weights))
     assert point.defective > 0 and point.passed > 0
     assert point.escape_rate <= point.wanted_escape_rate
-    answered = predictions.read(line / "reports/validation/predictions.csv")
+    answered = predictions.read(line / "reports/predictions/validation.csv")
     asked = read_chat(line / "data/chat/validation.jsonl")
     assert list(answered["id"]) == [row["id"] for row in asked]
     assert answered["parses"].all()
@@ -267,5 +265,5 @@ def test_an_operating_point_of_another_adapter_is_refused(calibrated, tmp_path):
     other.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (other / name).write_bytes((line / "models/adapter" / name).read_bytes() + b" ")
-    with pytest.raises(StageInputError, match=r"chosen for another adapter than .*; run dvc repro calibrate"):
+    with pytest.raises(StageInputError, match=r"chosen for another adapter than .*; run dvc repro answer"):
         read_operating_point(line / "models/operating_point.json", other)

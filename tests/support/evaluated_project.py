@@ -14,7 +14,7 @@ from pinspect.core.yaml_file import SETTINGS_FILE
 from pinspect.pretraining.base import new_base, save_base
 from tests.support.sample import ROOT, drop, line, set_values
 
-STAGES = ("raw", "dst", "composite", "chat", "check", "train", "calibrate", "evaluate")
+STAGES = ("raw", "dst", "composite", "chat", "check", "train", "answer", "evaluate")
 
 
 def make_project(root: Path) -> Path:

@@ -10,13 +10,15 @@ import pandas as pd
 from pinspect.core import predictions, prompts
 from pinspect.core.answers import Answer, AnswerKind
 from pinspect.core.params import load_params
+from pinspect.core.predictions import BASELINE, MODEL
 from pinspect.core.prompts import ONE_SHOT, PromptKind, answer_kind_of
-from pinspect.evaluation.evaluate import BASELINE, MODEL
+from pinspect.core.question import Question
 from pinspect.evaluation.settings import load_report_settings
 
 _SHIPPED = load_params(Path(__file__).parents[2] / "params.yaml")
 # The examples are of distance images, whatever production inspects.
 PARAMS = _SHIPPED.model_copy(update={"evaluate": _SHIPPED.evaluate.model_copy(update={"view": "DST"})})
+QUESTION = Question.of(PARAMS.evaluate)
 CONTRACT = PARAMS.contract()
 REPORT = load_report_settings(Path(__file__).parents[2])
 ADDRESSES = CONTRACT.layout.addresses
@@ -39,7 +41,7 @@ def chat_row(
     source: str = "camera",
     kind: str = "two_image",
 ) -> dict[str, object]:
-    """The part of a chat row that scoring and the report read."""
+    """Return the part of a chat row that scoring and the report read."""
     answer = truth(number, view)
     return {
         "id": f"{source}-{number}-{view}-{kind}-{shot}",
@@ -110,7 +112,6 @@ def answered(
                 model=model,
                 decoding=decoding,
                 p_defective=chance(row) if chance else None,
-                latency_s=0.25,
                 address_probabilities=shares(row) if shares else None,
             )
             for row in rows

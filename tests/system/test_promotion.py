@@ -196,14 +196,14 @@ def evaluate_as(root: Path, number: int, table) -> None:
     point = json.loads((root / "models/operating_point.json").read_text())
     point["weights_sha256"] = provenance.weights_sha256(root / "models/adapter")
     (root / "models/operating_point.json").write_text(json.dumps(point))
-    predictions.write(table, out / "predictions.csv")
+    predictions.write(table, root / "reports/predictions/test.csv")
     detail = json.loads((out / "detail.json").read_text())
     detail["adapter_sha256"] = provenance.adapter_sha256(root / "models/adapter")
+    detail["controls"] = [{"name": name, "held": True} for name in ("blank", "swapped")]
     (out / "detail.json").write_text(json.dumps(detail))
     told = json.loads((out / "metrics.json").read_text())
     scores = metrics.score(table, bootstrap_samples=100)
     told["zero_shot"] = {name: round(found.value, 4) for name, found in scores.items() if found.value is not None}
-    told["controls"] = {"blank": True, "swapped": True}
     (out / "metrics.json").write_text(json.dumps(told))
 
 
@@ -350,7 +350,7 @@ def run_here(words) -> int:
 
 def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, evaluated_project):
     """Version 1 is champion by 40 captures; the challenger is scored on the project's own test split."""
-    real = predictions.read(evaluated_project / "reports/eval/predictions.csv")
+    real = predictions.read(evaluated_project / "reports/predictions/test.csv")
     evaluate_as(line.root, 4, real.assign(answer=real["expected"], **found_as_expected(real)))
     try:
         run_stage("register", line.root)

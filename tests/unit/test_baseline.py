@@ -8,7 +8,7 @@ import pytest
 
 from pinspect.core.errors import StageInputError
 from pinspect.core.images import decode_image, to_gray
-from pinspect.core.predictions import table
+from pinspect.core.predictions import BASELINE
 from pinspect.examination.baseline import UNTRAINED_THRESHOLD, choose_threshold, fit_baseline
 from pinspect.nsoartc.unit_space import UnitSpace
 from tests.support.dst_line import READING, build, drop_raw, read_rows, write_rows
@@ -94,9 +94,9 @@ def test_predictions_are_rows_of_the_predictions_table(root, baseline):
         }
         for capture in TEST[:3] for view in ("RAW", "DST")
     ]  # fmt: skip
-    found = table(baseline.predictions(asked, "baseline"))
+    found = baseline.answer(asked, "free")
     assert found["id"].tolist() == [row["id"] for row in asked]
-    assert found["parses"].all() and (found["model"] == "baseline").all()
+    assert found["parses"].all() and (found["model"] == BASELINE).all() and (found["decoding"] == "free").all()
     assert [row.split("\n")[0][-3:] for row in found["answer"]] == ["RAW", "DST"] * 3
 
 

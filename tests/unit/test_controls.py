@@ -3,17 +3,22 @@ kind of not looking breaks one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import StageInputError
+from pinspect.core.question import Question
+from pinspect.evaluation.wording import checks_table, control_outcome
 from pinspect.examination import control_prompts
 from pinspect.examination.control_prompts import LIGHTS, control_rows, make_controls
-from pinspect.examination.controls import checks_table, judge_control, run_controls
+from pinspect.examination.controls import judge_control, run_controls
 from tests.support.inspected_rows import CELL, CONTRACT, LAYOUT, field, make_rows, picture
 
 SHAPES = CONTRACT.shapes
+QUESTION = Question("RAW", "two_image", "constrained")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +212,7 @@ class PassesWhatIsDark(Looker):
 def examined(rows, images, predictor, kind="two_image"):
     """The results of all controls by name; the predictor answers the unchanged rows, too."""
     plain = dict(zip((row["id"] for row in rows), predictor(rows, images), strict=True))
-    results = run_controls(rows, images, CONTRACT, predictor, plain, view="RAW", kind=kind, confidence=0.95)
+    results = run_controls(rows, images, CONTRACT, predictor, plain, replace(QUESTION, kind=kind))
     return {result.name: result for result in results}
 
 
@@ -236,7 +241,7 @@ def test_not_looking_breaks_a_rule(predictor, broken, rows, images, controls):
     blind = predictor(rows, images)
     plain = dict(zip((row["id"] for row in rows), blind(rows, images), strict=True))
     found = {
-        name: judge_control(control, blind(control.rows, images), plain, CONTRACT, 0.95)
+        name: judge_control(control, blind(control.rows, images), plain, CONTRACT)
         for name, control in controls.items()
     }
     assert broken <= {name for name, result in found.items() if result.held is False}
@@ -249,7 +254,7 @@ def test_unreadable_answers_keep_no_rule_that_asks_for_an_answer(rows, images):
     def mute(asked, _folder):
         return [""] * len(asked)
 
-    found = run_controls(rows, images, CONTRACT, mute, plain, view="RAW", kind="two_image", confidence=0.95)
+    found = run_controls(rows, images, CONTRACT, mute, plain, QUESTION)
     assert {result.name for result in found if result.held} == {"blank"}
 
 
@@ -259,14 +264,14 @@ def test_unreadable_answers_keep_no_rule_that_asks_for_an_answer(rows, images):
 def test_camera_captures_come_before_virtual_ones_and_are_capped_evenly(rows, monkeypatch):
     virtual = [row | {"source": "virtual", "id": f"v-{row['id']}"} for row in rows]
     other = [row | {"shot": "one_shot"} for row in rows] + [row | {"view": "DST"} for row in rows]
-    chosen = control_rows(virtual + other + rows, CONTRACT, "RAW", "two_image")
+    chosen = control_rows(virtual + other + rows, CONTRACT, QUESTION)
     assert sorted(row["id"] for row in chosen) == sorted(row["id"] for row in rows)
-    assert {row["source"] for row in control_rows(virtual, CONTRACT, "RAW", "two_image")} == {"virtual"}
+    assert {row["source"] for row in control_rows(virtual, CONTRACT, QUESTION)} == {"virtual"}
     monkeypatch.setattr(control_prompts, "CONTROL_CAPTURES", 4)
-    few = control_rows(rows, CONTRACT, "RAW", "two_image")
+    few = control_rows(rows, CONTRACT, QUESTION)
     assert [CONTRACT.parse(row["answer"]).judgement for row in few] == ["passed"] * 2 + ["defective"] * 2
     passed = [row for row in rows if "defective" not in row["answer"]]
-    assert len(control_rows(passed, CONTRACT, "RAW", "two_image")) == 4
+    assert len(control_rows(passed, CONTRACT, QUESTION)) == 4
 
 
 @pytest.mark.parametrize(
@@ -287,16 +292,17 @@ def test_a_control_that_cannot_be_made_says_so_and_is_not_held(control, changes,
         return [row["answer"] for row in asked]
 
     asked = {"view": changes.get("view", "RAW"), "kind": changes.get("kind", "two_image")}
-    results = run_controls(rows, images, CONTRACT, tells_the_label, plain, **asked, confidence=0.95)
+    results = run_controls(rows, images, CONTRACT, tells_the_label, plain, replace(QUESTION, **asked))
     (found,) = [result for result in results if result.name == control]
-    assert found.held is None and found.found.startswith("not made") and reason in found.found
+    outcome = control_outcome(found, 0.95)
+    assert found.held is None and outcome.startswith("not made") and reason in outcome
 
 
 def test_without_production_rows_no_control_is_made(images):
     def never(asked, _folder):
         raise AssertionError("nothing is asked")
 
-    found = run_controls([], images, CONTRACT, never, {}, view="RAW", kind="two_image", confidence=0.95)
+    found = run_controls([], images, CONTRACT, never, {}, QUESTION)
     assert [result.held for result in found] == [None] * len(control_prompts.MAKERS)
 
 
@@ -308,9 +314,9 @@ def test_a_missing_picture_is_named(rows, tmp_path):
 def test_the_table_of_counts_tells_share_interval_and_bound(rows, images, controls):
     passes = AlwaysPassed(rows, images)
     plain = dict(zip((row["id"] for row in rows), passes(rows, images), strict=True))
-    found = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT, 0.95)
+    found = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT)
     table = checks_table([found], 0.95).set_index(["control", "check"])
     blank = table.loc["blank", "judged passed"]
     assert (blank.hits, blank.n, blank.share, blank.bound, blank.held) == (12, 12, 1.0, 0, False)
     assert 0.7 < blank.low < blank.high == 1
-    assert "12 of 12 (76 to 100 %; at most 0 expected)" in found.found
+    assert "12 of 12 (76 to 100 %; at most 0 expected)" in control_outcome(found, 0.95)

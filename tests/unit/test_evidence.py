@@ -10,8 +10,9 @@ import torch
 
 from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import ModelError
-from pinspect.examination import evidence
-from pinspect.examination.evidence import attention_maps, cell_shares, choose_layer, evidence_summary, evidence_table
+from pinspect.evaluation.wording import evidence_summary
+from pinspect.examination.evidence import attention_maps, cell_shares, choose_layer, evidence_table
+from pinspect.examination.results import EVIDENCE_COLUMNS, Evidence
 from pinspect.model.families import FAMILIES, Checkpoint
 from pinspect.model.loading import Inspector, load_inspector
 from pinspect.model.rows import RowEncoder
@@ -194,8 +195,10 @@ def test_the_summary_counts_hits_against_chance(images, untrained):
     rows = rows_of(images)
     table = evidence_table(attention_maps(untrained, rows, labels(rows), images, CONTRACT, layer=0), rows, CONTRACT)
     table = table.assign(hit=[True, True, True, False, False, False], agreement=0.25)
-    told = evidence_summary(table, LAYOUT, 0.95, table.assign(hit=False))
+    told = evidence_summary(Evidence(table=table, base_table=table.assign(hit=False)), LAYOUT, 0.95)
     assert "3 of 6 defective captures (19 to 81 %)" in told and "25 % of its attention" in told
-    assert "1 in 27" in told and "0 of 6" in told.split("base alone")[1]
-    assert "nothing to compare" in evidence_summary(table[:0], LAYOUT, 0.95)
-    assert list(table.columns) == list(evidence.COLUMNS)
+    assert "1 capture in 27" in told and "0 of 6" in told.split("The base without the adapter")[1]
+    nothing = table.assign(agreement=None, hit=None)
+    assert "no map can be compared" in evidence_summary(Evidence(table=nothing), LAYOUT, 0.95)
+    assert evidence_summary(Evidence(table=table[:0]), LAYOUT, 0.95) == ""
+    assert list(table.columns) == list(EVIDENCE_COLUMNS)

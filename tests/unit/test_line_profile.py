@@ -152,7 +152,7 @@ def test_a_profile_that_cannot_be_used_is_told_with_what_to_do(root, tmp_path, t
         text = json.dumps(profile_of(root).to_dict() | text)
     if text is not None:
         path.write_text(text)
-    with pytest.raises(StageInputError, match=rf"line_profile\.json: {problem}.*run dvc repro calibrate"):
+    with pytest.raises(StageInputError, match=rf"line_profile\.json: {problem}.*run dvc repro answer"):
         read_line_profile(path)
 
 
@@ -169,5 +169,5 @@ def test_a_version_packs_the_profile_of_its_training_and_another_profile_makes_a
     with pack(candidate, params) as other:
         assert other.sha256 != packed.sha256
     path.unlink()  # as after an evaluation from before there was a profile
-    with pytest.raises(StageInputError, match="run dvc repro calibrate"), pack(candidate, params):
+    with pytest.raises(StageInputError, match="run dvc repro answer"), pack(candidate, params):
         pass

@@ -8,7 +8,9 @@ from scipy.stats import binom, binomtest
 from pinspect.core import predictions
 from pinspect.core.errors import AnswerFormatError, StageInputError
 from pinspect.core.prompts import SHOTS
+from pinspect.core.statistics import wilson
 from pinspect.evaluation import metrics
+from pinspect.evaluation.comparing import compare_predictions, mcnemar
 from tests.support.evaluation_examples import (
     ADDRESSES,
     CONTRACT,
@@ -112,20 +114,20 @@ def test_the_order_of_rows_does_not_matter(choices, random):
 @given(hits=st.integers(0, 60), more=st.integers(0, 60))
 def test_wilson_is_the_interval_of_the_score_test(hits, more):
     n = max(1, hits + more)
-    low, high = metrics.wilson(hits, n)
+    low, high = wilson(hits, n)
     exact = binomtest(hits, n).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
 @given(st.integers(1, 40))
 def test_more_captures_make_the_interval_narrower(n):
-    few, many = metrics.wilson(n, 2 * n), metrics.wilson(2 * n, 4 * n)
+    few, many = wilson(n, 2 * n), wilson(2 * n, 4 * n)
     assert many[1] - many[0] < few[1] - few[0]
 
 
 def test_wilson_refuses_what_is_no_proportion():
     with pytest.raises(ValueError, match="hits=3, n=2"):
-        metrics.wilson(3, 2)
+        wilson(3, 2)
 
 
 def test_two_answers_to_one_capture_are_not_two_captures():
@@ -188,10 +190,10 @@ def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
     rows = [chat_row(number) for number in range(20)]
     better = answered(rows)
     worse = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
-    found = metrics.mcnemar(better, worse)
+    found = mcnemar(better, worse)
     assert (found.n, found.only_first, found.only_second) == (20, 4, 0)
     assert found.p_value == pytest.approx(2 * 0.5**4)
-    assert metrics.mcnemar(better, better.sample(frac=1, random_state=1)).p_value == 1.0
+    assert mcnemar(better, better.sample(frac=1, random_state=1)).p_value == 1.0
 
 
 @given(
@@ -200,17 +202,17 @@ def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
 )
 @settings(max_examples=15, deadline=None)
 def test_mcnemar_says_the_same_whichever_model_comes_first(first, second):
-    one, other = metrics.mcnemar(a := one_answer_each(first), b := one_answer_each(second)), metrics.mcnemar(b, a)
+    one, other = mcnemar(a := one_answer_each(first), b := one_answer_each(second)), mcnemar(b, a)
     assert (one.only_first, one.only_second, one.p_value) == (other.only_second, other.only_first, other.p_value)
 
 
 def test_mcnemar_refuses_tables_of_different_captures():
     with pytest.raises(ValueError, match="1 stand in one only"):
-        metrics.mcnemar(answered(map(chat_row, range(5))), answered(map(chat_row, range(4))))
+        mcnemar(answered(map(chat_row, range(5))), answered(map(chat_row, range(4))))
     with pytest.raises(ValueError, match="stands twice"):
-        metrics.mcnemar(answered([chat_row(0), chat_row(0)]), answered([chat_row(0)]))
+        mcnemar(answered([chat_row(0), chat_row(0)]), answered([chat_row(0)]))
     with pytest.raises(ValueError, match="found 'mood'"):
-        metrics.mcnemar(answered([chat_row(0)]), answered([chat_row(0)]), "mood")
+        mcnemar(answered([chat_row(0)]), answered([chat_row(0)]), "mood")
 
 
 def test_the_confusion_matrix_counts_every_answer_once():
@@ -277,7 +279,7 @@ def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, secon
     tables = [one_answer_each(choices[:size]) for choices in (first, second)]
     tables[1] = tables[1].assign(p_defective=[chance_of(*span)(row) for row in map(chat_row, range(size))])
     tables[0] = tables[0].assign(p_defective=[chance_of(0.2, 0.4)(row) for row in map(chat_row, range(size))])
-    found = metrics.compare_predictions(*tables, bootstrap_samples=50)
+    found = compare_predictions(*tables, bootstrap_samples=50)
     scores = [metrics.score(table, bootstrap_samples=10) for table in tables]
     assert list(found.differences) == list(metrics.HEADLINE)
     for metric, difference in found.differences.items():
@@ -285,17 +287,17 @@ def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, secon
         assert difference.second == pytest.approx(scores[1][metric].value)
         assert difference.difference == pytest.approx(difference.second - difference.first)
         assert difference.low - 1e-9 <= difference.high
-    assert found.mcnemar["exact_match"] == metrics.mcnemar(*tables)
+    assert found.mcnemar["exact_match"] == mcnemar(*tables)
     assert (found.n, found.captures) == (size, size)
 
 
 def test_a_clear_difference_excludes_nothing_and_none_says_so():
     rows = [chat_row(number) for number in range(40)]
-    same = metrics.compare_predictions(answered(rows), answered(rows))
+    same = compare_predictions(answered(rows), answered(rows))
     assert {(d.difference, d.low, d.high) for d in same.differences.values()} == {(0, 0, 0)}
     assert same.mcnemar["judgement"].p_value == 1
     worse = pd.concat([answered(rows[:12], escaped), answered(rows[12:])])
-    escape = metrics.compare_predictions(answered(rows), worse).differences["escape_rate"]
+    escape = compare_predictions(answered(rows), worse).differences["escape_rate"]
     assert (escape.first, escape.second) == (0.0, pytest.approx(6 / 20))
     assert 0 < escape.low < 0.3 < escape.high < 0.6
 
@@ -308,7 +310,7 @@ def test_the_rows_of_a_capture_are_drawn_together():
     def width(rows):
         half = len(rows) // 2
         worse = pd.concat([answered(rows[:half], escaped), answered(rows[half:])])
-        found = metrics.compare_predictions(answered(rows), worse, bootstrap_samples=500).differences["exact_match"]
+        found = compare_predictions(answered(rows), worse, bootstrap_samples=500).differences["exact_match"]
         return found.high - found.low
 
     assert width(twice) == pytest.approx(width(once))
@@ -316,15 +318,15 @@ def test_the_rows_of_a_capture_are_drawn_together():
 
 def test_predictors_without_common_rows_cannot_be_compared():
     with pytest.raises(ValueError, match="both tables must answer the same rows; 2 stand in one only"):
-        metrics.compare_predictions(answered([chat_row(0)]), answered([chat_row(2)]))
+        compare_predictions(answered([chat_row(0)]), answered([chat_row(2)]))
 
 
 def test_a_score_that_one_of_both_lacks_is_not_compared():
     rows = [chat_row(number) for number in range(4)]
-    found = metrics.compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
+    found = compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
     assert "auroc" not in found.differences
     passed_only = [chat_row(1), chat_row(3)]
-    found = metrics.compare_predictions(answered(passed_only), answered(passed_only), bootstrap_samples=10)
+    found = compare_predictions(answered(passed_only), answered(passed_only), bootstrap_samples=10)
     assert set(found.differences) == {"exact_match", "overkill_rate", "parse_rate"}
 
 

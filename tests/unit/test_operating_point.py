@@ -113,7 +113,7 @@ def test_a_point_that_cannot_be_used_is_named(tmp_path, content, problem):
     path = tmp_path / "operating_point.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(StageInputError, match=rf"operating_point\.json: {problem}.*run dvc repro calibrate"):
+    with pytest.raises(StageInputError, match=rf"operating_point\.json: {problem}.*run dvc repro answer"):
         read_operating_point(path)
 
 

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,16 +11,20 @@ from PIL import Image
 from pinspect.core.errors import StageInputError
 from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.prompts import INSTRUCTIONS, ONE_SHOT, STAR_INSTRUCTION, ZERO_SHOT, PromptKind
-from pinspect.evaluation import evaluate, metrics, plots
-from pinspect.evaluation.cases import HITS_PER_MODE, Casebook, embed_pictures, inspected_cell, shown_row_ids
-from pinspect.evaluation.report import ReportInput, render_report
-from pinspect.examination import answering
-from pinspect.examination.controls import ControlResult
-from pinspect.examination.evidence import EvidenceMap
+from pinspect.core.statistics import wilson
+from pinspect.evaluation import cases, figures, metrics, plots
+from pinspect.evaluation.cases import embed_pictures, inspected_cell
+from pinspect.evaluation.evaluation import Evaluation
+from pinspect.evaluation.report import render_report
+from pinspect.evaluation.writing import write_evaluation
+from pinspect.examination.examiner import Examiner
+from pinspect.examination.results import Check, ControlResult, Evidence, EvidenceMap, Examination
+from pinspect.examination.selection import HITS_PER_MODE, shown_row_ids
 from tests.support.evaluation_examples import (
     ADDRESSES,
     CONTRACT,
     PARAMS,
+    QUESTION,
     REPORT,
     answered,
     baseline,
@@ -32,16 +37,15 @@ from tests.support.evaluation_examples import (
     unreadable,
 )
 
-SUBJECT = evaluate.Subject(
-    title="Evaluation of adapter 0123abcd",
-    learning_curve=pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "validation_loss": [np.nan, np.nan, 0.6]}),
-    facts={"Trainable": "424,960 parameters, 10.6%", "File size": "1.73 MB"},
-    provenance={"Dataset": "b99729e74cb610799ad42bd2503cd8e7.dir", "Commit": "4f8c06c"},
-    digests={"adapter_sha256": "0123abcd"},
-    params="evaluate:\n  view: DST",
-    set_aside={"camera0_far_off.jpg": "the connector lies 57 px off its place"},
-    names={f"images/camera/{number}.jpg": f"OK_{number}.jpg" for number in range(12)},
-)
+CURVE = pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "validation_loss": [np.nan, np.nan, 0.6]})
+FACTS = {"Trainable parameters": "424,960 (10.6%)", "File size": "1.73 MB"}
+DIGESTS = {"adapter_sha256": "0123abcd", "dataset_digest": "b99729e74cb610799ad42bd2503cd8e7.dir"}
+SET_ASIDE = {"camera0_far_off.jpg": "the connector lies 57 px off its place"}
+NAMES = {f"images/camera/{number}.jpg": f"OK_{number}.jpg" for number in range(12)}
+CHECKS = {"rows": 4, "failing_rows": 1, "expectations": [
+    {"rule": "the judgement is passed or defective", "success": False, "element_count": 4, "unexpected_count": 1},
+    {"rule": "the dataset has enough rows", "success": True, "unexpected_count": 0},
+]}  # fmt: skip
 POINT = OperatingPoint(
     threshold=0.25, wanted_escape_rate=0.05, escape_rate=0.05, overkill_rate=0.1, defective=20, passed=10,
     chosen_on="camera", view="DST", kind="two_image", weights_sha256="0123abcd",
@@ -73,23 +77,21 @@ def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
     return [row | {"images": shown(row), "messages": messages(row)} for row in rows]
 
 
+def evaluation_of(rows, predictions, images, *, controls=(), evidence=None, answer_checks=None, bounds=None, **more):
+    """An evaluation in which everything that may be missing is missing, unless a test gives it."""
+    settings = REPORT.model_copy(update={"bounds": bounds or {}, "bootstrap_samples": 10})
+    examination = Examination(answered([]), predictions, controls, evidence or Evidence(), answer_checks)
+    return Evaluation(examination, CONTRACT, PARAMS.evaluate, settings, rows, images, **more)
+
+
 def written(tmp_path, images, rows, predictions):
     out = tmp_path / "eval"
-    headline = evaluate.write_evaluation(predictions, rows, images, CONTRACT, PARAMS.evaluate, REPORT, SUBJECT, out)
-    return headline, (out / "report.html").read_text(encoding="utf-8")
-
-
-def given_for(rows, predictions, images, **more):
-    return ReportInput(
-        title="", date="", predictions=predictions, scores=metrics.score_table(predictions, bootstrap_samples=10),
-        contract=CONTRACT, model=evaluate.MODEL, baseline=evaluate.BASELINE, decoding="constrained", view="DST",
-        kind="two_image", confidence=0.95, images={row["id"]: row["images"] for row in rows}, images_folder=images,
-        learning_curve=SUBJECT.learning_curve, **more,
+    evaluation = evaluation_of(
+        rows, predictions, images, bounds=REPORT.bounds, learning_curve=CURVE, facts=FACTS, digests=DIGESTS,
+        set_aside=SET_ASIDE, names=NAMES, params_text="evaluate:\n  view: DST",
     )  # fmt: skip
-
-
-def misses_of(rows, predictions):
-    return Casebook({row["id"]: row["images"] for row in rows}).misses(predictions, ("DST", "two_image"))
+    headline = write_evaluation(evaluation, out)
+    return headline, (out / "report.html").read_text(encoding="utf-8")
 
 
 def cards_of(text, outcome="miss"):
@@ -145,24 +147,16 @@ def evidence_for(rows):
 
 
 def everything(rows, predictions, images):
-    """A report's input in which nothing is left out."""
-    table = pd.DataFrame(
-        {"name": ["full", "no grid"], "differs": ["", "no address grid"], "parameters": [424960, 424960],
-         "steps": [240, 240], "captures": [50, 50], "date": ["2026-11-20"] * 2,
-         "exact_match zero_shot RAW": [0.96, 0.9], "exact_match one_shot DST": [0.98, np.nan],
-         "controls held": ["5 of 5", "4 of 5"]}
-    )  # fmt: skip
-    picture = np.full((32, 80, 3), 128, np.uint8)
-    return given_for(
-        rows, predictions, images,
-        messages={row["id"]: row["messages"] for row in rows}, bounds=REPORT.bounds, operating_point=POINT,
-        reliability=metrics.reliability(predictions), evidence=evidence_for(rows),
-        evidence_summary="On 24 of 25 captures.", ablations=table, facts=SUBJECT.facts, params=SUBJECT.params,
-        provenance=SUBJECT.provenance, set_aside=SUBJECT.set_aside, names=SUBJECT.names,
+    """An evaluation in which nothing is missing."""
+    uri = "data:image/jpeg;base64,AAAA"
+    return evaluation_of(
+        rows, predictions, images, bounds=REPORT.bounds, operating_point=POINT, learning_curve=CURVE, facts=FACTS,
+        digests=DIGESTS, params_text="evaluate:\n  view: DST", set_aside=SET_ASIDE, names=NAMES,
+        evidence=Evidence(evidence_for(rows)), dataset_checks=CHECKS, answer_checks=CHECKS,
         controls=[
-            ControlResult("blank", "Blank picture", 50, "a grey field", "defective", "49 of 50", True, (), (picture,)),
-            ControlResult("swapped", "Swapped pictures", 50, "both change places", "«passed»", "2 of 50", False),
-            ControlResult("other_shape", "Other shape", 0, "a square one", "...", "not made: one shape only", None),
+            ControlResult("blank", 50, (Check("judged passed", 0, 50, bound=0),), pictures=(uri,)),
+            ControlResult("swapped", 50, (Check("defective pairs judged passed", 2, 50, bound=46, at_least=True),)),
+            ControlResult("other_shape", 0, reason="all captures are of one shape, CYLN"),
         ],
     )  # fmt: skip
 
@@ -199,7 +193,7 @@ def test_every_camera_miss_stands_in_the_report_with_the_models_own_words(tmp_pa
 
 def test_misses_of_every_kind_of_prompt_are_shown(images):
     rows = chat_rows(0, kinds=KINDS)
-    given = given_for(rows, answered(rows, escaped), images, messages={row["id"]: row["messages"] for row in rows})
+    given = evaluation_of(rows, answered(rows, escaped), images)
     cards = cards_of(render_report(given))
     assert len(cards) == len(PromptKind) * 2
     told = {(kind, view): [card for card in cards if f"_{view} · {kind}" in card] for kind in
@@ -212,7 +206,7 @@ def test_misses_of_every_kind_of_prompt_are_shown(images):
 
 def test_a_one_shot_miss_is_told_with_all_turns_of_its_chat(images):
     rows = chat_rows(0, views=("DST",))
-    given = given_for(rows, answered(rows, escaped), images, messages={row["id"]: row["messages"] for row in rows})
+    given = evaluation_of(rows, answered(rows, escaped), images)
     (card,) = cards_of(render_report(given))
     star, asked = card.split('<section class="turn')[1:]
     assert STAR_INSTRUCTION in star
@@ -240,27 +234,26 @@ def test_a_report_without_misses_says_so_and_shows_hits_of_every_mode(tmp_path, 
     hits = cards_of(text, "hit")
     modes = [re.search(r"defect mode-&gt;(\w+)", card)[1] for card in hits]
     assert modes == [mode for mode in ("bend", "missing", "retract", "passed") for _ in range(HITS_PER_MODE)]
-    scores = {**headline["zero_shot"]}
-    assert scores.pop("captures") == 12
-    assert set(scores.values()) <= {0.0, 1.0}
+    assert headline["captures"] == 12
+    assert set(headline["zero_shot"].values()) <= {0.0, 1.0}
 
 
 def test_evidence_is_asked_for_just_the_rows_that_the_report_shows(images):
     rows = chat_rows(*range(8), kinds=KINDS)
     told = pd.concat([answered(rows[:10], moved), answered(rows[10:])], ignore_index=True)
-    wanted, maps = shown_row_ids(told, "DST", "two_image"), evidence_for(rows)
+    wanted, maps = shown_row_ids(told, QUESTION), evidence_for(rows)
     assert len(wanted) == len(set(wanted))
-    text = render_report(given_for(rows, told, images, evidence=maps))
+    text = render_report(evaluation_of(rows, told, images, evidence=Evidence(maps)))
     cards = [*cards_of(text), *cards_of(text, "hit")]
     assert sum(card.count("<h5>model, ") for card in cards) == len(wanted)
-    fewer = render_report(given_for(rows, told, images, evidence={row_id: maps[row_id] for row_id in wanted}))
-    assert fewer == text
+    fewer = Evidence({row_id: maps[row_id] for row_id in wanted})
+    assert render_report(evaluation_of(rows, told, images, evidence=fewer)) == text
 
 
 def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
     rows = chat_rows(2, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
     shares = [0.9, *[0.1] * 1, *[0.0] * 25]
-    (card,) = cards_of(render_report(given_for(rows, answered(rows, moved, shares=lambda row: shares), images)))
+    (card,) = cards_of(render_report(evaluation_of(rows, answered(rows, moved, shares=lambda row: shares), images)))
     drawn = card.split('aria-label="P(address) of every pin">')[1].split("</svg>")[0]
     assert re.findall(r'font-size="11"[^>]*>(\d+)<', drawn) == ["90", "10"]
     # Capture 2 is defective at the second address.
@@ -271,7 +264,7 @@ def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
 
 def test_the_evidence_map_lies_over_the_inspected_picture(images):
     rows = chat_rows(0, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
-    given = given_for(rows, answered(rows, moved), images, evidence=evidence_for(rows))
+    given = evaluation_of(rows, answered(rows, moved), images, evidence=Evidence(evidence_for(rows)))
     text = render_report(given)
     (card,) = cards_of(text)
     inspected = re.search(r'aria-label="inspected[^>]*><use href="#(\w+)"', card)[1]
@@ -291,14 +284,14 @@ def test_the_inspected_pin_of_a_stacked_composite_lies_in_its_lower_half():
 
 def test_the_figures_of_the_report_are_those_of_the_tables(tmp_path, images):
     rows = chat_rows(*range(10))
-    headline_rows = answering.headline_rows(rows, PARAMS.evaluate)
+    headline_rows = QUESTION.rows(rows)
     model = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
     told = pd.concat([model, baseline(headline_rows, unreadable)])
     headline, text = written(tmp_path, images, rows, told)
     assert (headline["zero_shot"]["exact_match"], headline["baseline"]["exact_match"]) == (0.9, 0.0)
-    assert "Of 10 captures that it has never seen the model answered <b>9</b> exactly right" in text
+    assert "Of 10 captures that it has never seen, the model answered <b>9</b> exactly right" in text
     assert "<b>1</b> of 5 defective captures pass" in text
-    low, high = metrics.wilson(9, 10)
+    low, high = wilson(9, 10)
     assert f'<b>0.900</b> <span class="n">9/10</span><br><span class="ci">{low:.2f}–{high:.2f}</span>' in text
     told = words_of(text).replace("\u00a0", " ")
     assert "right by the model alone on 9 and by the baseline alone on 0 of 10 captures, p = 0.004" in told
@@ -314,10 +307,10 @@ def test_the_verdict_names_every_bound_that_is_missed(images):
     rows = chat_rows(*range(12))
     wrong = pd.concat([answered(rows[:4], escaped), answered(rows[4:])])
     bounds = {"exact_match": 0.95, "escape_rate": 0.03, "overkill_rate": 0.05}
-    text = render_report(given_for(rows, wrong, images, bounds=bounds))
+    text = render_report(evaluation_of(rows, wrong, images, bounds=bounds))
     assert verdict_of(text) == (
-        "Not good enough: it misses 2 of the 3 bounds that the project sets (Exact match 0.917, asked ≥ 0.95, "
-        "Escape rate 0.167, asked ≤ 0.03)."
+        "Not good enough: it misses 2 of the 3 bounds of settings.yaml (Exact match 0.917, wanted ≥ 0.95, "
+        "Escape rate 0.167, wanted ≤ 0.03)."
     )
     assert re.findall(r'<small class="(\w+)">(.*?)</small>', text) == [
         ("missed", "missed"), ("missed", "missed"), ("held", "held, not proven"),
@@ -326,37 +319,37 @@ def test_the_verdict_names_every_bound_that_is_missed(images):
 
 def test_the_verdict_says_when_captures_are_too_few_to_prove_a_bound(images):
     rows = chat_rows(*range(12))
-    few = render_report(given_for(rows, answered(rows), images, bounds={"exact_match": 0.93, "parse_rate": 1.0}))
+    few = render_report(evaluation_of(rows, answered(rows), images, bounds={"exact_match": 0.93, "parse_rate": 1.0}))
     assert verdict_of(few) == (
-        "It holds all 2 bounds that the project sets, but 12 captures are too few to prove 1 of them: the intervals "
-        "reach beyond."
+        "It holds all 2 bounds of settings.yaml, but 12 captures are too few to prove 1 of them: the intervals "
+        "reach beyond the bounds."
     )
-    plenty = render_report(given_for(rows, answered(rows), images, bounds={"exact_match": 0.5}))
-    assert verdict_of(plenty) == "It holds all 1 bounds that the project sets, intervals included."
+    plenty = render_report(evaluation_of(rows, answered(rows), images, bounds={"exact_match": 0.5}))
+    assert verdict_of(plenty) == "It holds all 1 bounds of settings.yaml, intervals included."
 
 
 def test_the_verdict_tells_of_controls_that_fail(images):
     rows = chat_rows(*range(4))
     text = render_report(everything(rows, answered(rows), images))
-    assert verdict_of(text).endswith("; it fails 1 of 3 controls (Swapped pictures).")
+    assert verdict_of(text).endswith("; it fails 1 of 3 controls (Reference and capture swapped).")
     held = re.findall(r'<td class="(?:held|missed|none)">(yes|no|not judged)</td>', section_of(text, "controls"))
     assert held == ["yes", "no", "not judged"]
 
 
 def test_a_model_behind_the_baseline_is_said_to_be(images):
     rows = chat_rows(*range(8))
-    asked = answering.headline_rows(rows, PARAMS.evaluate)
+    asked = QUESTION.rows(rows)
     told = pd.concat([answered(rows[:4], moved), answered(rows[4:]), baseline(asked)], ignore_index=True)
-    text = words_of(render_report(given_for(rows, told, images)))
+    text = words_of(render_report(evaluation_of(rows, told, images)))
     assert "answered 8 of 8 exactly right: the model does not beat it." in text
-    assert "The model is behind it in: Exact match, Address." in text
+    assert "The model is worse in: Exact match, Address." in text
 
 
 def test_every_kind_of_prompt_has_its_line_with_free_generation_beside(images):
     rows = chat_rows(*range(4), kinds=KINDS)
     free = answered([row for row in rows if row["kind"] == "two_image"], unreadable, decoding="free")
     told = pd.concat([answered(rows), free], ignore_index=True)
-    text = section_of(render_report(given_for(rows, told, images)), "prompts")
+    text = section_of(render_report(evaluation_of(rows, told, images)), "prompts")
     lines = lines_of(text)
     assert len(lines) == 2 * len(KINDS)
     assert [line[:3] for line in lines[:2]] == [["two-image", "zero-shot,", "DST"], ["two-image", "one-shot,", "DST"]]
@@ -378,24 +371,22 @@ def test_the_operating_point_is_told_for_validation_and_for_test(images):
     ]
 
 
-def test_ablations_stay_blank_where_nothing_was_measured(images):
+def test_the_answer_checks_of_the_dataset_and_of_the_model_are_shown_rule_by_rule(images):
     rows = chat_rows(0, 1)
-    text = section_of(render_report(everything(rows, answered(rows), images)), "ablations")
-    lines = lines_of(text)
-    assert lines[0] == ["full", "424,960", "0.960", "0.980", "5", "of", "5"]
-    assert lines[1][-5:] == ["0.900", "–", "4", "of", "5"]
-    assert "240 training steps, 50 captures" in text
-    assert "the sample line that comes with pinspect" in text
-    assert "2026-11-20" in text
+    text = section_of(render_report(everything(rows, answered(rows), images)), "checks")
+    assert "Chat dataset, before training: 3 of 4 answers keep all 2 rules." in words_of(text)
+    assert "Model, answers to the test split: 3 of 4 answers keep all 2 rules." in words_of(text)
+    lines = [" ".join(line) for line in lines_of(text)]
+    assert lines == ["The judgement is passed or defective 4 1 no", "The dataset has enough rows – 0 yes"]
 
 
 def test_what_was_not_measured_is_said_not_to_be(images):
     rows = chat_rows(0, 1)
-    text = words_of(render_report(given_for(rows, answered(rows), images)))
+    text = words_of(render_report(evaluation_of(rows, answered(rows), images)))
     for said in (
-        "ROC not measured", "Calibration not measured", "No operating point was chosen", "Controls were not measured",
-        "Attention was not measured", "No ablations are recorded", "Free generation was not measured",
-        "Nothing is recorded about the adapter",
+        "ROC not measured", "Calibration not measured", "Operating point not measured", "Controls not measured",
+        "Attention not measured", "Free generation was not measured", "Facts about the adapter not recorded",
+        "Chat dataset, before training: not measured", "Model, answers to the test split: not measured",
     ):  # fmt: skip
         assert said in text
 
@@ -417,17 +408,28 @@ def test_a_report_is_made_of_whatever_there_is(images, rows, answer):
     assert page.used <= set(page.ids)
 
 
-def test_the_headline_leaves_out_what_was_not_there(tmp_path, images):
+def test_without_camera_captures_the_virtual_line_makes_the_headline(tmp_path, images):
     rows = chat_rows(1, 3, source="virtual")
     headline, text = written(tmp_path, images, rows, answered(rows))
-    assert "zero_shot" not in headline
-    assert set(headline["virtual"]["zero_shot"]) == {"exact_match", "overkill_rate", "parse_rate", "captures"}
-    assert "no camera capture stands in the test split" in text
+    assert (headline["captures"], "virtual" in headline) == (2, False)
+    # A score that could not be measured, such as the escape rate without defective captures, is left out.
+    assert set(headline["zero_shot"]) == {"exact_match", "overkill_rate", "parse_rate"}
+    assert "the test split has no camera capture" in text
+    detail = json.loads((tmp_path / "eval/detail.json").read_text())
+    assert (detail["source"], detail["virtual"]) == ("virtual", {})
+
+
+def test_the_virtual_line_stands_beside_the_camera(tmp_path, images):
+    rows = [*chat_rows(0, 1), *chat_rows(0, 1, 2, source="virtual")]
+    headline, _ = written(tmp_path, images, rows, answered(rows))
+    assert (headline["captures"], headline["virtual"]) == (2, {"exact_match": 1.0, "captures": 3})
+    detail = json.loads((tmp_path / "eval/detail.json").read_text())
+    assert (detail["source"], detail["virtual"]["zero_shot"]["exact_match"]) == ("camera", 1.0)
 
 
 def test_many_misses_make_pictures_smaller_and_leave_out_virtual_ones_only(images):
     rows = [*chat_rows(*range(12)), *chat_rows(*range(12), source="virtual")]
-    misses = misses_of(rows, answered(rows, unreadable))
+    misses = cases.find_misses(evaluation_of(rows, answered(rows, unreadable), images))
     camera, virtual = misses[:24], misses[24:]
     assert {miss.source for miss in camera} == {"camera"}
     everything_, kept = embed_pictures(camera, virtual, images, budget=10**9)
@@ -445,7 +447,7 @@ def test_a_report_with_twenty_misses_stays_below_6_mb(tmp_path):
         row["images"] = [f"{number // len(KINDS)}-{name}" for name in row["images"]]
     for name in {name for row in rows for name in row["images"]}:
         Image.fromarray(random.integers(0, 90, (256, 640, 3), np.uint8)).save(tmp_path / name)
-    text = render_report(given_for(rows, answered(rows, unreadable), tmp_path))
+    text = render_report(evaluation_of(rows, answered(rows, unreadable), tmp_path))
     assert len(cards_of(text)) == 20 * len(PromptKind)
     assert len(text.encode()) < 6_000_000
 
@@ -460,40 +462,40 @@ def test_markup_in_an_answer_is_shown_and_not_run(tmp_path, images):
 def test_a_picture_that_is_missing_is_named(tmp_path, images):
     rows = chat_rows(0)
     (images / "camera-0.jpg").unlink()
-    with pytest.raises(StageInputError, match=r"camera-0\.jpg: the report shows it"):
+    with pytest.raises(StageInputError, match=r"camera-0\.jpg: not readable"):
         written(tmp_path, images, rows, answered(rows, escaped))
 
 
 def test_test_rows_that_production_never_asks_are_no_evaluation():
     rows = [chat_row(0, view="RAW")]
     with pytest.raises(StageInputError, match=r"evaluate\.view"):
-        answering.answer_test_rows(None, rows, None, CONTRACT, PARAMS.evaluate)
+        Examiner(None, None, CONTRACT, PARAMS.evaluate).test(rows)
 
 
 def test_the_same_evaluation_is_told_in_the_same_bytes(images):
     rows = chat_rows(*range(4))
-    given = everything(rows, answered(rows, escaped, chance=lambda row: 0.3), images)
-    assert render_report(given) == render_report(replace(given, images=dict(given.images)))
+    evaluation = everything(rows, answered(rows, escaped, chance=lambda row: 0.3), images)
+    assert render_report(evaluation) == render_report(replace(evaluation))
 
 
 def test_figures_follow_the_page_into_the_dark():
     rows = [chat_row(number) for number in range(6)]
     told = answered(rows, chance=lambda row: 0.9 if "defective" in row["answer"] else 0.2)
-    figures = (
-        plots.roc_figure({"zero-shot": told}, (0.0, 1.0)),
-        plots.separation_figure(told, 0.5),
-        plots.reliability_figure(metrics.reliability(told)),
-        plots.learning_curve_figure(SUBJECT.learning_curve),
+    drawn = (
+        figures.roc_figure({"zero-shot": told}, (0.0, 1.0)),
+        figures.separation_figure(told, 0.5),
+        figures.reliability_figure(metrics.reliability(told)),
+        figures.learning_curve_figure(CURVE),
     )
-    for figure in figures:
-        colours = {colour for colour in re.findall(r"(?:fill|stroke): ([^;\"]+)", figure) if colour != "none"}
-        assert colours
-        assert all(colour.startswith("var(--") for colour in colours)
+    for figure in drawn:
+        colors = {color for color in re.findall(r'(?:fill|stroke)="([^"]+)"', figure) if color != "none"}
+        assert colors
+        assert all(color.startswith("var(--") for color in colors)
 
 
 def test_plot_tables_hold_every_answer(tmp_path):
     rows = [chat_row(number) for number in range(6)]
-    plots.write_plot_tables({"zero_shot": answered(rows, unreadable, chance=lambda row: 0.5)}, tmp_path)
+    plots.write_plot_tables("zero_shot", answered(rows, unreadable, chance=lambda row: 0.5), tmp_path)
     confusion = pd.read_csv(tmp_path / "confusion_zero_shot.csv")
     assert confusion["found"].tolist() == ["not answered"] * 6
     assert pd.read_csv(tmp_path / "roc_zero_shot.csv")["caught_rate"].tolist() == [0, 1]

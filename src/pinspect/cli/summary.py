@@ -42,7 +42,7 @@ def print_summary(folder: Path) -> None:
     """
     metrics = _read(folder / "reports/eval/metrics.json")
     registration = _read(folder / "reports/registration.json")
-    captures = metrics.get("zero_shot", {}).get("captures", 0)
+    captures = metrics.get("captures", 0)
     table = Table(title=f"test split of the line, {captures} captures", title_justify="left")
     table.add_column("")
     for label in BLOCKS.values():

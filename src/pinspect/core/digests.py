@@ -1,4 +1,4 @@
-"""Where an adapter and its figures come from: digests of data and weights, and the state of the code."""
+"""Digests of data and weights, and the state of the code: where an adapter and its scores come from."""
 
 from __future__ import annotations
 
@@ -11,47 +11,63 @@ import pandas as pd
 
 from pinspect.core.errors import StageInputError
 
-# What decides an adapter's answers; its learning curve and training times differ from run to run.
+# The files that decide an adapter's answers.
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
-OPERATING_POINT = "operating_point.json"  # beside the adapter's folder: it is chosen after the training
+OPERATING_POINT = "operating_point.json"  # lies beside the adapter's folder, because it is chosen after the training
 CODE = ("src", "stages", "params.yaml", "dvc.yaml")
 
 
 def weights_sha256(adapter: Path) -> str:
-    """sha256 over names and contents of what the training made: configuration and weights.
+    """Return the sha256 over names and contents of an adapter's configuration and weights.
 
-    Raises StageInputError when there are no weights.
+    Args:
+        adapter: Folder of the adapter.
+
+    Raises:
+        StageInputError: The folder has no weights.
     """
     return _names_and_contents([adapter / name for name in WEIGHTS])
 
 
 def adapter_sha256(adapter: Path) -> str:
-    """The hash that names an adapter with all that decides its answers: its weights and its operating point.
+    """Return the sha256 over everything that decides an adapter's answers: its weights and its operating point.
 
-    Raises StageInputError when there are no weights. Without an operating point the weights alone decide.
+    Args:
+        adapter: Folder of the adapter. The operating point lies beside the folder; if it is missing, the hash covers
+            the weights only.
+
+    Raises:
+        StageInputError: The folder has no weights.
     """
     return _names_and_contents([*(adapter / name for name in WEIGHTS), adapter.parent / OPERATING_POINT])
 
 
 def dvc_directory_hash(folder: Path) -> str:
-    """The hash under which DVC keeps `folder`, such as `0a1b….dir`: the same one that stands in dvc.lock.
+    """Return the hash under which DVC caches `folder`, such as `0a1b….dir`, as dvc.lock has it.
 
-    Raises StageInputError when the folder is missing.
+    Raises:
+        StageInputError: The folder is missing.
     """
     if not folder.is_dir():
         raise StageInputError(f"{folder}: not found; run dvc repro, which makes it")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    # This very JSON, entries by path, is what DVC hashes.
+    # DVC hashes exactly this JSON, with the entries in the order of their paths.
     entries = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def digest_of_test_set(answered: pd.DataFrame) -> str:
-    """The hash that names a test set, from a predictions table: which photographs it has, and what is right for each.
+    """Return a hash that identifies a test set: its photographs and the right answer for each.
 
-    Files of the raw folder are named after their content, so that a name stands for a photograph. Right are judgement,
-    defect mode and address. View, prompt, reference and drawing are no part of it: those belong to the inspector, and
-    two inspectors may see the same photographs each in its own way. The order of rows does not count.
+    Files of the raw folder are named after their content, so a name stands for a photograph. The right answer is
+    judgement, defect mode and address. View, prompt and reference do not enter the hash: two inspectors may look at the
+    same photographs in different ways. The order of the rows does not matter.
+
+    Args:
+        answered: Predictions table.
+
+    Returns:
+        sha256 in hexadecimal digits.
     """
     columns = ["file", "expected_judgement", "expected_defect_mode", "expected_defect_position"]
     facts = sorted(set(answered[columns].itertuples(index=False, name=None)))
@@ -59,7 +75,11 @@ def digest_of_test_set(answered: pd.DataFrame) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes. Raises StageInputError when it is missing."""
+    """Return the sha256 of a file's bytes.
+
+    Raises:
+        StageInputError: The file is missing.
+    """
     if not path.is_file():
         raise StageInputError(f"{path}: not found; run dvc repro, which makes it")
     with path.open("rb") as file:
@@ -67,7 +87,10 @@ def file_sha256(path: Path) -> str:
 
 
 def git_commit(root: Path) -> str:
-    """The commit that is checked out at `root`, with a `+` when the code differs from it; empty outside of git."""
+    """Return the commit that is checked out at `root`, followed by `+` if the code differs from the commit.
+
+    Outside of a git repository the result is empty.
+    """
     commit = _git(root, "rev-parse", "HEAD").strip()
     changed = commit and _git(root, "status", "--porcelain", "--", *CODE).strip()
     return f"{commit}+" if changed else commit

@@ -11,7 +11,7 @@ from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
 
-_REMEDY = "run dvc repro calibrate"
+_REMEDY = "run dvc repro answer"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class OperatingPoint:
             return f"threshold {self.threshold:g}: no validation captures of both judgements to choose it on"
         return (
             f"threshold {self.threshold:.4g}: {self.escape_rate:.1%} of {self.defective} defective captures escape, "
-            f"{self.overkill_rate:.1%} of {self.passed} passed ones are called defective (validation, {self.chosen_on})"
+            f"{self.overkill_rate:.1%} of {self.passed} passed captures are judged defective (validation, "
+            f"{self.chosen_on})"
         )
 
 

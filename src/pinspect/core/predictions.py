@@ -1,6 +1,7 @@
-"""The predictions table: one row per answered test row, with the fields of the expected and of the found answer.
+"""The predictions table: one row per answered row of the chat dataset, with the fields of the expected and of the
+generated answer.
 
-It is the only thing that scoring, the report and the comparison of two adapters read, so that an evaluation can be
+Scoring, the report and the comparison of two adapters read nothing else of the model's answers, so an evaluation can be
 scored again without a model.
 """
 
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pinspect.core.answers import FIELDS, AnswerContract
 from pinspect.core.errors import AnswerFormatError, StageInputError
+from pinspect.core.files import write_file
 from pinspect.core.prompts import answer_kind_of
 
 if TYPE_CHECKING:
@@ -33,9 +36,9 @@ COLUMNS = (
     *("expected", "answer", "parses", "problem"),
     *EXPECTED,
     *FOUND,
-    *("p_defective", "threshold", "latency_s", "address_entropy", "address_probabilities"),
+    *("p_defective", "threshold", "address_entropy", "address_probabilities"),
 )
-_PLACES = {"p_defective": 6, "threshold": 6, "latency_s": 3, "address_entropy": 4}
+_PLACES = {"p_defective": 6, "threshold": 6, "address_entropy": 4}
 _NUMBERS = dict.fromkeys(_PLACES, "float64")
 
 
@@ -48,23 +51,34 @@ def prediction(
     decoding: str = CONSTRAINED,
     p_defective: float | None = None,
     threshold: float | None = None,
-    latency_s: float | None = None,
     address_entropy: float | None = None,
     address_probabilities: Sequence[float] | None = None,
 ) -> dict[str, object]:
-    """One row of the table: a row of the chat dataset with the answer string that was given to it.
+    """Return one row of the table: a row of the chat dataset with an answer to it.
 
-    threshold: what p_defective was compared with. latency_s: seconds. address_entropy: bits. address_probabilities: one
-    a pin, in the layout's order. `found_*` stay empty, and `problem` says why, where the answer breaks the contract.
-    Raises AnswerFormatError when the expected answer does: that is a fault of the dataset.
+    Where the answer breaks the contract, the columns `found_*` stay empty and `problem` holds the reason.
+
+    Args:
+        row: Row of the chat dataset.
+        answer: The answer string.
+        contract: The answer contract.
+        model: Name of the predictor, such as `MODEL`.
+        decoding: One of `DECODINGS`.
+        p_defective: P(defective), 0..1.
+        threshold: The value that `p_defective` was compared with.
+        address_entropy: Entropy of `address_probabilities`, in bits.
+        address_probabilities: One probability per pin, in the order of the layout.
+
+    Raises:
+        AnswerFormatError: The expected answer breaks the contract, which is a fault of the dataset.
     """
     kind = answer_kind_of(str(row["kind"]))
     expected = contract.parse(str(row["answer"]), kind).values()
-    problem = ""
+    problem, fields = "", {}
     try:
-        found = contract.parse(answer, kind).values()
+        fields = contract.parse(answer, kind).values()
     except AnswerFormatError as error:
-        found, problem = {}, str(error)
+        problem = str(error)
     return {
         **{column: row[column] for column in ("id", "source", "shape", "view", "kind", "shot", "file")},
         "model": model,
@@ -74,10 +88,9 @@ def prediction(
         "parses": not problem,
         "problem": problem,
         **{f"expected_{field}": expected[field] for field in FIELDS},
-        **{f"found_{field}": found.get(field, "") for field in FIELDS},
+        **{f"found_{field}": fields.get(field, "") for field in FIELDS},
         "p_defective": _number(p_defective),
         "threshold": _number(threshold),
-        "latency_s": _number(latency_s),
         "address_entropy": _number(address_entropy),
         "address_probabilities": ""
         if address_probabilities is None
@@ -86,9 +99,17 @@ def prediction(
 
 
 def from_generated(
-    row: Mapping[str, object], answer: GeneratedAnswer, contract: AnswerContract, *, model: str, decoding: str
+    row: Mapping[str, object], answer: GeneratedAnswer, contract: AnswerContract, model: str, decoding: str
 ) -> dict[str, object]:
-    """One row of the table: what the model said of a row of the chat dataset."""
+    """Return one row of the table: a row of the chat dataset with the answer that a model generated.
+
+    Args:
+        row: Row of the chat dataset.
+        answer: The generated answer.
+        contract: The answer contract.
+        model: Name of the predictor.
+        decoding: One of `DECODINGS`.
+    """
     return prediction(
         row,
         answer.text,
@@ -97,41 +118,44 @@ def from_generated(
         decoding=decoding,
         p_defective=answer.p_defective,
         threshold=answer.threshold,
-        latency_s=answer.seconds,
         address_entropy=answer.address_entropy,
         address_probabilities=answer.address_probabilities,
     )
 
 
-def address_probabilities(predictions: pd.DataFrame, pins: int) -> np.ndarray:
-    """The address probabilities of every row, float64 (rows, pins); NaN where a row has none."""
+def address_probabilities(predictions: pd.DataFrame, pins: int) -> npt.NDArray[np.float64]:
+    """Return the address probabilities of every row, float64 (rows, pins), 0..1; NaN where a row has none."""
     empty = [np.nan] * pins
     shares = [[float(share) for share in text.split()] or empty for text in predictions["address_probabilities"]]
     return np.array(shares, dtype=float).reshape(len(predictions), pins)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """The predictions table from rows as `prediction` makes them, columns in the order of `COLUMNS`."""
+    """Return the predictions table of rows that `prediction` made, with the columns `COLUMNS`."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS | {"parses": bool})
 
 
 def write(predictions: pd.DataFrame, path: Path) -> None:
-    """Write the table as CSV (UTF-8, probabilities to six places, seconds to the millisecond)."""
-    predictions.round(_PLACES).to_csv(path, index=False, lineterminator="\n")
+    """Write the table as CSV (UTF-8, probabilities to six decimals)."""
+    write_file(path, predictions.round(_PLACES).to_csv(index=False, lineterminator="\n"))
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a table that `write` made. Raises StageInputError when it is missing or lacks columns."""
+    """Read a table that `write` wrote.
+
+    Raises:
+        StageInputError: The file is missing, or lacks columns.
+    """
     if not path.is_file():
-        raise StageInputError(f"{path}: not found; run the evaluate stage first (dvc repro evaluate)")
+        raise StageInputError(f"{path}: not found; run dvc repro answer")
     # The position of a passed capture is the word NA, which pandas would read as a missing value.
-    found = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [column for column in COLUMNS if column not in found.columns]
+    content = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in COLUMNS if column not in content.columns]
     if missing:
-        raise StageInputError(f"{path}: lacks the columns {', '.join(missing)}; run dvc repro --force evaluate")
+        raise StageInputError(f"{path}: lacks the columns {', '.join(missing)}; run dvc repro --force answer")
     for column, kind in _NUMBERS.items():
-        found[column] = pd.to_numeric(found[column].replace("", np.nan)).astype(kind)
-    return found.assign(parses=found["parses"] == "True")
+        content[column] = pd.to_numeric(content[column].replace("", np.nan)).astype(kind)
+    return content.assign(parses=content["parses"] == "True")
 
 
 def _number(value: float | None) -> float:

@@ -58,18 +58,20 @@ class Question:
         """Return the rows of the chat dataset that ask the question, each capture once."""
         return [row for row in rows if self.asks(row)]
 
-    def answers(self, predictions: pd.DataFrame, *, model: str | None = MODEL, shot: str = ZERO_SHOT) -> pd.DataFrame:
+    def answers(
+        self, predictions: pd.DataFrame, *, model: str | None = MODEL, shot: str | None = ZERO_SHOT
+    ) -> pd.DataFrame:
         """Return the rows of a predictions table that answer the question.
 
         Args:
             predictions: Table with the columns of `pinspect.core.predictions`.
             model: Value of the column `model`; None selects the rows of every model.
-            shot: Value of the column `shot`. The one-shot answers are those that stand beside production's.
+            shot: Value of the column `shot`: production's zero-shot answers by default; None selects every shot.
         """
-        wanted = asdict(self) | {"shot": shot} | ({} if model is None else {"model": model})
+        wanted = asdict(self) | {"shot": shot, "model": model}
         chosen = pd.Series(True, index=predictions.index)
         for column, value in wanted.items():
-            chosen &= predictions[column] == value
+            chosen &= value is None or predictions[column] == value
         return predictions.loc[chosen]
 
 

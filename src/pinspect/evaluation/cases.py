@@ -1,7 +1,7 @@
-"""Captures told one by one: what the model saw and read, what it answered, where it looked.
+"""The captures that the report shows one by one: what the model saw and read, what it answered, where it looked.
 
-A case is one capture put to the model by one kind of prompt in one view, in every shot: the one-shot prompt shows and
-says all that the zero-shot one does, after a worked example, so that one case tells both.
+A case is one capture put to the model by one kind of prompt in one view, in every shot. The one-shot prompt repeats the
+zero-shot prompt after a worked example, so one case shows both.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image
@@ -19,14 +18,13 @@ from PIL import Image
 from pinspect.core.answers import FIELDS, PASSED
 from pinspect.core.errors import StageInputError
 from pinspect.core.layout import Layout
-from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, Message, PromptKind, without_answer
+from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind, without_answer
+from pinspect.core.rows import Row
+from pinspect.evaluation.evaluation import Evaluation
+from pinspect.examination.results import EvidenceMap
+from pinspect.examination.selection import CASE, VIRTUAL_MISSES, first_hits
 
-if TYPE_CHECKING:
-    from pinspect.examination.evidence import EvidenceMap
-
-HITS_PER_MODE = 2  # right answers shown of each defect mode, and of passed captures
-VIRTUAL_MISSES = 40  # cards at most; predictions.csv has them all
-PICTURE_BYTES = 4_000_000  # of JPEG, before base64 makes a third more of it: the report stays below 6 MB
+PICTURE_BYTES = 4_000_000  # of JPEG; base64 adds a third, and the report stays below 6 MB
 SHOT_NAMES = {ZERO_SHOT: "zero-shot", ONE_SHOT: "one-shot"}
 SEVERITY = ("escape", "not answered", "overkill", "wrong address", "wrong mode", "wrong image type", "right")
 
@@ -40,7 +38,14 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the report: stored once, shown wherever its key is used. Sizes in px."""
+    """A picture of the report, stored once and shown wherever its key is used.
+
+    Attributes:
+        key: Name of the picture in the page.
+        uri: Data URI of a JPEG file.
+        width: px.
+        height: px.
+    """
 
     key: str
     uri: str
@@ -50,8 +55,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: pictures as (caption, path in the images folder), the words with them, and, but for the turn that the
-    model has to answer, the worked answer to them. Words are empty where the caller gave no messages."""
+    """One turn of a chat.
+
+    Attributes:
+        pictures: Caption and path in the images folder, of each picture.
+        words: The text; empty for a row without messages.
+        answer: Lines of the worked answer; empty for the turn that the model has to answer.
+    """
 
     pictures: tuple[tuple[str, str], ...]
     words: str
@@ -60,10 +70,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's own words in one shot, line by line with whether the line differs from the expected one.
+    """The model's answer in one shot.
 
-    problem: why it is not readable, else empty. addresses: P(address) of every pin in the order of the layout, or
-    empty where it was not measured; entropy: theirs, in bits.
+    Attributes:
+        shot: `zero-shot` or `one-shot`.
+        lines: Each line of the answer, and whether it differs from the expected line.
+        problem: Why the answer cannot be parsed, else empty.
+        p_defective: P(defective), 0..1; None where not measured.
+        addresses: P(address) of every pin in the order of the layout; empty where not measured.
+        entropy: Entropy of `addresses`, in bits; None where not measured.
+        evidence: Where the model looked; None where not measured.
     """
 
     shot: str
@@ -77,7 +93,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Case:
-    """A capture with what was expected of the model and what it said. `outcome` is the worst of its replies."""
+    """A capture with the expected answer and the model's replies.
+
+    Attributes:
+        name: Name that the user gave the capture.
+        source: `camera` or `virtual`.
+        view: `RAW` or `DST`.
+        image_type: Such as `CYLN_RAW`.
+        kind: Kind of prompt.
+        expected: Lines of the expected answer.
+        position: Expected defect position, `NA` for a passed capture.
+        turns: What the model saw and read.
+        replies: The replies that are shown.
+        right: Names of the shots that are not shown because their answers were right.
+        outcome: The worst outcome of the replies, one of `SEVERITY`.
+    """
 
     name: str
     source: str
@@ -93,63 +123,66 @@ class Case:
 
     @property
     def inspected(self) -> str:
-        """The picture that the question is about, by its path in the images folder."""
+        """Return the path of the inspected picture in the images folder."""
         return self.turns[-1].pictures[-1][1]
 
 
-@dataclass(frozen=True)
-class Casebook:
-    """What was asked, by row id of the chat dataset. names: file of the raw folder -> the name that its user gave."""
+def find_misses(evaluation: Evaluation) -> list[Case]:
+    """Return every case with a wrong answer in some shot, with its wrong replies.
 
-    images: Mapping[str, Sequence[str]]
-    messages: Mapping[str, Sequence[Message]] = field(default_factory=dict)
-    evidence: Mapping[str, EvidenceMap] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
+    Cases of production's prompt come before the others, and the costliest outcome first.
+    """
+    answers, question = evaluation.own_answers, evaluation.question
+    build = _CaseBuilder(evaluation)
+    cases = [
+        build.case(rows, rows[rows["answer"] != rows["expected"]])
+        for _, rows in answers.groupby(CASE, sort=True)
+        if (rows["answer"] != rows["expected"]).any()
+    ]
+    return sorted(
+        cases,
+        key=lambda case: (
+            *(case.source, (case.view, case.kind) != (question.view, question.kind), case.kind),
+            *(SEVERITY.index(case.outcome), case.name, case.image_type),
+        ),
+    )
 
-    def misses(self, answered: pd.DataFrame, first: tuple[str, str]) -> list[Case]:
-        """Every case that was answered wrong in some shot, with its wrong replies: those of the (view, kind) `first`
-        before the others, the costliest outcome first."""
-        cases = [
-            self._case(asked, asked[asked["answer"] != asked["expected"]])
-            for _, asked in answered.groupby(["source", "file", "view", "kind"], sort=True)
-            if (asked["answer"] != asked["expected"]).any()
-        ]
-        return sorted(
-            cases,
-            key=lambda case: (
-                *(case.source, (case.view, case.kind) != first, case.kind, SEVERITY.index(case.outcome)),
-                *(case.name, case.image_type),
-            ),
-        )
 
-    def hits(self, answered: pd.DataFrame) -> list[Case]:
-        """The first HITS_PER_MODE cases of each defect mode, and of passed captures, that were right in every shot."""
-        return [self._case(asked, asked) for asked in _first_hits(answered)]
+def find_hits(evaluation: Evaluation) -> list[Case]:
+    """Return the cases that `first_hits` selects."""
+    build = _CaseBuilder(evaluation)
+    return [build.case(rows, rows) for rows in first_hits(evaluation.own_answers, evaluation.question)]
 
-    def _case(self, asked: pd.DataFrame, told: pd.DataFrame) -> Case:
-        first = told.iloc[0]
-        widest = max(told["id"], key=lambda row_id: len(self.images.get(row_id, ())))
+
+class _CaseBuilder:
+    def __init__(self, evaluation: Evaluation):
+        self._rows: Mapping[str, Row] = {str(row["id"]): row for row in evaluation.rows}
+        self._maps = evaluation.examination.evidence.maps
+        self._names = evaluation.names
+
+    def case(self, rows: pd.DataFrame, shown: pd.DataFrame) -> Case:
+        """Return the case of all shots in `rows`, with the replies in `shown`."""
+        first = shown.iloc[0]
+        longest = max(shown["id"], key=lambda row_id: len(self._rows[row_id]["images"]))
         return Case(
-            name=self.names.get(first["file"], first["file"].rsplit("/", 1)[-1]),
+            name=self._names.get(first["file"], first["file"].rsplit("/", 1)[-1]),
             source=first["source"],
             view=first["view"],
             image_type=first["expected_image_type"],
             kind=first["kind"],
             expected=tuple(first["expected"].split("\n")),
             position=first["expected_defect_position"],
-            turns=self._turns(widest, PromptKind(first["kind"])),
-            replies=tuple(self._reply(row) for _, row in told.sort_values("shot", key=_shot_order).iterrows()),
-            right=tuple(SHOT_NAMES[shot] for shot in SHOTS if shot in set(asked["shot"]) - set(told["shot"])),
-            outcome=_worst(told),
+            turns=self._turns(self._rows[longest], PromptKind(first["kind"])),
+            replies=tuple(self._reply(row) for _, row in shown.sort_values("shot", key=_shot_order).iterrows()),
+            right=tuple(SHOT_NAMES[shot] for shot in SHOTS if shot in set(rows["shot"]) - set(shown["shot"])),
+            outcome=_worst_outcome(shown),
         )
 
-    def _turns(self, row_id: str, kind: PromptKind) -> tuple[Turn, ...]:
-        images, captions = list(self.images.get(row_id, ())), _CAPTIONS[kind]
+    def _turns(self, row: Row, kind: PromptKind) -> tuple[Turn, ...]:
+        images, captions = list(row["images"]), _CAPTIONS[kind]
         pictures = list(zip(captions[len(captions) - len(images) :], images, strict=True))
-        if row_id not in self.messages:
-            return (Turn(tuple(pictures), "", ()),)
-        turns = []
-        for message in without_answer(self.messages[row_id]):
+        turns: list[Turn] = []
+        for message in without_answer(row["messages"]):
             words = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
             if message["role"] == "assistant":
                 turns[-1] = Turn(turns[-1].pictures, turns[-1].words, tuple(words.split("\n")))
@@ -168,35 +201,28 @@ class Casebook:
             p_defective=_measured(row["p_defective"]),
             entropy=_measured(row["address_entropy"]),
             addresses=tuple(float(share) for share in str(row["address_probabilities"]).split()),
-            evidence=self.evidence.get(row["id"]),
+            evidence=self._maps.get(row["id"]),
         )
-
-
-def shown_row_ids(answered: pd.DataFrame, view: str, kind: str) -> list[str]:
-    """The rows whose cases the report shows, and whose evidence is wanted: every wrong answer of the camera's captures,
-    the first VIRTUAL_MISSES of the virtual line, and a few right ones to production's prompt (view, kind).
-
-    answered: the predictions of one model and decoding.
-    """
-    wrong = answered[answered["answer"] != answered["expected"]]
-    camera = wrong["source"] == "camera"
-    virtual = wrong[~camera & (wrong["view"] == view) & (wrong["kind"] == kind)]
-    hits = _first_hits(production_rows(answered, view, kind))
-    return [*wrong.loc[camera, "id"], *virtual["id"].head(VIRTUAL_MISSES), *(i for asked in hits for i in asked["id"])]
-
-
-def production_rows(answered: pd.DataFrame, view: str, kind: str, source: str = "camera") -> pd.DataFrame:
-    """The answers to production's prompt, in every shot."""
-    return answered[(answered["source"] == source) & (answered["view"] == view) & (answered["kind"] == kind)]
 
 
 def embed_pictures(
     always: Sequence[Case], while_room: Sequence[Case], folder: Path, budget: int = PICTURE_BYTES
 ) -> tuple[dict[str, Picture], list[Case]]:
-    """The pictures of all cases in `always`, and of the first ones in `while_room` as long as `budget` bytes allow.
+    """Encode the pictures of all cases in `always`, and of the first cases in `while_room` that fit into `budget`.
 
-    Many cases make the pictures smaller and coarser, never fewer. Returns the pictures by path and the cases of
-    `while_room` that found room. Raises StageInputError when a picture is missing.
+    Many cases make the pictures smaller and coarser, never fewer.
+
+    Args:
+        always: Cases whose pictures are all encoded.
+        while_room: Further cases.
+        folder: Folder of the pictures.
+        budget: Bytes of JPEG.
+
+    Returns:
+        The pictures by path, and the cases of `while_room` that fit.
+
+    Raises:
+        StageInputError: A picture is missing.
     """
     needed = sorted({path for case in always for path in _paths(case)})
     for scale, quality in _ENCODINGS:
@@ -220,11 +246,18 @@ def embed_pictures(
 
 
 def inspected_cell(position: str, layout: Layout, kind: str) -> tuple[float, float, float, float] | None:
-    """Where the inspected picture of a prompt of `kind` shows the pin at `position`: left, top, width and height as
-    shares of the picture. None for `NA`.
+    """Locate a pin in the inspected picture of a prompt.
 
-    A composite has a margin of one cell above and at the left of the pin field; a stacked one holds two, the inspected
-    capture below.
+    A composite has a margin of one cell above and at the left of the pin field. A stacked composite holds two of them,
+    the inspected capture below.
+
+    Args:
+        position: Address of the pin, or `NA`.
+        layout: Layout of the pins.
+        kind: Kind of prompt.
+
+    Returns:
+        Left, top, width and height of the cell as shares of the picture; None for `NA`.
     """
     if position not in [str(address) for address in layout.addresses]:
         return None
@@ -239,15 +272,6 @@ def _paths(case: Case) -> list[str]:
     return [path for turn in case.turns for _, path in turn.pictures]
 
 
-def _first_hits(answered: pd.DataFrame) -> list[pd.DataFrame]:
-    by_mode: dict[str, list[pd.DataFrame]] = {}
-    for _, asked in answered.groupby(["source", "file", "view", "kind"], sort=True):
-        if (asked["answer"] == asked["expected"]).all():
-            by_mode.setdefault(asked["expected_defect_mode"].iloc[0], []).append(asked)
-    modes = sorted(by_mode, key=lambda mode: (mode == PASSED, mode))
-    return [asked for mode in modes for asked in by_mode[mode][:HITS_PER_MODE]]
-
-
 def _shot_order(shots: pd.Series) -> pd.Series:
     return shots.map(SHOTS.index)
 
@@ -256,20 +280,20 @@ def _measured(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _worst(told: pd.DataFrame) -> str:
-    """The costliest thing that went wrong in any of these answers, in the words of the report."""
-    parses = told["parses"].astype(bool)
-    judged = told["found_judgement"]
-    differs = {name: told[f"found_{name}"] != told[f"expected_{name}"] for name in FIELDS}
-    cases = {
+def _worst_outcome(answers: pd.DataFrame) -> str:
+    """Return the costliest outcome of these answers, one of `SEVERITY`."""
+    parses = answers["parses"].astype(bool)
+    judged = answers["found_judgement"]
+    differs = {name: answers[f"found_{name}"] != answers[f"expected_{name}"] for name in FIELDS}
+    outcomes = {
         "escape": parses & differs["judgement"] & (judged == PASSED),
         "not answered": ~parses,
         "overkill": parses & differs["judgement"] & (judged != PASSED),
         "wrong address": parses & differs["defect_position"],
         "wrong mode": parses & differs["defect_mode"],
-        "wrong image type": told["answer"] != told["expected"],
+        "wrong image type": answers["answer"] != answers["expected"],
     }
-    return next((name for name, found in cases.items() if found.any()), "right")
+    return next((name for name, rows in outcomes.items() if rows.any()), "right")
 
 
 def _jpeg(path: Path, scale: float, quality: int) -> tuple[bytes, tuple[int, int]]:
@@ -277,7 +301,7 @@ def _jpeg(path: Path, scale: float, quality: int) -> tuple[bytes, tuple[int, int
         with Image.open(path) as image:
             picture = image.convert("RGB")
     except OSError as error:
-        raise StageInputError(f"{path}: the report shows it, and it cannot be read ({error}); run dvc repro") from None
+        raise StageInputError(f"{path}: not readable ({error}), but the report shows it; run dvc repro") from None
     if scale != 1.0:
         size = round(picture.width * scale), round(picture.height * scale)
         picture = picture.resize(size, Image.Resampling.LANCZOS)

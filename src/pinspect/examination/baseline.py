@@ -1,7 +1,8 @@
 """The baseline that needs no model: NSOARTC pin scores, one threshold, and a small classifier for the defect mode.
 
-It is a row of every evaluation report: a model that does not beat it is not worth its watts. The threshold comes from
-captures of the train and validation splits, the classifier from the train split; the test split is never looked at.
+Every evaluation report compares the model with it. If the VLM does not beat this baseline, use the baseline. The
+threshold comes from captures of the train and validation splits, the classifier from the train split; the test split is
+never used.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from pinspect.captures.splits import TRAIN, VALIDATION
+from pinspect.core import predictions
 from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
-from pinspect.core.predictions import prediction
 from pinspect.core.prompts import answer_kind_of
+from pinspect.core.rows import Row
 from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.dst import HIGHEST, SCORE, SCORES, score_columns, score_row
 from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins
 from pinspect.nsoartc.unit_space import UnitSpace
 
-UNTRAINED_THRESHOLD = 2.0  # twice what few passed pins reach: where no labelled defect says better
+UNTRAINED_THRESHOLD = 2.0  # used without labeled defects: twice a score that few passed pins reach
 _STEEPNESS = 4.0
 _RAW_COLUMNS = ("file", "source", "shape", "judgement", "defect_mode", "defect_position", "split")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the baseline says of one capture. score: of its highest pin. p_defective: 0.5 at the threshold; it orders
-    captures as the score does and is not calibrated."""
+    """The baseline's answer about one capture.
+
+    Attributes:
+        answer: The answer.
+        score: Score of the highest pin.
+        p_defective: 0..1, 0.5 at the threshold. It orders captures as the score does and is not calibrated.
+    """
 
     answer: Answer
     score: float
@@ -44,9 +51,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline. thresholds: by source. modes: classifier over `MODE_FEATURES`, or None where the training
-    captures show fewer than two modes; `only_mode` is then what defects are called. scores: the table it answers from,
-    indexed by raw file, with source and shape."""
+    """A fitted baseline.
+
+    Attributes:
+        contract: The answer contract.
+        thresholds: Source -> threshold of the score.
+        modes: Classifier of defect modes over `MODE_FEATURES`; None where the training captures show fewer than two
+            modes. Every defect then gets the mode `only_mode`.
+        only_mode: See `modes`.
+        scores: Pin scores of every capture, with source and shape, indexed by raw file.
+    """
 
     contract: AnswerContract
     thresholds: Mapping[str, float]
@@ -55,9 +69,14 @@ class Baseline:
     scores: pd.DataFrame
 
     def inspect(self, file: str, view: str = "DST") -> Finding:
-        """The finding for a capture of the dst folder, by its file in the raw folder.
+        """Return the finding for a capture of the dst folder.
 
-        Raises StageInputError when the dst stage has set the capture aside or does not know it.
+        Args:
+            file: File of the capture in the raw folder.
+            view: View that the answer names.
+
+        Raises:
+            StageInputError: The dst stage has set the capture aside or does not know it.
         """
         if file not in self.scores.index:
             raise StageInputError(
@@ -67,18 +86,42 @@ class Baseline:
         return self._find(row, row["shape"], row["source"], view)
 
     def inspect_gray(self, gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
-        """The finding for a capture that is in no folder: float32 (H, W), 0..1. Raises AlignmentError."""
+        """Return the finding for a capture that is in no folder.
+
+        Args:
+            gray: float32 (H, W), 0..1.
+            unit_space: Unit space of the capture's shape.
+            maximum_shift: Largest shift that the alignment accepts, in px.
+            source: `camera` or `virtual`, which selects the threshold.
+
+        Raises:
+            AlignmentError: The capture cannot be aligned to the unit space.
+        """
         measures = measure_pins(align_capture(gray, unit_space, maximum_shift).evened, unit_space.templates)
         return self._find(score_row(measures, unit_space), unit_space.shape, source, "DST")
 
-    def predictions(self, rows: Sequence[Mapping[str, object]], model: str) -> list[dict[str, object]]:
-        """Rows of the predictions table, one for each of the chat dataset's `rows`, under the name `model`."""
-        answered = []
+    def answer(self, rows: Sequence[Row], decoding: str) -> pd.DataFrame:
+        """Return the predictions table of `rows`, under the name `BASELINE`.
+
+        Args:
+            rows: Rows of the chat dataset that ask production's question, each capture once.
+            decoding: Production's decoding. The baseline decodes nothing; its answers stand beside production's.
+        """
+        answers = []
         for row in rows:
             finding = self.inspect(str(row["file"]), str(row["view"]))
             answer = self.contract.render(finding.answer, answer_kind_of(str(row["kind"])))
-            answered.append(prediction(row, answer, self.contract, model=model, p_defective=finding.p_defective))
-        return answered
+            answers.append(
+                predictions.prediction(
+                    row,
+                    answer,
+                    self.contract,
+                    model=predictions.BASELINE,
+                    decoding=decoding,
+                    p_defective=finding.p_defective,
+                )
+            )
+        return predictions.table(answers)
 
     def _find(self, row: Mapping[str, object], shape: str, source: str, view: str) -> Finding:
         threshold = self.thresholds.get(source, UNTRAINED_THRESHOLD)
@@ -94,9 +137,15 @@ class Baseline:
 
 
 def fit_baseline(dst: Path, raw: Path, contract: AnswerContract) -> Baseline:
-    """Fit the baseline on the dst folder `dst` and the labels of the raw folder `raw`.
+    """Fit the baseline on pin scores and labels.
 
-    Raises StageInputError when a table is missing.
+    Args:
+        dst: The dst folder, with the pin scores.
+        raw: The raw folder, with the labels.
+        contract: The answer contract.
+
+    Raises:
+        StageInputError: A table is missing.
     """
     scores = read_manifest(dst / SCORES, score_columns(contract.layout))
     numbers = [column for column in scores.columns if column not in ("file", HIGHEST)]
@@ -121,10 +170,13 @@ def fit_baseline(dst: Path, raw: Path, contract: AnswerContract) -> Baseline:
 
 
 def choose_threshold(scores: np.ndarray, defective: np.ndarray) -> float:
-    """The threshold with the fewest errors, escapes and overkills counted by their rates; where several have, the one
-    in the widest gap between scores.
+    """Return the threshold with the smallest sum of escape rate and overkill rate.
 
-    scores: float (n,). defective: bool (n,). Without captures of both judgements it is UNTRAINED_THRESHOLD.
+    Of several such thresholds, the one in the widest gap between scores (on a log scale) is taken.
+
+    Args:
+        scores: float (n,), above 0.
+        defective: bool (n,). Without captures of both judgements the result is `UNTRAINED_THRESHOLD`.
     """
     if defective.all() or not defective.any():
         return UNTRAINED_THRESHOLD

@@ -1,16 +1,16 @@
-"""The changed prompts of the controls, drawn from zero-shot rows of the chat dataset.
+"""Draws the changed prompts of the controls from zero-shot rows of the chat dataset.
 
-* blank: the inspected pin field becomes uniform grey;
+* blank: the inspected pin field becomes uniform gray;
 * swapped: reference and inspected capture change places;
-* other_shape: the reference is one of another shape;
-* shuffled_letters: the digits and letters of the address grid are permuted, on all images alike;
-* lighting: the inspected photograph is taken under other light.
+* other_shape: the reference has another pin shape;
+* shuffled_letters: the digits and letters of the address grid are permuted, in all images alike;
+* lighting: the inspected photograph is relit.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,28 +19,33 @@ from PIL import Image
 
 from pinspect.core.answers import DEFECTIVE, PASSED, Answer, AnswerContract, AnswerKind
 from pinspect.core.layout import Layout
-from pinspect.core.prompts import ZERO_SHOT, PromptKind
+from pinspect.core.prompts import PromptKind
+from pinspect.core.question import Question, camera_else_virtual
+from pinspect.core.rows import Row
 from pinspect.model.augmentation import Augmentation
+from pinspect.model.rows import read_composite
 
-CONTROL_CAPTURES = 60  # at most, half of them defective: the controls ask eight times about each
+CONTROL_CAPTURES = 60  # at most, half of them defective: the controls ask about each capture eight times
 
-_GAMMA = 2.2  # of the captures' tone curve: light is proportional to (value / 255) ** 2.2
-# LED lamps are rated by L70, the hours until 70 % of the light is left. A line is set up anywhere between the two ends
-# of a lamp's life: afterwards the light may fall to 0.7 of what it was, or rise to 1 / 0.7 with a new lamp.
+_GAMMA = 2.2  # tone curve of the captures: light is proportional to (value / 255) ** 2.2
+# LED lamps are rated by L70, the hours until 70 % of the light is left. A line can be set up at either end of a lamp's
+# life: afterwards the light may fall to 0.7 of its first value, or rise to 1 / 0.7 of it with a new lamp.
 _WORN = 0.7
-_TONE = 2.2 / 1.8  # sRGB's curve where an older display's was
-_MARK = 64  # brightness that a margin without marks stays below, whatever JPEG has left there
-
-Row = Mapping[str, object]
+_TONE = 2.2 / 1.8  # the curve of sRGB in place of an older display's curve
+_MARK = 64  # a margin without marks is darker than this, JPEG artifacts included
 
 
 @dataclass(frozen=True)
 class Control:
     """One control as it is put to a model.
 
-    rows: of the chat dataset's form, with absolute image paths. Shuffled ones have `columns` and `letters` besides: the
-    column and the row whose mark now stands at each place; relit ones have `light`, the name of the light. originals:
-    the rows that they were made from, in the same order. reason: why a control without rows could not be made.
+    Attributes:
+        name: Name of the control, such as `blank`.
+        rows: Changed rows in the form of the chat dataset, with absolute image paths. Rows with shuffled letters also
+            have `columns` and `letters`: the column and the row whose mark now stands at each place. Relit rows have
+            `light`, the name of the light.
+        originals: The unchanged rows, in the same order.
+        reason: Why a control without rows could not be made.
     """
 
     name: str
@@ -49,72 +54,93 @@ class Control:
     reason: str = ""
 
 
-def control_rows(rows: Sequence[Row], contract: AnswerContract, view: str, kind: str) -> list[Row]:
-    """The rows that controls are made from.
+def control_rows(rows: Sequence[Row], contract: AnswerContract, question: Question) -> list[Row]:
+    """Select the rows that controls are made from.
 
-    Zero-shot ones of `view` and `kind`, of the camera or, where it has none, of the virtual line; at most
-    `CONTROL_CAPTURES`, passed and defective ones in equal parts as far as there are any, chosen by content hash.
+    Args:
+        rows: Rows of one split of the chat dataset.
+        contract: The answer contract.
+        question: What production asks.
+
+    Returns:
+        At most `CONTROL_CAPTURES` rows that ask the question, of the camera or, where it has none, of the virtual line.
+        Passed and defective captures in equal parts as far as possible, chosen by content hash.
     """
-    asked = [row for row in rows if (row["view"], row["kind"], row["shot"]) == (view, kind, ZERO_SHOT)]
-    source = "camera" if any(row["source"] == "camera" for row in asked) else "virtual"
-    ordered = sorted((row for row in asked if row["source"] == source), key=lambda row: _lot(row, "control"))
+    ordered = sorted(camera_else_virtual(question.rows(rows)), key=lambda row: _content_hash(row, "control"))
     passed, defective = (
-        [row for row in ordered if labelled(row, contract).judgement == judgement] for judgement in (PASSED, DEFECTIVE)
+        [row for row in ordered if label_of(row, contract).judgement == judgement] for judgement in (PASSED, DEFECTIVE)
     )
     half = CONTROL_CAPTURES // 2
     return passed[: max(half, 2 * half - len(defective))] + defective[: max(half, 2 * half - len(passed))]
 
 
 def make_controls(rows: Sequence[Row], images: Path, folder: Path, layout: Layout) -> list[Control]:
-    """Every control of `rows`, in the order of `MAKERS`; pictures are written to `folder` without loss.
+    """Make every control of `rows`, in the order of `MAKERS`.
 
-    Raises StageInputError for an image that is missing in `images`.
+    Args:
+        rows: Rows that `control_rows` selected.
+        images: Folder of their images.
+        folder: Folder for the changed images, which are written as PNG.
+        layout: Layout of the pins.
+
+    Raises:
+        StageInputError: An image is missing in `images`.
     """
     if not rows:
-        return [Control(name, reason="no capture is asked about with production's prompt") for name in MAKERS]
-    return [make(_Workshop(name, rows, images, folder, layout)) for name, make in MAKERS.items()]
+        return [Control(name, reason="no test row asks production's question") for name in MAKERS]
+    return [make(_Prompts(name, rows, images, folder, layout)) for name, make in MAKERS.items()]
 
 
-def labelled(row: Row, contract: AnswerContract) -> Answer:
-    """The expected answer of a row."""
+def label_of(row: Row, contract: AnswerContract) -> Answer:
+    """Return the expected answer of a row."""
     return contract.parse(str(row["answer"]), AnswerKind(row["answer_kind"]))
 
 
 def pictures_of(row: Row, images: Path = Path()) -> list[np.ndarray]:
-    """The images of a row, uint8 (H, W, 3) each. Raises StageInputError for one that is missing."""
-    from pinspect.model.rows import read_composite  # loads torch, which scoring and the report do without
+    """Read the images of a row.
+
+    Args:
+        row: Row of the chat dataset.
+        images: Folder that the paths of the images are relative to.
+
+    Returns:
+        uint8 (H, W, 3) each, in the order of the prompt.
+
+    Raises:
+        StageInputError: An image is missing.
+    """
 
     return [read_composite(images / name) for name in row["images"]]
 
 
-class _Workshop:
-    """Takes prompts apart into single composites (reference, inspected) and puts them together again."""
+class _Prompts:
+    """Splits prompts into single composites (reference, inspected) and joins changed composites to new prompts."""
 
     def __init__(self, name: str, rows: Sequence[Row], images: Path, folder: Path, layout: Layout) -> None:
         self.name, self.rows, self.images, self.folder, self.layout = name, rows, images, folder, layout
 
     @property
     def compares(self) -> bool:
-        """Whether these prompts show a reference."""
+        """Return whether these prompts show a reference."""
         return self.rows[0]["kind"] != PromptKind.ONE_IMAGE
 
     def singles(self, row: Row) -> list[np.ndarray]:
-        """The composites of `row`, uint8 (H, W, 3) each: the reference's, if there is one, then the inspected one."""
+        """Return the composites of `row`, uint8 (H, W, 3) each: the reference if any, then the inspected capture."""
         pictures = pictures_of(row, self.images)
         if row["kind"] == PromptKind.STACKED:
             pictures = np.split(pictures[0], 2)
         return [picture.copy() for picture in pictures]
 
     def cell(self, single: np.ndarray) -> int:
-        """Px a pin."""
+        """Return the pixels per pin."""
         return single.shape[1] // (self.layout.columns + 1)
 
     def field(self, single: np.ndarray) -> np.ndarray:
-        """The pin field of a single composite, without the margins of its grid: a view into it."""
+        """Return a view of the pin field of a single composite, without the margins of its grid."""
         return single[self.cell(single) :, self.cell(single) :]
 
     def row(self, original: Row, singles: Sequence[np.ndarray], variant: str = "", **facts: object) -> Row:
-        """A row like `original` that shows `singles` instead and holds `facts`."""
+        """Return a row like `original` that shows `singles` instead and has `facts` added."""
         shown = [np.vstack(singles)] if original["kind"] == PromptKind.STACKED else singles
         identity = "-".join(filter(None, (str(original["id"]), self.name, variant)))
         paths = [self.folder / f"{identity}-{number}.png" for number in range(len(shown))]
@@ -123,73 +149,73 @@ class _Workshop:
         return {**original, "id": identity, "images": [str(path) for path in paths], **facts}
 
     def each(self, change: Callable[[Row, list[np.ndarray]], Row]) -> Control:
-        """The control that `change` makes of every row."""
+        """Return the control that `change` makes of every row."""
         return Control(self.name, tuple(change(row, self.singles(row)) for row in self.rows), tuple(self.rows))
 
     def none(self, reason: str) -> Control:
-        """The control that cannot be made."""
+        """Return a control that cannot be made."""
         return Control(self.name, reason=reason)
 
 
-def _blank(shop: _Workshop) -> Control:
+def _blank(prompts: _Prompts) -> Control:
     def change(row: Row, singles: list[np.ndarray]) -> Row:
-        # The capture's own mean: its brightness stays, all structure goes.
-        shop.field(singles[-1])[:] = round(float(shop.field(singles[-1]).mean()))
-        return shop.row(row, singles)
+        # The mean of the capture keeps its brightness and removes all structure.
+        prompts.field(singles[-1])[:] = round(float(prompts.field(singles[-1]).mean()))
+        return prompts.row(row, singles)
 
-    return shop.each(change)
-
-
-def _swapped(shop: _Workshop) -> Control:
-    if not shop.compares:
-        return shop.none("a one-image prompt shows no reference")
-    return shop.each(lambda row, singles: shop.row(row, singles[::-1]))
+    return prompts.each(change)
 
 
-def _other_shape(shop: _Workshop) -> Control:
-    if not shop.compares:
-        return shop.none("a one-image prompt shows no reference")
-    first = {row["shape"]: row for row in reversed(shop.rows)}
+def _swapped(prompts: _Prompts) -> Control:
+    if not prompts.compares:
+        return prompts.none("a one-image prompt shows no reference")
+    return prompts.each(lambda row, singles: prompts.row(row, singles[::-1]))
+
+
+def _other_shape(prompts: _Prompts) -> Control:
+    if not prompts.compares:
+        return prompts.none("a one-image prompt shows no reference")
+    first = {row["shape"]: row for row in reversed(prompts.rows)}
     shapes = sorted(first)
     if len(shapes) < 2:
-        return shop.none(f"all captures are of one shape, {shapes[0]}")
+        return prompts.none(f"all captures are of one shape, {shapes[0]}")
     other = dict(zip(shapes, (*shapes[1:], shapes[0]), strict=True))
-    references = {shape: shop.singles(first[other[shape]])[0] for shape in shapes}
-    return shop.each(lambda row, singles: shop.row(row, [references[row["shape"]], singles[-1]]))
+    references = {shape: prompts.singles(first[other[shape]])[0] for shape in shapes}
+    return prompts.each(lambda row, singles: prompts.row(row, [references[row["shape"]], singles[-1]]))
 
 
-def _shuffled_letters(shop: _Workshop) -> Control:
-    shown = shop.singles(shop.rows[0])[-1]
-    if shown[: shop.cell(shown)].max() < _MARK:
-        return shop.none("the composites have no address grid (composite.grid)")
-    if shop.layout.pins == 1:
-        return shop.none("the layout has one pin only")
+def _shuffled_letters(prompts: _Prompts) -> Control:
+    picture = prompts.singles(prompts.rows[0])[-1]
+    if picture[: prompts.cell(picture)].max() < _MARK:
+        return prompts.none("the composites have no address grid (composite.grid)")
+    if prompts.layout.pins == 1:
+        return prompts.none("the layout has one pin only")
 
     def change(row: Row, singles: list[np.ndarray]) -> Row:
-        random = np.random.default_rng(int(_lot(row, "letters")[:16], 16))
-        marks = tuple(_derangement(random, n) for n in (shop.layout.columns, len(shop.layout.rows)))
-        moved = Augmentation(shop.layout, gains=(1.0,), marks=marks)
+        random = np.random.default_rng(int(_content_hash(row, "letters")[:16], 16))
+        marks = tuple(_derangement(random, n) for n in (prompts.layout.columns, len(prompts.layout.rows)))
+        moved = Augmentation(prompts.layout, gains=(1.0,), marks=marks)
         columns, letters = marks
-        return shop.row(row, [moved.image(single, 0) for single in singles], columns=columns, letters=letters)
+        return prompts.row(row, [moved.image(single, 0) for single in singles], columns=columns, letters=letters)
 
-    return shop.each(change)
+    return prompts.each(change)
 
 
-def _lighting(shop: _Workshop) -> Control:
-    if shop.rows[0]["view"] != "RAW":
-        return shop.none("light changes photographs; the brightness of a distance image means something else")
+def _lighting(prompts: _Prompts) -> Control:
+    if prompts.rows[0]["view"] != "RAW":
+        return prompts.none("light changes photographs; the brightness of a distance image means something else")
 
     def change(row: Row, light: str) -> Row:
-        singles = shop.singles(row)
-        field = shop.field(singles[-1])
+        singles = prompts.singles(row)
+        field = prompts.field(singles[-1])
         field[:] = (LIGHTS[light](field.astype(np.float32) / 255) * 255 + 0.5).clip(0, 255)
-        return shop.row(row, singles, light.replace(" ", "-"), light=light)
+        return prompts.row(row, singles, light.replace(" ", "-"), light=light)
 
-    pairs = [(row, light) for light in LIGHTS for row in shop.rows]
-    return Control(shop.name, tuple(change(*pair) for pair in pairs), tuple(row for row, _ in pairs))
+    pairs = [(row, light) for light in LIGHTS for row in prompts.rows]
+    return Control(prompts.name, tuple(change(*pair) for pair in pairs), tuple(row for row, _ in pairs))
 
 
-MAKERS: dict[str, Callable[[_Workshop], Control]] = {
+MAKERS: dict[str, Callable[[_Prompts], Control]] = {
     "blank": _blank,
     "swapped": _swapped,
     "other_shape": _other_shape,
@@ -203,7 +229,7 @@ def _side_lamp(values: np.ndarray) -> np.ndarray:
     return values * across ** (1 / _GAMMA)
 
 
-# What a light does to the values of a pin field, float32 (H, W, 3) in 0..1; what comes out is clipped.
+# Each light maps the values of a pin field, float32 (H, W, 3) in 0..1; the result is clipped to 0..1.
 LIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dim": lambda values: values * _WORN ** (1 / _GAMMA),
     "bright": lambda values: values * (1 / _WORN) ** (1 / _GAMMA),
@@ -213,13 +239,13 @@ LIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _derangement(random: np.random.Generator, n: int) -> tuple[int, ...]:
-    """A permutation of 0..n-1 that leaves nothing in its place; of one thing, itself."""
+    """Return a permutation of 0..n-1 without a fixed point; for n = 1, the identity."""
     while True:
-        found = tuple(random.permutation(n).tolist())
-        if n == 1 or all(place != moved for place, moved in enumerate(found)):
-            return found
+        permutation = tuple(random.permutation(n).tolist())
+        if n == 1 or all(place != moved for place, moved in enumerate(permutation)):
+            return permutation
 
 
-def _lot(row: Row, salt: str) -> str:
-    """A hash that orders captures at random, and always alike."""
+def _content_hash(row: Row, salt: str) -> str:
+    """Return a hash by which captures have a random order that never changes."""
     return hashlib.sha256(f"{row['sha256']}/{salt}".encode()).hexdigest()

@@ -1,17 +1,18 @@
 """Controls: changed prompts whose right answers are known beforehand, to catch a model that does not look.
 
-Each rule says, from what the prompt asks and what its pictures show, what a model that looks must answer; it is one or
-more counts, each with a bound that rests on logic and on nothing of the test split. The adapter trains on changed rows
-of these kinds, of the train split (`train.counterexamples`), so the controls tell whether what they teach holds for
-captures that it has never seen: an adapter that had not met such rows broke all rules but that of the light
-(docs/LOG.md).
+The rule of each control turns into one or more counts. The bound of a count follows from logic, not from the test
+split. The adapter trains on changed rows of these kinds, of the train split (`train.counterexamples`), so the controls
+show whether the lesson holds for captures that the adapter has never seen. An adapter that had not met such rows broke
+every rule except the rule of the light (docs/LOG.md).
 
-What no control shows is that the reference is needed: a model that judged the inspected picture by itself would keep
-every rule. How many answers change beside a reference of another shape tells how much the reference weighs.
+No control shows that the model needs the reference: a model that judged the inspected picture alone would keep every
+rule. How many answers change beside a reference of another shape shows how much weight the reference has.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,84 +20,29 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from PIL import Image
 from scipy.stats import binom
 
 from pinspect.core.answers import DEFECTIVE, PASSED, Answer, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerFormatError
 from pinspect.core.layout import Address, Layout
-from pinspect.evaluation.metrics import wilson
+from pinspect.core.question import Question
+from pinspect.core.rows import Row
 from pinspect.examination.control_prompts import (
     LIGHTS,
     Control,
-    Row,
     control_rows,
-    labelled,
+    label_of,
     make_controls,
     pictures_of,
 )
+from pinspect.examination.results import TOLERATED_LOSS, Check, ControlResult
 
-# A line is promised an exact match of 0.93: 7 answers in 100 may be wrong. A change that leaves the right answer plain
-# to see may cost as many again.
-TOLERATED_LOSS = 0.07
-# An address that tells nothing is the right one as often as chance has it, up to this quantile of the binomial.
+# An address without evidence is right as often as chance allows, up to this quantile of the binomial distribution.
 CHANCE_QUANTILE = 0.975
+_PICTURE_SIZE = 480  # px, the longer side of a control's picture in the report
 
 AnswerRows = Callable[[Sequence[Row], Path], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One count: `hits` of `n`.
-
-    bound: how many hits a model that looks has at most, or at least where `at_least` is set; None where the count is
-    told for its own sake. n is 0 where there was nothing to count.
-    """
-
-    name: str
-    hits: int
-    n: int
-    bound: int | None = None
-    at_least: bool = False
-
-    @property
-    def held(self) -> bool | None:
-        """Whether the count keeps its bound; None where it has none, or nothing was counted."""
-        if not self.n or self.bound is None:
-            return None
-        return self.hits >= self.bound if self.at_least else self.hits <= self.bound
-
-    def interval(self, confidence: float) -> tuple[float, float]:
-        """Wilson's interval of the share of hits: 0 to 1 where nothing was counted."""
-        return wilson(self.hits, self.n, confidence) if self.n else (0.0, 1.0)
-
-    def told(self, confidence: float) -> str:
-        """The count in words."""
-        if not self.n:
-            return f"{self.name}: nothing to count"
-        low, high = self.interval(confidence)
-        limit = "" if self.bound is None else f"; at {'least' if self.at_least else 'most'} {self.bound} expected"
-        return f"{self.name}: {self.hits} of {self.n} ({100 * low:.0f} to {100 * high:.0f} %{limit})"
-
-
-@dataclass(frozen=True)
-class ControlResult:
-    """What came of a control.
-
-    captures: how many were asked about. asked, expected, found: sentences for people. held: whether all counts keep
-    their bounds; None where the control could not be made, or nothing could be counted: `found` then says why.
-    pictures: uint8 (H, W, 3) each, the images of one of its prompts.
-    """
-
-    name: str
-    title: str
-    captures: int
-    asked: str
-    expected: str
-    found: str
-    held: bool | None
-    checks: tuple[Check, ...] = ()
-    pictures: tuple[np.ndarray, ...] = ()
 
 
 def run_controls(
@@ -105,83 +51,81 @@ def run_controls(
     contract: AnswerContract,
     answer: AnswerRows,
     plain: Mapping[str, str],
-    *,
-    view: str,
-    kind: str,
-    confidence: float,
+    question: Question,
 ) -> list[ControlResult]:
     """Make, ask and judge every control.
 
-    rows: of one split of the chat dataset; `control_rows` says which are used. images: the folder of their images.
-    answer: gives the model's answers to rows whose images lie in a folder; it is called once, while the pictures of the
-    controls exist. plain: row id -> the model's answer to the unchanged row. view, kind: what production asks with.
-    Raises StageInputError when an image is missing.
+    Args:
+        rows: Rows of one split of the chat dataset; `control_rows` selects from them.
+        images: Folder of their images.
+        contract: The answer contract.
+        answer: Returns the model's answers to rows whose images lie in a folder. It is called once, while the pictures
+            of the controls exist.
+        plain: Row id -> the model's answer to the unchanged row.
+        question: What production asks.
+
+    Raises:
+        StageInputError: An image is missing.
     """
-    chosen = control_rows(rows, contract, view, kind)
+    chosen = control_rows(rows, contract, question)
     with tempfile.TemporaryDirectory(prefix="pinspect-controls-") as folder:
         controls = make_controls(chosen, images, Path(folder), contract.layout)
-        asked = [row for control in controls for row in control.rows]
-        answers = iter(answer(asked, Path(folder)) if asked else [])
-        return [
-            judge_control(control, [next(answers) for _ in control.rows], plain, contract, confidence)
-            for control in controls
-        ]
+        changed = [row for control in controls for row in control.rows]
+        answers = iter(answer(changed, Path(folder)) if changed else [])
+        return [judge_control(control, [next(answers) for _ in control.rows], plain, contract) for control in controls]
 
 
 def judge_control(
-    control: Control, answers: Sequence[str], plain: Mapping[str, str], contract: AnswerContract, confidence: float
+    control: Control, answers: Sequence[str], plain: Mapping[str, str], contract: AnswerContract
 ) -> ControlResult:
-    """Hold the answers to a control's rows against its rule; `plain` as in `run_controls`."""
-    about = _ABOUT[control.name]
+    """Count the answers to a control's rows by the control's rule.
+
+    Args:
+        control: The control, its pictures still in place.
+        answers: The model's answers to `control.rows`.
+        plain: Row id -> the model's answer to the unchanged row.
+        contract: The answer contract.
+    """
     if control.reason:
-        found = f"not made: {control.reason}"
-        return ControlResult(control.name, about.title, 0, about.asked, about.expected, found, None)
+        return ControlResult(control.name, captures=0, reason=control.reason)
     cases = [
         _Case(
             row=row,
-            label=labelled(original, contract),
+            label=label_of(original, contract),
             plain=_read(plain[str(original["id"])], row, contract),
-            found=_read(text, row, contract),
+            changed=_read(text, row, contract),
         )
         for row, original, text in zip(control.rows, control.originals, answers, strict=True)
     ]
-    checks = tuple(about.rule(cases, contract.layout))
-    verdicts = [check.held for check in checks if check.held is not None]
     shown = next((case.row for case in cases if case.label.judgement == DEFECTIVE), control.rows[0])
     return ControlResult(
         name=control.name,
-        title=about.title,
         captures=len({row["file"] for row in control.rows}),
-        asked=about.asked,
-        expected=about.expected,
-        found="; ".join(check.told(confidence) for check in checks),
-        held=all(verdicts) if verdicts else None,
-        checks=checks,
-        pictures=tuple(pictures_of(shown)),
+        checks=tuple(_RULES[control.name](cases, contract.layout)),
+        pictures=tuple(_data_uri(picture) for picture in pictures_of(shown)),
     )
 
 
-def checks_table(results: Sequence[ControlResult], confidence: float) -> pd.DataFrame:
-    """One row a count: control, check, hits, n, share, low, high (Wilson's interval), at_least, bound, held."""
-    columns = ("control", "check", "hits", "n", "share", "low", "high", "at_least", "bound", "held")
-    rows = []
-    for result in results:
-        for check in result.checks:
-            share = check.hits / check.n if check.n else None
-            counted = (check.hits, check.n, share, *check.interval(confidence))
-            rows.append((result.name, check.name, *counted, check.at_least, check.bound, check.held))
-    return pd.DataFrame(rows, columns=list(columns))
+def _data_uri(picture: np.ndarray) -> str:
+    """Return uint8 RGB (H, W, 3) as the data URI of a small JPEG."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)
 class _Case:
-    """One row of a control with the label of its capture, the model's answer to the unchanged row and the one to this;
-    None for an answer that breaks the contract."""
+    """One row of a control: the label of its capture, and the model's answers to the unchanged and to the changed row.
+
+    An answer that breaks the contract is None.
+    """
 
     row: Row
     label: Answer
     plain: Answer | None
-    found: Answer | None
+    changed: Answer | None
 
     @property
     def defective(self) -> bool:
@@ -189,50 +133,50 @@ class _Case:
 
     @property
     def well_judged(self) -> bool:
-        """Whether the unchanged row was judged as labelled."""
+        """Return whether the unchanged row was judged as labeled."""
         return self.plain is not None and self.plain.judgement == self.label.judgement
 
     def judged(self, judgement: str | None) -> bool:
-        """Whether the changed row was judged so."""
-        return self.found is not None and self.found.judgement == judgement
+        """Return whether the changed row got this judgement."""
+        return self.changed is not None and self.changed.judgement == judgement
 
     def names_the_pin(self) -> bool:
-        """Whether the changed row's answer tells the label's address."""
-        return self.found is not None and self.found.defect_position == self.label.defect_position
+        """Return whether the answer to the changed row names the label's address."""
+        return self.changed is not None and self.changed.defect_position == self.label.defect_position
 
 
 def _blank_rule(cases: Sequence[_Case], layout: Layout) -> list[Check]:
     defective = [case for case in cases if case.defective]
     by_chance = int(binom.ppf(CHANCE_QUANTILE, len(defective), 1 / layout.pins)) if defective else 0
     return [
-        # One blank that passes is a camera that fails unnoticed: no share of them is small enough.
+        # One blank picture that passes is a camera failure that nobody notices, so not even one is tolerated.
         _count("judged passed", cases, lambda case: case.judged(PASSED), bound=0),
         _count("the label's address named", defective, _Case.names_the_pin, bound=by_chance),
     ]
 
 
 def _swapped_rule(cases: Sequence[_Case], _layout: Layout) -> list[Check]:
-    stood = [case for case in cases if case.well_judged]
-    passed = [case for case in stood if not case.defective]
-    defective = [case for case in stood if case.defective]
+    judged_right = [case for case in cases if case.well_judged]
+    passed = [case for case in judged_right if not case.defective]
+    defective = [case for case in judged_right if case.defective]
     return [
         _most("passed pairs that stay passed", passed, lambda case: case.judged(PASSED)),
         _most("defective pairs judged passed", defective, lambda case: case.judged(PASSED)),
-        _count("defective pairs with the label's whole answer", defective, lambda case: case.found == case.label),
+        _count("defective pairs with the label's whole answer", defective, lambda case: case.changed == case.label),
     ]
 
 
 def _other_shape_rule(cases: Sequence[_Case], _layout: Layout) -> list[Check]:
-    stood = [case for case in cases if case.well_judged]
+    judged_right = [case for case in cases if case.well_judged]
     shaped = [case for case in cases if case.plain is not None and case.plain.shape == case.label.shape]
     return [
         _most(
             "image type of the inspected capture",
             shaped,
-            lambda case: case.found is not None and case.found.shape == case.label.shape,
+            lambda case: case.changed is not None and case.changed.shape == case.label.shape,
         ),
-        _most("judged as beside its own reference", stood, lambda case: case.judged(case.label.judgement)),
-        _count("answers changed", cases, lambda case: case.found != case.plain),
+        _most("judged as beside its own reference", judged_right, lambda case: case.judged(case.label.judgement)),
+        _count("answers changed", cases, lambda case: case.changed != case.plain),
     ]
 
 
@@ -245,7 +189,7 @@ def _shuffled_rule(cases: Sequence[_Case], layout: Layout) -> list[Check]:
         _count(
             "the defective pin named by the letters now beside it",
             located,
-            lambda case: case.found is not None and case.found.defect_position == _now_called(case, layout),
+            lambda case: case.changed is not None and case.changed.defect_position == _now_called(case, layout),
         ),
     ]
 
@@ -256,7 +200,7 @@ def _lighting_rule(cases: Sequence[_Case], _layout: Layout) -> list[Check]:
         _most(
             f"right answers that stay right, {light}",
             [case for case in right if case.row["light"] == light],
-            lambda case: case.found == case.label,
+            lambda case: case.changed == case.label,
         )
         for light in LIGHTS
     ]
@@ -267,13 +211,13 @@ def _count(name: str, cases: Sequence[_Case], hit: Callable[[_Case], bool], *, b
 
 
 def _most(name: str, cases: Sequence[_Case], hit: Callable[[_Case], bool]) -> Check:
-    """A count which only `TOLERATED_LOSS` of the cases may lack: whole captures, so that of a few one may."""
+    """Return a count that all cases but a share of `TOLERATED_LOSS`, rounded up to whole cases, have to reach."""
     bound = len(cases) - ceil(TOLERATED_LOSS * len(cases))
     return Check(name, sum(map(hit, cases)), len(cases), bound, at_least=True)
 
 
 def _now_called(case: _Case, layout: Layout) -> Address:
-    """What the shuffled letters call the defective pin."""
+    """Return the address that the shuffled marks give the defective pin."""
     place = case.label.defect_position
     letter = layout.rows[case.row["letters"][layout.rows.index(place.row)]]
     return Address(case.row["columns"][place.column - 1] + 1, letter)
@@ -286,57 +230,10 @@ def _read(text: str, row: Row, contract: AnswerContract) -> Answer | None:
         return None
 
 
-@dataclass(frozen=True)
-class _About:
-    """What people read of a control, and its rule."""
-
-    title: str
-    asked: str
-    expected: str
-    rule: Callable[[Sequence[_Case], Layout], list[Check]]
-
-
-_IN_100 = f"{100 * (1 - TOLERATED_LOSS):.0f} in 100"
-_TRAINED = "The adapter has trained on such rows of the train split."
-
-_ABOUT = {
-    "blank": _About(
-        "Blank capture",
-        "The pin field of the inspected image is one grey, as bright as the capture was on average.",
-        "None is judged passed, for there is no pin that could pass. The label's address is named no more often than "
-        f"chance allows, for nothing of it is to be seen. {_TRAINED}",
-        _blank_rule,
-    ),
-    "swapped": _About(
-        "Reference and capture swapped",
-        "The capture stands where the passed reference belongs, and the reference is to be inspected.",
-        f"Two passed pictures stay passed in either order, and of the defective captures {_IN_100} pairs are judged "
-        "passed: what is to be inspected is a passed picture now. The label's whole answer for such a pair would mean "
-        f"that the model sees a difference and not whose it is. {_TRAINED}",
-        _swapped_rule,
-    ),
-    "other_shape": _About(
-        "Reference of another shape",
-        "The capture is compared with a passed reference of another pin shape.",
-        "The image type is that of the inspected capture, and its judgement is the one beside its own reference, each "
-        f"for {_IN_100} of those that were right before. How many answers change tells how much the reference weighs. "
-        f"{_TRAINED}",
-        _other_shape_rule,
-    ),
-    "shuffled_letters": _About(
-        "Letters of the grid shuffled",
-        "The digits and letters of the address grid are permuted, alike on all images; no pixel of a pin changes.",
-        f"The judgement is about pins and stays for {_IN_100}. An address is told by its place on the token grid, not "
-        f"by the mark beside it: {_IN_100} of the pins that were located before are named by their place. {_TRAINED}",
-        _shuffled_rule,
-    ),
-    "lighting": _About(
-        "Other light",
-        "The capture alone is relit, since its reference was taken when the line was set up: with 0.7 of the light (a "
-        "lamp at the end of its rated life), with 1 / 0.7 of it (a new lamp), with a fall to 0.7 towards the left, and "
-        "with the tone curve of another camera.",
-        f"Light moves no pin: in each light {_IN_100} of the right answers stay right. The adapter has trained on "
-        "photographs made brighter and darker as a whole (train.light_jitter), not on the other two.",
-        _lighting_rule,
-    ),
+_RULES: dict[str, Callable[[Sequence[_Case], Layout], list[Check]]] = {
+    "blank": _blank_rule,
+    "swapped": _swapped_rule,
+    "other_shape": _other_shape_rule,
+    "shuffled_letters": _shuffled_rule,
+    "lighting": _lighting_rule,
 }

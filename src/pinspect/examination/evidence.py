@@ -1,19 +1,18 @@
 """Evidence maps: where the model looks while it writes the address of a defect.
 
-The map of an answer is the attention of one layer of the language model, averaged over its heads and over the two
-positions that generate the column's digit and the row's letter, on the visual tokens of the picture to inspect. Which
-layer is chosen on validation rows (`choose_layer`). Nothing is smoothed: one tile of the map is one visual token.
+The map of an answer is the attention of one layer of the language model to the visual tokens of the inspected picture,
+averaged over the heads and over the two positions that generate the digit of the column and the letter of the row.
+Validation rows decide which layer (`choose_layer`). Nothing is smoothed: one tile of the map is one visual token.
 
-Attention tells where information was taken from, not what was made of it: a map that lies on the defective pin shows
-that the address was read there, and does not by itself prove why the pin was called defective. The shipped base was
-taught where to look (two heads of its last layer, `make base`): the maps of the base alone tell what the adapter adds.
+Attention shows where information was taken from, not what was concluded from it. A map that lies on the defective pin
+shows that the address was read there; it does not prove why the pin was called defective. The shipped base was taught
+where to look (two heads of its last layer, `make base`), so maps of the base alone show what the adapter adds.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,56 +23,41 @@ from pinspect.core.answers import Answer, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerFormatError, ModelError
 from pinspect.core.layout import Address, Layout
 from pinspect.core.prompts import PromptKind, without_answer
-from pinspect.evaluation.metrics import wilson
+from pinspect.core.rows import Row
+from pinspect.examination.results import EVIDENCE_COLUMNS, EvidenceMap
 from pinspect.model.batching import IGNORED
 from pinspect.model.loading import Inspector
 from pinspect.model.rows import RowEncoder
 
-BATCH = 8  # plain attention keeps its weights, tokens x tokens a head: small batches keep it small
-COLUMNS = (
-    *("id", "file", "defect_mode", "defect_position", "named_position", "brightest_position"),
-    *("agreement", "hit", "looked"),
-)
-
-Row = Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class EvidenceMap:
-    """Where one answer looked.
-
-    weights: float32 (token rows, token columns), what each visual token of the last picture of the prompt got, sum 1;
-    it covers the picture, margins included, evenly from its top left. looked: which share of all attention fell on the
-    picture. brightest: the pin whose cell got most. named: the address that the answer tells. defect: the pin that is
-    defective, if one is. agreement: which share of the inspected composite's weight lies in the cell of `defect`, 0..1;
-    hit: whether that is the brightest pin. Both are None where no pin is defective.
-    """
-
-    weights: np.ndarray
-    looked: float
-    brightest: Address
-    named: Address
-    defect: Address | None
-    agreement: float | None
-    hit: bool | None
+BATCH = 8  # eager attention keeps tokens x tokens weights per head, so batches are small
 
 
 def choose_layer(inspector: Inspector, rows: Sequence[Row], images: str | Path, contract: AnswerContract) -> int:
-    """The layer whose maps agree best with the defective pins of `rows`, counted from 0; the last of equal ones.
+    """Choose the layer whose maps agree best with the defective pins of `rows`.
 
-    rows: zero-shot rows of the validation split, whose labels are taken for answers. Without a defective one among them
-    the last layer is taken. Raises ModelError as `attention_maps` does.
+    Args:
+        inspector: The loaded model.
+        rows: Zero-shot rows of the validation split, whose labels stand in for answers.
+        images: Folder of the rows' pictures.
+        contract: The answer contract.
+
+    Returns:
+        Number of the layer, counted from 0: the last of equally good layers, and the last layer of all if no row is
+        defective.
+
+    Raises:
+        ModelError: As in `attention_maps`.
     """
     layers = _layer_count(inspector)
     answers = {str(row["id"]): str(row["answer"]) for row in rows}
-    found = _maps(inspector, rows, answers, images, contract, range(layers))
-    agreed = [
-        [maps[layer].agreement for maps in found.values() if maps[layer].agreement is not None]
+    by_row = _maps(inspector, rows, answers, images, contract, range(layers))
+    agreements = [
+        [maps[layer].agreement for maps in by_row.values() if maps[layer].agreement is not None]
         for layer in range(layers)
     ]
-    if not agreed[0]:
+    if not agreements[0]:
         return layers - 1
-    return max(range(layers), key=lambda layer: (np.mean(agreed[layer]), layer))
+    return max(range(layers), key=lambda layer: (np.mean(agreements[layer]), layer))
 
 
 def attention_maps(
@@ -86,20 +70,36 @@ def attention_maps(
     layer: int,
     adapted: bool = True,
 ) -> dict[str, EvidenceMap]:
-    """The map of every row whose answer names an address, by row id.
+    """Map the attention of every row whose answer names an address.
 
-    answers: row id -> what the model answered; it is read once more, not generated again. images: the folder of the
-    rows' pictures. adapted: False switches the adapter off, which shows what the base alone looks at for these words.
-    Raises ModelError where the attention of the model's family cannot be read, or the grid of its visual tokens is
-    not known.
+    Args:
+        inspector: The loaded model.
+        rows: Rows of the chat dataset.
+        answers: Row id -> the model's answer. The model reads the answer again and does not generate it again.
+        images: Folder of the rows' pictures.
+        contract: The answer contract.
+        layer: Number of the layer, counted from 0.
+        adapted: False switches the adapter off, which shows where the base alone looks for the same words.
+
+    Returns:
+        Row id -> map.
+
+    Raises:
+        ModelError: The attention of the model's family cannot be read, or the grid of its visual tokens is not known.
     """
     with contextlib.nullcontext() if adapted else inspector.model.disable_adapter():
-        found = _maps(inspector, rows, answers, images, contract, [layer])
-    return {identity: maps[layer] for identity, maps in found.items()}
+        by_row = _maps(inspector, rows, answers, images, contract, [layer])
+    return {row_id: maps[layer] for row_id, maps in by_row.items()}
 
 
 def evidence_table(maps: Mapping[str, EvidenceMap], rows: Sequence[Row], contract: AnswerContract) -> pd.DataFrame:
-    """One line a map, columns `COLUMNS`; agreement and hit are empty where no pin is defective."""
+    """Return one line per map, columns `EVIDENCE_COLUMNS`; agreement and hit are empty where no pin is defective.
+
+    Args:
+        maps: Row id -> map.
+        rows: Rows of the chat dataset, in the order of the lines.
+        contract: The answer contract.
+    """
     lines = []
     for row in rows:
         found = maps.get(str(row["id"]))
@@ -107,23 +107,7 @@ def evidence_table(maps: Mapping[str, EvidenceMap], rows: Sequence[Row], contrac
             mode = _label(row, contract).defect_mode
             places = (str(found.defect or ""), str(found.named), str(found.brightest))
             lines.append((row["id"], row["file"], mode, *places, found.agreement, found.hit, found.looked))
-    return pd.DataFrame(lines, columns=list(COLUMNS))
-
-
-def evidence_summary(
-    table: pd.DataFrame, layout: Layout, confidence: float, unadapted: pd.DataFrame | None = None
-) -> str:
-    """The agreement of the maps with the defective pins, in words.
-
-    Hits are the pointing game of Zhang et al. (Top-down neural attention by excitation backprop, IJCV 2018,
-    doi:10.1007/s11263-017-1059-x): hits / (hits + misses), a hit being a maximum inside the object. The mean share
-    inside the object is the energy-based pointing game of Wang et al. (Score-CAM, CVPR workshops 2020,
-    doi:10.1109/CVPRW50498.2020.00020). table, unadapted: of `evidence_table`, with the adapter and without.
-    """
-    told = _agreement(table, layout, confidence)
-    if unadapted is None or not len(table):
-        return told
-    return f"{told} The base alone, reading the same answers without the adapter: {_counted(unadapted, confidence)}."
+    return pd.DataFrame(lines, columns=list(EVIDENCE_COLUMNS))
 
 
 def _maps(
@@ -134,26 +118,26 @@ def _maps(
     contract: AnswerContract,
     layers: Sequence[int],
 ) -> dict[str, dict[int, EvidenceMap]]:
-    """The maps of `layers` for every row whose answer names an address: row id -> layer -> map."""
+    """Return the maps of `layers` for every row whose answer names an address: row id -> layer -> map."""
     encoder = RowEncoder(inspector.processor, images)
-    told = []
+    located = []
     for row in rows:
         named = _named(answers.get(str(row["id"]), ""), row, contract)
         if named is not None:
-            told.append((row, named, _answered(row, answers[str(row["id"])])))
-    told.sort(key=lambda one: len(encoder.chat(one[2]).input_ids))
-    found = {}
-    with _plain_attention(inspector):
-        for start in range(0, len(told), BATCH):
-            batch = told[start : start + BATCH]
-            seen = _attention(
+            located.append((row, named, _with_answer(row, answers[str(row["id"])])))
+    located.sort(key=lambda item: len(encoder.chat(item[2]).input_ids))
+    maps = {}
+    with _eager_attention(inspector):
+        for start in range(0, len(located), BATCH):
+            batch = located[start : start + BATCH]
+            attention = _attention(
                 inspector, encoder, [row for _, _, row in batch], [named for _, named, _ in batch], layers
             )
-            for (row, named, _), by_layer in zip(batch, seen, strict=True):
-                found[str(row["id"])] = {
+            for (row, named, _), by_layer in zip(batch, attention, strict=True):
+                maps[str(row["id"])] = {
                     layer: _map(weights, looked, row, named, contract) for layer, (weights, looked) in by_layer.items()
                 }
-    return found
+    return maps
 
 
 def _map(weights: np.ndarray, looked: float, row: Row, named: Address, contract: AnswerContract) -> EvidenceMap:
@@ -167,10 +151,15 @@ def _map(weights: np.ndarray, looked: float, row: Row, named: Address, contract:
 
 
 def cell_shares(weights: np.ndarray, layout: Layout, composites: int = 1) -> np.ndarray:
-    """Which share of the lowest composite's weight lies in each of its cells, margins included.
+    """Return the share of the lowest composite's attention in each of its cells, margins included.
 
-    weights: (token rows, token columns) over a picture of `composites` single composites, one above the other. Returns
-    float64 (rows + 1, columns + 1), sum 1; a token that lies across cells is divided among them by area.
+    Args:
+        weights: (token rows, token columns) over a picture of `composites` single composites, one above the other.
+        layout: Layout of the pins.
+        composites: Number of single composites in the picture.
+
+    Returns:
+        float64 (rows + 1, columns + 1), sum 1. A token that lies across cells is divided among the cells by area.
     """
     down = _overlap(weights.shape[0], composites * (len(layout.rows) + 1))
     across = _overlap(weights.shape[1], layout.columns + 1)
@@ -179,7 +168,7 @@ def cell_shares(weights: np.ndarray, layout: Layout, composites: int = 1) -> np.
 
 
 def _overlap(tokens: int, cells: int) -> np.ndarray:
-    """Which share of each of `tokens` equal parts of a length lies in each of `cells` equal parts: (cells, tokens)."""
+    """Return the share of each of `tokens` equal parts of a length in each of `cells` equal parts: (cells, tokens)."""
     ends = np.arange(tokens + 1) / tokens * cells
     edges = np.arange(cells)[:, None]
     inside = np.minimum(ends[1:], edges + 1) - np.maximum(ends[:-1], edges)
@@ -190,8 +179,7 @@ def _overlap(tokens: int, cells: int) -> np.ndarray:
 def _attention(
     inspector: Inspector, encoder: RowEncoder, rows: Sequence[Row], named: Sequence[Address], layers: Sequence[int]
 ) -> Iterator[dict[int, tuple[np.ndarray, float]]]:
-    """For each of `rows`, which hold their answers: by layer, the weights on the last picture (sum 1) and the share of
-    all attention that fell on it."""
+    """Yield for each row: layer -> weights on the last picture (sum 1), share of all attention on that picture."""
     batch = encoder.batch(rows, answers=True)
     if "image_grid_thw" not in batch:
         raise _unreadable(inspector)
@@ -204,19 +192,21 @@ def _attention(
     if set(watched) != set(layers):
         raise _unreadable(inspector)
     for index, (row, address, grid) in enumerate(zip(rows, named, grids, strict=True)):
-        asked = _positions(inspector.processor.tokenizer, row, address, int(answered[index].nonzero()[0]))
+        positions = _positions(inspector.processor.tokenizer, row, address, int(answered[index].nonzero()[0]))
         tokens = (batch["input_ids"][index] == image_token).nonzero()[:, 0][-grid[0] * grid[1] :]
-        seen = {}
+        by_layer = {}
         for layer, weights in watched.items():
-            on_picture = weights[index][:, asked].float().mean((0, 1))[tokens].cpu().numpy()
+            on_picture = weights[index][:, positions].float().mean((0, 1))[tokens].cpu().numpy()
             looked = float(on_picture.sum())
-            seen[layer] = ((on_picture / looked).reshape(grid).astype(np.float32), looked)
-        yield seen
+            by_layer[layer] = ((on_picture / looked).reshape(grid).astype(np.float32), looked)
+        yield by_layer
 
 
 def _positions(tokenizer, row: Row, address: Address, answer_start: int) -> list[int]:
-    """The positions in a chat that generate the first digit of the column and the letter of the row: those just before
-    the tokens which hold them."""
+    """Return the positions that generate the first digit of the column and the letter of the row.
+
+    A position generates the token after it.
+    """
     text = _answer_text(row)
     start = text.rindex(str(address))
     characters = (start + len("X:"), start + len(str(address)) - 1)
@@ -228,8 +218,8 @@ def _positions(tokenizer, row: Row, address: Address, answer_start: int) -> list
 
 
 @contextlib.contextmanager
-def _plain_attention(inspector: Inspector) -> Iterator[None]:
-    """Within it the language model computes its attention so that the weights can be read."""
+def _eager_attention(inspector: Inspector) -> Iterator[None]:
+    """Let the language model compute its attention in a way that exposes the weights."""
     decoder = _decoder(inspector)
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")
@@ -241,7 +231,7 @@ def _plain_attention(inspector: Inspector) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(inspector: Inspector, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """What `layers` attend to in the next pass: layer -> (chats, heads, from, to)."""
+    """Yield a mapping that the next pass fills: layer -> attention weights (chats, heads, from, to)."""
     watched: dict[int, torch.Tensor] = {}
 
     def keep(layer: int):
@@ -260,7 +250,7 @@ def _watched(inspector: Inspector, layers: Sequence[int]) -> Iterator[dict[int, 
 
 
 def _decoder(inspector: Inspector) -> torch.nn.Module:
-    """The language model inside; raises ModelError where its layers cannot be watched."""
+    """Return the language model inside; raise ModelError where its layers cannot be hooked."""
     model = inspector.model
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None
@@ -276,13 +266,13 @@ def _layer_count(inspector: Inspector) -> int:
 
 def _unreadable(inspector: Inspector) -> ModelError:
     return ModelError(
-        f"{inspector.model.config.model_type}: no evidence maps: they need attention that can be read and visual "
-        "tokens on a known grid, as Qwen's families have"
+        f"{inspector.model.config.model_type}: no evidence maps, because they need readable attention and visual "
+        "tokens on a known grid, as the Qwen families have"
     )
 
 
-def _answered(row: Row, answer: str) -> dict[str, object]:
-    """`row` with what the model answered as its last turn."""
+def _with_answer(row: Row, answer: str) -> dict[str, object]:
+    """Return `row` with the model's answer as its last turn."""
     turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     return {**row, "messages": [*without_answer(row["messages"]), turn]}
 
@@ -300,24 +290,3 @@ def _named(answer: str, row: Row, contract: AnswerContract) -> Address | None:
         return contract.parse(answer, AnswerKind(row["answer_kind"])).defect_position
     except AnswerFormatError:
         return None
-
-
-def _agreement(table: pd.DataFrame, layout: Layout, confidence: float) -> str:
-    told = table[table["agreement"].notna()]
-    if told.empty:
-        return "No answer to a defective capture names an address: there is nothing to compare with the defective pins."
-    cells = (len(layout.rows) + 1) * (layout.columns + 1)
-    return (
-        f"While it writes the address, the model looks {_counted(table, confidence)}. By chance it would be 1 in "
-        f"{layout.pins}, and 1 part in {cells}."
-    )
-
-
-def _counted(table: pd.DataFrame, confidence: float) -> str:
-    told = table[table["agreement"].notna()]
-    hits, n = int(told["hit"].astype(bool).sum()), len(told)
-    low, high = wilson(hits, n, confidence)
-    return (
-        f"most at the defective pin for {hits} of {n} defective captures ({100 * low:.0f} to {100 * high:.0f} %), with "
-        f"{100 * told['agreement'].mean():.0f} % of its attention to the picture inside that pin's cell on average"
-    )

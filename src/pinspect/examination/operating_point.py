@@ -1,8 +1,8 @@
-"""The operating point: from which P(defective) on a capture is called defective.
+"""The operating point: the threshold on P(defective) at and above which a capture is judged defective.
 
-It is chosen on validation captures, never on test captures: of all thresholds that let at most the wanted share of the
-defective ones escape, one with the least overkill. Where even odds are such a threshold they stay: nothing speaks for
-another one. Else it lies in the middle, in logits, of the gap between the captures at both sides of it.
+Validation captures decide, never test captures. Of all thresholds that let at most the wanted share of the defective
+captures escape, one with the least overkill is chosen: even odds where they are such a threshold, else the middle, in
+logits, of the gap between the two neighboring captures.
 """
 
 from __future__ import annotations
@@ -13,53 +13,62 @@ import pandas as pd
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.params import EvaluateParams
-from pinspect.core.prompts import ZERO_SHOT
+from pinspect.core.question import Question, camera_else_virtual, preferred_source
+from pinspect.model.generated_answer import EVEN_ODDS
 
 NOTHING = "nothing"
-EVEN_ODDS = 0.5
-_LEAST = 1e-9  # that a capture is surer than one in a thousand million means nothing: beyond, all are alike
+_LEAST = 1e-9  # probabilities nearer to 0 or 1 than this count as equal
 
 
 def choose_operating_point(predictions: pd.DataFrame, params: EvaluateParams, weights: str) -> OperatingPoint:
-    """Choose by a predictions table of validation captures; only its rows of production's prompt are looked at.
+    """Choose the threshold by the answers to production's question on validation captures.
 
-    weights: sha256 of the adapter that answered. The camera's captures decide where they have both judgements, else the
-    virtual line's.
+    The camera's captures decide if they have both judgements, else the virtual line's.
+
+    Args:
+        predictions: Predictions table of validation captures.
+        params: Section `evaluate` of `params.yaml`.
+        weights: sha256 of the adapter that answered.
     """
-    asked = {"view": params.view, "kind": params.kind, "shot": ZERO_SHOT, "decoding": params.decodings[0]}
-    for column, value in asked.items():
-        predictions = predictions[predictions[column] == value]
-    told = {"view": params.view, "kind": params.kind, "wanted_escape_rate": params.wanted_escape_rate}
-    told["weights_sha256"] = weights
-    for source in ("camera", "virtual"):
-        rows = predictions[(predictions["source"] == source) & predictions["p_defective"].notna()]
-        defective = (rows["expected_judgement"] == DEFECTIVE).to_numpy()
-        if not defective.any() or defective.all():
-            continue
-        chances = rows["p_defective"].to_numpy()
+    question = Question.of(params)
+    answers = question.answers(predictions, model=None)
+    answers = camera_else_virtual(answers[answers["p_defective"].notna()], enough=_both_judgements)
+    defective = (answers["expected_judgement"] == DEFECTIVE).to_numpy()
+    threshold, rates = EVEN_ODDS, (None, None)
+    if len(answers):
+        chances = answers["p_defective"].to_numpy()
         threshold = choose_threshold(chances, defective, params.wanted_escape_rate)
         called = chances >= threshold
-        return OperatingPoint(
-            threshold=threshold,
-            escape_rate=float((~called[defective]).mean()),
-            overkill_rate=float(called[~defective].mean()),
-            defective=int(defective.sum()),
-            passed=int((~defective).sum()),
-            chosen_on=source,
-            **told,
-        )
+        rates = float((~called[defective]).mean()), float(called[~defective].mean())
     return OperatingPoint(
-        EVEN_ODDS, escape_rate=None, overkill_rate=None, defective=0, passed=0, chosen_on=NOTHING, **told
+        threshold=threshold,
+        wanted_escape_rate=params.wanted_escape_rate,
+        escape_rate=rates[0],
+        overkill_rate=rates[1],
+        defective=int(defective.sum()),
+        passed=int((~defective).sum()),
+        chosen_on=preferred_source(set(answers["source"])) or NOTHING,
+        view=question.view,
+        kind=question.kind,
+        weights_sha256=weights,
     )
 
 
-def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_escape_rate: float) -> float:
-    """The threshold with the least overkill among those that let at most `wanted_escape_rate` escape; where several
-    have it, the one that lets fewer escape.
+def _both_judgements(answers: pd.DataFrame) -> bool:
+    return (answers["expected_judgement"] == DEFECTIVE).nunique() == 2
 
-    p_defective: float (n,), 0..1. defective: bool (n,), both values in it. Between two neighbouring probabilities
-    every threshold judges alike: even odds are returned where they lie in that gap, else its middle, in logits. 0,
-    which calls everything defective, is the last resort.
+
+def choose_threshold(p_defective: np.ndarray, defective: np.ndarray, wanted_escape_rate: float) -> float:
+    """Return the threshold with the least overkill among those that let at most `wanted_escape_rate` escape.
+
+    Of several such thresholds, the one that lets fewer captures escape is taken. All thresholds between two
+    neighboring probabilities judge alike: even odds are returned where they lie in that gap, else the middle of the
+    gap in logits. The last resort is 0, which judges everything defective.
+
+    Args:
+        p_defective: float (n,), 0..1.
+        defective: bool (n,), with both values.
+        wanted_escape_rate: 0..1.
     """
     logits = _logit(p_defective)
     known = np.unique(logits)

@@ -37,7 +37,7 @@ MEASURED = 500  # captures to measure at most: enough for a distribution, done i
 KEPT = 1000  # values to keep per sample at most
 PLACES = 4
 NOTHING = "nothing"
-_REMEDY = "run dvc repro calibrate"
+_REMEDY = "run dvc repro answer"
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ class Candidate:
     @property
     def reports(self) -> list[Path]:
         """The files of the evaluation that are stored with a version, as far as they exist."""
-        files = [f"eval/{name}" for name in ("report.html", "metrics.json", "detail.json", "scores.csv", PREDICTIONS)]
-        files += ["answers/validation.json", "eval/answer_checks.json"]
+        files = [f"eval/{name}" for name in ("report.html", "metrics.json", "detail.json", "scores.csv")]
+        files += [f"predictions/{PREDICTIONS}", "predictions/answer_checks.json", "answers/validation.json"]
         return [path for path in (self.root / "reports" / name for name in files) if path.is_file()]
 
     @property
@@ -76,20 +76,23 @@ def read_candidate(root: Path, base: Checkpoint) -> Candidate:
     """
     detail = _read_json(root / "reports/eval/detail.json")
     values = flatten(_read_json(root / "reports/eval/metrics.json"))
-    answered = root / "reports/eval" / PREDICTIONS
+    answered = root / "reports/predictions" / PREDICTIONS
     adapter = digests.adapter_sha256(root / "models/adapter")
     if detail[ADAPTER_TAG] != adapter:
         raise StageInputError(
             f"reports/eval/detail.json: scores adapter {detail[ADAPTER_TAG][:12]}, but models/adapter is "
             f"{adapter[:12]}; run dvc repro evaluate"
         )
-    hashes = {name: detail[name] for name in (ADAPTER_TAG, "base_sha256", "dataset_digest", "git_commit")}
+    hashes = {name: detail[name] for name in (ADAPTER_TAG, "base_sha256", "dataset_digest")}
+    hashes["git_commit"] = digests.git_commit(root)
     hashes[EVALUATION_TAG] = digests.file_sha256(answered)
     headline = camera_else_virtual(Question(**detail["headline"]).answers(predictions.read(answered)))
     hashes[TEST_SET_TAG] = digests.digest_of_test_set(headline)
     scores = {name: float(value) for name, value in values.items() if _is_number(value)}
     facts = {name: _as_text(value) for name, value in values.items() if name not in scores}
     facts |= {f"headline.{name}": str(value) for name, value in detail["headline"].items()}
+    held = {control["name"]: control["held"] for control in detail["controls"] if control["held"] is not None}
+    facts |= {f"controls.{name}": _as_text(verdict) for name, verdict in held.items()}
     return Candidate(root, base, hashes, facts, scores)
 
 

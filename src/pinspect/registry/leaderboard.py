@@ -71,14 +71,14 @@ def compare(root: Path, params: Params, settings: RegistrySettings, first: str, 
         RegistryError: There is no such version, or it cannot answer.
         StageInputError: The project lacks files of the present test set.
     """
-    from pinspect.evaluation import metrics
+    from pinspect.evaluation.comparing import compare_predictions
     from pinspect.registry.comparison import on_one_test_set
 
     report = settings.report
     with open_registry(root, settings.register) as client:
         versions = [require_version(client, settings.register.model_name, name) for name in (first, second)]
         ours, theirs = on_one_test_set(root, params, versions)
-    comparison = metrics.compare_predictions(
+    comparison = compare_predictions(
         ours.answered,
         theirs.answered,
         confidence=report.confidence,

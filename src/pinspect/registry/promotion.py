@@ -24,7 +24,7 @@ from rich.table import Table
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.files import write_file
 from pinspect.core.params import Params
-from pinspect.evaluation import metrics
+from pinspect.evaluation.comparing import mcnemar
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.registry.comparison import Evidence, on_one_test_set
 from pinspect.registry.connection import open_registry, registry_lock
@@ -326,7 +326,7 @@ def _comparing_rules(ours: Evidence, theirs: Evidence, promote: PromoteSettings)
     """Return the rules against the champion: not worse beyond chance, by McNemar's test on the same captures."""
 
     def not_worse(name: str, outcome: str, first: pd.DataFrame, second: pd.DataFrame) -> Rule:
-        test = metrics.mcnemar(first, second, outcome, on=("file",))
+        test = mcnemar(first, second, outcome, on=("file",))
         text = (
             f"{test.only_second} of {test.n} captures right with version {theirs.version} only, {test.only_first} with "
             f"version {ours.version} only (McNemar p = {test.p_value:.3g}, worse beyond chance below "

@@ -23,7 +23,7 @@ EVALUATION_TAG = "evaluation_sha256"
 TEST_SET_TAG = "test_set_digest"
 DECISION_TAG = "promotion"  # JSON: the last decision on a version, see `promotion.Decision`
 ROLLBACK_TAG = "rolled_back"  # JSON: why a version is no longer champion, see `promotion.Rollback`
-PREDICTIONS = "predictions.csv"
+PREDICTIONS = "test.csv"  # answers to the test split, among the reports of a version
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 

@@ -137,7 +137,7 @@ def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings: 
         try:
             profile = LineProfile.from_dict(profile)
         except ValueError as error:
-            problem = f"the line profile of this version cannot be read ({error}); run dvc repro calibrate"
+            problem = f"the line profile of this version cannot be read ({error}); run dvc repro answer"
             return DriftReport((), len(latest), problem)
     # To the profile's places: surer than sure is no difference.
     numbers = latest[["p_defective", *LINE_FACTS]].astype(float).round(PLACES)
