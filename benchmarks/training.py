@@ -32,7 +32,7 @@ from pinspect.model.adapter import answer_words, plan_batches
 from pinspect.model.backends import adapted_modules, computes_bfloat16, open_backend
 from pinspect.model.batching import prepared_ahead
 from pinspect.model.families import checkpoint_of
-from pinspect.model.learner import Learner, assemble
+from pinspect.model.learner import Learner, training_processes
 from pinspect.model.loading import inspecting_device, load_base, load_processor
 from pinspect.model.rows import RowEncoder
 
@@ -108,7 +108,7 @@ def our_turn(
     words = answer_words([row for batch in batches for row in batch], encoder) if params.train.words else ()
     model = backend.adapt(model, params.train, words)
     backend.to_train(model)
-    learner = Learner(backend, model, encoder, params.train, assemble())
+    learner = Learner(backend, model, encoder, params.train, training_processes())
     ends, tokens = [], []
     for number, inputs in enumerate(prepared_ahead(lambda index: learner.inputs(batches[index]), len(batches))):
         learner.step(inputs, number, params.train.learning_rate)

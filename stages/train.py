@@ -4,15 +4,17 @@
 
     accelerate launch --num_processes 4 -m stages.train && dvc commit train      # on four GPUs
 
-Reads the base model, data/chat and data/composited. Writes models/adapter. After a stop or a kill, the next run resumes
-from the last checkpoint in build/train.
+Reads the base model, data/chat and data/composited. Writes models/adapter, and facts about the run (time, device,
+commit) to build/runs/train.json. After a stop or a kill, the next run resumes from the last checkpoint in build/train.
 """
 
 from pathlib import Path
 
+from pinspect.core.digests import git_commit
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
+from pinspect.core.runs import write_run_facts
 from pinspect.model.backends import open_backend
 from pinspect.model.families import checkpoint_of
 
@@ -21,19 +23,20 @@ def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     base = checkpoint_of(params.model, root)
-    backend = open_backend(params.model.backend)  # Unsloth must be imported before transformers
+    backend = open_backend(params.model.backend)  # imports Unsloth, which must come before the next imports
     from pinspect.model.adapter import train_adapter
-    from pinspect.model.learner import assemble
+    from pinspect.model.learner import training_processes
     from pinspect.model.loading import load_processor
     from pinspect.model.rows import require_placeholders
 
     data, out, work = root / "data", root / "models/adapter", root / "build/train"
     require_placeholders(load_processor(base), base.family, read_chat(data / "chat/train.jsonl"))
     facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend)
-    if assemble().is_main_process:
+    if training_processes().is_main_process:
+        write_run_facts(root, "train", facts.run_facts() | {"commit": git_commit(root)})
         print(
-            f"{facts.steps} steps in {facts.seconds:.0f} s by {facts.backend}; {facts.trainable:,} parameters trained "
-            f"({facts.trainable / facts.parameters:.1%})"
+            f"{facts.steps} steps in {facts.seconds:.0f} s with {facts.backend}; {facts.trainable:,} trainable "
+            f"parameters ({facts.trainable / facts.parameters:.1%}) in {facts.lora_modules} LoRA modules"
         )
 
 

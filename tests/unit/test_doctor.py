@@ -1,4 +1,4 @@
-"""What `pinspect doctor` tells of a machine, and what the benchmark for GPUs does where there is none."""
+"""`pinspect doctor`, and the GPU benchmark on a machine without a GPU."""
 
 import json
 import subprocess
@@ -9,10 +9,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pinspect.cli.doctor import NOT_READY, READY
 from pinspect.cli.main import app
 from pinspect.core.params import load_params
 from pinspect.model.families import FAMILIES
-from pinspect.model.machine import NOT_READY, READY, examine, family_needs, versions_unlike
+from pinspect.model.machine import family_needs, machine_report, version_differences
 from tests.support.sample import ROOT
 
 
@@ -38,7 +39,7 @@ def test_a_person_reads_the_same_as_a_table(tmp_path, monkeypatch):
     done = ask_doctor(tmp_path, monkeypatch)
     assert done.exit_code == READY
     assert all(name in done.stdout for name in FAMILIES)
-    assert "Nothing stands in the way." in done.stdout
+    assert "Ready: the chosen model can run on this machine." in done.stdout
 
 
 def test_a_model_that_is_too_large_is_an_obstacle(tmp_path, monkeypatch):
@@ -59,18 +60,18 @@ def test_unsloth_without_a_gpu_is_an_obstacle(tmp_path, monkeypatch):
 def test_a_base_that_is_not_there_is_an_obstacle(tmp_path):
     params = load_params(ROOT / "params.yaml")
     (tmp_path / "models").mkdir()
-    (obstacle,) = examine(tmp_path, params)["obstacles"]
-    assert obstacle.startswith(f"{tmp_path / 'models/base'}: no base model there")
+    (obstacle,) = machine_report(tmp_path, params)["obstacles"]
+    assert obstacle.startswith(f"{tmp_path / 'models/base'}: base model not found")
 
 
 def test_installed_versions_are_compared_with_the_lock(tmp_path):
     lock = tmp_path / "requirements.lock"
     lock.write_text(f"# a comment\ntorch=={version('torch').split('+')[0]}\nnumpy==0.0.1\nno-such-package==1.0\n")
-    assert versions_unlike(lock) == [
+    assert version_differences(lock) == [
         {"name": "numpy", "locked": "0.0.1", "installed": version("numpy")},
         {"name": "no-such-package", "locked": "1.0", "installed": None},
     ]
-    assert versions_unlike(tmp_path / "none.lock") == []
+    assert version_differences(tmp_path / "none.lock") == []
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)

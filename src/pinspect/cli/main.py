@@ -243,15 +243,16 @@ def export(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can run. Exit code 0: the configured model runs here; 2: it does not."""
+    from pinspect.cli.doctor import NOT_READY, READY, print_report
     from pinspect.core.params import load_params
-    from pinspect.model.machine import NOT_READY, READY, examine, print_examination
+    from pinspect.model.machine import machine_report
 
-    examination = examine(Path(), load_params() if Path("params.yaml").exists() else None)
+    report = machine_report(Path(), load_params() if Path("params.yaml").exists() else None)
     if as_json:
-        print(json.dumps(examination))
+        print(json.dumps(report))
     else:
-        print_examination(examination)
-    raise typer.Exit(NOT_READY if examination["obstacles"] else READY)
+        print_report(report)
+    raise typer.Exit(NOT_READY if report["obstacles"] else READY)
 
 
 def main() -> None:

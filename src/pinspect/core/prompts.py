@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 from pinspect.core.answers import VIEWS, AnswerKind
 
-Message = dict[str, object]
+Message = dict[str, Any]
 
 ZERO_SHOT = "zero_shot"
 ONE_SHOT = "one_shot"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pinspect.core.errors import StageInputError
 
 SPLITS = ("train", "validation", "test")
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def read_chat(path: Path) -> list[Row]:

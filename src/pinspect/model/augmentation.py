@@ -1,10 +1,10 @@
-"""What training rows are changed by before they are shown: mirror images, other light, and counterexamples.
+"""Augmentation of training rows: mirror images, brightness, and counterexamples.
 
-A mirrored row is as true as its original, so long as all its images are mirrored and every address with them: a line's
-captures then show each defect at up to four places. The address grid keeps its place, and only the pins change sides.
+A mirrored row stays true if all its images and all its addresses are mirrored, so a line's captures show each defect at
+up to four places. The address grid keeps its place; only the pins change sides.
 
-Counterexamples take away what a model could lean on instead of looking: which image is the inspected one, whether there
-are pins at all, whose shape the reference has, and the letters of the address grid.
+Counterexamples remove what a model could use instead of looking at the pins: the order of the images, the presence of
+pins, the shape of the reference, and the letters of the address grid.
 """
 
 from __future__ import annotations
@@ -13,34 +13,40 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract, AnswerKind
 from pinspect.core.layout import Address, Layout
 from pinspect.core.params import TrainParams
 from pinspect.core.prompts import PromptKind
+from pinspect.core.rows import Row
 
 _ADDRESS = re.compile(r"X:\d+, Y:[A-Z]")
 
 
 class Counterexample(StrEnum):
-    """What a row is turned into; the same names as `train.counterexamples` in `params.yaml`."""
+    """Kinds of counterexamples, with the names of `train.counterexamples` in `params.yaml`."""
 
-    SWAPPED = "swapped"  # reference and inspected image change places: the one to inspect is passed
-    BLANK = "blank"  # nothing but one grey where the pins should be: defective, whatever mode and address
-    OTHER_SHAPE = "other_shape"  # a reference of another shape: the inspected image's own truth stays
-    SHUFFLED_LETTERS = "shuffled_letters"  # the grid's marks change places: addresses follow the pins' places
+    SWAPPED = "swapped"  # reference and inspected image change places: the inspected image is passed
+    BLANK = "blank"  # one gray hides all pins: defective, with a random mode and address
+    OTHER_SHAPE = "other_shape"  # a reference of another shape: the answer stays
+    SHUFFLED_LETTERS = "shuffled_letters"  # the marks of the grid change places: addresses follow the pins
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one row is shown.
+    """The augmentation of one row.
 
-    layout: of its pins. columns, rows: whether they are mirrored, left to right and top to bottom. gains: what the
-    brightness of each image's pin field is multiplied by, 1 leaves it. blank: the grey, 0..255, that hides the
-    inspected pins. swapped: whether the halves of the inspected stacked composite change places. marks: the column and
-    the row whose mark stands at each column and row of the grid.
+    Attributes:
+        layout: The pins.
+        columns: Whether the columns are mirrored, left to right.
+        rows: Whether the rows are mirrored, top to bottom.
+        gains: For each image the factor of its pin field's brightness; 1 keeps it.
+        blank: The gray value, 0..255, that hides the inspected pins; None to show the pins.
+        swapped: Whether the halves of the inspected stacked composite change places.
+        marks: For each column, and for each row, the index of the mark that is shown there; None to keep all marks.
     """
 
     layout: Layout
@@ -52,26 +58,37 @@ class Augmentation:
     marks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def image(self, composite: np.ndarray, number: int) -> np.ndarray:
-        """The `number`th image of the row: uint8 (H, W, 3), a single or a stacked composite, as a new array."""
+        """Return an augmented copy of one image of the row.
+
+        Args:
+            composite: uint8 (H, W, 3), a single or a stacked composite.
+            number: Index of the image in the row.
+        """
         cell = composite.shape[1] // (self.layout.columns + 1)
         height = cell * (len(self.layout.rows) + 1)
         singles = [composite[top : top + height].copy() for top in range(0, len(composite), height)]
-        inspected = number == len(self.gains) - 1  # a worked example before it stays as it is
+        inspected = number == len(self.gains) - 1  # the worked example of a one-shot row is not changed
         if self.swapped and inspected:
             singles.reverse()
         for single in singles:
             field = single[cell:, cell:]
-            turned = field[:: -1 if self.rows else 1, :: -1 if self.columns else 1].astype(np.float32)
-            field[:] = np.clip(turned * self.gains[number] + 0.5, 0, 255)
+            mirrored = field[:: -1 if self.rows else 1, :: -1 if self.columns else 1].astype(np.float32)
+            field[:] = np.clip(mirrored * self.gains[number] + 0.5, 0, 255)
             if self.marks:
-                self._move_marks(single, cell)
+                _move_marks(single, cell, *self.marks)
         if self.blank is not None and inspected:
             singles[-1][cell:, cell:] = self.blank
         return np.vstack(singles)
 
     def text(self, text: str) -> str:
-        """`text` with every address mirrored."""
-        return _ADDRESS.sub(lambda found: str(self._mirrored(self.layout.address(found[0]))), text)
+        """Return `text` with all addresses mirrored."""
+        return _ADDRESS.sub(lambda match: str(self._mirrored(self.layout.address(match[0]))), text)
+
+    def message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return a chat message with all addresses mirrored."""
+        parts: Sequence[dict[str, Any]] = message["content"]
+        content = [part | {"text": self.text(part["text"])} if part["type"] == "text" else part for part in parts]
+        return {**message, "content": content}
 
     def _mirrored(self, address: Address) -> Address:
         letters = self.layout.rows
@@ -79,23 +96,18 @@ class Augmentation:
         row = letters[-1 - letters.index(address.row)] if self.rows else address.row
         return Address(column, row)
 
-    def _move_marks(self, single: np.ndarray, cell: int) -> None:
-        columns, rows = self.marks
-        top, left = single[:cell].copy(), single[:, :cell].copy()
-        for place, mark in enumerate(columns, start=1):
-            single[:cell, place * cell : (place + 1) * cell] = top[:, (mark + 1) * cell : (mark + 2) * cell]
-        for place, mark in enumerate(rows, start=1):
-            single[place * cell : (place + 1) * cell, :cell] = left[(mark + 1) * cell : (mark + 2) * cell]
-
 
 class Augmenter:
-    """Draws how training rows are shown.
+    """Draws the augmentation of training rows."""
 
-    rows: all training rows; references of another shape are taken from them. params: `mirror`, `light_jitter` and
-    `counterexamples` of the train section.
-    """
+    def __init__(self, rows: Sequence[Row], contract: AnswerContract, params: TrainParams) -> None:
+        """Prepare the augmentation.
 
-    def __init__(self, rows: Sequence[dict], contract: AnswerContract, params: TrainParams) -> None:
+        Args:
+            rows: All training rows; references of another shape come from them.
+            contract: The answer contract.
+            params: `mirror`, `light_jitter` and `counterexamples` of the section `train`.
+        """
         self._contract, self._params = contract, params
         self._shares = np.cumsum([getattr(params.counterexamples, kind) for kind in Counterexample])
         self._references: dict[tuple[str, str, str], list[str]] = {}
@@ -103,35 +115,44 @@ class Augmenter:
             if row["kind"] == PromptKind.TWO_IMAGE:
                 self._references.setdefault((row["source"], row["view"], row["shape"]), []).append(row["images"][-2])
 
-    def __call__(self, row: dict, rng: np.random.Generator) -> dict:
-        """A copy of a chat row with its `augmentation`, all its turns, answers and addresses as they are shown then.
+    def __call__(self, row: Row, rng: np.random.Generator) -> Row:
+        """Return a copy of a row with its `augmentation`, and with its messages and answer changed to match.
 
-        Photographs become up to 1 + light_jitter times brighter or darker; distance images never, their brightness has
-        a meaning.
+        Photographs become up to 1 + light_jitter times brighter or darker. Distance images do not, because their
+        brightness is the measured distance.
+
+        Args:
+            row: A row of the chat dataset.
+            rng: Source of the random choices.
         """
         reach = np.log1p(self._params.light_jitter if row["view"] == "RAW" else 0.0)
         columns, rows = (bool(toss) for toss in rng.random(2) < 0.5 * self._params.mirror)
         gains = tuple(float(gain) for gain in np.exp(rng.uniform(-reach, reach, len(row["images"]))))
-        chosen = Augmentation(self._contract.layout, columns, rows, gains)
-        row, chosen = self._counterexample(row, chosen, rng)
-        messages = [_retold(message, chosen) for message in row["messages"]]
-        return {**row, "answer": chosen.text(row["answer"]), "messages": messages, "augmentation": chosen}
+        augmentation = Augmentation(self._contract.layout, columns, rows, gains)
+        row, augmentation = self._counterexample(row, augmentation, rng)
+        return {
+            **row,
+            "answer": augmentation.text(row["answer"]),
+            "messages": [augmentation.message(message) for message in row["messages"]],
+            "augmentation": augmentation,
+        }
 
-    def _counterexample(self, row: dict, chosen: Augmentation, rng: np.random.Generator) -> tuple[dict, Augmentation]:
-        drawn = int(np.searchsorted(self._shares, rng.random(), side="right"))
-        kind = [*Counterexample, None][drawn]
+    def _counterexample(
+        self, row: Row, augmentation: Augmentation, rng: np.random.Generator
+    ) -> tuple[Row, Augmentation]:
+        kind = [*Counterexample, None][int(np.searchsorted(self._shares, rng.random(), side="right"))]
         answer = self._contract.parse(row["answer"], AnswerKind(row["answer_kind"]))
         if kind is Counterexample.SWAPPED and answer.judgement == DEFECTIVE and row["kind"] != PromptKind.ONE_IMAGE:
-            told = self._answered(row, self._contract.passed(answer.shape, answer.view))
+            swapped = self._with_answer(row, self._contract.passed(answer.shape, answer.view))
             if row["kind"] == PromptKind.STACKED:
-                return told, replace(chosen, swapped=True)
+                return swapped, replace(augmentation, swapped=True)
             *before, reference, inspected = row["images"]
-            return told | {"images": [*before, inspected, reference]}, chosen
+            return swapped | {"images": [*before, inspected, reference]}, augmentation
         if kind is Counterexample.BLANK:
             layout, modes = self._contract.layout, self._contract.defect_modes
             address, mode = layout.addresses[rng.integers(layout.pins)], modes[rng.integers(len(modes))]
-            told = self._contract.defective(answer.shape, answer.view, mode, address)
-            return self._answered(row, told), replace(chosen, blank=int(rng.integers(256)))
+            defective = self._contract.defective(answer.shape, answer.view, mode, address)
+            return self._with_answer(row, defective), replace(augmentation, blank=int(rng.integers(256)))
         if kind is Counterexample.OTHER_SHAPE and row["kind"] == PromptKind.TWO_IMAGE:
             others = [
                 reference
@@ -141,23 +162,22 @@ class Augmenter:
             ]
             if others:
                 *before, _, inspected = row["images"]
-                return row | {"images": [*before, others[rng.integers(len(others))], inspected]}, chosen
+                return row | {"images": [*before, others[rng.integers(len(others))], inspected]}, augmentation
         if kind is Counterexample.SHUFFLED_LETTERS:
             layout = self._contract.layout
-            marks = (rng.permutation(layout.columns), rng.permutation(len(layout.rows)))
-            return row, replace(chosen, marks=tuple(tuple(int(mark) for mark in order) for order in marks))
-        return row, chosen
+            columns, rows = (tuple(map(int, rng.permutation(n))) for n in (layout.columns, len(layout.rows)))
+            return row, replace(augmentation, marks=(columns, rows))
+        return row, augmentation
 
-    def _answered(self, row: dict, answer) -> dict:
+    def _with_answer(self, row: Row, answer: Answer) -> Row:
         text = self._contract.render(answer, AnswerKind(row["answer_kind"]))
         *before, last = row["messages"]
-        told = {**last, "content": [{"type": "text", "text": text}]}
-        return row | {"answer": text, "messages": [*before, told]}
+        return row | {"answer": text, "messages": [*before, {**last, "content": [{"type": "text", "text": text}]}]}
 
 
-def _retold(message: dict, chosen: Augmentation) -> dict:
-    content: Sequence[dict] = message["content"]
-    return {
-        **message,
-        "content": [part | {"text": chosen.text(part["text"])} if part["type"] == "text" else part for part in content],
-    }
+def _move_marks(single: np.ndarray, cell: int, columns: Sequence[int], rows: Sequence[int]) -> None:
+    top, left = single[:cell].copy(), single[:, :cell].copy()
+    for place, mark in enumerate(columns, start=1):
+        single[:cell, place * cell : (place + 1) * cell] = top[:, (mark + 1) * cell : (mark + 2) * cell]
+    for place, mark in enumerate(rows, start=1):
+        single[place * cell : (place + 1) * cell, :cell] = left[(mark + 1) * cell : (mark + 2) * cell]

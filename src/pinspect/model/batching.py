@@ -6,36 +6,49 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from pinspect.core.prompts import Message, without_answer
 
-_AHEAD = 4  # batches
-IGNORED = -100  # the label that torch's cross entropy leaves out
-# What processors tell of each token of a prompt, besides its id and mask.
-_OF_EACH_TOKEN = {"token_type_ids", "mm_token_type_ids", "cross_attention_mask"}
+IGNORED = -100  # the label that torch's cross entropy ignores
+_AHEAD = 4  # batches prepared before they are needed
+# Tensors with one value per prompt token that processors return besides ids and mask.
+_PER_TOKEN = {"token_type_ids", "mm_token_type_ids", "cross_attention_mask"}
+_Batch = TypeVar("_Batch")
 
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """Token ids of one chat, image tokens expanded, and how many of them come before the expected answer."""
+    """Token ids of one chat.
+
+    Attributes:
+        input_ids: Ids of the prompt, with one id per visual token, and of the expected answer.
+        prompt_length: Number of ids before the expected answer.
+    """
 
     input_ids: list[int]
     prompt_length: int
 
     @property
     def prompt(self) -> list[int]:
-        """The ids up to and without the expected answer: what generation starts from."""
+        """The ids without the expected answer, which generation starts from."""
         return self.input_ids[: self.prompt_length]
 
 
-def encode_chat(processor, messages: Sequence[Message], image_tokens: Sequence[int]) -> EncodedChat:
-    """Encode `messages`; a closing assistant turn is the expected answer, ended by the end-of-turn token.
+def encode_chat(processor: Any, messages: Sequence[Message], image_tokens: Sequence[int]) -> EncodedChat:
+    """Encode chat messages; a final assistant turn is the expected answer, followed by the end-of-turn token.
 
-    image_tokens: how many visual tokens each image has, in order. Prompt and answer are tokenized apart, so that
-    training sees exactly the prompt that generation starts from. Raises ValueError where images and placeholders
-    differ.
+    Prompt and answer are tokenized apart, so that training sees exactly the prompt that generation starts from.
+
+    Args:
+        processor: The processor of the model family.
+        messages: The chat.
+        image_tokens: Number of visual tokens of each image, in order.
+
+    Raises:
+        ValueError: The prompt has another number of image placeholders than there are images.
     """
     prompt = prompt_text(processor, messages, len(image_tokens))
     parts = prompt.split(processor.image_token)
@@ -44,20 +57,26 @@ def encode_chat(processor, messages: Sequence[Message], image_tokens: Sequence[i
     return EncodedChat(ids + expected_ids(processor.tokenizer, messages), len(ids))
 
 
-def prompt_text(processor, messages: Sequence[Message], images: int) -> str:
-    """The family's own prompt for `messages`, without the expected answer and with one placeholder an image.
+def prompt_text(processor: Any, messages: Sequence[Message], images: int) -> str:
+    """Render the family's prompt for `messages`, without the expected answer and with one placeholder per image.
 
-    Raises ValueError where its placeholders are not `images` in number.
+    Args:
+        processor: The processor of the model family.
+        messages: The chat.
+        images: Number of images in the chat.
+
+    Raises:
+        ValueError: The prompt has another number of image placeholders than `images`.
     """
     prompt = processor.apply_chat_template(without_answer(messages), tokenize=False, add_generation_prompt=True)
-    placeholder = getattr(processor, "image_token", None)  # none where a checkpoint's own code counts its images
+    placeholder = getattr(processor, "image_token", None)  # None if the checkpoint's own code numbers its images
     if placeholder is not None and prompt.count(placeholder) != images:
         raise ValueError(f"{prompt.count(placeholder)} image placeholders for {images} images")
     return prompt
 
 
-def expected_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the expected answer and of the end of its turn; empty where the messages hold none."""
+def expected_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the token ids of the expected answer and of the end of its turn; [] if there is no expected answer."""
     if messages[-1]["role"] != "assistant":
         return []
     answer = "".join(part["text"] for part in messages[-1]["content"])
@@ -65,10 +84,18 @@ def expected_ids(tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def collate(chats: Sequence[EncodedChat], pad_id: int, image_id: int, *, answers: bool) -> dict[str, torch.Tensor]:
-    """Pad encoded chats to one batch of int64 tensors (chats, longest).
+    """Pad encoded chats to one batch.
 
-    With `answers` the whole chats are padded at the right, and `labels` holds the ids of the expected answers and
-    IGNORED elsewhere; without, the prompts alone are padded at the left, as generation wants them.
+    Args:
+        chats: The chats of the batch.
+        pad_id: Id of the padding token.
+        image_id: Id of a visual token.
+        answers: Whether the batch contains the expected answers. With answers, chats are padded on the right. Without,
+            prompts are padded on the left, as generation needs them.
+
+    Returns:
+        int64 (chats, longest) each: `input_ids`, `attention_mask`, `mm_token_type_ids`, and with answers `labels`: the
+        ids of the expected answers, IGNORED elsewhere.
     """
     rows = [chat.input_ids if answers else chat.prompt for chat in chats]
     longest = max(map(len, rows))
@@ -91,37 +118,52 @@ def collate(chats: Sequence[EncodedChat], pad_id: int, image_id: int, *, answers
 def with_answers(
     prompts: dict[str, torch.Tensor], answers: Sequence[list[int]], pad_id: int, answer_type: int
 ) -> dict[str, torch.Tensor]:
-    """Put the ids of expected answers behind prompts that are padded at the left.
+    """Append the ids of expected answers to prompts that are padded on the left.
 
-    prompts: what a processor made of them. Whatever it tells of each token is told of the answers' too: token types
-    are `answer_type`, and an answer looks at the images that the end of its prompt looks at. Returns a new batch with
-    `labels`, IGNORED but for the answers.
+    Tensors with one value per token are extended too: token types by `answer_type`, cross-attention masks by a copy of
+    the last prompt token's mask, so that the answer sees the images that the end of its prompt sees.
+
+    Args:
+        prompts: The output of a processor.
+        answers: Ids of the expected answer to each prompt.
+        pad_id: Id of the padding token.
+        answer_type: Token type of answers.
+
+    Returns:
+        A new batch with `labels`: the ids of the answers, IGNORED elsewhere.
     """
     longest = max(map(len, answers))
-    ids, answered = torch.full((len(answers), longest), pad_id), torch.zeros(len(answers), longest, dtype=torch.long)
+    ids, mask = torch.full((len(answers), longest), pad_id), torch.zeros(len(answers), longest, dtype=torch.long)
     for index, answer in enumerate(answers):
-        ids[index, : len(answer)], answered[index, : len(answer)] = torch.tensor(answer), 1
+        ids[index, : len(answer)], mask[index, : len(answer)] = torch.tensor(answer), 1
     width = prompts["input_ids"].shape[1]
-    ignored = torch.full((len(answers), width), IGNORED)
-    longer = {"input_ids": ids, "attention_mask": answered}
-    for name in _OF_EACH_TOKEN & prompts.keys():
-        of_prompt = prompts[name]
-        longer[name] = (
+    extensions = {"input_ids": ids, "attention_mask": mask}
+    for name in _PER_TOKEN & prompts.keys():
+        values = prompts[name]
+        extensions[name] = (
             torch.full_like(ids, answer_type)
-            if of_prompt.ndim == 2
-            else of_prompt[:, -1:].expand(-1, longest, *of_prompt.shape[2:])
+            if values.ndim == 2
+            else values[:, -1:].expand(-1, longest, *values.shape[2:])
         )
-    joined = {name: torch.cat([prompts[name], more.to(prompts[name].dtype)], dim=1) for name, more in longer.items()}
-    labels = torch.cat([ignored, torch.where(answered == 1, ids, IGNORED)], dim=1)
+    joined = {
+        name: torch.cat([prompts[name], extension.to(prompts[name].dtype)], dim=1)
+        for name, extension in extensions.items()
+    }
+    ignored = torch.full((len(answers), width), IGNORED)
+    labels = torch.cat([ignored, torch.where(mask == 1, ids, IGNORED)], dim=1)
     return {**prompts, **joined, "labels": labels}
 
 
-def prepared_ahead(make: Callable[[int], object], count: int) -> Iterator[object]:
+def prepared_ahead(make: Callable[[int], _Batch], count: int) -> Iterator[_Batch]:
     """Yield `make(0)` to `make(count - 1)`, prepared by a thread while the caller computes.
 
-    An error of `make` is raised where its batch would have come.
+    An exception in `make` is raised in place of its batch.
+
+    Args:
+        make: Returns the batch with a number.
+        count: Number of batches.
     """
-    ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
+    ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
 
     def work() -> None:
         for index in range(count):

@@ -1,7 +1,7 @@
-"""Model families as data: what pinspect has to know of a vision-language model beyond what its checkpoint says.
+"""Model families as data: the facts about a vision-language model that its checkpoint does not contain.
 
-Changing the model is one line of `params.yaml`, `model.family`. Everything else about a family stands in `FAMILIES`,
-and no other module asks for a family by its name. docs/models.md tells each one's ways.
+To change the model, change `model.family` in `params.yaml`. `FAMILIES` holds all facts about a family, and no other
+module tests for a family's name. docs/models.md describes the families.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ from pathlib import Path
 
 from pinspect.core.errors import ParamsError, StageInputError
 from pinspect.core.params import ModelParams, Params
+from pinspect.core.rows import Row
 
-PROJECT_BASE = "models/base"  # a folder of the project, though it reads like an id of the hub
+PROJECT_BASE = "models/base"  # a folder of the project, although it looks like the name of a hub repository
 _PATH_LIKE = re.compile(r"\A[./~]|/.*/|\\")
 
 
 @dataclass(frozen=True)
 class Family:
-    """One choice of `model.family`.
+    """One value of `model.family`.
 
-    model_id: the checkpoint on the Hugging Face hub, or a folder of the project. revision: the commit it was tried
-    with, empty where none is known: production pins `model.revision`. model_types: what config.json may call it;
-    vision_type: and its vision tower, where that tells two families apart. parameters: billions, about; exact numbers
-    are read from a checkpoint once it is on this machine.
-
-    stride: side in px of one visual token. rescales: its processor brings every picture to sizes of its own, so that
-    no cell of a composite can be laid on whole tokens. max_images: the most that a prompt may show; what fits into the
-    context where that is less than 16. trained_images: how many its makers trained it with or advise, 0 for several.
-
-    end_of_turn: the token that ends an answer. processor: which of our processor classes takes the place of the
-    checkpoint's own, if any. template: a chat template where checkpoints come without. unsloth_id: 4-bit weights for
-    Unsloth. remote_code: has no class in transformers and runs the checkpoint's own code.
+    Attributes:
+        name: The value in `params.yaml`.
+        model_id: Repository on the Hugging Face hub, or a folder of the project.
+        model_types: Allowed values of `model_type` in config.json.
+        parameters: Parameters in billions, rounded; the exact number is read from a checkpoint on this machine.
+        stride: Side of one visual token in px.
+        end_of_turn: The token that ends an answer.
+        vision_type: `model_type` of the vision tower, where it distinguishes two families.
+        revision: Commit that the family was tested with, "" if there is none; in production set `model.revision`.
+        rescales: Whether the processor rescales every picture, so that no cell of a composite can be aligned to whole
+            tokens.
+        max_images: Most images in a prompt: 16, or fewer if the context is shorter.
+        trained_images: Number of images per prompt that the makers trained with or recommend; 0 for several.
+        processor: Key of our processor class that replaces the checkpoint's own; "" to use its own.
+        template: Chat template, for checkpoints without one.
+        unsloth_id: Repository with 4-bit weights for Unsloth; "" if there is none.
+        remote_code: Whether the checkpoint brings its own code, because transformers has no class for it.
     """
 
     name: str
@@ -54,7 +60,7 @@ class Family:
     remote_code: bool = False
 
 
-# PaliGemma was never a chat model: one text after all images. Turns are told apart by line breaks.
+# PaliGemma is not a chat model: one text after all images, with line breaks between turns.
 _PLAIN_TEMPLATE = (
     "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}{{ '<image>' }}"
     "{% endif %}{% endfor %}{% endfor %}"
@@ -63,7 +69,7 @@ _PLAIN_TEMPLATE = (
     "{% endif %}{% endfor %}{% endfor %}"
 )
 
-# Phi-3.5-vision counts its images, and its own template takes nothing but text.
+# Phi-3.5-vision numbers its images; its own template accepts text only.
 _NUMBERED_TEMPLATE = (
     "{% set seen = namespace(images=0) %}{% for message in messages %}{{ '<|' + message.role + '|>\n' }}"
     "{% for part in message.content %}{% if part.type == 'image' %}{% set seen.images = seen.images + 1 %}"
@@ -264,10 +270,14 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights of a family come from.
+    """The source of a family's weights.
 
-    source: a folder or a hub id, for people and records. folder: the folder, None for a hub id. revision: the commit
-    of a hub checkpoint, empty for the newest.
+    Attributes:
+        family: The model family.
+        source: Folder or hub repository as the user wrote it, for messages and records.
+        folder: The folder, None for a hub repository.
+        revision: Commit of a hub repository, "" for the newest.
+        trust_remote_code: Whether the user trusts the code of the checkpoint.
     """
 
     family: Family
@@ -277,7 +287,7 @@ class Checkpoint:
     trust_remote_code: bool = False
 
     def at(self, folder: Path) -> Checkpoint:
-        """The same model from another folder: what a registered version carries with it."""
+        """Return the same model in another folder, such as the base in a registered version's package."""
         return replace(self, source=str(folder), folder=Path(folder), revision="")
 
     def __str__(self) -> str:
@@ -285,18 +295,29 @@ class Checkpoint:
 
 
 def family_named(name: str) -> Family:
-    """The family of `FAMILIES` with this name. Raises ParamsError that names close matches."""
+    """Return the family with this name.
+
+    Args:
+        name: A key of `FAMILIES`.
+
+    Raises:
+        ParamsError: There is no such family; the message names similar ones.
+    """
     if name in FAMILIES:
         return FAMILIES[name]
-    close = difflib.get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5) or list(FAMILIES)
-    raise ParamsError(f"params.yaml: model.family: no family {name!r}; did you mean {' or '.join(close)}?")
+    similar = difflib.get_close_matches(name.lower(), FAMILIES, n=3, cutoff=0.5) or list(FAMILIES)
+    raise ParamsError(f"params.yaml: model.family: no family {name!r}; did you mean {' or '.join(similar)}?")
 
 
 def checkpoint_of(model: ModelParams, root: Path = Path()) -> Checkpoint:
-    """The checkpoint that `params.yaml` asks for; folders are taken from the project folder `root`.
+    """Return the checkpoint that `params.yaml` selects.
 
-    Raises ParamsError for an unknown family, and for one that brings its own code unless the user trusts one certain
-    revision of it.
+    Args:
+        model: The section `model`.
+        root: Folder of the project, which relative folders start from.
+
+    Raises:
+        ParamsError: The family is unknown, or brings its own code and the user does not trust one fixed revision of it.
     """
     family = family_named(model.family)
     source, revision = model.checkpoint or family.model_id, model.revision
@@ -307,43 +328,55 @@ def checkpoint_of(model: ModelParams, root: Path = Path()) -> Checkpoint:
     folder = path if local else None
     if family.remote_code and not model.trust_remote_code:
         raise ParamsError(
-            f"params.yaml: model.trust_remote_code: {family.name} runs code that its checkpoint brings along; read it, "
-            "pin it by model.revision, and set this to true"
+            f"params.yaml: model.trust_remote_code: {family.name} runs code from its checkpoint; read this code, pin "
+            "it with model.revision, and set model.trust_remote_code to true"
         )
     if model.trust_remote_code and folder is None and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ParamsError(
-            "params.yaml: model.revision: trusted code is pinned by its commit, 40 hexadecimal digits, found "
+            "params.yaml: model.revision: trusted code must be pinned by its commit, 40 hexadecimal digits, found "
             f"{revision!r}"
         )
     return Checkpoint(family, source, folder, "" if folder else revision, model.trust_remote_code)
 
 
 def composite_cell(params: Params) -> int:
-    """The side in px of one pin's cell in a composite: `composite.cell`, rounded up to whole visual tokens.
+    """Return the side in px of one pin's cell in a composite.
 
-    It is taken as it stands without `composite.token_aligned`, and for families that rescale every picture anyway.
+    Args:
+        params: `composite.cell` is rounded up to whole visual tokens, unless `composite.token_aligned` is false or the
+            family rescales every picture.
     """
-    wanted, family = params.composite.cell, family_named(params.model.family)
+    cell, family = params.composite.cell, family_named(params.model.family)
     if family.rescales or not params.composite.token_aligned:
-        return wanted
-    return -(-wanted // family.stride) * family.stride
+        return cell
+    return -(-cell // family.stride) * family.stride
 
 
-def require_images_fit(family: Family, rows: Sequence[dict]) -> list[str]:
-    """Raise StageInputError unless the family takes as many images as each row of the chat dataset shows.
+def require_images_fit(family: Family, rows: Sequence[Row]) -> list[str]:
+    """Check that the family accepts as many images as each row of the chat dataset shows.
 
-    Returns advice, for people: where rows show more images than the family was trained with.
+    Args:
+        family: The model family.
+        rows: Rows of the chat dataset.
+
+    Returns:
+        Warnings: rows show more images than the family was trained with.
+
+    Raises:
+        StageInputError: A row shows more images than the family accepts.
     """
-    most = max(rows, key=lambda row: len(row["images"]), default=None)
-    shown = len(most["images"]) if most else 0
-    if shown > family.max_images:
+    if not rows:
+        return []
+    largest = max(rows, key=lambda row: len(row["images"]))
+    images = len(largest["images"])
+    if images > family.max_images:
         raise StageInputError(
-            f"data/chat: row {most['id']} shows {shown} images, and {family.name} takes at most {family.max_images}; "
-            "choose other chat.kinds (stacked shows the fewest) or another model.family"
+            f"data/chat: row {largest['id']} shows {images} images, and {family.name} accepts at most "
+            f"{family.max_images}; choose other chat.kinds (stacked shows the fewest) or another model.family"
         )
-    if family.trained_images and shown > family.trained_images:
+    if family.trained_images and images > family.trained_images:
         return [
-            f"{family.name} was trained with {family.trained_images} image a prompt, and rows show up to {shown}; "
-            "consider chat.kinds and evaluate.kind stacked or one_image, zero-shot"
+            f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; "
+            "consider stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
         ]
     return []

@@ -1,13 +1,14 @@
-"""Processors: each family's own, made ready for inspections, and the tokenizer of the default model.
+"""The processors of all families, prepared for inspections, and the tokenizer of the default model.
 
-Some stock processors insist on torchvision, for videos or for nothing: an inspector has no use for either. Their place
-is taken by classes of ours that make the same inputs of images and text.
+Some stock processors require torchvision, for videos or for nothing. Classes of this module replace them and build the
+same model inputs from images and text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,7 +33,7 @@ from pinspect.model.families import Family
 PAD, END = "<|endoftext|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
-# Qwen's chat form: every turn between <|im_start|>role and <|im_end|>, an image as one pad token between its marks.
+# Qwen's chat format: each turn between <|im_start|>role and <|im_end|>, an image as one pad token between two marks.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
@@ -45,7 +46,9 @@ CHAT_TEMPLATE = (
 class ImageTextProcessor(Qwen3VLProcessor):
     """The processor of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for images and text only."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs) -> None:
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
         self.video_processor = None
         for name in ("image", "video"):
@@ -59,19 +62,25 @@ class ImageTextProcessor(Qwen3VLProcessor):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The parts that are saved and loaded: no video processor among them."""
+        """Return the parts that are saved and loaded, without a video processor."""
         return ["image_processor", "tokenizer"]
 
 
 class RowBreakPixtralProcessor(ProcessorMixin):
     """Pixtral's processor, whose stock class does not load without torchvision.
 
-    An image becomes its rows of image tokens with a break after each, and an end mark in the place of the last one.
-    transformers knows by the `PixtralProcessor` in a class's name which tokenizer class its checkpoints mean.
+    An image becomes rows of image tokens with a break token after each row; an end token replaces the last break.
+    transformers chooses the tokenizer class by `PixtralProcessor` in the name of this class.
     """
 
     def __init__(
-        self, image_processor=None, tokenizer=None, patch_size=16, spatial_merge_size=1, chat_template=None, **kwargs
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int = 16,
+        spatial_merge_size: int = 1,
+        chat_template: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
@@ -80,70 +89,84 @@ class RowBreakPixtralProcessor(ProcessorMixin):
         image_processor.patch_size = patch_size * spatial_merge_size
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The text that stands for one image: called by transformers while it fills in placeholders."""
+        """Return the text of one image; transformers calls this to expand placeholders."""
         patch = self.patch_size * self.spatial_merge_size
         height, width = (int(side) // patch for side in image_inputs["image_sizes"][image_idx])
         rows = self.image_break_token.join([self.image_token * width] * height)
         return f"{rows}{self.image_end_token}"
 
 
+# Keys for the Auto classes, which accept no registration for a config class of transformers itself.
 class _ImageTextConfig(Qwen3VLConfig):
-    """A key of our own: the Auto classes keep no registration for a config of transformers itself."""
+    pass
 
 
 class _Idefics3Config(Idefics3Config):
-    """As above."""
+    pass
 
 
 class _SmolVLMConfig(SmolVLMConfig):
-    """As above."""
+    pass
 
 
-# The Auto classes find a processor by the name that its configuration file tells.
+# The Auto classes find a processor by the class name in its configuration file.
 AutoProcessor.register(_ImageTextConfig, ImageTextProcessor, exist_ok=True)
-# These two image processors need Pillow alone, but transformers 5.17 hides them where torchvision is missing.
-for _config, _pictures in ((_Idefics3Config, Idefics3ImageProcessorPil), (_SmolVLMConfig, SmolVLMImageProcessorPil)):
-    AutoImageProcessor.register(_config, image_processor_classes={"pil": _pictures}, exist_ok=True)
+# These two image processors need only Pillow, but transformers 5.17 does not register them without torchvision.
+for _config, _pil_class in ((_Idefics3Config, Idefics3ImageProcessorPil), (_SmolVLMConfig, SmolVLMImageProcessorPil)):
+    AutoImageProcessor.register(_config, image_processor_classes={"pil": _pil_class}, exist_ok=True)
 
-# Families whose checkpoint names a class that wants torchvision, or words for numbers, before it reads an image.
+# Replacements of processor classes that require torchvision or num2words.
 _OWN_CLASSES = {"image_text": ImageTextProcessor, "row_breaks": RowBreakPixtralProcessor, "tiles": Idefics3Processor}
 
-_DATE = "26 Jul 2024"
+_DATE = "26 Jul 2024"  # the default date in Llama's chat template
 
 
-def processor_from(folder: Path, family: Family, *, trust_remote_code: bool = False):
-    """The processor in `folder`, such that a prompt, its images and the end of an answer need nothing else.
+def processor_from(folder: Path, family: Family, *, trust_remote_code: bool = False) -> Any:
+    """Load the processor in `folder` and prepare it for inspections.
 
-    Its tokenizer's `eos_token` ends an answer, it has a chat template, and it shows whole pictures: the edges of a
-    composite would be lost to a square crop. Raises ModelError when that cannot be had.
+    Its tokenizer's `eos_token` ends an answer, it has a chat template, and it keeps the whole picture: a square crop
+    would lose the edges of a composite.
+
+    Args:
+        folder: Folder of the checkpoint.
+        family: The model family.
+        trust_remote_code: Whether the checkpoint's own code may run.
+
+    Raises:
+        ModelError: The processor lacks a tokenizer, an image processor, a chat template or the end-of-turn token.
     """
-    own = _OWN_CLASSES.get(family.processor, AutoProcessor)
-    processor = own.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    processor_class: Any = _OWN_CLASSES.get(family.processor, AutoProcessor)
+    processor = processor_class.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{folder}: expected a processor for images and text, found {type(processor).__name__}")
     processor.chat_template = family.template or processor.chat_template
     if not processor.chat_template:
-        raise ModelError(f"{folder}: no chat template; take the checkpoint that was tuned for instructions")
-    if "date_string" in processor.chat_template:  # a prompt must be the same tomorrow
+        raise ModelError(f"{folder}: no chat template found; use an instruction-tuned checkpoint")
+    if "date_string" in processor.chat_template:  # prompts must not depend on the date
         processor.chat_template = f'{{%- set date_string = "{_DATE}" %}}{processor.chat_template}'
-    tokenizer, image_processor = processor.tokenizer, processor.image_processor
+    tokenizer: Any = processor.tokenizer
+    image_processor: Any = processor.image_processor
     if tokenizer.convert_tokens_to_ids(family.end_of_turn) in (None, tokenizer.unk_token_id):
-        raise ModelError(f"{folder}: its tokenizer knows no {family.end_of_turn!r}, which ends {family.name}'s answers")
+        raise ModelError(
+            f"{folder}: the tokenizer has no token {family.end_of_turn!r}, which ends the answers of {family.name}"
+        )
     tokenizer.eos_token = family.end_of_turn
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # attention masks tell them apart
-    if own is ImageTextProcessor and not isinstance(image_processor, Qwen2VLImageProcessorPil):
-        # Where torchvision is installed: the pictures are to be the same on every machine.
-        processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        tokenizer.pad_token = tokenizer.eos_token  # attention masks distinguish the two
+    if processor_class is ImageTextProcessor and not isinstance(image_processor, Qwen2VLImageProcessorPil):
+        # With torchvision, transformers loads another class; all machines must build the same pixels.
+        processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
     elif getattr(image_processor, "do_center_crop", False):
         image_processor.do_center_crop, image_processor.size = False, image_processor.crop_size
     return processor
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges come from `texts`; single digits and capital letters stay tokens.
+    """Train a byte-level BPE tokenizer in which single digits and capital letters stay tokens.
 
-    Any other text can still be written, by bytes.
+    Args:
+        texts: The texts that the merges come from; any other text is encoded as bytes.
+        vocabulary_size: Number of tokens, special tokens and bytes included.
     """
     tokenizer = Tokenizer(models.BPE())
     words = r"\d| ?[A-Za-z]+|->|[^\S\n]+|\n|[^\sA-Za-z\d]"
@@ -168,7 +191,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int, merge: int) -> ImageTextProcessor:
-    """A processor that cuts images into `patch` px squares, `merge` x `merge` of them to a visual token."""
+    """Build the processor of the default model.
+
+    Args:
+        tokenizer: Its tokenizer.
+        patch: Side of a patch in px.
+        merge: Patches per side of a visual token.
+    """
     image_processor = Qwen2VLImageProcessorPil(
         patch_size=patch,
         merge_size=merge,
@@ -181,10 +210,17 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int, merge: int) 
 
 
 def patchify(images: torch.Tensor, patch: int, merge: int, mean: float = 0.5, std: float = 0.5) -> torch.Tensor:
-    """What the image processor makes of images whose sides need no resizing, for a whole batch at once.
+    """Cut a batch of images into patches, as the image processor does for images that need no resizing.
 
-    images: uint8 (n, height, width, 3), sides whole multiples of patch * merge.
-    Returns float32 (n * patches, 3 * patch * patch), equal to the processor's `pixel_values` to float32 rounding.
+    Args:
+        images: uint8 (n, height, width, 3); the sides are multiples of patch * merge.
+        patch: Side of a patch in px.
+        merge: Patches per side of a visual token.
+        mean: Mean of the normalization, for images scaled to 0..1.
+        std: Standard deviation of the normalization.
+
+    Returns:
+        float32 (n * patches, 3 * patch * patch), equal to `pixel_values` of the processor up to rounding.
     """
     n, height, width, channels = images.shape
     rows, columns = height // (patch * merge), width // (patch * merge)

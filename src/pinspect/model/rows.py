@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from transformers import PaliGemmaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pinspect.core.errors import StageInputError
-from pinspect.core.prompts import without_answer
+from pinspect.core.prompts import Message, without_answer
+from pinspect.core.rows import Row
 from pinspect.model.batching import EncodedChat, collate, encode_chat, expected_ids, prompt_text, with_answers
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
@@ -23,26 +25,28 @@ from pinspect.model.processor import ImageTextProcessor, patchify
 class RowEncoder:
     """Encodes rows for one processor; texts are tokenized once, images are read when a batch needs them.
 
-    For Qwen's processors (the default model's among them), whose image tokens follow from an image's size, batches are
-    put together here. Every other family's own processor makes them.
+    Qwen's processors (among them the default model's) derive the number of visual tokens from the image size, so their
+    batches are built here. All other batches are built by the family's own processor.
+
+    Attributes:
+        processor: The processor of the model family.
+        images_dir: Folder that the image names of the rows are relative to.
     """
 
-    def __init__(self, processor, images_dir: str | Path) -> None:
+    def __init__(self, processor: Any, images_dir: str | Path) -> None:
         self.processor, self.images_dir = processor, Path(images_dir)
         self._chats: dict[str, EncodedChat] = {}
         self._image_tokens: dict[tuple[int, int], int] = {}
 
-    @cached_property
-    def _counts_tokens(self) -> bool:
-        return isinstance(self.processor, ImageTextProcessor)
+    def chat(self, row: Row) -> EncodedChat:
+        """Encode the chat of a row.
 
-    @cached_property
-    def _token_pixels(self) -> int:
-        image_processor = self.processor.image_processor
-        return image_processor.patch_size * image_processor.merge_size
+        Args:
+            row: A row of the chat dataset.
 
-    def chat(self, row: dict) -> EncodedChat:
-        """The encoded chat of `row`."""
+        Raises:
+            StageInputError: The chat has another number of image placeholders than images.
+        """
         sizes = [_size(self.images_dir / name) for name in row["images"]]
         key = json.dumps([row["messages"], sizes])
         if key not in self._chats:
@@ -53,9 +57,16 @@ class RowEncoder:
                 raise StageInputError(f"row {row['id']}: {error}; run `dvc repro chat` for this model.family") from None
         return self._chats[key]
 
-    def batch(self, rows: Sequence[dict], *, answers: bool) -> dict[str, torch.Tensor]:
-        """Model inputs for `rows`: padded ids and masks, pixel values and what else the family's model takes; labels
-        where `answers` is set."""
+    def batch(self, rows: Sequence[Row], *, answers: bool) -> dict[str, torch.Tensor]:
+        """Build the model inputs of a batch.
+
+        Args:
+            rows: Rows of the chat dataset.
+            answers: Whether the batch contains the expected answers.
+
+        Returns:
+            Padded ids and masks, pixel values and further inputs of the family's model; with answers also `labels`.
+        """
         if not self._counts_tokens:
             return self._batch_by_processor(rows, answers)
         images = [image for row in rows for image in self.images(row)]
@@ -68,19 +79,35 @@ class RowEncoder:
         )
         return ids | dict(pixels)
 
-    def images(self, row: dict) -> list[np.ndarray]:
-        """The images of `row`, uint8 (H, W, 3) each, as its `augmentation`, if it has one, shows them."""
+    def images(self, row: Row) -> list[np.ndarray]:
+        """Return the images of a row, with its `augmentation` applied if it has one.
+
+        Args:
+            row: A row of the chat dataset.
+
+        Returns:
+            uint8 (H, W, 3) each.
+        """
         images = [read_composite(self.images_dir / name) for name in row["images"]]
-        chosen = row.get("augmentation")
-        return [chosen.image(image, number) for number, image in enumerate(images)] if chosen else images
+        augmentation = row.get("augmentation")
+        return [augmentation.image(image, number) for number, image in enumerate(images)] if augmentation else images
+
+    @cached_property
+    def _counts_tokens(self) -> bool:
+        return isinstance(self.processor, ImageTextProcessor)
+
+    @cached_property
+    def _token_pixels(self) -> int:
+        image_processor = self.processor.image_processor
+        return image_processor.patch_size * image_processor.merge_size
 
     def _pixels(self, images: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """What the image processor makes of `images`; for composites that need no resizing by a batched short cut."""
+        """Return the image processor's output; composites that need no resizing take a batched shortcut."""
         image_processor = self.processor.image_processor
         sizes = {image.shape for image in images}
-        whole = len(sizes) == 1 and not any(side % self._token_pixels for side in images[0].shape[:2])
+        aligned = len(sizes) == 1 and not any(side % self._token_pixels for side in images[0].shape[:2])
         if (
-            not (whole and isinstance(image_processor, Qwen2VLImageProcessorPil))
+            not (aligned and isinstance(image_processor, Qwen2VLImageProcessorPil))
             or image_processor.temporal_patch_size > 1
         ):
             return dict(image_processor(images, return_tensors="pt"))
@@ -96,7 +123,7 @@ class RowEncoder:
             "image_grid_thw": torch.tensor([[1, height // patch, width // patch]]).repeat(len(images), 1),
         }
 
-    def _encode(self, messages: Sequence[dict], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
+    def _encode(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
         return encode_chat(self.processor, messages, [self._tokens(size) for size in sizes])
 
     def _tokens(self, size: tuple[int, int]) -> int:
@@ -105,13 +132,13 @@ class RowEncoder:
             self._image_tokens[size] = int(grid.prod()) // self.processor.image_processor.merge_size**2
         return self._image_tokens[size]
 
-    def _encode_by_processor(self, messages: Sequence[dict], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
+    def _encode_by_processor(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
         images = [Image.new("RGB", size) for size in sizes]
-        made = self._processed([prompt_text(self.processor, messages, len(images))], [images])
-        prompt = made["input_ids"][0].tolist()
+        inputs = self._processed([prompt_text(self.processor, messages, len(images))], [images])
+        prompt = inputs["input_ids"][0].tolist()
         return EncodedChat(prompt + expected_ids(self.processor.tokenizer, messages), len(prompt))
 
-    def _batch_by_processor(self, rows: Sequence[dict], answers: bool) -> dict[str, torch.Tensor]:
+    def _batch_by_processor(self, rows: Sequence[Row], answers: bool) -> dict[str, torch.Tensor]:
         texts = [prompt_text(self.processor, row["messages"], len(row["images"])) for row in rows]
         images = [[Image.fromarray(image) for image in self.images(row)] for row in rows]
         prompts = self._processed(texts, images)
@@ -119,16 +146,16 @@ class RowEncoder:
             return prompts
         tokenizer = self.processor.tokenizer
         expected = [expected_ids(tokenizer, row["messages"]) for row in rows]
-        # PaliGemma reads its prompt in both directions, and writes what is of type 1 in one.
+        # PaliGemma attends to prompt tokens in both directions; tokens of type 1 attend to earlier tokens only.
         answer_type = int(isinstance(self.processor, PaliGemmaProcessor))
         return with_answers(prompts, expected, tokenizer.pad_token_id, answer_type)
 
     def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-        """What the family's processor makes of prompts and their images; prompts are padded at the left."""
+        """Return the family processor's output for prompts and their images; prompts are padded on the left."""
         if type(self.processor).__module__.startswith("transformers_modules"):
             return self._processed_one_by_one(texts, images)
         begin = self.processor.tokenizer.bos_token
-        made = self.processor(
+        inputs = self.processor(
             text=texts,
             images=images,
             return_tensors="pt",
@@ -137,25 +164,33 @@ class RowEncoder:
             # Some chat templates write the token that begins a text, others leave it to the tokenizer.
             add_special_tokens=not (begin and texts[0].startswith(begin)),
         )
-        return {name: tensor for name, tensor in made.items() if name != "labels"}
+        return {name: tensor for name, tensor in inputs.items() if name != "labels"}
 
     def _processed_one_by_one(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-        """The same by the code of a checkpoint, which promises nothing about batches."""
-        made = [
-            self.processor(text=text, images=shown, return_tensors="pt")
-            for text, shown in zip(texts, images, strict=True)
+        """Process single prompts: a checkpoint's own code need not support batches."""
+        inputs = [
+            self.processor(text=text, images=row_images, return_tensors="pt")
+            for text, row_images in zip(texts, images, strict=True)
         ]
-        chats = [EncodedChat(one["input_ids"][0].tolist(), one["input_ids"].shape[1]) for one in made]
+        chats = [EncodedChat(row["input_ids"][0].tolist(), row["input_ids"].shape[1]) for row in inputs]
         pad_id = self.processor.tokenizer.pad_token_id
         padded = collate(chats, pad_id, pad_id, answers=False)
         ids = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        return ids | {name: torch.cat([one[name] for one in made]) for name in made[0] if name not in ids}
+        return ids | {name: torch.cat([row[name] for row in inputs]) for name in inputs[0] if name not in ids}
 
 
-def require_placeholders(processor, family: Family, rows: Sequence[dict]) -> None:
-    """Raise StageInputError unless the family's chat template shows all texts and images of each kind of row.
+def require_placeholders(processor: Any, family: Family, rows: Sequence[Row]) -> None:
+    """Check that the family's chat template renders all texts and images of each kind of row.
 
-    One row of each view, kind and shot is rendered: what differs within those are addresses and file names.
+    One row per view, kind and shot is rendered; other rows differ from it in addresses and file names only.
+
+    Args:
+        processor: The processor of the model family.
+        family: The model family.
+        rows: Rows of the chat dataset.
+
+    Raises:
+        StageInputError: The template drops a text or an image.
     """
     forms = {(row["view"], row["kind"], row["shot"]): row for row in rows}
     for row in forms.values():
@@ -167,21 +202,31 @@ def require_placeholders(processor, family: Family, rows: Sequence[dict]) -> Non
         lost = [part["text"] for part in parts if part["type"] == "text" and part["text"].strip() not in text]
         if lost:
             raise StageInputError(
-                f"data/chat: row {row['id']}: {family.name}'s chat template leaves out {lost[0][:60]!r}; take a "
-                "checkpoint that was tuned for instructions"
+                f"data/chat: row {row['id']}: {family.name}'s chat template leaves out {lost[0][:60]!r}; use an "
+                "instruction-tuned checkpoint"
             )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height in px of an image file, of which no pixel is read."""
-    with Image.open(path) as image:
-        return image.size
-
-
 def read_composite(path: Path) -> np.ndarray:
-    """A composite as RGB uint8 (H, W, 3). Raises StageInputError where it is missing."""
+    """Read a composite as RGB.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        StageInputError: The file is missing.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found; run `dvc repro composite` first") from None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file in px, without reading its pixels."""
+    with Image.open(path) as image:
+        return image.size
