@@ -153,7 +153,7 @@ def processor_from(folder: Path, family: Family, *, trust_remote_code: bool = Fa
     tokenizer.eos_token = family.end_of_turn
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # attention masks distinguish the two
-    if processor_class is ImageTextProcessor and not isinstance(image_processor, Qwen2VLImageProcessorPil):
+    if processor_class is ImageTextProcessor and not isinstance(processor.image_processor, Qwen2VLImageProcessorPil):
         # With torchvision, transformers loads another class; all machines must build the same pixels.
         processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
     elif getattr(image_processor, "do_center_crop", False):
