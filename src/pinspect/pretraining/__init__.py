@@ -1,0 +1,1 @@
+"""Training of the default base on generic pre-text (`make base`); no other room imports this one."""

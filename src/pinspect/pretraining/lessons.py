@@ -1,0 +1,271 @@
+"""Batches of pre-text for the two lessons of the base, drawn from the rendered pool.
+
+1. see: pictures, and the class of every cell;
+2. compare: chats of every prompt kind, with the class of every cell of their pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pinspect.composites import drawing as composite
+from pinspect.core import prompts
+from pinspect.core.answers import VIEWS, AnswerKind
+from pinspect.core.layout import Address, Layout
+from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat
+from pinspect.model.processor import ImageTextProcessor, patchify
+from pinspect.pretraining import pretext
+from pinspect.pretraining.base import MERGE, PATCH
+from pinspect.pretraining.pretext import CELL_CLASSES, SetupPool
+
+MARGIN_CLASS = len(CELL_CLASSES)
+STAR_CLASS = CELL_CLASSES.index("star")
+IMAGE_TYPES = tuple(f"{shape}_{view}" for shape in pretext.SHAPES for view in VIEWS)
+CHAT_KINDS = ("star", "two_image", "one_shot", "one_image", "stacked")
+CHAT_SHARES = (0.07, 0.46, 0.16, 0.12, 0.19)
+CHANGED_REFERENCES = 0.25  # share of the compare lesson's references with changed pins: the answer ignores these pins
+
+
+class Lessons:
+    """Draws batches of pre-text from the rendered pool.
+
+    Args:
+        pool: The rendered set-ups.
+        processor: The processor of the base.
+        layout: The pins.
+        cell: Side of one pin's cell in px.
+    """
+
+    def __init__(self, pool: list[SetupPool], processor: ImageTextProcessor, layout: Layout, cell: int) -> None:
+        self.pool, self.layout, self.cell = pool, layout, cell
+        self.processor: Any = processor
+        self.image_tokens = (len(layout.rows) + 1) * (layout.columns + 1)
+        self._chats: dict[tuple[object, ...], EncodedChat] = {}
+        self._unchanged = np.zeros(layout.pins, np.int8)
+
+    def see(self, rng: np.random.Generator, images: int) -> dict[str, torch.Tensor]:
+        """Draw pictures and the class of each cell; about 10 % are star images, some are stacked.
+
+        Args:
+            rng: Source of the random choices.
+            images: Minimum number of pictures.
+
+        Returns:
+            See `_Pictures.batch`.
+        """
+        pictures = _Pictures()
+        while len(pictures.cells) < images:
+            group, view = self._group(rng), str(rng.choice(VIEWS))
+            draw = rng.random()
+            if draw < 0.1:
+                self._star(rng, group, view, pictures)
+            elif draw < 0.2:
+                self._stack(rng, group, view, int(rng.integers(len(group.cells))), pictures)
+            else:
+                self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+        return pictures.batch(self.layout)
+
+    def compare(self, rng: np.random.Generator, chats: int) -> dict[str, torch.Tensor]:
+        """Draw chats of every prompt kind.
+
+        Args:
+            rng: Source of the random choices.
+            chats: Number of chats.
+
+        Returns:
+            The padded chats with `labels`; the pictures, see `_Pictures.batch`; `last`: int64 (chats,), the index of
+            each chat's inspected picture; `looks`: see `_looks`.
+        """
+        pictures, encoded, last, changed_pins = _Pictures(), [], [], []
+        for _ in range(chats):
+            group, view = self._group(rng), str(rng.choice(VIEWS))
+            kind = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES))
+            draw = {"star": self._star_chat, "one_image": self._one_image_chat, "stacked": self._stacked_chat}
+            encoded.append(draw.get(kind, self._two_image_chat)(rng, group, view, kind, pictures))
+            last.append(len(pictures.cells) - 1)
+            changed_pins.append(_only_changed_pin(pictures.cells[-1]))
+        tokenizer = self.processor.tokenizer
+        batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
+        looks = self._looks(batch, changed_pins)
+        return batch | pictures.batch(self.layout) | {"last": torch.tensor(last), "looks": looks}
+
+    def _looks(self, batch: dict[str, torch.Tensor], changed_pins: list[int | None]) -> torch.Tensor:
+        """Return which image token each part of an answer should attend to: int64 (looks, 3) of chat, position, token.
+
+        The positions precede the mode, the column and the row in answers that name one pin; the image token is that
+        pin's token in the last image.
+        """
+        tokenizer = self.processor.tokenizer
+        colon, arrow, mode = tokenizer.convert_tokens_to_ids([":", "->", "\u0120mode"])
+        looks = []
+        for chat, (ids, labels, pin) in enumerate(zip(batch["input_ids"], batch["labels"], changed_pins, strict=True)):
+            if pin is None:
+                continue
+            in_answer = labels != IGNORED
+            guided = in_answer & ((ids == colon) | ((ids == arrow) & (ids.roll(1) == mode)))
+            start = int(batch["mm_token_type_ids"][chat].nonzero()[-self.image_tokens])
+            row, column = divmod(pin, self.layout.columns)
+            token = start + (row + 1) * (self.layout.columns + 1) + column + 1
+            looks += [(chat, int(position), token) for position in guided.nonzero()[:, 0]]
+        return torch.tensor(looks, dtype=torch.long).view(-1, 3)
+
+    def _group(self, rng: np.random.Generator) -> SetupPool:
+        return self.pool[rng.integers(len(self.pool))]
+
+    def _star(self, rng: np.random.Generator, group: SetupPool, view: str, pictures: _Pictures) -> Address:
+        """Add a star image; return the star's address."""
+        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
+        pin = int(rng.integers(self.layout.pins))
+        address = self.layout.addresses[pin]
+        cells = self._unchanged.copy()
+        cells[pin] = STAR_CLASS
+        pictures.add(composite.draw_star(picture, address, self.layout, self.cell), cells, f"{group.shape}_{view}")
+        return address
+
+    def _reference(
+        self, rng: np.random.Generator, group: SetupPool, view: str, pictures: _Pictures, changed_share: float = 0.0
+    ) -> None:
+        """Add a reference; `changed_share` of the references have changed pins, which no answer mentions."""
+        if changed_share and rng.random() < changed_share:
+            self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+            return
+        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
+        pictures.add(picture, self._unchanged, f"{group.shape}_{view}")
+
+    def _inspected(self, group: SetupPool, view: str, index: int, pictures: _Pictures) -> None:
+        pictures.add(pretext.decode(group.inspected[view][index]), group.cells[index], f"{group.shape}_{view}")
+
+    def _stack(
+        self,
+        rng: np.random.Generator,
+        group: SetupPool,
+        view: str,
+        index: int,
+        pictures: _Pictures,
+        changed_share: float = 0.0,
+    ) -> None:
+        self._reference(rng, group, view, pictures, changed_share)
+        self._inspected(group, view, index, pictures)
+        pictures.stack()
+
+    def _star_chat(
+        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+    ) -> EncodedChat:
+        address = self._star(rng, group, view, pictures)
+        answer = pretext.neutral_star(self.layout, group.shape, view, address)
+        return self._encode((kind, view, answer), lambda: prompts.two_image(view, None, answer)[:2], [1])
+
+    def _two_image_chat(
+        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+    ) -> EncodedChat:
+        star = None
+        if kind == "one_shot":
+            address = self._star(rng, group, view, pictures)
+            star = pretext.neutral_star(self.layout, group.shape, view, address)
+        index = int(rng.integers(len(group.cells)))
+        self._reference(rng, group, view, pictures, CHANGED_REFERENCES)
+        self._inspected(group, view, index, pictures)
+        answer = self._answer(group, view, index, AnswerKind.COMPARISON)
+        heights = [1] * (2 if star is None else 3)
+        return self._encode((kind, view, star, answer), lambda: prompts.two_image(view, answer, star), heights)
+
+    def _one_image_chat(
+        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+    ) -> EncodedChat:
+        index = int(rng.integers(len(group.cells)))
+        self._inspected(group, view, index, pictures)
+        answer = self._answer(group, view, index, AnswerKind.DISCRIMINATION)
+        return self._encode((kind, view, answer), lambda: prompts.one_image(view, answer), [1])
+
+    def _stacked_chat(
+        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+    ) -> EncodedChat:
+        worked = None
+        single = np.flatnonzero((group.cells > 0).sum(1) == 1)
+        if len(single) and rng.random() < 1 / 3:
+            index = int(rng.choice(single))
+            self._stack(rng, group, view, index, pictures)
+            worked = self._answer(group, view, index, AnswerKind.COMPARISON)
+        index = int(rng.integers(len(group.cells)))
+        self._stack(rng, group, view, index, pictures, CHANGED_REFERENCES)
+        answer = self._answer(group, view, index, AnswerKind.COMPARISON)
+        heights = [2] if worked is None else [2, 2]
+        return self._encode((kind, view, worked, answer), lambda: prompts.stacked(view, answer, worked), heights)
+
+    def _answer(self, group: SetupPool, view: str, index: int, kind: AnswerKind) -> str | None:
+        # If several pins changed, no single answer is right, and only the throw-away heads learn from the picture.
+        return pretext.neutral_answer(self.layout, group.shape, view, group.cells[index], kind)
+
+    def _encode(
+        self, key: tuple[object, ...], messages: Callable[[], list[prompts.Message]], heights: list[int]
+    ) -> EncodedChat:
+        """Return the encoded chat; heights: for each image the number of pictures that are stacked in it."""
+        if key not in self._chats:
+            neutral = pretext.neutral_messages(messages())
+            self._chats[key] = encode_chat(self.processor, neutral, [self.image_tokens * height for height in heights])
+        return self._chats[key]
+
+
+def cell_targets(cells: np.ndarray, layout: Layout) -> torch.Tensor:
+    """Return the class of every visual token of single composites, margins included.
+
+    Args:
+        cells: Integers (n, pins).
+        layout: The pins.
+
+    Returns:
+        int64 (n, tokens) in reading order; margins are MARGIN_CLASS.
+    """
+    tokens = np.full((len(cells), len(layout.rows) + 1, layout.columns + 1), MARGIN_CLASS)
+    tokens[:, 1:, 1:] = cells.reshape(len(cells), len(layout.rows), layout.columns)
+    return torch.from_numpy(tokens.reshape(len(cells), -1)).long()
+
+
+def _only_changed_pin(cells: np.ndarray) -> int | None:
+    """Return the index of the only changed pin; None if no pin or several pins changed."""
+    changed = np.flatnonzero(cells)
+    return int(changed[0]) if len(changed) == 1 else None
+
+
+class _Pictures:
+    """The pictures of a batch.
+
+    The patches of a stacked image are those of its upper picture followed by those of its lower picture, so a stack
+    differs from two pictures in `image_grid_thw` only.
+    """
+
+    def __init__(self) -> None:
+        self.cells: list[np.ndarray] = []
+        self._pictures: list[np.ndarray] = []
+        self._types: list[int] = []
+        self._heights: list[int] = []  # of each image, in pictures
+
+    def add(self, picture: np.ndarray, cells: np.ndarray, image_type: str) -> None:
+        """Add a picture, uint8 (H, W, 3), with the class of each pin and its image type."""
+        self._pictures.append(picture)
+        self._types.append(IMAGE_TYPES.index(image_type))
+        self.cells.append(cells)
+        self._heights.append(1)
+
+    def stack(self) -> None:
+        """Stack the last two pictures to one image, the earlier picture above."""
+        self._heights[-2:] = [2]
+
+    def batch(self, layout: Layout) -> dict[str, torch.Tensor]:
+        """Return the batch.
+
+        `pixel_values` and `image_grid_thw` are Qwen3-VL's inputs. `seen`: int64 (pictures, tokens), the class of every
+        visual token. `types`: int64 (pictures,), the image types.
+        """
+        images = torch.from_numpy(np.stack(self._pictures))
+        rows, columns = images.shape[1] // PATCH, images.shape[2] // PATCH
+        return {
+            "pixel_values": patchify(images, PATCH, MERGE),
+            "image_grid_thw": torch.tensor([[1, rows * height, columns] for height in self._heights]),
+            "seen": cell_targets(np.stack(self.cells), layout),
+            "types": torch.tensor(self._types),
+        }

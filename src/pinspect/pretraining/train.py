@@ -1,0 +1,266 @@
+"""Train the small default base on pre-text, in two lessons, and save it.
+
+    python -m pinspect.pretraining.train --out models/base --work build/base
+
+Each lesson has throw-away heads that give every visual token a target:
+
+1. see: the vision tower alone; every token predicts what happened to its pin, its own column and row, and the type of
+   its picture;
+2. compare: the language model, with a frozen vision tower; the tokens of the inspected picture predict what changed
+   against the reference and where, the model answers in the contract's five lines with neutral words, and two attention
+   heads of the last layer are trained to look at the changed pin while the answer names its mode and address.
+   docs/LOG.md lists what failed without these targets.
+
+After a kill, just run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pinspect.core.files import atomic_path
+from pinspect.core.params import load_params
+from pinspect.model.batching import prepared_ahead
+from pinspect.pretraining import pretext
+from pinspect.pretraining.base import new_base, save_base
+from pinspect.pretraining.lessons import Lessons
+from pinspect.pretraining.trainer import BaseTrainer, Figures, visual_tokens
+
+LESSONS = ("see", "compare")
+VISUAL_LENGTH = 2.0  # mean norm of the visual tokens at the start of the second lesson
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Steps, batch sizes and learning rates of the lessons.
+
+    Attributes:
+        see_steps: Steps of the first lesson.
+        see_images: Pictures per step of the first lesson.
+        see_rate: Learning rate of AdamW in the first lesson.
+        muon_rate: Learning rate of Muon in the first lesson.
+        compare_steps: Steps of the second lesson.
+        compare_rate: Learning rate of the second lesson.
+        chats: Chats per step of the second lesson.
+        warmup: Steps of the linear warm-up in each lesson.
+        seed: Seed of weights and batches.
+    """
+
+    see_steps: int = 800
+    see_images: int = 40
+    see_rate: float = 1.5e-3
+    muon_rate: float = 0.02
+    compare_steps: int = 500
+    compare_rate: float = 2e-3
+    chats: int = 20
+    warmup: int = 40
+    seed: int = 5
+
+
+def run_lesson(
+    name: str,
+    trainer: BaseTrainer,
+    lessons: Lessons,
+    curriculum: Curriculum,
+    work: Path,
+    checkpoint: dict[str, Any] | None = None,
+) -> None:
+    """Train one lesson; its curve goes to `work`/curve.jsonl and its state to `work`/checkpoint.pt.
+
+    Args:
+        name: One of LESSONS.
+        trainer: The model with its losses.
+        lessons: Source of the batches.
+        curriculum: Steps, batch sizes and learning rates.
+        work: Folder for curve and checkpoint.
+        checkpoint: State of an interrupted run of this lesson.
+    """
+    steps, size, start = getattr(curriculum, f"{name}_steps"), curriculum.chats, 0
+    draw, loss_of = lessons.compare, trainer.compare
+    if name == "see":
+        size, draw, loss_of = curriculum.see_images, lessons.see, trainer.see
+    optimizers = lesson_optimizers(name, trainer, curriculum)
+    full_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    if checkpoint:
+        start = checkpoint["step"]
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    number = LESSONS.index(name)
+    batches = prepared_ahead(
+        lambda index: draw(np.random.default_rng([curriculum.seed, number, start + index]), size), steps - start
+    )
+    sums: dict[str, list[float]] = {}
+    start_time = time.monotonic()
+    trainer.model.train()
+    for step, batch in enumerate(batches, start=start):
+        share = rate_share(step, steps, curriculum.warmup)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, full_rates, strict=True):
+            group["lr"] = rate * share
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, figures = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*trainer.model.parameters(), *trainer.heads.parameters()], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for key, value in (figures | {"loss": loss.item()}).items():
+            sums.setdefault(key, []).append(value)
+        if (step + 1) % 20 == 0:
+            line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - start_time, 1)}
+            line |= _means(sums)
+            with (work / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            sums = {}
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            _save_checkpoint(work, name, step + 1, trainer, optimizers)
+
+
+def lesson_optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum) -> list[torch.optim.Optimizer]:
+    """Create the optimizers of a lesson, and set `requires_grad` of the parameters that it trains.
+
+    see: the vision tower, with Muon for its hidden matrices and AdamW for its other parameters. compare: the language
+    model, with AdamW alone. Muon's constant step size let the residual stream grow until attention could no longer read
+    the addresses in it (docs/LOG.md).
+
+    Args:
+        lesson: One of LESSONS.
+        trainer: The model and its heads.
+        curriculum: The learning rates.
+    """
+    model, heads = trainer.model, list(trainer.heads.parameters())
+    vision: Any = model.model.visual
+    model.requires_grad_(lesson == "compare")
+    vision.requires_grad_(lesson == "see")
+    if lesson == "see":
+        named = [(name, p) for name, p in vision.named_parameters() if "deepstack" not in name]
+        matrices = [p for name, p in named if p.ndim == 2 and "pos_embed" not in name]
+        others = [p for name, p in named if p.ndim != 2 or "pos_embed" in name]
+        return [
+            torch.optim.Muon(matrices, lr=curriculum.muon_rate, weight_decay=0.01, momentum=0.95),
+            torch.optim.AdamW(others + heads, lr=curriculum.see_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.optim.AdamW(trainable + heads, lr=curriculum.compare_rate, betas=(0.9, 0.98), weight_decay=0.05)]
+
+
+@torch.no_grad()
+def match_lengths(trainer: BaseTrainer, lessons: Lessons) -> None:
+    """Scale the visual tokens to the norm of the language model's embeddings, about 1.
+
+    The first lesson leaves tokens of norm 90, next to which the output of a layer would be negligible.
+
+    Args:
+        trainer: The model and its heads.
+        lessons: Source of a batch to measure the norm.
+    """
+    visual: Any = trainer.model.model.visual
+    tokens = visual_tokens(trainer.model, lessons.see(np.random.default_rng(0), 16))
+    share = VISUAL_LENGTH / tokens.norm(dim=1).mean()
+    for parameter in visual.merger.linear_fc2.parameters():
+        parameter.mul_(share)
+    heads = trainer.heads
+    for head in (heads.seen, heads.image_type, heads.seen_address.column, heads.seen_address.row):
+        head.weight.div_(share)
+
+
+def rate_share(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the full learning rate: linear warm-up, constant, then a linear fall over the last 40 %."""
+    rise = min(1.0, (step + 1) / warmup)
+    fall = min(1.0, (steps - step) / (0.4 * steps))
+    return rise * max(0.02, fall)
+
+
+@torch.inference_mode()
+def score_base(trainer: BaseTrainer, lessons: Lessons, batches: int, chats: int) -> Figures:
+    """Measure the figures of the second lesson on new batches.
+
+    Args:
+        trainer: The model and its heads.
+        lessons: Source of the batches.
+        batches: Number of batches.
+        chats: Chats per batch.
+
+    Returns:
+        Mean figures. `exact`: share of answers in which every token is right after the right tokens before it.
+        `see/...` and `cmp/...`: recalls of the throw-away heads, by what happened to the pin.
+    """
+    trainer.model.eval()
+    sums: dict[str, list[float]] = {}
+    for index in range(batches):
+        _, figures = trainer.compare(lessons.compare(np.random.default_rng([0, index]), chats))
+        for name, value in figures.items():
+            sums.setdefault(name, []).append(value)
+    return dict(sorted(_means(sums).items()))
+
+
+def _means(sums: dict[str, list[float]]) -> Figures:
+    return {name: round(float(np.mean(values)), 4) for name, values in sums.items()}
+
+
+def _save_checkpoint(
+    work: Path, lesson: str, step: int, trainer: BaseTrainer, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    state = {
+        "lesson": lesson,
+        "step": step,
+        "model": trainer.model.state_dict(),
+        "heads": trainer.heads.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    with atomic_path(work / "checkpoint.pt") as partial:
+        torch.save(state, partial)
+
+
+def main() -> None:
+    """Render the pre-text, train the base, save it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("models/base"))
+    parser.add_argument("--work", type=Path, default=Path("build/base"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--workers", type=int, default=2)
+    for name, value in asdict(Curriculum()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--setups", type=int, default=pretext.PoolPlan.setups)
+    arguments = parser.parse_args()
+    curriculum = Curriculum(**{name: getattr(arguments, name) for name in asdict(Curriculum())})
+    params = load_params(arguments.params)
+    layout, cell = params.layout.layout(), params.composite.cell
+    plan = pretext.PoolPlan(setups=arguments.setups)
+    paths = pretext.build_pool(arguments.work / "pool", plan, layout, params.dst, cell, arguments.workers)
+    model, processor, known = new_base(layout, curriculum.seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    lessons = Lessons(pretext.load_pool(paths), processor, layout, cell)
+    trainer = BaseTrainer(model, layout, known)
+    saved = arguments.work / "checkpoint.pt"
+    checkpoint = torch.load(saved, weights_only=True) if saved.exists() else None
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        trainer.heads.load_state_dict(checkpoint["heads"])
+    first = LESSONS.index(checkpoint["lesson"]) if checkpoint else 0
+    for name in LESSONS[first:]:
+        interrupted = checkpoint if checkpoint and checkpoint["lesson"] == name else None
+        if name == "compare" and not interrupted:
+            match_lengths(trainer, lessons)
+        run_lesson(name, trainer, lessons, curriculum, arguments.work, interrupted)
+    # The figures of the model card come from set-ups that the lessons did not show.
+    new_plan = pretext.PoolPlan(setups=16, seed=plan.seed + 1)
+    paths = pretext.build_pool(arguments.work / "fresh", new_plan, layout, params.dst, cell, arguments.workers)
+    figures = score_base(trainer, Lessons(pretext.load_pool(paths), processor, layout, cell), batches=20, chats=20)
+    save_base(model, processor, known, arguments.out)
+    card = {"curriculum": asdict(curriculum), "pre_text": asdict(plan), "fresh_set_ups": figures}
+    (arguments.out / "figures.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
