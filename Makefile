@@ -35,7 +35,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 base: install
-	python -m pinspect.pretraining.base --out models/base --work build/base
+	python -m pinspect.pretraining.train --out models/base --work build/base
 
 bench-nsoartc: install
 	python benchmarks/nsoartc.py

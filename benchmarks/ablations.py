@@ -54,7 +54,7 @@ class Variant:
     name: str
     differs: str = ""
     params: dict = field(default_factory=dict)
-    keeps: Callable[[Row], bool] = lambda row: True
+    keeps: Callable[[Row], bool] = lambda _: True
     redraws: bool = False
 
 

@@ -127,22 +127,30 @@ def as_markdown(found: dict) -> str:
     lines = [
         "# Answering: figures",
         "",
-        f"Made by `python benchmarks/generation.py` on {found['machine']}; Python {found['python']}. The same numbers "
-        "for machines: `generation.json`.",
+        (
+            f"Made by `python benchmarks/generation.py` on {found['machine']}; Python {found['python']}. The same numbers "
+            "for machines: `generation.json`."
+        ),
         "",
-        f"Answers a second ({speed['prompt']}; {speed['rows']} rows in batches of {found['batch']}, one at a time half "
-        f"of them; median of {ROUNDS} rounds in turn):",
+        (
+            f"Answers a second ({speed['prompt']}; {speed['rows']} rows in batches of {found['batch']}, one at a time half "
+            f"of them; median of {ROUNDS} rounds in turn):"
+        ),
         "",
         "| way | answers/s |",
         "| --- | --- |",
         *(f"| {name} | {rate:.2f} |" for name, rate in speed["answers_per_second"].items()),
         "",
-        f"Batched with fast-forward is **{speed['times_one_by_one']:.1f} times** as fast as `generate` under the "
-        f"grammar one row at a time, and {speed['times_one_by_one_without_grammar']:.1f} times as fast as plain "
-        f"`generate`. Constrained answers of all ways alike: {'yes' if speed['same_answers'] else 'NO'}.",
+        (
+            f"Batched with fast-forward is **{speed['times_one_by_one']:.1f} times** as fast as `generate` under the "
+            f"grammar one row at a time, and {speed['times_one_by_one_without_grammar']:.1f} times as fast as plain "
+            f"`generate`. Constrained answers of all ways alike: {'yes' if speed['same_answers'] else 'NO'}."
+        ),
         "",
-        f"One zero-shot inspection from the file to the parsed answer ({wait['files']} files, one at a time): "
-        f"p50 **{wait['p50_s']:.3f} s**, p95 {wait['p95_s']:.3f} s.",
+        (
+            f"One zero-shot inspection from the file to the parsed answer ({wait['files']} files, one at a time): "
+            f"p50 **{wait['p50_s']:.3f} s**, p95 {wait['p95_s']:.3f} s."
+        ),
         "",
     ]
     return "\n".join(lines)

@@ -45,7 +45,7 @@ class _StepTimes(TrainerCallback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, *_, **__) -> None:
         self.ends.append(time.perf_counter())
 
 
@@ -154,14 +154,18 @@ def write_results(told: dict) -> None:
     lines = [
         "# Training speed",
         "",
-        f"`python benchmarks/training.py`: {told['steps']} steps of {told['batch_size']} rows, {told['device']}, "
-        f"{told['threads']} threads, torch {told['torch']}.",
+        (
+            f"`python benchmarks/training.py`: {told['steps']} steps of {told['batch_size']} rows, {told['device']}, "
+            f"{told['threads']} threads, torch {told['torch']}."
+        ),
         "",
         "| way | tokens a second |",
         "| --- | --- |",
         f"| plain Hugging Face Trainer, float32, padded | {speed['plain']:,.0f} |",
-        f"| pinspect, {'bf16' if told['bfloat16'] else 'float32'}, rows of like length, logits of answers only "
-        f"| {speed['pinspect']:,.0f} |",
+        (
+            f"| pinspect, {'bf16' if told['bfloat16'] else 'float32'}, rows of like length, logits of answers only "
+            f"| {speed['pinspect']:,.0f} |"
+        ),
         f"| ratio | {told['ratio']:.2f} |",
     ]
     (RESULTS / "training_speed.json").write_text(json.dumps(told, indent=2) + "\n")

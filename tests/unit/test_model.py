@@ -24,7 +24,11 @@ from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_base, load_inspector
 from pinspect.model.processor import build_processor, patchify, train_tokenizer
 from pinspect.model.rows import RowEncoder
-from pinspect.pretraining import base, pretext
+from pinspect.pretraining import pretext
+from pinspect.pretraining.base import new_base, pretext_texts, save_base
+from pinspect.pretraining.lessons import Lessons
+from pinspect.pretraining.train import LESSONS, Curriculum, run_lesson
+from pinspect.pretraining.trainer import BaseTrainer
 from tests.support import chat_line
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +49,8 @@ def line(tmp_path_factory):
         patch.setattr(chat_line, "CELL", 64)
         params = chat_line.make_line(root, inspected=8)
     run_stage("chat", root)
-    model, processor, known = base.new_base(params.layout.layout(), seed=0)
-    base.save_base(model, processor, known, root / "models/base")
+    model, processor, known = new_base(params.layout.layout(), seed=0)
+    save_base(model, processor, known, root / "models/base")
     return root, params
 
 
@@ -139,7 +143,7 @@ def test_an_error_while_preparing_a_batch_reaches_the_training():
 
 def test_pre_text_knows_no_judgement_and_no_defect_mode(line):
     _, params = line
-    _, shown = base.pretext_texts(params.layout.layout())
+    _, shown = pretext_texts(params.layout.layout())
     contract_words = {"passed", "defective", "defect", *params.answers.defect_modes}
     found = {word for text in shown for word in re.findall(r"[a-z]+", text)} & contract_words
     assert not found
@@ -180,16 +184,16 @@ def test_lessons_teach_the_base(line, tmp_path):
     layout = params.layout.layout()
     plan = pretext.PoolPlan(setups=2, unit_space_references=5, references=2, inspected=12)
     pool = pretext.load_pool(pretext.build_pool(tmp_path, plan, layout, params.dst, 64, workers=2))
-    model, processor, known = base.new_base(layout, seed=1)
-    trainer, lessons = base.BaseTrainer(model, layout, known), base.Lessons(pool, processor, layout, 64)
-    curriculum = base.Curriculum(see_steps=20, see_images=6, compare_steps=20, chats=4, warmup=2)
-    for name in base.LESSONS:
-        base.run_lesson(name, trainer, lessons, curriculum, tmp_path)
+    model, processor, known = new_base(layout, seed=1)
+    trainer, lessons = BaseTrainer(model, layout, known), Lessons(pool, processor, layout, 64)
+    curriculum = Curriculum(see_steps=20, see_images=6, compare_steps=20, chats=4, warmup=2)
+    for name in LESSONS:
+        run_lesson(name, trainer, lessons, curriculum, tmp_path)
         draw = lessons.see if name == "see" else lessons.compare
         lesson = trainer.see if name == "see" else trainer.compare
         batch = draw(np.random.default_rng(99), 6)
         loss, _ = lesson(batch)
-        untrained = base.BaseTrainer(base.new_base(layout, seed=1)[0], layout, known)
+        untrained = BaseTrainer(new_base(layout, seed=1)[0], layout, known)
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
         assert loss.item() < 0.8 * first.item()
     lessons_told = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]

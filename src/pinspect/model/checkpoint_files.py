@@ -171,18 +171,18 @@ def _count_elements(path: Path) -> int:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                raise ValueError("it has no header")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, size)))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         missing = 8 + length + max(entry["data_offsets"][1] for entry in tensors) - size
-        if missing:
-            raise ValueError(f"{missing:,} bytes are missing" if missing > 0 else f"{-missing:,} bytes too many")
-        return sum(math.prod(entry["shape"]) for entry in tensors)
+        elements = sum(math.prod(entry["shape"]) for entry in tensors)
+        problem = f"{missing:,} bytes are missing" if missing > 0 else f"{-missing:,} bytes too many"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        elements, missing, problem = 0, 1, one_line(error)
+    if missing:
         raise ModelError(
-            f"{path}: not a complete safetensors file: {one_line(error)}; restore it from git, or download it again"
-        ) from None
+            f"{path}: not a complete safetensors file: {problem}; restore it from git, or download it again"
+        )
+    return elements
 
 
 def _snapshot(checkpoint: Checkpoint) -> Path:

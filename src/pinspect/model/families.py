@@ -376,7 +376,9 @@ def require_images_fit(family: Family, rows: Sequence[Row]) -> list[str]:
         )
     if family.trained_images and images > family.trained_images:
         return [
-            f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; "
-            "consider stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
+            (
+                f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; "
+                "consider stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
+            )
         ]
     return []

@@ -1,8 +1,8 @@
-"""Pre-text: what the base learns from before it ever meets a real line.
+"""Pre-text: what the base is trained on before it sees a real line.
 
-Everything here comes from the virtual line, from many random set-ups of it, and is told in neutral words. The base
-learns to see pins, to name addresses and to compare two pictures; which of the changes is a defect, and what a line
-calls it, is left to the adapter. No judgement and no defect mode of the answer contract occurs in any pre-text.
+All pictures come from the virtual line, from many random set-ups of it; all texts use neutral words. The base learns to
+see pins, to name addresses and to compare two pictures. Which changes are defects, and what a line calls them, is left
+to the adapter. No judgement and no defect mode of the answer contract occurs in the pre-text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,17 +37,17 @@ CELL_CLASSES = (UNCHANGED, *CHANGES, "star")
 JPEG_QUALITY = 95
 _ATTEMPTS = 20
 
-# The prompts and answers of the contract, told without its judgements and defect modes.
+# Replacements for the words of the contract's prompts and answers.
 _NEUTRAL_WORDS = {"defective": "changed", "defect": "change", "passed": UNCHANGED}
 
 
 def neutral(text: str) -> str:
-    """`text` in the pre-text's neutral words: `passed` becomes `unchanged`, `defect` becomes `change`."""
-    return re.sub("|".join(_NEUTRAL_WORDS), lambda found: _NEUTRAL_WORDS[found[0]], text)
+    """Return `text` in neutral words: `passed` becomes `unchanged`, `defect` becomes `change`."""
+    return re.sub("|".join(_NEUTRAL_WORDS), lambda match: _NEUTRAL_WORDS[match[0]], text)
 
 
 def neutral_messages(messages: list[prompts.Message]) -> list[prompts.Message]:
-    """Chat messages with every text in neutral words."""
+    """Return chat messages with all texts in neutral words."""
     return [
         {
             "role": message["role"],
@@ -60,9 +61,14 @@ def neutral_messages(messages: list[prompts.Message]) -> list[prompts.Message]:
 
 
 def neutral_answer(layout: Layout, shape: str, view: str, cells: np.ndarray, kind: AnswerKind) -> str | None:
-    """The five-line answer in neutral words; None where more than one cell changed, since an answer names one pin.
+    """Return the five-line answer in neutral words; None if several pins changed, since an answer names one pin.
 
-    cells: integers (pins,), an index into CELL_CLASSES for each pin.
+    Args:
+        layout: The pins.
+        shape: Pin shape.
+        view: `RAW` or `DST`.
+        cells: Integers (pins,), an index into CELL_CLASSES for each pin.
+        kind: Kind of the answer.
     """
     contract = AnswerContract(layout, SHAPES, CHANGES)
     changed = np.flatnonzero(cells)
@@ -77,7 +83,7 @@ def neutral_answer(layout: Layout, shape: str, view: str, cells: np.ndarray, kin
 
 
 def neutral_star(layout: Layout, shape: str, view: str, address: Address) -> str:
-    """The three-line star answer in neutral words."""
+    """Return the three-line star answer in neutral words."""
     contract = AnswerContract(layout, SHAPES, CHANGES)
     return neutral(contract.render(contract.star(shape, view, address), AnswerKind.STAR))
 
@@ -86,8 +92,11 @@ def neutral_star(layout: Layout, shape: str, view: str, address: Address) -> str
 class SetupPool:
     """Composites of one virtual set-up, as JPEG bytes.
 
-    references and inspected hold a list of pictures for each view; cells is int8 (inspected, pins), what happened to
-    each pin, as an index into CELL_CLASSES.
+    Attributes:
+        shape: Pin shape.
+        references: View -> pictures of references.
+        inspected: View -> inspected pictures.
+        cells: int8 (inspected, pins), an index into CELL_CLASSES for each pin.
     """
 
     shape: str
@@ -98,7 +107,15 @@ class SetupPool:
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How much pre-text to render."""
+    """Amount of pre-text to render.
+
+    Attributes:
+        setups: Number of virtual set-ups.
+        unit_space_references: References per set-up that the unit space is built from.
+        references: Further references per set-up, shown in pictures.
+        inspected: Inspected captures per set-up.
+        seed: Seed of all random choices.
+    """
 
     setups: int = 220
     unit_space_references: int = 7
@@ -108,7 +125,19 @@ class PoolPlan:
 
 
 def build_pool(directory: Path, plan: PoolPlan, layout: Layout, dst: DstParams, cell: int, workers: int) -> list[Path]:
-    """Render the pre-text, one file a set-up; set-ups that are there already are kept, so a stopped build resumes."""
+    """Render the pre-text, one file per set-up; existing files are kept, so an interrupted build resumes.
+
+    Args:
+        directory: Folder to write.
+        plan: Amount of pre-text.
+        layout: The pins.
+        dst: Parameters of the DST view.
+        cell: Side of one pin's cell in px.
+        workers: Number of processes.
+
+    Returns:
+        The files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"setup-{number:04d}.npz" for number in range(plan.setups)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -120,7 +149,7 @@ def build_pool(directory: Path, plan: PoolPlan, layout: Layout, dst: DstParams, 
 
 
 def load_pool(paths: list[Path]) -> list[SetupPool]:
-    """Read the rendered set-ups into memory (JPEG bytes: about 40 KB a composite)."""
+    """Read the rendered set-ups into memory, as JPEG bytes of about 40 KB per composite."""
     pools = []
     for path in paths:
         with np.load(path, allow_pickle=False) as stored:
@@ -137,22 +166,30 @@ def load_pool(paths: list[Path]) -> list[SetupPool]:
 
 
 def decode(jpeg: bytes) -> np.ndarray:
-    """The composite in JPEG bytes as RGB uint8 (H, W, 3)."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    """Decode a composite to RGB.
+
+    Args:
+        jpeg: The bytes of a JPEG file.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
+    return image
 
 
 _POOL_ORDER = [(view, role) for view in VIEWS for role in ("references", "inspected")]
 
 
-def _build_setup(job: tuple) -> None:
+def _build_setup(job: tuple[Path, int, Any, Any, Any, Any]) -> None:
     cv2.setNumThreads(1)
-    path, number, *rest = job
+    path, number, *settings = job
     for attempt in range(_ATTEMPTS):
         try:
-            return _render_setup(path, number, attempt, *rest)
+            return _render_setup(path, number, attempt, *settings)
         except UnitSpaceError:
-            # A random camera may see a line that no one would build: another one takes its place.
-            continue
+            continue  # a random camera may show a line that no unit space can be built for: draw another camera
     raise RuntimeError(f"set-up {number}: no usable line in {_ATTEMPTS} attempts; narrow virtual_line.random_setup")
 
 
@@ -225,7 +262,7 @@ def _add_views(
 
 
 def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
-    """None, one or several pins: answers name one pin, but dense supervision learns more from several."""
+    """Draw no, one or several pins: answers name one pin, but dense supervision learns more from several."""
     kind = rng.random()
     count = 0 if kind < 0.25 else 1 if kind < 0.75 else int(rng.integers(2, 7))
     return rng.choice(layout.pins, size=count, replace=False)
