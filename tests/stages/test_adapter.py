@@ -259,7 +259,7 @@ def test_the_gpu_benchmark_measures_whatever_can_run_here(line, tmp_path, monkey
     told = gpu.measure(work, steps=3)
     gpu.write_results(told, tmp_path)
     ways = told["ways"]
-    assert ways["unsloth"] == {"left_out": "unsloth needs an NVIDIA GPU, and this machine shows none"}
+    assert ways["unsloth"] == {"left_out": "unsloth needs an NVIDIA GPU, and this machine has none"}
     assert ways["transformers"]["captures_per_second"] > 0
     assert ways["transformers"]["ratio"] > 0 and ways["plain"]["ratio"] == 1
     assert json.loads((tmp_path / "gpu.json").read_text()) == told

@@ -208,8 +208,8 @@ def test_more_images_than_a_family_takes_are_refused_and_more_than_it_learnt_wit
     _, _, rows = line
     assert require_images_fit(FAMILIES["qwen2-vl-7b"], rows) == []
     (advice,) = require_images_fit(FAMILIES["llama-3.2-11b-vision"], rows)
-    assert "trained with 1 image a prompt, and rows show up to 3" in advice
-    with pytest.raises(StageInputError, match=r"shows 3 images, and small takes at most 2; choose other chat.kinds"):
+    assert "trained with 1 image per prompt, and rows show up to 3" in advice
+    with pytest.raises(StageInputError, match=r"shows 3 images, and small accepts at most 2; choose other chat.kinds"):
         require_images_fit(replace(FAMILIES["pinspect"], name="small", max_images=2), rows)
 
 
@@ -363,10 +363,10 @@ def test_too_little_disk_is_told_before_a_download_starts(tmp_path, monkeypatch)
 
 def test_code_that_a_checkpoint_brings_runs_only_when_trusted_and_pinned(line):
     _, params, _ = line
-    with pytest.raises(ParamsError, match=r"model.trust_remote_code: phi-3.5-vision runs code that its checkpoint"):
+    with pytest.raises(ParamsError, match=r"model.trust_remote_code: phi-3.5-vision runs code from its checkpoint"):
         checkpoint_of(with_model(params, family="phi-3.5-vision").model)
     trusting = with_model(params, family="phi-3.5-vision", trust_remote_code=True)
-    with pytest.raises(ParamsError, match=r"model.revision: trusted code is pinned by its commit"):
+    with pytest.raises(ParamsError, match=r"model.revision: trusted code must be pinned by its commit"):
         checkpoint_of(trusting.model)
     pinned = checkpoint_of(with_model(trusting, revision="0123456789abcdef" * 2 + "01234567").model)
     assert pinned.trust_remote_code and str(pinned).startswith("microsoft/Phi-3.5-vision-instruct@0123456789")

@@ -374,11 +374,10 @@ def require_images_fit(family: Family, rows: Sequence[Row]) -> list[str]:
             f"data/chat: row {largest['id']} shows {images} images, and {family.name} accepts at most "
             f"{family.max_images}; choose other chat.kinds (stacked shows the fewest) or another model.family"
         )
-    if family.trained_images and images > family.trained_images:
-        return [
-            (
-                f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; "
-                "consider stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
-            )
-        ]
-    return []
+    if not family.trained_images or images <= family.trained_images:
+        return []
+    warning = (
+        f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; consider "
+        "stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
+    )
+    return [warning]
