@@ -11,7 +11,7 @@ demo: install
 	@pinspect summary
 
 test: install
-	pytest --cov --cov-report=term --cov-fail-under=85
+	pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
 # A Prefect server and an MLflow server on loopback, and a worker of this checkout's deployments: docs/operations.md.
 server: install

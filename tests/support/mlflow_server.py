@@ -17,7 +17,7 @@ import requests
 
 from pinspect.core import environment as quiet
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 1800
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def running_server(folder: Path) -> Iterator[str]:
 def running(command: list[str], log: Path, path: str) -> Iterator[str]:
     """A server, `command` with `--port PORT` in it, once `path` answers. Its process group ends with the context."""
     uri = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
-    with log.open("w") as told:
+    with log.open("w") as output:
         process = subprocess.Popen(
             command,
             env=os.environ | quiet.SETTINGS | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )

@@ -25,8 +25,8 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import CHAMPION
 from tests.support.evaluated_project import run_stage
-from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port
+from tests.support.waiting import until
 
 PINSPECT = Path(sys.executable).with_name("pinspect")
 

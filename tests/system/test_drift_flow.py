@@ -16,9 +16,9 @@ from flows.drift import drift, main
 from flows.recovery import one_per_checkout
 from pinspect.core.errors import PinspectError
 from pinspect.station.drift import Change, DriftReport
-from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT
+from tests.support.waiting import until
 
 DARKER = Change("brightness", True, 200, 127, 0.9, 1e-20, 0.14, 0.28)
 SAME = Change("brightness", False, 200, 127, 0.05, 0.9, 0.28, 0.28)

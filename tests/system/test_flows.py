@@ -15,7 +15,7 @@ from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
 from flows.retrain import InfrastructureError, retrain, run_stage
 from pinspect.cli.status import stage_states
 from pinspect.core import environment
-from tests.support.flow_stack import until
+from tests.support.waiting import until
 
 PROJECT = Path(__file__).parents[2]
 

@@ -18,11 +18,14 @@ from prefect.client.orchestration import get_client
 
 from flows.recovery import secure_lock_file
 from pinspect.core.digests import adapter_sha256
-from tests.support.flow_stack import Checkout, captures, until
+from tests.support.checkout import Checkout, captures
 from tests.support.sample import drop
+from tests.support.waiting import until
 
 SESSION = "-S"  # of the command line of flows/session.py, which holds dvc's
 RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.', 2, 0)")
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
 
 # Ten kills. A killed stage is tried again by the flow; after a killed flow comes another one.
 ROUNDS = [
@@ -102,7 +105,7 @@ class Round:
 
 
 @pytest.fixture(scope="module")
-def rounds(prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
+def rounds(prefect_api, prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
     """Both rounds, at the same time, each with the run that followed."""
     place = tmp_path_factory.mktemp("killed")
     started = []

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from tests.support.flow_stack import Checkout
+from tests.support.checkout import Checkout
 from tests.support.mlflow_server import free_port, running_server
 from tests.support.sample import contents
 
@@ -39,7 +39,7 @@ def test_data_and_adapter_come_back_from_an_s3_remote_into_a_fresh_clone(s3, pre
     here.must("dvc", "push", **KEYS)
 
     subprocess.run(["git", "clone", "--quiet", str(here.root), str(tmp_path / "there")], check=True)
-    there = Checkout(tmp_path / "there", here.environment["PREFECT_API_URL"])
+    there = Checkout(tmp_path / "there")
     there.must("dvc", "pull", **KEYS)
     for made in ("data/raw", "data/chat", "models/adapter", "reports/eval"):
         assert contents(there.root / made) == contents(here.root / made)
@@ -47,6 +47,7 @@ def test_data_and_adapter_come_back_from_an_s3_remote_into_a_fresh_clone(s3, pre
     assert list(json.loads(there.must("dvc", "status", "--json", **KEYS))) == ["register"]
 
 
+@pytest.mark.usefixtures("prefect_api")
 def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path):
     checkout = prepared.copy(tmp_path / "line")
     address = f"http://127.0.0.1:{free_port()}"

@@ -16,9 +16,10 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from flows.zombies import ensure_automation
-from tests.support.flow_stack import SECONDS, captures, until
+from tests.support.checkout import captures
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT, drop, read_labels
+from tests.support.waiting import SECONDS, until
 
 SILENCE = 40  # s; heartbeats come every 30
 DIES = """
@@ -36,6 +37,13 @@ sleeps()
 def client(prefect_api):
     with get_client(sync_client=True) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def up_to_date(deployed, scheduled_run):
+    """The deployed checkout, after its first run."""
+    assert scheduled_run.state.name == "Completed", scheduled_run.state.message
+    return deployed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,36 +93,35 @@ def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, client)
     assert of_this_run["headline"].startswith("data:image/svg+xml;base64,")
 
 
-def test_a_run_that_finds_nothing_changed_ends_as_skipped(prepared, client):
-    before = [version.version for version in versions(prepared)]
+def test_a_run_that_finds_nothing_changed_ends_as_skipped(up_to_date, client):
+    before = [version.version for version in versions(up_to_date)]
     run = run_deployment("retrain/nightly", timeout=SECONDS)
     assert (run.state.type, run.state.name) == ("COMPLETED", "Skipped"), run.state.message
-    assert [version.version for version in versions(prepared)] == before
+    assert [version.version for version in versions(up_to_date)] == before
 
 
-def test_captures_in_the_inbox_become_a_new_challenger_and_bad_ones_stay(prepared, client):
-    inbox = drop(prepared.root / "inbox", captures()[11:])
+def test_captures_in_the_inbox_become_a_new_challenger_and_bad_ones_stay(up_to_date, client):
+    inbox = drop(up_to_date.root / "inbox", captures()[11:])
     (inbox / "images" / "camera0_torn_OK.jpg").write_bytes(b"torn")
     run = run_deployment("ingest/inbox", timeout=SECONDS)
     assert run.state.name == "Completed", run.state.message
     assert "5 captures came in; problems left in inbox: 1" in run.state.message
-    assert len(read_labels(prepared.root / "data/captures")) == 16
+    assert len(read_labels(up_to_date.root / "data/captures")) == 16
     assert [path.name for path in (inbox / "images").iterdir()] == ["camera0_torn_OK.jpg"]
     assert read_labels(inbox) == []
-    newest, first = versions(prepared)
-    assert newest.version == challenger(prepared).version
+    newest, first = versions(up_to_date)
+    assert newest.version == challenger(up_to_date).version
     assert newest.tags["dataset_digest"] != first.tags["dataset_digest"]
 
 
-def test_a_cancelled_run_ends_its_stage_at_once(prepared, client, tmp_path):
-    checkout = prepared.copy(tmp_path / "cancelled")
+def test_a_cancelled_run_ends_its_stage_at_once(up_to_date, client, tmp_path):
+    checkout = up_to_date.copy(tmp_path / "cancelled")
     checkout.set_param("train", seed=41)
     run = run_deployment("retrain/nightly", parameters={"root": str(checkout.root)}, timeout=0)
     until(lambda: any("stages.train" in process.cmdline() for process in checkout.processes()), "the training")
     client.set_flow_run_state(run.id, Cancelling())
-    until(lambda: client.read_flow_run(run.id).state.is_final(), "the end of the run")
-    assert client.read_flow_run(run.id).state.name == "Cancelled"
-    until(lambda: not checkout.processes(), "the end of the stage's processes", 30)
+    assert until(lambda: final_state(client, run.id), "the end of the run").name == "Cancelled"
+    until(lambda: not checkout.processes(), "the end of the stage's processes")
 
 
 def test_every_deployment_of_prefect_yaml_is_on_the_server_and_runs_one_at_a_time(deployed, client):
@@ -126,8 +133,8 @@ def test_every_deployment_of_prefect_yaml_is_on_the_server_and_runs_one_at_a_tim
         assert on_server.description == deployment["description"]
 
 
-def test_one_command_starts_both_servers_on_loopback_and_ends_them(prepared, tmp_path):
-    checkout = prepared.copy(tmp_path / "line")
+def test_one_command_starts_both_servers_on_loopback_and_ends_them(up_to_date, tmp_path):
+    checkout = up_to_date.copy(tmp_path / "line")
     ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
     environment = checkout.environment | ports | {"PREFECT_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "flows.servers"]
@@ -138,7 +145,7 @@ def test_one_command_starts_both_servers_on_loopback_and_ends_them(prepared, tmp
             until(lambda address=f"http://127.0.0.1:{port}{path}": answers(address), f"the server on port {port}")
     finally:
         servers.send_signal(signal.SIGINT)
-        assert servers.wait(60) == 0
+        assert servers.wait(SECONDS) == 0
     assert not checkout.processes()
 
 
@@ -150,9 +157,14 @@ def answers(address: str) -> bool:
 
 
 def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client):
-    found = until(lambda: client.read_flow_run(zombie).state.is_final() and client.read_flow_run(zombie), "its end")
-    assert found.state.name == "Crashed"
-    assert found.state.message == f"No heartbeat for {SILENCE} s."
+    state = until(lambda: final_state(client, zombie), "its end")
+    assert (state.name, state.message) == ("Crashed", f"No heartbeat for {SILENCE} s.")
+
+
+def final_state(client, run_id):
+    """The state of a run once it has ended; None before."""
+    state = client.read_flow_run(run_id).state
+    return state if state.is_final() else None
 
 
 def _run_of(client, flow_name: str):

@@ -19,10 +19,10 @@ from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import load_station_settings
 from tests.support.evaluated_project import run_stage
-from tests.support.flow_stack import until
 from tests.support.mlflow_server import free_port
 from tests.support.sample import line, set_values
 from tests.support.station_stack import PINSPECT, StationProcess, make_champion, station
+from tests.support.waiting import until
 
 CLIENTS = 8
 CAPTURES = [capture.jpeg for capture in line()]

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
-from tests.support.flow_stack import Checkout
+from tests.support.checkout import Checkout
 
 IDENTITY = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
 MARK = "trained by the code of"

@@ -1,0 +1,21 @@
+"""Waits for a state, with a limit that a slow and busy machine keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+SECONDS = 1800
+
+T = TypeVar("T")
+
+
+def until(state: Callable[[], T], name: str, seconds: float = SECONDS, every: float = 0.2) -> T:
+    """Call `state` until its result is true, and return that result; fail with `name` after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := state():
+            return result
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds:g} s in vain for {name}")
