@@ -50,7 +50,7 @@ def drift(root: str = ".", url: str = STATION, retries: int = 2, retry_delay_sec
         report = ask_station(url)
         if not report["changed"]:
             return Completed(name=SKIPPED, message=_unchanged(report), data=[])
-        change = report["told"]["en"]
+        change = report["summary"]["en"]
         changed = [quantity for quantity in report["quantities"] if quantity["changed"]]
         create_table_artifact(key="line-changed", table=changed, description=f"{url}: {change}")
         return in_checkout(root, lambda project: _learn(project, change, retries, retry_delay_seconds))

@@ -1,0 +1,1 @@
+"""The inspection station: page, API, watched folder, corrections, drift."""

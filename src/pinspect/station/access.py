@@ -1,7 +1,6 @@
-"""Who may ask what of the station: host names, how often, the token, and no other site's pages.
+"""Access control in one ASGI middleware: host names, request rate, token, requests from pages of other sites.
 
-One ASGI middleware; whatever it lets through carries headers that keep a browser from running or framing anything that
-is not the station's own.
+Every response carries headers that keep a browser from running or framing content of other sites.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ COOKIE = "pinspect_station"
 LOGIN = "/login"
 SHORTEST_TOKEN = 16
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_OPEN = ("/health", LOGIN)  # need no token
-_UNCOUNTED = ("/health", "/metrics")  # a monitor must not be turned away
+_OPEN = ("/health", LOGIN)  # paths without a token
+_UNCOUNTED = ("/health", "/metrics")  # a monitor must always get an answer
 _STATIC = "/static/"
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
-_LARGEST_BODY = 1 << 20  # of anything but uploads, which count for themselves
+_LARGEST_BODY = 1 << 20  # bytes; uploads have their own limit
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -48,11 +47,11 @@ _HEADERS = {
 
 
 class AccessError(PinspectError):
-    """The station is not to be reached in the way that was asked for."""
+    """The station would be reachable without sufficient protection."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
+    """Whether only this machine can reach a server that listens on `host`."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -60,45 +59,67 @@ def is_loopback(host: str) -> bool:
 
 
 def check_token(host: str, token: str) -> None:
-    """Raises AccessError when `host` needs a token and has none, or when the token can be guessed or not be sent."""
+    """Check that a station on `host` is protected.
+
+    Args:
+        host: Host name or address on which the station listens.
+        token: The token; empty for none.
+
+    Raises:
+        AccessError: `host` is not loopback and there is no token, or the token is too short or not plain ASCII.
+    """
     if not token and not is_loopback(host):
         raise AccessError(
-            f"{host}: others can reach it, so it needs a token; set PINSPECT_STATION_TOKEN, or listen on 127.0.0.1"
+            f"{host}: other machines can reach this address, so the station needs a token; set PINSPECT_STATION_TOKEN, "
+            "or listen on 127.0.0.1"
         )
     if token and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
         raise AccessError(
-            f"the token has {len(token)} characters; expected {SHORTEST_TOKEN} ASCII letters, digits or signs at "
-            "least, such as python -c 'import secrets; print(secrets.token_urlsafe(32))' prints"
+            f"the token has {len(token)} characters; expected at least {SHORTEST_TOKEN} printable ASCII characters "
+            "without spaces; make a token with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
 
 
 def allowed_hosts(host: str, others: Collection[str] = ()) -> list[str]:
-    """The host names that requests may ask for: on loopback its own, against DNS rebinding; beyond it any, since there
-    the token protects and the names are the network's. others: names that a reverse proxy passes on."""
+    """List the host names that requests may use.
+
+    On loopback these are the station's own names, against DNS rebinding. On other addresses every name is allowed: the
+    token protects the station.
+
+    Args:
+        host: Host name or address on which the station listens.
+        others: Further names, such as those of a reverse proxy.
+    """
     if is_loopback(host):
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return [*dict.fromkeys((*LOOPBACK_NAMES, shown, *others))]
     return ["*"]
 
 
-def is_token(given: str, token: str) -> bool:
-    """Whether `given` is the token, in a time that does not tell how nearly."""
-    return hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+def is_token(text: str, token: str) -> bool:
+    """Whether `text` is the token; takes the same time for every wrong text."""
+    return hmac.compare_digest(text.strip().encode("utf-8", "replace"), token.encode())
 
 
 def cookie_of(token: str) -> str:
-    """What the login cookie holds: it proves the token without telling it."""
+    """Return the value of the login cookie: it proves knowledge of the token without containing it."""
     return hmac.new(token.encode(), b"pinspect station login", hashlib.sha256).hexdigest()
 
 
 def log_in(response: Response, token: str, *, secure: bool) -> None:
-    """Give the browser the cookie that stands for the token. secure: to be sent back by TLS only."""
+    """Set the login cookie. `secure`: the browser sends it over TLS only."""
     response.set_cookie(COOKIE, cookie_of(token), httponly=True, samesite="strict", secure=secure, path="/")
 
 
 class Access:
-    """The middleware. token: empty for none. hosts: see `allowed_hosts`. requests_a_minute: of one client, in this
-    process."""
+    """The middleware.
+
+    Args:
+        app: The application behind it.
+        token: The token that clients must send; empty for none.
+        hosts: Allowed host names, see `allowed_hosts`.
+        requests_a_minute: Most requests of one client address.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str, hosts: list[str], requests_a_minute: int):
         self._app = TrustedHostMiddleware(self._allowed, allowed_hosts=hosts, www_redirect=False)
@@ -108,6 +129,7 @@ class Access:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; other events pass through."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -127,11 +149,11 @@ class Access:
             self._count(request)
             self._check_origin(request)
             self._check_length(request)
-            entered = self._may_enter(request)
+            allowed = self._has_token(request)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
-        if entered:
+        if allowed:
             await self._inner(scope, _limited(request, receive), send)
         else:
             await self._refused(request)(scope, receive, send)
@@ -145,37 +167,37 @@ class Access:
             seconds = ceil(max(1, self._limiter.get_window_stats(self._limit, client).reset_time - time.time()))
             raise Problem(
                 429,
-                f"more than {self._limit.amount} requests a minute from {client}; try again in {seconds} s",
+                f"more than {self._limit.amount} requests per minute from {client}; try again in {seconds} s",
                 reason="rate",
                 headers={"Retry-After": str(seconds)},
             )
 
     def _check_origin(self, request: HTTPConnection) -> None:
-        """What changes something comes from the station's own pages or from no browser at all."""
+        """Refuse requests with side effects from pages of other sites."""
         if request.scope["method"] in _SAFE:
             return
         origin = request.headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
         if foreign or request.headers.get("sec-fetch-site") == "cross-site":
-            raise Problem(403, "a page of another site sent this; open the station's own page", reason="origin")
+            raise Problem(403, "a page of another site sent this request; open the station's own page", reason="origin")
 
     def _check_length(self, request: HTTPConnection) -> None:
         length = request.headers.get("content-length", "")
         if not _is_upload(request) and length.isdecimal() and int(length) > _LARGEST_BODY:
             raise Problem(413, f"the request has more than {_LARGEST_BODY} bytes", reason="bytes")
 
-    def _may_enter(self, request: HTTPConnection) -> bool:
+    def _has_token(self, request: HTTPConnection) -> bool:
         path = request.url.path
         if not self._token or path in _OPEN or path.startswith(_STATIC):
             return True
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_token(given, self._token):
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and is_token(credentials, self._token):
             return True
         cookie = request.cookies.get(COOKIE, "")
         return hmac.compare_digest(cookie.encode(), cookie_of(self._token).encode())
 
     def _refused(self, request: HTTPConnection) -> Response:
-        """A reader is led to the login page, everybody else is told."""
+        """Redirect browsers to the login page; refuse other clients."""
         if request.scope["method"] == "GET" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(f"{LOGIN}?next={quote(request.url.path)}", 303)
         headers = {"WWW-Authenticate": "Bearer"}
@@ -187,7 +209,7 @@ def _is_upload(request: HTTPConnection) -> bool:
 
 
 def _limited(request: HTTPConnection, receive: Receive) -> Receive:
-    """`receive`, which breaks off a body that grows beyond the limit, whatever length it was said to have."""
+    """Wrap `receive` so that it stops at the limit, whatever the Content-Length header declares."""
     if _is_upload(request):
         return receive
     read = 0

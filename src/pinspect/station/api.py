@@ -1,4 +1,4 @@
-"""The station's JSON API, and everything that a web worker serves."""
+"""The station's web application: its JSON API, and the page beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pinspect.station import corrections, problems, uploads
 from pinspect.station.access import Access, allowed_hosts
 from pinspect.station.condition import Condition, Health
 from pinspect.station.intake import Intake
-from pinspect.station.model_client import ModelClient
+from pinspect.station.model_process import ModelProcess
 from pinspect.station.page import add_page
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem, documented
@@ -46,7 +46,7 @@ _MEDIA_TYPES = {
     ".tif": "image/tiff",
     ".webp": "image/webp",
 }
-_EVERYWHERE = (400, 401, 403, 429)  # host name, token, another site's page, rate
+_EVERYWHERE = (400, 401, 403, 429)  # wrong host name, token, page of another site, rate
 _INSPECT_BODY = {
     "required": True,
     "content": {
@@ -60,7 +60,7 @@ _INSPECT_BODY = {
                         "items": {"type": "string", "format": "binary"},
                         "description": f"image files: {uploads.EXPECTED}",
                     },
-                    uploads.SHAPE: {"type": "string", "description": "pin shape; the best-fitting one where not given"},
+                    uploads.SHAPE: {"type": "string", "description": "pin shape; default: the best-fitting one"},
                 },
                 "required": [uploads.IMAGES],
                 "additionalProperties": False,
@@ -69,52 +69,60 @@ _INSPECT_BODY = {
     },
 }
 
-Id = Annotated[str, InPath(min_length=1, max_length=255, description="of an inspection")]
+Id = Annotated[str, InPath(min_length=1, max_length=255, description="id of an inspection")]
 
 
 class Inspected(BaseModel):
-    """The results of the images of a request, in their order."""
+    """Results of the images of a request, in order."""
 
     results: list[Inspection]
 
 
 class Results(BaseModel):
-    """A page of results, the newest first. next: the `before` of the next page; null on the last one."""
+    """A page of results, the newest first. `next` is the `before` of the next page; null on the last page."""
 
     results: list[Inspection]
     next: str | None
 
 
-class Said(BaseModel):
-    """What a person says about an inspection. A passed capture needs no mode and no position."""
+class Verdict(BaseModel):
+    """A person's verdict on an inspected capture. A passed capture needs no mode and no position."""
 
     model_config = ConfigDict(extra="forbid")
 
     judgement: Literal["passed", "defective"]
     defect_mode: str | None = Field(None, max_length=64)
     defect_position: str | None = Field(None, max_length=64, description="such as X:3, Y:U")
-    by: str = Field(min_length=1, max_length=80, description="who says so")
+    by: str = Field(min_length=1, max_length=80, description="name of the person")
 
 
 def create_app(
     root: Path,
     params: Params,
     settings: StationSettings,
-    client: ModelClient,
+    model: ModelProcess,
     *,
     token: str = "",
     hosts: Collection[str] = (),
 ) -> FastAPI:
-    """What a web worker of the station serves for the project in `root`.
+    """Build the web application of the station.
 
-    token: who does not send it is turned away; empty: nobody is asked. hosts: further host names that the station is
-    called by, such as a reverse proxy's. Raises ResultsError when the results table cannot be used.
+    Args:
+        root: Folder of the project.
+        params: The project's parameters.
+        settings: The station's settings.
+        model: The model process.
+        token: Token that clients must send; empty for none.
+        hosts: Further host names of the station, such as a reverse proxy's.
+
+    Raises:
+        ResultsError: The results table cannot be used.
     """
     results = ResultsTable.of_project(root, settings)
     pictures = PictureStore(root, settings.keep_days)
     telemetry = Telemetry()
-    intake = Intake(params, settings, client, results, pictures, telemetry)
-    condition = Condition(root, settings, client, results, intake)
+    intake = Intake(params, settings, model, results, pictures, telemetry)
+    condition = Condition(root, settings, model, results, intake)
     app = FastAPI(
         title="pinspect station",
         version=version_of_package("pinspect"),
@@ -132,7 +140,7 @@ def create_app(
     _add_results(app, root, params, results, pictures)
     _add_health(app, condition, telemetry)
     _add_description(app)
-    add_page(app, root, params, settings, results, pictures, client)
+    add_page(app, root, params, settings, results, pictures, model)
     app.add_middleware(
         Access,
         token=token,
@@ -144,7 +152,7 @@ def create_app(
 
 
 def _pruning(pictures: PictureStore):
-    """Pictures that are kept no longer go every hour."""
+    """Delete expired pictures every hour."""
 
     async def prune() -> None:
         while True:
@@ -172,20 +180,20 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return Problem(422, "; ".join(_in_words(found) for found in error.errors())).response()
+        return Problem(422, "; ".join(_in_words(details) for details in error.errors())).response()
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
-        return Problem(400, "the request broke off before it was complete").response()
+        return Problem(400, "the connection closed before the request was complete").response()
 
     @app.exception_handler(ResultsError)
     async def no_table(_: Request, error: ResultsError) -> JSONResponse:
         return Problem(503, str(error), headers={"Retry-After": "2"}).response()
 
 
-def _in_words(found: Mapping) -> str:
-    where = ".".join(str(part) for part in found["loc"][1:]) or "the request"
-    message = found["msg"].removeprefix("Value error, ")
+def _in_words(details: Mapping) -> str:
+    where = ".".join(str(part) for part in details["loc"][1:]) or "the request"
+    message = details["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}"
 
 
@@ -195,7 +203,7 @@ def _add_inspection(app: FastAPI, intake: Intake) -> None:
         response_model=Inspected,
         responses=documented(*_EVERYWHERE, 408, 409, 413, 415, 422, 503, 504),
         openapi_extra={"requestBody": _INSPECT_BODY},
-        summary="Inspect one image or several",
+        summary="Inspect images",
     )
     async def inspect(
         request: Request,
@@ -205,12 +213,15 @@ def _add_inspection(app: FastAPI, intake: Intake) -> None:
                 min_length=1,
                 max_length=200,
                 pattern=r"^[!-~]+$",
-                description="a request that is repeated with its key is answered with what was found the first time",
+                description="a request that repeats a key with the same images gets the first answer again",
             ),
         ] = None,
     ) -> Any:
-        """Each result is in the results table before it is answered. An image that cannot be laid over the line is
-        answered with its `error`; a file that is no image refuses the whole request."""
+        """Inspect images.
+
+        Each result is stored before it is returned. An image that cannot be aligned to the line is a result with
+        `error`; a file that is not an image makes the whole request fail.
+        """
         return {"results": await intake.take(request, idempotency_key)}
 
 
@@ -218,16 +229,18 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
     @app.get("/results", response_model=Results, responses=documented(*_EVERYWHERE, 422, 503), summary="List results")
     def list_results(
         limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = 50,
-        before: Annotated[str | None, Query(max_length=255, description="the `next` of the page before")] = None,
+        before: Annotated[str | None, Query(max_length=255, description="`next` of the previous page")] = None,
         judgement: Annotated[Literal["passed", "defective"] | None, Query()] = None,
         mode: Annotated[str | None, Query(max_length=64, description="defect mode")] = None,
         version: Annotated[str | None, Query(max_length=64, description="model version")] = None,
         since: Annotated[datetime | None, Query(description="received at this time or later")] = None,
         until: Annotated[datetime | None, Query(description="received before this time")] = None,
-        corrected: Annotated[bool | None, Query(description="a person has confirmed or corrected it")] = None,
-        text: Annotated[str | None, Query(max_length=120, description="occurs in the file's name")] = None,
+        corrected: Annotated[
+            bool | None, Query(description="whether a person has confirmed or corrected the result")
+        ] = None,
+        text: Annotated[str | None, Query(max_length=120, description="part of the file name")] = None,
     ) -> Any:
-        found = results.list(
+        listed = results.list(
             limit=limit + 1,
             before=before,
             judgement=judgement,
@@ -238,28 +251,28 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
             corrected=corrected,
             text=text,
         )
-        return {"results": found[:limit], "next": found[limit - 1].id if len(found) > limit else None}
+        return {"results": listed[:limit], "next": listed[limit - 1].id if len(listed) > limit else None}
 
     @app.get(
         "/results/{id}",
         response_model=Inspection,
         responses=documented(*_EVERYWHERE, 404, 422, 503),
-        summary="One result",
+        summary="Get a result",
     )
-    def one_result(id: Id) -> Any:
-        return _found(results, id)
+    def get_result(id: Id) -> Any:
+        return _inspection(results, id)
 
     @app.get(
         "/results/{id}/picture",
         response_class=FileResponse,
         responses=documented(*_EVERYWHERE, 404, 422, 503)
-        | {200: {"description": "as it was uploaded", "content": {type: {} for type in _MEDIA_TYPES.values()}}},
-        summary="The inspected image",
+        | {200: {"description": "the uploaded file", "content": {type: {} for type in _MEDIA_TYPES.values()}}},
+        summary="Get the inspected image",
     )
     def picture(id: Id) -> Any:
-        path = pictures.path(_found(results, id).sha256)
+        path = pictures.path(_inspection(results, id).sha256)
         if path is None:
-            raise Problem(404, "its picture is not kept here, or no longer (station.keep_days)")
+            raise Problem(404, "the picture is not stored here, or has expired (station.keep_days)")
         return FileResponse(path, media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"))
 
     @app.post(
@@ -268,26 +281,26 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
         responses=documented(*_EVERYWHERE, 404, 413, 422, 503),
         summary="Confirm or correct a result",
     )
-    def correct(id: Id, said: Said) -> Any:
-        """A correction becomes a capture of the project, through the same checks as `pinspect add`."""
+    def correct(id: Id, verdict: Verdict) -> Any:
+        """A correction becomes a capture of the project, after the checks of `pinspect add`."""
         try:
-            corrections.correct(root, params, results, pictures, id, **said.model_dump())
+            corrections.correct(root, params, results, pictures, id, **verdict.model_dump())
         except corrections.UnknownInspectionError as error:
             raise Problem(404, str(error)) from error
         except CaptureError as error:
             raise Problem(422, str(error)) from error
-        return _found(results, id)
+        return _inspection(results, id)
 
 
-def _found(results: ResultsTable, id: str) -> Inspection:
+def _inspection(results: ResultsTable, id: str) -> Inspection:
     inspection = results.get(id)
     if inspection is None:
-        raise Problem(404, "no such result")
+        raise Problem(404, f"there is no result {id!r}")
     return inspection
 
 
 def _utc(moment: datetime | None, name: str) -> datetime | None:
-    """A time without a zone is one in UTC."""
+    """Convert to UTC; a time without a zone is taken as UTC."""
     if moment is None:
         return None
     try:
@@ -301,12 +314,12 @@ def _add_health(app: FastAPI, condition: Condition, telemetry: Telemetry) -> Non
         "/health",
         response_model=Health,
         responses=documented(400, 403) | {503: {"model": Health, "description": "no model answers"}},
-        summary="How the station is",
+        summary="State of the station",
     )
     async def health() -> Any:
         """Needs no token."""
-        told = await condition.told()
-        return JSONResponse(told.model_dump(mode="json"), 503 if told.status == "unavailable" else 200)
+        state = await condition.health()
+        return JSONResponse(state.model_dump(mode="json"), 503 if state.status == "unavailable" else 200)
 
     @app.get(
         "/metrics",
@@ -315,9 +328,9 @@ def _add_health(app: FastAPI, condition: Condition, telemetry: Telemetry) -> Non
         summary="Metrics for Prometheus",
     )
     async def metrics() -> Any:
-        told = await condition.told()
+        state = await condition.health()
         counts = await anyio.to_thread.run_sync(condition.counts)
-        return Response(telemetry.exposition(told.model_dump(), counts), media_type=METRICS_TYPE)
+        return Response(telemetry.exposition(state.model_dump(), counts), media_type=METRICS_TYPE)
 
 
 def _add_description(app: FastAPI) -> None:
@@ -325,25 +338,25 @@ def _add_description(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     def docs(request: Request) -> Response:
-        """The API in words: FastAPI's own page loads its scripts from elsewhere, and a line may be offline."""
+        """Show the API. FastAPI's own page loads scripts from the internet, and a line may be offline."""
         api = app.openapi()
         schemas = api["components"]["schemas"]
-        told = {
+        values = {
             "api": api,
             "in_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
             "named": _schema_name,
             "resolved": lambda schema: schemas.get(_schema_name({"schema": schema}), schema),
         }
-        return templates.TemplateResponse(request, "openapi.html", told)
+        return templates.TemplateResponse(request, "openapi.html", values)
 
 
 def _schema_name(body: Mapping) -> str:
-    """The name of a body's schema among the components; empty where it has none of its own."""
+    """Name of a body's schema among the components; empty if the schema is inline."""
     return body.get("schema", {}).get("$ref", "").rpartition("/")[2]
 
 
 def _openapi(app: FastAPI, params: Params, settings: StationSettings, token: str) -> dict:
-    """The description that FastAPI makes, with what it cannot know: the form, the problems, the token."""
+    """FastAPI's description, completed with the upload form, the problems and the token."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["components"]["schemas"]["Problem"] = problems.SCHEMA

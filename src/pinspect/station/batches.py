@@ -7,28 +7,36 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
+from typing import Any
 
 from pinspect.core.errors import PinspectError
 from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion, Version
-from pinspect.station.model_client import ModelTimeoutError, ModelUnavailableError, QueueFullError
+from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
 
 
 @dataclass(frozen=True)
 class Question:
-    """A capture to inspect. deadline: on the clock of `time.monotonic`. answer: takes its record, or the error; called
-    once, by any thread."""
+    """A capture to inspect.
+
+    Attributes:
+        photograph: The capture.
+        shape: Pin shape; None for the best-fitting one.
+        deadline: Latest useful time for an answer, on the clock of `time.monotonic`.
+        answer: Called once, from any thread, with the record of the capture or an error.
+    """
 
     photograph: Photograph
     shape: str | None
     deadline: float
-    answer: Callable[[dict | PinspectError], None]
+    answer: Callable[[dict[str, Any] | PinspectError], None]
 
     @property
     def late(self) -> bool:
+        """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
 
@@ -40,11 +48,19 @@ class _Ready:
 
 
 class Batches:
-    """Prepares captures one after another, and answers all that are ready in one forward pass, beside each other.
+    """Prepares captures one after another and answers all captures that are ready in one forward pass.
 
-    `prepare_next` and `answer_next` are each for a thread that does nothing else. A capture is answered by the version
-    that prepared it, so that a new champion takes over between batches. batch_size: captures a forward pass, at most.
-    limit: captures that may wait for theirs. forward_passes, answered: since the beginning.
+    `prepare_next` and `answer_next` each need a thread of their own. The version that prepared a capture also answers
+    it, so that a new champion takes over between two batches.
+
+    Args:
+        champion: Source of the version that inspects.
+        batch_size: Most captures per forward pass.
+        limit: Most captures that may wait.
+
+    Attributes:
+        forward_passes: Number of forward passes so far.
+        answered: Number of captures in those forward passes.
     """
 
     def __init__(self, champion: Champion, batch_size: int, limit: int) -> None:
@@ -54,27 +70,39 @@ class Batches:
         self._ready: deque[_Ready] = deque()
         self._changed = threading.Condition()  # guards `_ready` and `_unprepared`
         self._unprepared = 0
+        self._steps: dict[int, float] = {}  # start of the step in progress, by thread
 
     @property
     def waiting(self) -> int:
-        """Captures whose forward pass has not begun."""
+        """Number of captures whose forward pass has not started."""
         return self._unprepared + len(self._ready)
 
+    @property
+    def busy_seconds(self) -> float:
+        """Duration of the longest step in progress; 0 when idle."""
+        return max((time.monotonic() - start for start in list(self._steps.values())), default=0.0)
+
     def ask(self, question: Question) -> None:
-        """Put a capture into the queue. Raises QueueFullError, or ModelUnavailableError as long as no version is
-        loaded."""
+        """Put a capture into the queue.
+
+        Raises:
+            QueueFullError: `limit` captures wait already.
+            ModelUnavailableError: No version is loaded.
+        """
         if self._champion.version is None:
-            raise ModelUnavailableError(f"no model is loaded yet{_because(self._champion.failure)}")
+            reason = f": {self._champion.failure}" if self._champion.failure else "; try again in a few seconds"
+            raise ModelUnavailableError(f"no model is loaded yet{reason}")
         with self._changed:
             if self.waiting >= self._limit:
-                raise QueueFullError(f"{self.waiting} captures wait already (station.queue); try again later")
+                raise QueueFullError(f"the queue is full ({self.waiting} captures, station.queue); try again later")
             self._unprepared += 1
         self._questions.put(question)
 
     def prepare_next(self) -> None:
-        """Make the next capture ready for the model; waits until there is one."""
-        question, version = self._questions.get(), self._champion.version
-        ready = self._made_ready(question, version)
+        """Wait for the next capture and prepare it for the model."""
+        question = self._questions.get()
+        with self._step():
+            ready = self._prepare(question)
         with self._changed:
             self._unprepared -= 1
             if ready:
@@ -82,75 +110,81 @@ class Batches:
             self._changed.notify()
 
     def answer_next(self) -> None:
-        """Answer what is ready; waits until there is something."""
-        batch = self._next_batch()
-        if batch:
-            self._answer(batch)
+        """Wait for captures that are ready and answer them."""
+        if batch := self._next_batch():
+            with self._step():
+                self._answer(batch)
 
-    def _made_ready(self, question: Question, version: Version) -> _Ready | None:
-        """None where nothing is left to ask the model: the answer has been given."""
-        if question.late:
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        self._steps[threading.get_ident()] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._steps[threading.get_ident()]
+
+    def _prepare(self, question: Question) -> _Ready | None:
+        """Prepare a capture; None if its question is already answered, with an error."""
+        version = self._champion.version
+        if version is None or question.late:
             question.answer(_too_late())
             return None
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             prepared = version.inspector.prepare(Task(question.photograph, shape=question.shape))
         except Exception as error:
-            question.answer(_failed(question, error) | _told(version, time.perf_counter() - began))
+            question.answer(_failed(question, error) | _origin(version, time.perf_counter() - start))
             return None
         return _Ready(question, prepared, version)
 
     def _next_batch(self) -> list[_Ready]:
-        """What shares the next forward pass: all that is ready, once there is as much as fits or nothing else is being
-        prepared."""
+        """Wait until a batch is full or nothing more is being prepared; return its captures that are not late."""
         with self._changed:
-            self._changed.wait_for(self._can_begin)
+            self._changed.wait_for(self._can_start)
             batch = [self._ready.popleft()]
             while self._ready and len(batch) < self._batch_size and self._ready[0].version is batch[0].version:
                 batch.append(self._ready.popleft())
-        late = [one.question.late for one in batch]
-        for one in compress(batch, late):
-            one.question.answer(_too_late())
-        return [one for one, is_late in zip(batch, late, strict=True) if not is_late]
+        in_time = []
+        for ready in batch:
+            if ready.question.late:
+                ready.question.answer(_too_late())
+            else:
+                in_time.append(ready)
+        return in_time
 
-    def _can_begin(self) -> bool:
+    def _can_start(self) -> bool:
         return bool(self._ready) and (len(self._ready) >= self._batch_size or not self._unprepared)
 
     def _answer(self, batch: list[_Ready]) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         version = batch[0].version
         try:
-            records = version.inspector.answer([one.prepared for one in batch])
+            records = version.inspector.answer([ready.prepared for ready in batch])
         except Exception as error:
-            if len(batch) > 1:  # the others must not suffer from the one that does it
-                for one in batch:
-                    self._answer([one])
+            if len(batch) > 1:  # one capture is at fault; the others still get their answers
+                for ready in batch:
+                    self._answer([ready])
                 return
             records = [_failed(batch[0].question, error)]
         self.forward_passes += 1
         self.answered += len(batch)
-        told = _told(version, time.perf_counter() - began)
-        for one, record in zip(batch, records, strict=True):
-            one.question.answer(record | told)
+        origin = _origin(version, time.perf_counter() - start)
+        for ready, record in zip(batch, records, strict=True):
+            ready.question.answer(record | origin)
 
 
-def _told(version: Version, seconds: float) -> dict:
+def _origin(version: Version, seconds: float) -> dict[str, Any]:
     return {"model_version": version.number, "seconds": round(seconds, 4)}
 
 
-def _failed(question: Question, error: Exception) -> dict:
-    """The record of a capture that could not be inspected. What is no PinspectError is a defect of pinspect: its
-    traceback goes to the log."""
+def _failed(question: Question, error: Exception) -> dict[str, Any]:
+    """The record of a capture that could not be inspected; the traceback of a defect of pinspect goes to the log."""
     reason = str(error)
     if not isinstance(error, PinspectError):
         traceback.print_exception(error)
-        reason = f"{question.photograph.name}: inspecting it failed ({type(error).__name__}: {error})"
+        reason = f"{question.photograph.name}: inspection failed ({type(error).__name__}: {error})"
     return empty_record(question.photograph.name) | {"error": reason}
 
 
 def _too_late() -> ModelTimeoutError:
-    return ModelTimeoutError("its turn did not come in time; try again later")
-
-
-def _because(failure: PinspectError | None) -> str:
-    return f": {failure}" if failure else "; try again in a few seconds"
+    return ModelTimeoutError("the capture waited too long for the model; try again later")

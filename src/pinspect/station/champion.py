@@ -1,4 +1,4 @@
-"""The registered version that inspects: it follows the registry, and what cannot be loaded never takes its place."""
+"""The registered version that inspects. It follows the registry; a version that cannot be loaded never takes over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pinspect.core.errors import ModelError, PinspectError, RegistryError
 from pinspect.inspection.inspector import CaptureInspector
@@ -16,27 +17,41 @@ from pinspect.registry.versions import CHALLENGER, CHAMPION, load_registered, nu
 
 _LAST_GOOD = "last_good_version"
 _LONGEST_REASON = 500  # characters
-_SECONDS_TO_NEXT_TRY = 60.0  # of a version that could not be loaded
+_SECONDS_TO_NEXT_TRY = 60.0  # for a version that could not be loaded
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version that is loaded. number: as the registry counts. alias: why it was taken. inspector: ready to
-    inspect. profile: what it learnt from (`evaluation.line_profile`), None where it has packed none."""
+    """A registered version that is loaded.
+
+    Attributes:
+        number: Version number in the registry.
+        alias: Alias for which the version was chosen.
+        loaded_at: Time at which it was loaded (UTC).
+        inspector: Inspects captures.
+        profile: Line profile of its training captures (`inspection.line_profile`); None if it has none.
+    """
 
     number: str
     alias: str
     loaded_at: datetime
     inspector: CaptureInspector
-    profile: Mapping | None
+    profile: Mapping[str, Any] | None
 
 
 class Champion:
-    """The version that has the alias champion; challenger, as long as there is no champion.
+    """The version with the alias `champion`, or `challenger` while there is no champion.
 
-    version: the one that is loaded, None before the first. failure: why the registry, or the version that it has now,
-    cannot be used; None when all is well. Both are exchanged whole, so that other threads may read them. state: a
-    folder that remembers the last good version, for a start at which the newest one is broken.
+    `version` and `failure` are replaced as a whole, so that other threads can read them.
+
+    Args:
+        root: Folder of the project.
+        settings: Where the models are registered.
+        state: Folder that remembers the last good version, for a start while the newest version is broken.
+
+    Attributes:
+        version: The loaded version; None before the first.
+        failure: Why the registry or its current version cannot be used; None if both can.
     """
 
     def __init__(self, root: Path, settings: RegisterSettings, state: Path) -> None:
@@ -47,18 +62,18 @@ class Champion:
         self._refused, self._next_try = "", 0.0
 
     def check(self) -> None:
-        """Ask the registry, and load what it has now, beside the version that goes on meanwhile. Raises nothing."""
+        """Load the registry's current version if it changed; the previous one works on meanwhile. Never raises."""
         try:
-            number, alias = self._wanted()
-        except Exception as error:  # a database that is locked, a folder that may not be read
-            self.failure = _explained("the registry", error)
+            number, alias = self._current()
+        except Exception as error:  # such as a locked database or an unreadable folder
+            self.failure = _explained("the registry cannot be read", error)
             return
         if self.version and self.version.number == number:
             self.version, self.failure = replace(self.version, alias=alias), None
         elif self._refused != number or time.monotonic() >= self._next_try:
             self._exchange(number, alias)
 
-    def _wanted(self) -> tuple[str, str]:
+    def _current(self) -> tuple[str, str]:
         with open_registry(self._root, self._settings) as client:
             name = self._settings.model_name
             alias = CHAMPION if version_of(client, name, CHAMPION) else CHALLENGER
@@ -66,9 +81,9 @@ class Champion:
 
     def _exchange(self, number: str, alias: str) -> None:
         try:
-            self.version, self.failure = self._loaded(number, alias), None
+            self.version, self.failure = self._load(number, alias), None
             self._memory.write_text(number, encoding="utf-8")
-        except Exception as error:  # whatever a broken version leads its loaders to
+        except Exception as error:  # a broken version can make its loaders raise anything
             name = f"{self._settings.model_name} version {number}, the {alias}"
             self.failure = _explained(f"{name}, cannot be loaded", error)
             self._refused, self._next_try = number, time.monotonic() + _SECONDS_TO_NEXT_TRY
@@ -76,16 +91,16 @@ class Champion:
                 self._fall_back(number)
 
     def _fall_back(self, broken: str) -> None:
-        """Nothing inspects yet, and the newest version cannot: take the one that did before."""
+        """Load the last good version, at a start while the newest version is broken."""
         number = self._memory.read_text(encoding="utf-8").strip() if self._memory.is_file() else ""
         if number in ("", broken):
             return
         try:
-            self.version = self._loaded(number, "last good")
+            self.version = self._load(number, "last good")
         except Exception as error:
-            self.failure = _explained(f"{self.failure}; nor can version {number}", error)
+            self.failure = _explained(f"{self.failure}; version {number} cannot be loaded either", error)
 
-    def _loaded(self, number: str, alias: str) -> Version:
+    def _load(self, number: str, alias: str) -> Version:
         model, _ = load_registered(self._root, self._settings, number)
         packed = model.unwrap_python_model()
         packed.inspector.try_out()
@@ -93,8 +108,8 @@ class Champion:
 
 
 def _explained(what: str, error: Exception) -> PinspectError:
-    """An error as a user is told it; one of the registry keeps its kind."""
+    """An error in one line; an error of the registry keeps its class."""
     if isinstance(error, RegistryError):
         return error
-    told = str(error) if isinstance(error, PinspectError) else f"{type(error).__name__}: {error}"
-    return ModelError(f"{what}: {' '.join(told.split())[:_LONGEST_REASON]}")
+    reason = str(error) if isinstance(error, PinspectError) else f"{type(error).__name__}: {error}"
+    return ModelError(f"{what}: {' '.join(reason.split())[:_LONGEST_REASON]}")

@@ -1,4 +1,4 @@
-"""A line chart of rates as numbers that a template draws: SVG without scripts or styles of its own."""
+"""Layout of a line chart of rates, which a template draws as SVG."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ _MOST_LABELS = 8
 
 @dataclass(frozen=True)
 class Chart:
-    """Where things lie (px). lines: by name, parts without a gap, each a list of points (x, y). ticks: x and label.
-    levels: y and share."""
+    """Positions (px) in a chart.
+
+    Attributes:
+        width: Width of the chart.
+        height: Height of the chart.
+        left: Left end of the axis.
+        right: Right end of the axis.
+        lines: By name, the parts of a line between gaps; each part is a list of points (x, y).
+        ticks: x position and label.
+        levels: y position and share.
+    """
 
     width: int
     height: int
@@ -25,7 +34,7 @@ class Chart:
 
 
 def line_chart(labels: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> Chart:
-    """Lay out shares (0..1) over labels of equal distance; None leaves a gap."""
+    """Lay out shares (0..1) over equally spaced labels; None leaves a gap."""
     xs = _places(len(labels))
     step = max(1, -(-len(labels) // _MOST_LABELS))
     return Chart(
@@ -40,7 +49,7 @@ def line_chart(labels: Sequence[str], series: Mapping[str, Sequence[float | None
 
 
 def _places(number: int) -> list[float]:
-    """Evenly from left to right; one alone in the middle."""
+    """Equally spaced x positions; a single label is centered."""
     inner = WIDTH - LEFT - RIGHT
     if number == 1:
         return [LEFT + inner / 2]

@@ -1,4 +1,4 @@
-"""How the station is: the model, the queue, the results table, and whether the line has changed."""
+"""The state of the station: the model, the queue, the results table, and whether the line has changed."""
 
 from __future__ import annotations
 
@@ -14,55 +14,62 @@ from pydantic import BaseModel, Field
 from pinspect.station import drift
 from pinspect.station.corrections import waiting
 from pinspect.station.intake import Intake
-from pinspect.station.model_client import ModelClient, ModelHealth, ModelTimeoutError, ModelUnavailableError
+from pinspect.station.messages import ModelHealth, ModelTimeoutError, ModelUnavailableError
+from pinspect.station.model_process import ModelProcess
 from pinspect.station.results import ResultsError, ResultsTable
 from pinspect.station.settings import StationSettings
 
-_DRIFT_SECONDS = 10.0  # so long a judgement on the line holds
-_NO_MODEL = ModelHealth(None, None, None, 0, None, 0, 0, 0.0, None)
+_DRIFT_SECONDS = 10.0  # how long a drift report is reused
 
 
 class Health(BaseModel):
-    """What `GET /health` tells."""
+    """Response of `GET /health`."""
 
     status: Literal["ok", "degraded", "unavailable"] = Field(
-        description="degraded: it inspects, but something below needs a person; unavailable: no model answers"
+        description="degraded: the station inspects, but a field below needs attention; unavailable: no model answers"
     )
-    version: str | None = Field(description="of the registered model that answers")
+    version: str | None = Field(description="registered model version that answers")
     alias: str | None
     loaded_at: datetime | None
     queue: int = Field(description="captures that wait for the model")
-    batches: int = Field(description="forward passes since the model process began")
-    captures: int = Field(description="captures that went through them")
-    mean_batch: float
-    last_error: str | None = Field(description="why the newest champion is not the one that answers")
-    results_error: str | None = Field(description="why results cannot be kept or read")
-    waiting_corrections: int | None = Field(description="corrected captures that the next retraining will learn from")
-    drift: dict[str, Any] | None = Field(description="whether the line has changed; null where that cannot be judged")
+    batches: int = Field(description="forward passes since the model process started")
+    captures: int = Field(description="captures in those forward passes")
+    mean_batch: float = Field(description="captures per forward pass")
+    last_error: str | None = Field(description="why the newest champion does not answer")
+    results_error: str | None = Field(description="why results cannot be written or read")
+    waiting_corrections: int | None = Field(description="corrected captures that the next retraining will use")
+    drift: dict[str, Any] | None = Field(description="whether the line has changed; null if this cannot be measured")
 
 
 class Condition:
-    """Asks everybody how they are, for one web worker."""
+    """Collects the state of the station.
+
+    Args:
+        root: Folder of the project.
+        settings: When the station reports drift.
+        model: The model process.
+        results: The results table.
+        intake: Knows whether results can be stored.
+    """
 
     def __init__(
-        self, root: Path, settings: StationSettings, client: ModelClient, results: ResultsTable, intake: Intake
+        self, root: Path, settings: StationSettings, model: ModelProcess, results: ResultsTable, intake: Intake
     ):
         self._root = root
         self._settings = settings.drift
-        self._client = client
+        self._model = model
         self._results = results
         self._intake = intake
-        self._judged: tuple[float, str | None, dict | None] = (float("-inf"), None, None)
+        self._drift_cache: tuple[float, str | None, dict | None] = (float("-inf"), None, None)
 
-    async def told(self) -> Health:
-        """The present condition; it never raises for what is wrong."""
-        last_error, model = None, _NO_MODEL
+    async def health(self) -> Health:
+        """Return the current state. Problems are part of it and never raise."""
         try:
-            model = await self._client.health()
+            model = await self._model.health()
             last_error = model.last_error
         except (ModelTimeoutError, ModelUnavailableError) as error:
-            last_error = str(error)
-        results_error, waiting_corrections, line = await anyio.to_thread.run_sync(self._kept, model)
+            model, last_error = ModelHealth(), str(error)
+        results_error, waiting_corrections, line = await anyio.to_thread.run_sync(self._stored, model)
         fine = not last_error and not results_error and not (line and line["changed"])
         return Health(
             status="unavailable" if model.version is None else "ok" if fine else "degraded",
@@ -80,26 +87,26 @@ class Condition:
         )
 
     def counts(self) -> dict[str, int]:
-        """Rows of the results table by kind; none where it cannot be read."""
+        """Return `ResultsTable.counts`, or an empty dict if the table cannot be read."""
         try:
             return self._results.counts()
         except ResultsError:
             return {}
 
-    def _kept(self, model: ModelHealth) -> tuple[str | None, int | None, dict | None]:
-        """What is wrong with the results table, how many corrections wait, and what the latest results tell."""
+    def _stored(self, model: ModelHealth) -> tuple[str | None, int | None, dict | None]:
+        """Error of the results table, number of waiting corrections, drift report."""
         try:
             return self._intake.results_error, waiting(self._root), self._drift(model)
         except (ResultsError, OSError) as error:
             return str(error), None, None
 
     def _drift(self, model: ModelHealth) -> dict | None:
-        judged_at, version, told = self._judged
-        if time.monotonic() - judged_at > _DRIFT_SECONDS or version != model.version:
-            told = self._judge(model.profile) if model.profile else None
-            self._judged = (time.monotonic(), model.version, told)
-        return told
+        measured_at, version, report = self._drift_cache
+        if time.monotonic() - measured_at > _DRIFT_SECONDS or version != model.version:
+            report = self._measure_drift(model.profile) if model.profile else None
+            self._drift_cache = (time.monotonic(), model.version, report)
+        return report
 
-    def _judge(self, profile: Mapping) -> dict:
+    def _measure_drift(self, profile: Mapping) -> dict:
         latest = self._results.latest(self._settings.window, drift.COLUMNS)
-        return drift.judge_drift(profile, latest, self._settings).to_dict()
+        return drift.measure_drift(profile, latest, self._settings).to_dict()

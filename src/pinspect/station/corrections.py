@@ -1,10 +1,9 @@
-"""What a person says about an inspection, and how it becomes the next training capture.
+"""Verdicts of people on inspections, and how a correction becomes a training capture.
 
-Confirming says the same as the model did and is kept in the results table alone: the model has this one right, and a
-day of the line holds thousands like it. Correcting also puts the picture among the project's captures, through the
-checks of `pinspect add`, as `station_<12 hex of its sha256>_<MODE or OK>.<suffix>` with a row in `labels.csv`; who said
-so, when, and what the model had said is a line in `corrections.csv` beside it, to which nothing but lines are added.
-The next `dvc repro` takes it from there.
+A confirmation is stored in the results table only: the model was right, and a day of the line has thousands of such
+captures. A correction also adds the picture to the project's captures, after the checks of `pinspect add`, as
+`station_<12 hex of its sha256>_<MODE or OK>.<suffix>` with a row in `labels.csv`. A line in `corrections.csv` beside it
+records the person, the time, and the model's verdict. The next `dvc repro` trains on the capture.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ RAW = Path("data/raw")
 CORRECTIONS = "corrections.csv"
 CORRECTIONS_COLUMNS = (
     *("file", "by", "at", "inspection", "model_version"),
-    *("said_judgement", "said_defect_mode", "said_defect_position"),
+    *("model_judgement", "model_defect_mode", "model_defect_position"),
 )
 LONGEST_NAME = 80
 _LOCK = Path("data/station/corrections.lock")
-_MADE_HERE = re.compile(r"station_[0-9a-f]{12}_")
+_CORRECTED_FILE = re.compile(r"station_[0-9a-f]{12}_")
 
 
 class CorrectionError(CaptureError):
-    """What a person said about an inspection cannot be kept as a correction."""
+    """The verdict of a person cannot be stored."""
 
 
 class UnknownInspectionError(CorrectionError):
@@ -72,22 +71,40 @@ def correct(
     defect_position: str | None,
     by: str,
 ) -> Correction:
-    """Keep what `by`, a person, says about the inspection `id`, as the module tells. Several processes may do so.
+    """Store a person's verdict on an inspection; a correction becomes a capture. Safe across processes.
 
-    A passed capture needs no mode and no position. A person may change their mind: the capture of the earlier
-    correction gives way to the new one; where the same picture came from elsewhere with another label, that is refused.
-    Raises UnknownInspectionError, CorrectionError or CaptureError with one line for each problem; nothing has changed
-    then.
+    A later correction of the same picture replaces the capture of the earlier one. If an error is raised, nothing has
+    changed.
+
+    Args:
+        root: Folder of the project.
+        params: Layout, words of the answers, largest image.
+        results: The results table.
+        pictures: The stored pictures.
+        id: Id of the inspection.
+        judgement: `passed` or `defective`.
+        defect_mode: Defect mode; may be empty for a passed capture.
+        defect_position: Address of the pin; may be empty for a passed capture.
+        by: Name of the person.
+
+    Returns:
+        The stored verdict.
+
+    Raises:
+        UnknownInspectionError: There is no inspection with this id.
+        CorrectionError: The verdict is not valid, the picture has expired, or the same picture is among the captures
+            with another label that did not come from a correction.
+        CaptureError: The captures of the project have errors; one line each.
     """
     inspection = results.get(id)
     if inspection is None:
-        raise UnknownInspectionError(f"no inspection {id!r}; look it up in the results")
+        raise UnknownInspectionError(f"there is no inspection {id!r}; see the list of results")
     person = " ".join(by.split())
     if not person or len(person) > LONGEST_NAME or not person.isprintable():
-        raise CorrectionError(f"by: expected the name of a person, at most {LONGEST_NAME} characters, found {by!r}")
+        raise CorrectionError(f"by: expected the name of a person, at most {LONGEST_NAME} characters, got {by!r}")
     if inspection.image_type is None:
-        raise CorrectionError(f"{inspection.file}: it could not be inspected, so there is no answer to correct")
-    said = Correction(
+        raise CorrectionError(f"{inspection.file}: the capture could not be inspected, so there is no answer to correct")
+    verdict = Correction(
         judgement=judgement,
         defect_mode=defect_mode or (PASSED if judgement == PASSED else ""),
         defect_position=defect_position or NO_ADDRESS,
@@ -95,43 +112,42 @@ def correct(
         at=datetime.now(UTC).replace(microsecond=0),
         capture=None,
     )
-    _check(said, inspection, params.contract())
+    _check(verdict, inspection, params.contract())
     with _one_at_a_time(root):
         earlier = _earlier_capture(root, inspection.sha256)
-        if earlier or _verdict(said) != _verdict(inspection):
+        if earlier or _values(verdict) != _values(inspection):
             picture = pictures.path(inspection.sha256)
             if picture is None:
-                raise CorrectionError(f"{inspection.file}: its picture is kept no longer; inspect it again")
-            said = replace(said, capture=_keep_capture(root, params, picture, inspection, said, earlier))
-            if said.capture:
-                _note(root / CAPTURES / CORRECTIONS, inspection, said)
-        results.correct(id, **vars(said))
-    return said
+                raise CorrectionError(f"{inspection.file}: the picture has expired; inspect the capture again")
+            verdict = replace(verdict, capture=_add_capture(root, params, picture, inspection, verdict, earlier))
+            if verdict.capture:
+                _note(root / CAPTURES / CORRECTIONS, inspection, verdict)
+        results.correct(id, **vars(verdict))
+    return verdict
 
 
 def waiting(root: Path) -> int:
-    """How many captures that corrections made wait for the next retraining: those that the last run of the raw stage
-    did not have, or had with another label."""
-    learnt = {_label(row | {"file": row.get("capture", "")}) for row in _rows(root / RAW / MANIFEST)}
-    labels = [row for row in _rows(root / CAPTURES / LABELS) if _MADE_HERE.match(row.get("file", ""))]
-    return sum(_label(row) not in learnt for row in labels)
+    """Count captures from corrections that the last run of the stage `raw` did not have, or had with another label."""
+    known = {_label(row | {"file": row.get("capture", "")}) for row in _rows(root / RAW / MANIFEST)}
+    labels = [row for row in _rows(root / CAPTURES / LABELS) if _CORRECTED_FILE.match(row.get("file", ""))]
+    return sum(_label(row) not in known for row in labels)
 
 
-def _verdict(said: Correction | Inspection) -> tuple[str | None, ...]:
-    return said.judgement, said.defect_mode, said.defect_position
+def _values(verdict: Correction | Inspection) -> tuple[str | None, ...]:
+    return verdict.judgement, verdict.defect_mode, verdict.defect_position
 
 
 def _label(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row.get(column, "") for column in ("file", "shape", "judgement", "defect_mode", "defect_position"))
 
 
-def _check(said: Correction, inspection: Inspection, contract: AnswerContract) -> None:
-    """Raises CorrectionError where it is no verdict of this product: the words, the address, and that they agree."""
+def _check(verdict: Correction, inspection: Inspection, contract: AnswerContract) -> None:
+    """Raise CorrectionError if a verdict breaks the answer contract."""
     try:
-        address = None if said.defect_position == NO_ADDRESS else contract.layout.address(said.defect_position)
+        address = None if verdict.defect_position == NO_ADDRESS else contract.layout.address(verdict.defect_position)
     except ValueError as error:
         raise CorrectionError(f"defect position: {error}") from None
-    answer = Answer(_shape(inspection), VIEWS[0], contract.layout.pins, said.judgement, said.defect_mode, address)
+    answer = Answer(_shape(inspection), VIEWS[0], contract.layout.pins, verdict.judgement, verdict.defect_mode, address)
     breaches = contract.rule_breaches(answer)
     if breaches:
         raise CorrectionError("\n".join(breaches))
@@ -143,7 +159,7 @@ def _shape(inspection: Inspection) -> str:
 
 @contextmanager
 def _one_at_a_time(root: Path) -> Iterator[None]:
-    """Corrections one after the other, whichever web worker they come to."""
+    """Make corrections one after another, across threads and processes."""
     lock = root / _LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -151,40 +167,40 @@ def _one_at_a_time(root: Path) -> Iterator[None]:
 
 
 def _earlier_capture(root: Path, sha256: str) -> str | None:
-    """The name of the capture that an earlier correction of the same picture made.
+    """Name of the capture from an earlier correction of the same picture; None if there is none.
 
-    An image of such a name without a row is what a kill left behind: it is taken away, its picture is kept elsewhere.
+    A killed process can leave such an image without a row in labels.csv; that image is deleted.
     """
     labelled = {row.get("file") for row in _rows(root / CAPTURES / LABELS)}
-    found = None
+    earlier = None
     for path in images_folder(root / CAPTURES).glob(f"{_stem(sha256)}*"):
         if path.name in labelled:
-            found = path.name
+            earlier = path.name
         else:
             path.unlink()
-    return found
+    return earlier
 
 
 def _stem(sha256: str) -> str:
     return f"station_{sha256[:12]}_"
 
 
-def _keep_capture(
-    root: Path, params: Params, picture: Path, inspection: Inspection, said: Correction, earlier: str | None
+def _add_capture(
+    root: Path, params: Params, picture: Path, inspection: Inspection, verdict: Correction, earlier: str | None
 ) -> str | None:
-    """Put the picture among the captures. Returns its name; None where it is there from elsewhere with that label."""
-    mode = "OK" if said.judgement == PASSED else said.defect_mode.upper()
+    """Add the picture to the captures and return its name; None if the captures have it with this label already."""
+    mode = "OK" if verdict.judgement == PASSED else verdict.defect_mode.upper()
     capture = Capture(
         file=f"{_stem(inspection.sha256)}{mode}{picture.suffix}",
         shape=_shape(inspection),
-        judgement=said.judgement,
-        defect_mode=said.defect_mode,
-        defect_position=said.defect_position,
+        judgement=verdict.judgement,
+        defect_mode=verdict.defect_mode,
+        defect_position=verdict.defect_position,
         role=INSPECTED,
     )
     captures, contract, max_pixels = root / CAPTURES, params.contract(), params.raw.max_pixels
-    with tempfile.TemporaryDirectory(prefix="pinspect-correction-") as place:
-        new, others = Path(place) / "new", Path(place) / "others"
+    with tempfile.TemporaryDirectory(prefix="pinspect-correction-") as folder:
+        new, others = Path(folder) / "new", Path(folder) / "others"
         new.mkdir()
         shutil.copyfile(picture, new / capture.file)
         _write_rows(new / LABELS, LABEL_COLUMNS, [capture.row()])
@@ -202,11 +218,11 @@ def _keep_capture(
 
 
 def _without(captures: Path, earlier: str, others: Path) -> None:
-    """Lay out in `others` the captures but one, the images as links."""
-    there = images_folder(captures)
-    images = others / there.relative_to(captures)
+    """Create in `others` the folder of captures without `earlier`; its images are links."""
+    originals = images_folder(captures)
+    images = others / originals.relative_to(captures)
     images.mkdir(parents=True)
-    for path in there.iterdir():
+    for path in originals.iterdir():
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name != earlier:
             (images / path.name).symlink_to(path.resolve())
     rows = _rows(captures / LABELS)
@@ -214,7 +230,7 @@ def _without(captures: Path, earlier: str, others: Path) -> None:
 
 
 def _take_over(captures: Path, earlier: str, image: Path, labels: Path) -> None:
-    """Bring in the new image and labels; the verdict changes with the renaming of the labels."""
+    """Replace the image and the labels; the label changes when labels.csv is renamed."""
     images = images_folder(captures)
     for source, target in ((image, images / image.name), (labels, captures / LABELS)):
         write_file(target, source.read_bytes())
@@ -222,11 +238,11 @@ def _take_over(captures: Path, earlier: str, image: Path, labels: Path) -> None:
         (images / earlier).unlink()
 
 
-def _note(path: Path, inspection: Inspection, said: Correction) -> None:
-    """Add a line about who corrected what, when, and what the model had said."""
-    row = {"file": said.capture, "by": said.by, "at": said.at.isoformat(), "inspection": inspection.id}
-    row |= {"model_version": inspection.model_version, "said_judgement": inspection.judgement}
-    row |= {"said_defect_mode": inspection.defect_mode, "said_defect_position": inspection.defect_position}
+def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
+    """Append a line with the person, the time and the model's verdict."""
+    row = {"file": verdict.capture, "by": verdict.by, "at": verdict.at.isoformat(), "inspection": inspection.id}
+    row |= {"model_version": inspection.model_version, "model_judgement": inspection.judgement}
+    row |= {"model_defect_mode": inspection.defect_mode, "model_defect_position": inspection.defect_position}
     is_new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CORRECTIONS_COLUMNS, lineterminator="\n")
@@ -236,8 +252,7 @@ def _note(path: Path, inspection: Inspection, said: Correction) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, as far as they can be read; its reader in `pinspect.data` tells what is wrong with it. None
-    where there is no such file."""
+    """Readable rows of a CSV file; none if the file is missing. The stages report errors in these files."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:

@@ -1,21 +1,21 @@
-"""Has the line changed? The station's latest captures, held against those that the model learnt from.
+"""Drift: whether the station's latest captures differ from the captures that the model was trained on.
 
-Five quantities are judged, each by itself:
+Five quantities are tested separately:
 
-    brightness, dst_background   of all captures, see `imaging.line_facts`
+    brightness, dst_background   of all captures, see `inspection.line_facts`
     p_defective                  P(defective) of the captures that the model judged passed
-    uncertain                    the share of captures about which it is unsure: P(defective) between 0.05 and 0.95
-    set_aside                    the share of captures that cannot be laid over the unit space
+    uncertain                    share of captures with P(defective) between 0.05 and 0.95
+    set_aside                    share of captures that cannot be aligned to the unit space
 
-A line has few defects and a training set has many, so that P(defective) over all captures would differ on every good
-day. Passed captures are therefore compared with passed ones, and the share of uncertain ones is held against that which
-the same mix of judgements would have had in validation. Neither hangs on how many captures are defective.
+A line has few defects and a training set has many, so P(defective) over all captures would differ on every good day.
+Therefore passed captures are compared with passed captures, and the share of uncertain captures is compared with the
+share that the same mix of judgements had in validation. Neither depends on the number of defective captures.
 
-A quantity has changed when chance would hardly explain the difference (a two-sample Kolmogorov-Smirnov test; for
-shares, which only count when they rise, an exact test within each judgement; Bonferroni over the quantities), when the
-difference is large enough to matter, and when the model has not learnt from such captures. The last condition is what
-ends the warning after a retraining: old captures stay in the training set, so that its distribution never becomes that
-of the changed line. It also lets a day of production be more uniform than a training set that was gathered over months.
+A quantity has changed if three conditions hold. The difference is statistically significant: two-sample
+Kolmogorov-Smirnov test; for shares, which count only if they rise, an exact test within each judgement; Bonferroni over
+the quantities. The difference is at least `minimum_effect`. And the training set does not contain such captures: this
+condition ends the warning after a retraining, because old captures stay in the training set and its distribution never
+becomes that of the changed line. It also allows a day of production to be more uniform than the training set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pinspect.station.settings import DriftSettings
 COLUMNS = ("judgement", "p_defective", "brightness", "dst_background", "error", "model_version")
 QUANTITIES = (*LINE_FACTS, "p_defective", "uncertain", "set_aside")
 SHARES = ("uncertain", "set_aside")
-SURE = 0.05  # P(defective) between this and its complement is uncertain
+SURE = 0.05  # P(defective) between this value and its complement is uncertain
 
 _NAMES = {
     "en": {
@@ -60,17 +60,22 @@ _VALUES = {
 }
 _SHARES = {"en": "{name}: {now:.0%}, {known:.0%} in {place}", "ja": "{name}: {now:.0%}（{place} {known:.0%}）"}
 _PLACES = {"en": ("training", "validation"), "ja": ("学習時", "検証時")}
-_ASKED_OF_VALIDATION = ("p_defective", "uncertain")
+_FROM_VALIDATION = ("p_defective", "uncertain")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one quantity came to.
+    """Test result of one quantity.
 
-    captures, known: how many of the latest captures, and of those that the model knows, tell of it. distance: the
-    Kolmogorov-Smirnov distance, 0..1; of a share, by how much it has risen, -1..1. p: the probability that chance alone
-    makes such a difference. now, before: the medians, or the shares. distance and p are None where either side tells
-    too little, and so are now and before where it tells nothing.
+    Attributes:
+        quantity: Name of the quantity, one of `QUANTITIES`.
+        changed: Whether it has changed.
+        captures: Number of the latest captures that have the quantity.
+        known: Number of training or validation captures that have it.
+        distance: Kolmogorov-Smirnov distance, 0..1; for a share, its rise, -1..1. None if there are too few captures.
+        p: Probability of such a difference by chance; None if there are too few captures.
+        now: Median, or share, of the latest captures; None if there are none.
+        before: Median, or share, of the training or validation captures; None if there are none.
     """
 
     quantity: str
@@ -82,17 +87,22 @@ class Change:
     now: float | None = None
     before: float | None = None
 
-    def told(self, language: str = "en") -> str:
-        """The change in words. language: en or ja."""
+    def summary(self, language: str = "en") -> str:
+        """Describe the change in words. `language` is `en` or `ja`."""
         text = (_SHARES if self.quantity in SHARES else _VALUES)[language]
-        place = _PLACES[language][self.quantity in _ASKED_OF_VALIDATION]
+        place = _PLACES[language][self.quantity in _FROM_VALIDATION]
         return text.format(name=_NAMES[language][self.quantity], now=self.now, known=self.before, place=place)
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """Whether the line has changed. captures: how many of the latest were looked at. problem: why nothing can be
-    judged, if it cannot."""
+    """Test results of all quantities.
+
+    Attributes:
+        quantities: One result per quantity; empty if there is a problem.
+        captures: Number of the latest captures that were compared.
+        problem: Why drift cannot be measured; None if it can.
+    """
 
     quantities: tuple[Change, ...]
     captures: int
@@ -100,24 +110,26 @@ class DriftReport:
 
     @property
     def changed(self) -> bool:
-        return any(one.changed for one in self.quantities)
+        """Whether any quantity has changed."""
+        return any(change.changed for change in self.quantities)
 
-    def told(self, language: str = "en") -> str:
-        """What has changed, in words; empty where nothing has. language: en or ja."""
-        return {"en": "; ", "ja": "、"}[language].join(one.told(language) for one in self.quantities if one.changed)
+    def summary(self, language: str = "en") -> str:
+        """Describe all changes in words; empty if there are none. `language` is `en` or `ja`."""
+        changes = [change.summary(language) for change in self.quantities if change.changed]
+        return {"en": "; ", "ja": "、"}[language].join(changes)
 
     def to_dict(self) -> dict:
-        """As JSON has it, with what has changed in words."""
+        """Return the report for JSON, with `changed` and a `summary` in each language."""
         return asdict(self) | {
-            "quantities": [asdict(one) for one in self.quantities],
+            "quantities": [asdict(change) for change in self.quantities],
             "changed": self.changed,
-            "told": {language: self.told(language) for language in _NAMES},
+            "summary": {language: self.summary(language) for language in _NAMES},
         }
 
 
 @dataclass(frozen=True)
 class _Stratum:
-    """How many captures of one judgement there are, and how many of them count, then and now."""
+    """Captures of one judgement, and how many of them count: `known` before, `captures` now."""
 
     known: int
     known_counted: int
@@ -125,21 +137,25 @@ class _Stratum:
     counted: int
 
 
-def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings: DriftSettings) -> DriftReport:
-    """Hold the latest captures against the profile of the version that inspects.
+def measure_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings: DriftSettings) -> DriftReport:
+    """Compare the latest captures with the line profile of the version that inspects.
 
-    profile: also as `LineProfile.to_dict` tells it. latest: `COLUMNS` of the results table, the newest first; more than
-    `settings.window` are not looked at. Answers of another version than the newest capture's tell nothing about this
-    one: of those only light and background count.
+    Args:
+        profile: The line profile, or its dict (`LineProfile.to_dict`).
+        latest: `COLUMNS` of the results table, the newest capture first. Rows beyond `settings.window` are ignored. Of
+            rows of another version than the newest capture's, only brightness and background count.
+        settings: Window and thresholds.
     """
     latest = latest[list(COLUMNS)].head(settings.window)
     if not isinstance(profile, LineProfile):
         try:
             profile = LineProfile.from_dict(profile)
         except ValueError as error:
-            problem = f"the line profile of this version cannot be read ({error}); run dvc repro answer"
+            problem = (
+                f"the line profile of this version cannot be read ({error}); run dvc repro and promote the new version"
+            )
             return DriftReport((), len(latest), problem)
-    # To the profile's places: surer than sure is no difference.
+    # Rounded as in the profile, so that 0.99999 and 1 are equal.
     numbers = latest[["p_defective", *LINE_FACTS]].astype(float).round(PLACES)
     newest = latest["model_version"].dropna().head(1)
     answered = latest["model_version"].isin(newest)
@@ -152,13 +168,13 @@ def judge_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings: 
         for judgement, sample in ((PASSED, profile.p_passed), (DEFECTIVE, profile.p_defective))
     ]
     lost = numbers["brightness"].isna() & latest["error"].notna()
-    found = (
+    changes = (
         *(_compare(name, getattr(profile, name), numbers[name].dropna().to_numpy(), settings) for name in LINE_FACTS),
         _compare("p_defective", profile.p_passed, judged[PASSED], settings),
         _compare_shares("uncertain", uncertain, settings),
         _compare_shares("set_aside", [_set_aside(profile, lost)], settings),
     )
-    return DriftReport(found, len(latest))
+    return DriftReport(changes, len(latest))
 
 
 def _compare(name: str, known: Sample, values: np.ndarray, settings: DriftSettings) -> Change:
@@ -172,22 +188,23 @@ def _compare(name: str, known: Sample, values: np.ndarray, settings: DriftSettin
 
 
 def _compare_shares(name: str, strata: Sequence[_Stratum], settings: DriftSettings) -> Change:
-    """Whether more of the captures count than the same mix of strata had before.
+    """Test whether more captures count than in the same mix of strata before.
 
-    Within a stratum, how many of those that count are among the latest is hypergeometric if nothing has changed; over
-    all strata it is the sum. A stratum that only one side has tells nothing.
+    If nothing has changed, the number of counted captures among the latest is hypergeometric within a stratum; over all
+    strata it is the sum. A stratum without captures on one side is ignored.
     """
-    told = [one for one in strata if one.known and one.captures]
-    captures, known = sum(one.captures for one in told), sum(one.known for one in told)
+    shared = [stratum for stratum in strata if stratum.known and stratum.captures]
+    captures, known = sum(stratum.captures for stratum in shared), sum(stratum.known for stratum in shared)
     if captures < settings.minimum:
         return Change(name, False, captures, known)
-    counted = sum(one.counted for one in told)
-    expected = sum(one.captures * one.known_counted / one.known for one in told)
-    chances = np.ones(1)
-    for one in told:
-        both, of_both = one.known + one.captures, one.known_counted + one.counted
-        chances = np.convolve(chances, hypergeom.pmf(np.arange(one.captures + 1), both, of_both, one.captures))
-    p = float(min(1.0, chances[counted:].sum()))
+    counted = sum(stratum.counted for stratum in shared)
+    expected = sum(stratum.captures * stratum.known_counted / stratum.known for stratum in shared)
+    distribution = np.ones(1)
+    for stratum in shared:
+        total, total_counted = stratum.known + stratum.captures, stratum.known_counted + stratum.counted
+        number = np.arange(stratum.captures + 1)
+        distribution = np.convolve(distribution, hypergeom.pmf(number, total, total_counted, stratum.captures))
+    p = float(min(1.0, distribution[counted:].sum()))
     distance = (counted - expected) / captures
     changed = _matters(distance, p, settings)
     return Change(name, changed, captures, known, round(distance, 4), p, counted / captures, expected / captures)
@@ -198,8 +215,10 @@ def _matters(distance: float, p: float, settings: DriftSettings) -> bool:
 
 
 def _is_learnt(known: np.ndarray, values: np.ndarray, minimum: int) -> bool:
-    """Whether the known captures hold `minimum` like the latest: in each quarter of the latest values, their outer
-    twentieths aside, a quarter of that number."""
+    """Whether the known captures contain `minimum` captures like the latest.
+
+    In each quarter of the latest values, without their outer 5 %, there must be a quarter of `minimum`.
+    """
     edges = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     inside = [np.count_nonzero((known >= low) & (known <= high)) for low, high in itertools.pairwise(edges)]
     return min(inside) >= minimum / len(inside)
@@ -209,13 +228,13 @@ def _set_aside(profile: LineProfile, lost: pd.Series) -> _Stratum:
     share, measured = profile.set_aside_share, profile.brightness.captures
     if share is None or share == 1:
         return _Stratum(0, 0, len(lost), int(lost.sum()))
-    asked = round(measured / (1 - share))
-    return _Stratum(asked, asked - measured, len(lost), int(lost.sum()))
+    total = round(measured / (1 - share))
+    return _Stratum(total, total - measured, len(lost), int(lost.sum()))
 
 
-def _unsure(chances: Sequence[float] | np.ndarray) -> int:
-    chances = np.asarray(chances)
-    return int(np.count_nonzero((chances > SURE) & (chances < 1 - SURE)))
+def _unsure(probabilities: Sequence[float] | np.ndarray) -> int:
+    probabilities = np.asarray(probabilities)
+    return int(np.count_nonzero((probabilities > SURE) & (probabilities < 1 - SURE)))
 
 
 def _median(values: np.ndarray) -> float | None:

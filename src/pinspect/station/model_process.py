@@ -1,74 +1,61 @@
-"""The one process that holds the model, beside the web workers; it listens on a Unix socket for `model_client`.
+"""The model in a process of its own: a crash or a hang of the model does not stop the page.
 
-Threads: one for the registry, one that prepares captures, one for the model, and two for each client. It ends with the
-process that started it, however that one ends.
+The two processes are connected by a pipe. Many questions can be open at the same time, so that they share forward
+passes. The model process ends with the process that started it, even if that one is killed: its end of the pipe closes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import multiprocessing
-import os
 import queue
-import secrets
-import shutil
 import signal
-import tempfile
+import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import AuthenticationError, resource_tracker
-from multiprocessing.connection import Connection, Listener
+from concurrent.futures import Future
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.records import Photograph
-from pinspect.registry.settings import load_register_settings
-from pinspect.station.batches import Batches, Question
-from pinspect.station.champion import Champion
-from pinspect.station.model_client import KEY, ModelHealth, ModelUnavailableError
+from pinspect.station.messages import ModelHealth, ModelTimeoutError, ModelUnavailableError
 from pinspect.station.settings import StationSettings
 
-_LONGEST_ADDRESS = 100  # bytes: what every POSIX system takes for a Unix socket
-_SECONDS_TO_END = 5
-_CLIENTS = 64  # that may wait to be connected
-
-
-def start_model_process(
-    root: Path, settings: StationSettings, state: Path, *, batch_size: int | None = None
-) -> ModelProcess:
-    """Start the model process of the project in `root`, and wait until its model is loaded.
-
-    state: the station's folder; the process keeps there what it remembers, and its socket. batch_size: captures a
-    forward pass, else `station.batch_size`. Raises RegistryError where nothing is registered, RegistryUnreachableError,
-    or ModelError where the registered version cannot be loaded.
-    """
-    process = ModelProcess(root, settings, state, batch_size or settings.batch_size)
-    try:
-        process.wait()
-    except BaseException:
-        process.stop()
-        raise
-    return process
+LOADED = -1  # number of the message that a new process sends once its first model is loaded, or cannot be
+_HANG_TIMEOUTS = 4  # a step that takes this many request timeouts counts as a hang
+_SECONDS_BETWEEN_CHECKS = 1.0
+_SECONDS_BEFORE_RESTART = 0.5
+_SECONDS_TO_STOP = 5.0
+_HEALTH_SECONDS = 2.0
+_PICTURES_SECONDS = 30.0
 
 
 class ModelProcess:
-    """The model process, as the process sees it that started it; as a context it ends with the context.
+    """Runs the champion in a separate process and asks it questions. All methods can be called from any thread.
 
-    address: of its socket, which stays the same when it is restarted.
+    As a context manager it starts and stops the process. A process that dies or hangs is started again; the questions
+    that were open then raise ModelUnavailableError.
+
+    Args:
+        root: Folder of the project.
+        settings: Batch size, queue length, timeouts.
     """
 
-    def __init__(self, root: Path, settings: StationSettings, state: Path, batch_size: int) -> None:
-        state.mkdir(parents=True, exist_ok=True)
-        self.address = _new_address(state)
-        self._given = (root, settings, state, self.address, batch_size)
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._start()
+    def __init__(self, root: Path, settings: StationSettings) -> None:
+        self._arguments = (root, settings)
+        self._hang_seconds = _HANG_TIMEOUTS * settings.timeout_seconds
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()  # guards the attributes below
+        self._stopped = threading.Event()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._outbox: queue.SimpleQueue | None = None  # None while no process runs
+        self._open: dict[int, Future] = {}
 
     def __enter__(self) -> ModelProcess:
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,173 +63,192 @@ class ModelProcess:
 
     @property
     def pid(self) -> int | None:
-        """The number of the process that runs now."""
-        return self._process.pid
+        """Process id of the running model process; None if there is none."""
+        return self._process.pid if self._process else None
 
-    def wait(self) -> None:
-        """Wait until the model is loaded. Raises PinspectError with the reason when that fails."""
+    def start(self) -> None:
+        """Start the process and wait until its model is loaded.
+
+        Raises:
+            RegistryError: No version is registered, or the registry is unreachable.
+            ModelError: The registered version cannot be loaded.
+            ModelUnavailableError: The process ended before its model was loaded.
+        """
+        loaded: Future = Future()
+        connection = self._launch(loaded)
+        threading.Thread(target=self._supervise, args=(connection,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
-            failure = self._lifeline.recv()
-        except EOFError:
-            raise ModelUnavailableError("the model process ended while it started; its own words are above") from None
-        if failure:
-            raise failure
-
-    def restart_if_dead(self) -> bool:
-        """Start the process anew where it has ended by itself, without waiting for its model; True where it had."""
-        with self._lock:
-            if self._stopped or self._process.is_alive():
-                return False
-            self._lifeline.close()
-            self._start()
-            return True
+            loaded.result()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """End the process, for good."""
+        """End the process and do not start it again."""
         with self._lock:
-            self._stopped = True
-            self._lifeline.close()
-            self._process.join(_SECONDS_TO_END)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
-            shutil.rmtree(self.address.parent, ignore_errors=True)
+            self._stopped.set()
+            if self._outbox:
+                self._outbox.put(None)
+        if self._process:
+            self._process.join(_SECONDS_TO_STOP)
+            self._process.kill()
+            self._process.join()
 
-    def _start(self) -> None:
+    async def inspect(self, name: str, content: bytes, shape: str | None, timeout: float) -> dict[str, Any]:
+        """Inspect one capture.
+
+        Args:
+            name: File name shown in the record.
+            content: Bytes of an image file.
+            shape: Pin shape; None for the best-fitting one.
+            timeout: Seconds to wait for the answer.
+
+        Returns:
+            The record of `CaptureInspector.inspect`, with `model_version` and `seconds` (duration of the forward pass).
+
+        Raises:
+            QueueFullError: Too many captures wait.
+            ModelTimeoutError: No answer within `timeout`.
+            ModelUnavailableError: No model answers.
+        """
+        return await self._answer(timeout, "inspect", name, content, shape, timeout)
+
+    async def health(self, timeout: float = _HEALTH_SECONDS) -> ModelHealth:
+        """Return the state of the model process.
+
+        Args:
+            timeout: Seconds to wait for the answer.
+
+        Raises:
+            ModelTimeoutError: No answer within `timeout`.
+            ModelUnavailableError: The process has ended.
+        """
+        return await self._answer(timeout, "health")
+
+    async def pictures(self, name: str, content: bytes, shape: str | None) -> dict[str, bytes]:
+        """Draw a capture as the model sees it.
+
+        Args:
+            name: File name.
+            content: Bytes of an image file.
+            shape: Pin shape; None for the best-fitting one.
+
+        Returns:
+            JPEG bytes of the single composite by view (`RAW`, `DST`); empty if the capture cannot be aligned.
+
+        Raises:
+            ModelTimeoutError: No answer within 30 s.
+            ModelUnavailableError: The process has ended.
+        """
+        return await self._answer(_PICTURES_SECONDS, "pictures", name, content, shape)
+
+    async def _answer(self, timeout: float, kind: str, *arguments: object) -> Any:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(self._ask(kind, *arguments)), timeout)
+        except TimeoutError:
+            raise ModelTimeoutError(
+                f"no answer within {timeout:g} s; try again, or raise station.timeout_seconds"
+            ) from None
+
+    def _ask(self, kind: str, *arguments: object) -> Future:
+        """Send a question; its answer goes to the returned future."""
+        future: Future = Future()
+        future.set_running_or_notify_cancel()  # the caller may stop waiting; the answer must still have a place to go
+        with self._lock:
+            if self._outbox is None:
+                future.set_exception(_unavailable())
+            else:
+                number = next(self._numbers)
+                self._open[number] = future
+                self._outbox.put((number, kind, arguments))
+        return future
+
+    def _launch(self, loaded: Future | None = None) -> Connection:
         context = multiprocessing.get_context("spawn")
-        self._lifeline, its_end = context.Pipe()
-        self._process = context.Process(target=_run, args=(*self._given, its_end), name="pinspect-model", daemon=True)
-        # Ctrl-C reaches all processes of a terminal. A mask is inherited, from the first moment on: what ends the model
-        # process is the end of this one.
-        resource_tracker.ensure_running()  # multiprocessing's own, which takes the mask away when it is started
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        connection, remote = context.Pipe()
+        process = context.Process(target=_run, args=(remote, *self._arguments), name="pinspect-model", daemon=True)
+        # Ctrl-C reaches every process of a terminal. The signal mask is inherited, so the model process never sees it.
+        resource_tracker.ensure_running()  # started here because its own start would remove the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._process.start()
+            process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            its_end.close()
-
-
-def _new_address(state: Path) -> Path:
-    """A socket's path in a folder of its own, which nobody else may enter."""
-    address = Path(tempfile.mkdtemp(prefix="model-", dir=state)).resolve() / "socket"
-    if len(os.fsencode(address)) > _LONGEST_ADDRESS:
-        address.parent.rmdir()
-        address = Path(tempfile.mkdtemp(prefix="pinspect-")) / "socket"
-    with open(address.with_name(KEY), "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        file.write(secrets.token_bytes(32))
-    return address
-
-
-def _run(
-    root: Path, settings: StationSettings, state: Path, address: Path, batch_size: int, lifeline: Connection
-) -> None:
-    """What the model process does, until the lifeline's other end is closed."""
-    champion = Champion(root, load_register_settings(root), state)
-    batches = Batches(champion, batch_size, settings.queue)
-    address.unlink(missing_ok=True)  # of a process before this one, which was killed
-    listener = Listener(str(address), "AF_UNIX", _CLIENTS, authkey=address.with_name(KEY).read_bytes())
-    _thread(_listen, listener, _Desk(champion, batches))
-    _thread(_follow, champion, settings.champion_check_seconds, lifeline)
-    _thread(_forever, batches.prepare_next)
-    _thread(_forever, batches.answer_next)
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()  # nothing is ever sent: it returns when the process at the other end has ended
-    shutil.rmtree(address.parent, ignore_errors=True)
-    os._exit(0)  # a forward pass may be under way, for which nobody waits
-
-
-def _thread(work: Callable[..., None], *given: object) -> None:
-    """A thread without which the process would be good for nothing: the process ends with it, and is restarted."""
-
-    def run() -> None:
-        try:
-            work(*given)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    threading.Thread(target=run, name=work.__name__, daemon=True).start()
-
-
-def _forever(work: Callable[[], None]) -> None:
-    while True:
-        work()
-
-
-def _follow(champion: Champion, seconds: float, lifeline: Connection) -> None:
-    champion.check()
-    with contextlib.suppress(OSError):  # nobody waits for it any more
-        lifeline.send(None if champion.version else champion.failure)
-    while True:
-        time.sleep(seconds)
-        champion.check()
-
-
-def _listen(listener: Listener, desk: _Desk) -> None:
-    while True:
-        with contextlib.suppress(OSError, EOFError, AuthenticationError):  # who hangs up while he connects
-            desk.serve(listener.accept())
-
-
-class _Desk:
-    """Takes questions from clients and hands answers back; many questions of a client may be open at once."""
-
-    def __init__(self, champion: Champion, batches: Batches) -> None:
-        self._champion, self._batches = champion, batches
-        self._drawing = ThreadPoolExecutor(1, "pictures")
-
-    def serve(self, connection: Connection) -> None:
-        """Answer a client until it hangs up."""
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            remote.close()
         outbox: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(connection, outbox), daemon=True).start()
+        with self._lock:
+            self._process, self._outbox = process, outbox
+            if loaded:
+                self._open[LOADED] = loaded
+            if self._stopped.is_set():
+                outbox.put(None)
         threading.Thread(target=_write, args=(connection, outbox), daemon=True).start()
+        return connection
 
-    def _read(self, connection: Connection, outbox: queue.SimpleQueue) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while question := connection.recv():
-                number, what, given = question
-                self._take(what, given, lambda answer, number=number: outbox.put((number, answer)))
-        outbox.put(None)
+    def _supervise(self, connection: Connection) -> None:
+        """Pass answers on until the process ends, then start it again."""
+        while True:
+            self._read(connection)
+            self._fail_open_questions()
+            if self._stopped.wait(_SECONDS_BEFORE_RESTART):
+                return
+            print("the model process has ended; it is started again", file=sys.stderr, flush=True)
+            connection = self._launch()
 
-    def _take(self, what: str, given: tuple, answer: Callable[[object], None]) -> None:
-        if what == "health":
-            answer(self._health())
-        elif what == "pictures":
-            self._drawing.submit(self._draw, *given, answer)
-        else:
-            name, content, shape, timeout = given
+    def _read(self, connection: Connection) -> None:
+        with connection, contextlib.suppress(OSError, EOFError):
+            while True:
+                number, answer = connection.recv()
+                with self._lock:
+                    future = self._open.pop(number, None)
+                if future is None:
+                    continue
+                if isinstance(answer, PinspectError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+    def _fail_open_questions(self) -> None:
+        with self._lock:
+            if self._outbox:
+                self._outbox.put(None)  # ends the thread that writes
+            self._outbox = None
+            questions, self._open = self._open, {}
+        for future in questions.values():
+            future.set_exception(_unavailable())
+
+    def _watch(self) -> None:
+        """Kill a process that hangs; `_supervise` then starts it again."""
+        while not self._stopped.wait(_SECONDS_BETWEEN_CHECKS):
+            process = self._process
             try:
-                self._batches.ask(Question(Photograph(name, content), shape, time.monotonic() + timeout, answer))
-            except PinspectError as error:
-                answer(error)
+                hangs = self._ask("health").result(self._hang_seconds).busy_seconds > self._hang_seconds
+            except ModelUnavailableError:
+                continue
+            except TimeoutError:
+                hangs = True
+            if hangs and process and not self._stopped.is_set():
+                print(
+                    f"the model process hangs for {self._hang_seconds:g} s; it is killed", file=sys.stderr, flush=True
+                )
+                process.kill()
 
-    def _draw(self, name: str, content: bytes, shape: str | None, answer: Callable[[object], None]) -> None:
-        version, seen = self._champion.version, {}
-        try:
-            seen = version.inspector.pictures(Photograph(name, content), shape) if version else {}
-        except PinspectError:
-            pass
-        except Exception:  # a defect of pinspect, which must not cost anything but this picture
-            traceback.print_exc()
-        answer(seen)
 
-    def _health(self) -> ModelHealth:
-        version, failure, batches = self._champion.version, self._champion.failure, self._batches
-        return ModelHealth(
-            version=version and version.number,
-            alias=version and version.alias,
-            loaded_at=version and version.loaded_at,
-            queue=batches.waiting,
-            last_error=failure and str(failure),
-            batches=batches.forward_passes,
-            captures=batches.answered,
-            mean_batch=batches.answered / max(1, batches.forward_passes),
-            profile=version and version.profile,
-        )
+def _run(connection: Connection, root: Path, settings: StationSettings) -> None:
+    """Run the model process. Its imports (PyTorch, MLflow) stay out of the page's process."""
+    from pinspect.station.model_worker import run_model
+
+    run_model(connection, root, settings)
 
 
 def _write(connection: Connection, outbox: queue.SimpleQueue) -> None:
-    with connection, contextlib.suppress(OSError):
-        while answer := outbox.get():
-            connection.send(answer)
+    """Send questions in a thread, since a write blocks while the pipe is full; None asks the process to end."""
+    with contextlib.suppress(OSError):
+        while question := outbox.get():
+            connection.send(question)
+        connection.send(None)
+
+
+def _unavailable() -> ModelUnavailableError:
+    return ModelUnavailableError("the model process has ended or is still starting; try again in a few seconds")

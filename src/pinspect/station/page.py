@@ -1,12 +1,11 @@
-"""The station's page: what an inspector sees and does, rendered on the server.
+"""The station's page, rendered on the server.
 
-It works without scripts (a plain form uploads, confirms and corrects); `static/station.js` adds drag and drop, the
-keyboard and clicks on pins, by way of the same forms and addresses.
+It works without scripts: plain forms upload, confirm and correct. `static/station.js` adds drag and drop, keyboard
+shortcuts and clicks on pins, with the same forms and addresses.
 """
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from pinspect.core.params import Params
 from pinspect.station import access
 from pinspect.station.charts import line_chart
 from pinspect.station.corrections import LONGEST_NAME, correct
-from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError
+from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError
+from pinspect.station.model_process import ModelProcess
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.pictures import CAPTURE, ShownPictures, box, preview
 from pinspect.station.problems import Problem
@@ -47,6 +47,7 @@ CHART_DAYS = 60
 HEAT_LEVELS = 10
 _YEAR = 365 * 24 * 3600
 _PICTURE_CACHE = {"Cache-Control": "private, max-age=3600"}
+_VERDICT = ("judgement", "defect_mode", "defect_position")
 _FILTERS = ("judgement", "mode", "version", "since", "until", "corrected", "text")
 
 
@@ -57,10 +58,10 @@ def add_page(
     settings: StationSettings,
     results: ResultsTable,
     pictures: PictureStore,
-    client: ModelClient,
+    model: ModelProcess,
 ) -> None:
-    """Give `app` the page of the project in `root`. `app.state` has its `intake`, `condition` and `token`."""
-    page = Page(root, params, settings, results, pictures, client)
+    """Add the page to the application, whose `state` must have `intake`, `condition` and `token`."""
+    page = Page(root, params, settings, results, pictures, model)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     routes = APIRouter(include_in_schema=False)
     for path, show in {
@@ -83,7 +84,13 @@ def add_page(
 
 @dataclass(frozen=True)
 class Pin:
-    """One pin of the heat map: its address, its probability (None where it is not known) and how hot it is, 0..10."""
+    """A pin of the heat map.
+
+    Attributes:
+        address: Such as `X:3, Y:U`.
+        probability: Probability that the defect is at this pin, 0..1; None if unknown.
+        level: Color level, 0..10.
+    """
 
     address: str
     probability: float | None
@@ -91,7 +98,7 @@ class Pin:
 
 
 class Page:
-    """The routes of the page, each of which gives a whole HTML document."""
+    """The routes of the page; each returns a whole HTML document, a picture or a redirect."""
 
     def __init__(
         self,
@@ -100,14 +107,14 @@ class Page:
         settings: StationSettings,
         results: ResultsTable,
         pictures: PictureStore,
-        client: ModelClient,
+        model: ModelProcess,
     ):
         self._root = root
         self._params, self._settings = params, settings
         self._layout = params.layout.layout()
         self._results = results
         self._store = pictures
-        self._pictures = ShownPictures(client, pictures)
+        self._pictures = ShownPictures(model, pictures)
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -119,34 +126,34 @@ class Page:
         self._templates.tests |= {"same_verdict": _same_verdict}
 
     async def inspect(self, request: Request) -> Response:
-        """The first page: upload, and the results of `?id=`, or else the latest ones in short."""
+        """Show the upload form with the results `?id=`, or with a list of the latest results."""
         ids = request.query_params.getlist("id")[:MOST_SHOWN]
-        found = [inspection for id in ids if (inspection := await run_in_threadpool(self._results.get, id))]
+        inspections = [inspection for id in ids if (inspection := await run_in_threadpool(self._results.get, id))]
         latest = await run_in_threadpool(partial(self._results.list, limit=LATEST_LENGTH))
-        shown = [self._shown(inspection) for inspection in found]
+        shown = [self._shown(inspection) for inspection in inspections]
         return await self._render(request, "inspect.html", shown=shown, latest=latest, failure=None)
 
     async def upload(self, request: Request) -> Response:
-        """What a browser without scripts sends; one that has them asks `POST /inspect` itself, file by file."""
+        """Inspect the form of a browser without scripts; a script sends file by file to `POST /inspect`."""
         try:
-            found = await request.app.state.intake.take(request)
+            inspections = await request.app.state.intake.take(request)
         except Problem as problem:
             return await self._render(
                 request, "inspect.html", problem.status, shown=[], latest=[], failure=str(problem)
             )
-        if len(found) == 1:
-            return RedirectResponse(f"/inspection/{quote(found[0].id, safe='')}", 303)
-        return RedirectResponse("/?" + urlencode([("id", inspection.id) for inspection in found]), 303)
+        if len(inspections) == 1:
+            return RedirectResponse(f"/inspection/{quote(inspections[0].id, safe='')}", 303)
+        return RedirectResponse("/?" + urlencode([("id", inspection.id) for inspection in inspections]), 303)
 
     async def inspection(self, request: Request, id: str) -> Response:
-        """One result in full."""
+        """Show a result in full."""
         inspection = await run_in_threadpool(self._results.get, id)
         if inspection is None:
             return await self._missing(request, id)
         return await self._render(request, "inspection.html", shown=self._shown(inspection))
 
     async def picture(self, request: Request, id: str, view: str) -> Response:
-        """A view of a capture as the model sees it, or `capture`: the file as a JPEG."""
+        """Return a view (`RAW`, `DST`) of a capture as the model sees it, or the file itself (`capture`)."""
         inspection = await run_in_threadpool(self._results.get, id)
         if inspection is None or view not in (*VIEWS, CAPTURE):
             raise Problem(404, "no such picture")
@@ -155,66 +162,68 @@ class Page:
         except (ModelUnavailableError, ModelTimeoutError, ImageError) as error:
             raise Problem(503, str(error)) from error
         if content is None:
-            raise Problem(404, "the picture is kept no longer, or shows no such view")
+            raise Problem(404, "the picture has expired or cannot be drawn")
         kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
         return Response(content, media_type=kind, headers=_PICTURE_CACHE)
 
     async def judge(self, request: Request, id: str) -> Response:
-        """Confirm or correct, as the form says."""
+        """Store the verdict of the form: a confirmation or a correction."""
         inspection = await run_in_threadpool(self._results.get, id)
         if inspection is None:
             return await self._missing(request, id)
         form = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
-        said = _said(form, inspection)
-        failure = _incomplete(said)
+        verdict = _verdict(form, inspection)
+        failure = _incomplete(verdict)
         if failure is None:
             try:
                 await run_in_threadpool(
-                    partial(correct, self._root, self._params, self._results, self._store, id, **said)
+                    partial(correct, self._root, self._params, self._results, self._store, id, **verdict)
                 )
             except CaptureError as error:
                 failure = ("refused", {"reason": str(error)})
         if failure is not None:
-            shown = self._shown(inspection, said, failure)
+            shown = self._shown(inspection, verdict, failure)
             return await self._render(request, "inspection.html", 422, shown=shown)
         answer = RedirectResponse(f"/inspection/{quote(id, safe='')}", 303)
-        self._remember(answer, NAME_COOKIE, quote(said["by"].strip()))
+        self._remember(answer, NAME_COOKIE, quote(verdict["by"].strip()))
         return answer
 
     async def history(self, request: Request) -> Response:
-        """Results, the newest first, filtered and in pages."""
-        asked = {name: request.query_params.get(name, "").strip() for name in _FILTERS}
-        wanted = {name: value or None for name, value in asked.items()}
-        wanted |= {"since": _midnight(asked["since"]), "until": _midnight(asked["until"], days=1)}
-        wanted |= {"corrected": {"yes": True, "no": False}.get(asked["corrected"])}
+        """List results, the newest first, filtered and in pages."""
+        filters = {name: request.query_params.get(name, "").strip() for name in _FILTERS}
+        conditions = {name: value or None for name, value in filters.items()}
+        conditions |= {"since": _midnight(filters["since"]), "until": _midnight(filters["until"], days=1)}
+        conditions |= {"corrected": {"yes": True, "no": False}.get(filters["corrected"])}
         before = request.query_params.get("before")
-        find = partial(self._results.list, limit=HISTORY_LENGTH + 1, before=before, **wanted)
-        found = await run_in_threadpool(find)
-        rows, kept = found[:HISTORY_LENGTH], {name: value for name, value in asked.items() if value}
-        older = "?" + urlencode(kept | {"before": rows[-1].id}) if len(found) > len(rows) else None
-        newest = "?" + urlencode(kept) if before else None
-        return await self._render(request, "history.html", rows=rows, asked=asked, older=older, newest=newest)
+        query = partial(self._results.list, limit=HISTORY_LENGTH + 1, before=before, **conditions)
+        inspections = await run_in_threadpool(query)
+        rows, active = inspections[:HISTORY_LENGTH], {name: value for name, value in filters.items() if value}
+        older = "?" + urlencode(active | {"before": rows[-1].id}) if len(inspections) > len(rows) else None
+        newest = "?" + urlencode(active) if before else None
+        return await self._render(request, "history.html", rows=rows, filters=filters, older=older, newest=newest)
 
     async def figures(self, request: Request) -> Response:
-        """What came out over the last weeks."""
+        """Show yield, escape rate and overkill rate of the last 60 days."""
         since = datetime.now(UTC) - timedelta(days=CHART_DAYS)
-        days = await run_in_threadpool(partial(self._results.outcomes, bucket="day", since=since))
-        told = [_rates(day) for day in days]
+        outcomes = await run_in_threadpool(partial(self._results.outcomes, bucket="day", since=since))
+        days = [_rates(day) for day in outcomes]
         names = ("yield", "escape_rate", "overkill_rate")
-        chart = line_chart([day["bucket"] for day in told], {name: [day[name] for day in told] for name in names})
+        chart = line_chart([day["bucket"] for day in days], {name: [day[name] for day in days] for name in names})
         counts = await run_in_threadpool(self._results.counts)
-        return await self._render(request, "figures.html", days=told, chart=chart, counts=counts)
+        return await self._render(request, "figures.html", days=days, chart=chart, counts=counts)
 
     async def login(self, request: Request) -> Response:
-        """Where a reader without the token is led."""
-        return await self._render(request, "login.html", next=_own(request.query_params.get("next")), wrong=False)
+        """Show the login page."""
+        return await self._render(
+            request, "login.html", next=_local_path(request.query_params.get("next")), wrong=False
+        )
 
     async def log_in(self, request: Request) -> Response:
-        """The token, for a cookie."""
+        """Exchange the token for a cookie."""
         form = await request.form()
-        target = _own(form.get("next"))
+        target = _local_path(form.get("next"))
         token = request.app.state.token
-        if not hmac.compare_digest(str(form.get("token", "")).strip().encode(), token.encode()):
+        if not access.is_token(str(form.get("token", "")), token):
             return await self._render(request, "login.html", 403, next=target, wrong=True)
         answer = RedirectResponse(target, 303)
         access.log_in(answer, token, secure=request.url.scheme == "https")
@@ -230,20 +239,20 @@ class Page:
         return await self._render(request, "missing.html", HTTPStatus.NOT_FOUND, id=id)
 
     async def _render(self, request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:
-        """A page in the reader's language, with what every page has. `?lang=` is remembered."""
-        asked = request.query_params.get("lang")
+        """Render a template in the reader's language; `?lang=` sets a cookie."""
+        choice = request.query_params.get("lang")
         language = chosen_language(
-            asked if asked in LANGUAGES else request.cookies.get(LANGUAGE_COOKIE),
+            choice if choice in LANGUAGES else request.cookies.get(LANGUAGE_COOKIE),
             request.headers.get("accept-language", ""),
             self._settings.language,
         )
-        kept = [(name, value) for name, value in request.query_params.multi_items() if name != "lang"]
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "lang"]
         content = self._templates.get_template(template).render(
             t=partial(text, language),
             mode_name=partial(mode_name, language),
             mode_names=[(mode, mode_name(language, mode)) for mode in self._params.answers.defect_modes],
             language=language,
-            languages={code: ("?" + urlencode([*kept, ("lang", code)]), name) for code, name in LANGUAGES.items()},
+            languages={code: ("?" + urlencode([*query, ("lang", code)]), name) for code, name in LANGUAGES.items()},
             path=request.url.path,
             station=self._settings,
             shapes=self._params.answers.shapes,
@@ -251,21 +260,21 @@ class Page:
             layout=self._layout,
             longest_name=LONGEST_NAME,
             name=unquote(request.cookies.get(NAME_COOKIE, ""))[:LONGEST_NAME],
-            health=await request.app.state.condition.told(),
+            health=await request.app.state.condition.health(),
             **values,
         )
         answer = HTMLResponse(content, status, headers={"Cache-Control": "no-store", "Content-Language": language})
-        if asked in LANGUAGES:
-            self._remember(answer, LANGUAGE_COOKIE, asked)
+        if choice in LANGUAGES:
+            self._remember(answer, LANGUAGE_COOKIE, choice)
         return answer
 
     def _remember(self, answer: Response, cookie: str, value: str) -> None:
         answer.set_cookie(cookie, value, max_age=_YEAR, httponly=True, samesite="strict", path="/")
 
     def _shown(
-        self, inspection: Inspection, said: Mapping | None = None, failure: tuple[str, Mapping] | None = None
+        self, inspection: Inspection, verdict: Mapping | None = None, failure: tuple[str, Mapping] | None = None
     ) -> dict:
-        """What a template needs of an inspection. said, failure: a judgement that was not kept, and why."""
+        """The values of a result's template. verdict, failure: a verdict that was not stored, and the reason."""
         person = inspection.correction
         return {
             "inspection": inspection,
@@ -274,62 +283,60 @@ class Page:
             "box": box(self._layout, inspection.defect_position),
             "person_box": box(self._layout, person.defect_position) if person else None,
             "has_picture": self._store.path(inspection.sha256) is not None,
-            "form": said or (_suggested(person) if person else _opening(inspection)),
+            "form": verdict or (_verdict_of(person) if person else _prefilled(inspection)),
             "failure": failure,
         }
 
     def _pins(self, inspection: Inspection) -> list[tuple[str, list[Pin]]]:
-        """The pins row by row."""
-        known = inspection.address_probabilities or (None,) * self._layout.pins
+        """The pins, row by row."""
+        probabilities = inspection.address_probabilities or (None,) * self._layout.pins
         pins = [
             Pin(str(address), probability, math.ceil(round((probability or 0) * HEAT_LEVELS, 6)))
-            for address, probability in zip(self._layout.addresses, known, strict=True)
+            for address, probability in zip(self._layout.addresses, probabilities, strict=True)
         ]
         columns = self._layout.columns
         return [(row, pins[i * columns : (i + 1) * columns]) for i, row in enumerate(self._layout.rows)]
 
 
-def _said(form: Mapping[str, str], inspection: Inspection) -> dict[str, str]:
-    """What a person says by the form: to confirm is to repeat the model, and a passed capture has no defect."""
+def _verdict(form: Mapping[str, str], inspection: Inspection) -> dict[str, str]:
+    """The verdict in a form. To confirm repeats the model's verdict; a passed capture has no mode and no position."""
     by = form.get("by", "")[: 2 * LONGEST_NAME]
     if form.get("says") == "confirm":
-        return _suggested(inspection) | {"by": by}
+        return _verdict_of(inspection) | {"by": by}
     judgement = form.get("judgement", "")
     if judgement == PASSED:
         return {"judgement": PASSED, "defect_mode": PASSED, "defect_position": NO_ADDRESS, "by": by}
-    said = {name: form.get(name, "") for name in ("judgement", "defect_mode", "defect_position")}
-    return said | {"by": by}
+    return {name: form.get(name, "") for name in _VERDICT} | {"by": by}
 
 
-def _suggested(verdict: Inspection | Correction) -> dict[str, str]:
-    names = ("judgement", "defect_mode", "defect_position")
-    return {name: getattr(verdict, name) or "" for name in names}
+def _verdict_of(source: Inspection | Correction) -> dict[str, str]:
+    return {name: getattr(source, name) or "" for name in _VERDICT}
 
 
-def _opening(inspection: Inspection) -> dict[str, str]:
-    """What the correction form begins with: a defect may be another one, but what passed has to become defective."""
+def _prefilled(inspection: Inspection) -> dict[str, str]:
+    """First values of the correction form: a passed capture can only be corrected to a defective one."""
     if inspection.judgement == PASSED:
         return {"judgement": DEFECTIVE, "defect_mode": "", "defect_position": ""}
-    return _suggested(inspection)
+    return _verdict_of(inspection)
 
 
-def _incomplete(said: Mapping[str, str]) -> tuple[str, Mapping] | None:
-    """The text that tells what is missing in what a person said; None when nothing is."""
-    if not said["judgement"]:
+def _incomplete(verdict: Mapping[str, str]) -> tuple[str, Mapping] | None:
+    """The text about what a verdict lacks; None if it is complete."""
+    if not verdict["judgement"]:
         return "need_judgement", {}
-    if said["judgement"] == DEFECTIVE and said["defect_mode"] in ("", PASSED):
+    if verdict["judgement"] == DEFECTIVE and verdict["defect_mode"] in ("", PASSED):
         return "need_mode", {}
-    if said["judgement"] == DEFECTIVE and said["defect_position"] in ("", NO_ADDRESS):
+    if verdict["judgement"] == DEFECTIVE and verdict["defect_position"] in ("", NO_ADDRESS):
         return "need_position", {}
-    return None if said["by"].strip() else ("need_name", {})
+    return None if verdict["by"].strip() else ("need_name", {})
 
 
 def _same_verdict(person: Correction, inspection: Inspection) -> bool:
-    return _suggested(person) == _suggested(inspection)
+    return _verdict_of(person) == _verdict_of(inspection)
 
 
 def _rates(day: Mapping) -> dict:
-    """A day of `ResultsTable.outcomes` with its rates; None where there is nothing that one could be of."""
+    """Add the rates to a day of `ResultsTable.outcomes`; a rate of no captures is None."""
     defective = day["judged_defective"]
     passed = day["judged"] - defective
     return {
@@ -340,20 +347,20 @@ def _rates(day: Mapping) -> dict:
     }
 
 
-def _midnight(given: str, days: int = 0) -> datetime | None:
-    """The beginning of a day here, `days` later; None for what is no date."""
+def _midnight(day: str, days: int = 0) -> datetime | None:
+    """Local midnight of an ISO date, `days` later; None for other texts."""
     try:
-        return datetime.combine(date.fromisoformat(given) + timedelta(days), time()).astimezone()
+        return datetime.combine(date.fromisoformat(day) + timedelta(days), time()).astimezone()
     except (ValueError, OverflowError):
         return None
 
 
 def _local(moment: datetime) -> str:
-    """A time as the clock of the station has it."""
+    """A time in the station's time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def _own(target: object) -> str:
-    """A path of this station; nobody is sent elsewhere."""
+def _local_path(target: object) -> str:
+    """A path of this station; any other target becomes the first page."""
     path = str(target or "/")
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"

@@ -1,4 +1,4 @@
-"""The pictures behind the results: the bytes that were inspected, under their own hash, as long as they are kept."""
+"""Stored pictures: the inspected bytes, named by their hash, kept for a number of days."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class PictureStore:
-    """Pictures in `data/station/pictures/` of a project; threads and processes may share it.
+    """Pictures in `data/station/pictures/` of a project. Threads and processes can share the folder.
 
-    root: the project's folder. keep_days: how long a picture is kept after it was last put.
+    Args:
+        root: Folder of the project.
+        keep_days: Days to keep a picture after it was last put.
     """
 
     def __init__(self, root: Path, keep_days: int):
@@ -27,43 +29,51 @@ class PictureStore:
         self._keep = timedelta(days=keep_days)
 
     def put(self, content: bytes, suffix: str) -> str:
-        """Keep the bytes of an image file; they are on the disk when this returns. Returns their SHA-256.
+        """Store an image file; the bytes are on the disk when this method returns. Equal bytes are stored once.
 
-        suffix: of the file, such as `.jpg`. The same bytes are kept once. Raises ValueError for a suffix that is none,
-        and ResultsError where the bytes cannot be written.
+        Args:
+            content: Bytes of the file.
+            suffix: Suffix of the file, such as `.jpg`.
+
+        Returns:
+            SHA-256 of the bytes, in hex.
+
+        Raises:
+            ValueError: `suffix` is not a file suffix.
+            ResultsError: The bytes cannot be written.
         """
         if not _SUFFIX.fullmatch(suffix := suffix.lower()):
-            raise ValueError(f"expected a suffix such as .jpg, found {suffix!r}")
+            raise ValueError(f"expected a suffix such as .jpg, got {suffix!r}")
         sha256 = hashlib.sha256(content).hexdigest()
         try:
-            if not self._kept_on(sha256):
+            if not self._renew(sha256):
                 self._write(content, self._folder / sha256[:2] / f"{sha256}{suffix}")
         except OSError as error:
-            raise ResultsError(f"{self._folder}: cannot keep a picture: {error.strerror}") from None
+            raise ResultsError(f"{self._folder}: cannot write a picture: {error.strerror}") from None
         return sha256
 
     def path(self, sha256: str) -> Path | None:
-        """Where the picture with this hash lies; None where there is none, or where that is no hash."""
+        """Return the path of the picture with this hash; None if there is none or `sha256` is not a hash."""
         if not _SHA256.fullmatch(sha256):
             return None
         return next((self._folder / sha256[:2]).glob(f"{sha256}.*"), None)
 
     def prune(self, now: datetime) -> int:
-        """Delete what is older than it is kept, and what killed processes left half-written. Returns how many."""
+        """Delete expired pictures and partial files of killed processes; return the number of deleted files."""
         oldest, pruned = (now - self._keep).timestamp(), 0
         for path in self._folder.glob("??/*"):
-            with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+            with contextlib.suppress(FileNotFoundError):  # another process may prune, too
                 if path.stat().st_mtime < oldest:
                     path.unlink()
                     pruned += 1
         return pruned
 
-    def _kept_on(self, sha256: str) -> bool:
-        """Whether the picture is there; it is kept from now on."""
-        there = self.path(sha256)
-        with contextlib.suppress(FileNotFoundError):  # another process pruned it at this moment
-            if there:
-                os.utime(there)
+    def _renew(self, sha256: str) -> bool:
+        """Restart the time to keep a stored picture; False if it is not stored."""
+        path = self.path(sha256)
+        with contextlib.suppress(FileNotFoundError):  # another process may have pruned it just now
+            if path:
+                os.utime(path)
                 return True
         return False
 

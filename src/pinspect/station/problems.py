@@ -1,4 +1,4 @@
-"""Why the station turns a request away, as RFC 9457 tells it (`application/problem+json`)."""
+"""Refused requests, as RFC 9457 describes them (`application/problem+json`)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ MEDIA_TYPE = "application/problem+json"
 SCHEMA = {
     "type": "object",
     "title": "Problem",
-    "description": "Why a request was turned away (RFC 9457).",
+    "description": "Why a request was refused (RFC 9457).",
     "properties": {
         "type": {"type": "string"},
-        "title": {"type": "string", "description": "The status in words."},
+        "title": {"type": "string", "description": "Name of the HTTP status."},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What was found, and what to do."},
+        "detail": {"type": "string", "description": "What is wrong with the request, and what to do."},
     },
     "required": ["type", "title", "status", "detail"],
 }
 
 
 class Problem(PinspectError):
-    """A request that is turned away. status: of HTTP. reason: one word for the metrics. headers: of the response."""
+    """A refused request.
+
+    Args:
+        status: HTTP status.
+        detail: What is wrong with the request, and what to do.
+        reason: One word for the metrics.
+        headers: Further headers of the response.
+    """
 
     def __init__(self, status: int, detail: str, *, reason: str = "other", headers: Mapping[str, str] | None = None):
         super().__init__(detail)
@@ -34,12 +41,12 @@ class Problem(PinspectError):
         self.headers = dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """What the client gets."""
-        told = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status}
-        return JSONResponse(told | {"detail": str(self)}, self.status, self.headers, media_type=MEDIA_TYPE)
+        """Return the response for the client."""
+        body = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status}
+        return JSONResponse(body | {"detail": str(self)}, self.status, self.headers, media_type=MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int | str, dict]:
-    """The problems of a route, for its OpenAPI description."""
+    """Describe the problems of a route for OpenAPI."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

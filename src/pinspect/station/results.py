@@ -1,11 +1,11 @@
-"""The results table: every inspection once, and what people said about it.
+"""The results table: every inspection once, and the verdicts of people.
 
-Any SQLAlchemy URL will do; sqlite is the default. Several processes may write at the same time: an inspection's id is
-its primary key, so that the database itself decides who was first. On sqlite a result that `record` took is on the disk
-(write-ahead log, synchronous=FULL), whatever happens to the process then.
+It works with any SQLAlchemy URL; SQLite is the default. Several processes can write at the same time: the id of an
+inspection is its primary key, so the database decides which writer was first. On SQLite, a result is on the disk
+(write-ahead log, synchronous=FULL) when `record` returns.
 
-Tables: `station_inspections`, a row an inspection; `station_corrections`, a row each time that a person judged one, of
-which the latest counts; `station_schema`, the version of the two. Times are UTC.
+Tables: `station_inspections`, one row per inspection; `station_corrections`, one row per verdict of a person, of which
+the latest counts; `station_schema`, the version of the two. Times are UTC.
 """
 
 from __future__ import annotations
@@ -24,27 +24,38 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.core.errors import PinspectError
+from pinspect.station import results_tables as tables
 from pinspect.station.settings import StationSettings
 
 STATION = "station"
 WATCH = "watch"
 SCHEMA = 1
 STATION_FOLDER = Path("data/station")
-_IDS_A_QUERY = 500  # older sqlite takes 999 values a statement
-_SECONDS_TO_WAIT_FOR_A_WRITER = 30
+_IDS_PER_QUERY = 500  # older SQLite takes 999 values per statement
+_WRITER_SECONDS = 30
 _TRIES_TO_CREATE = 5
 _BUCKETS = {"hour": len("2026-01-31T23"), "day": len("2026-01-31"), "month": len("2026-01")}
+_RECORDED = [column.name for column in tables.inspections.c if column.name not in ("id", "received", "hour", "source")]
+_NO_VERDICTS = {"judged": 0, "judged_defective": 0, "escapes": 0, "overkill": 0}
 
 
 class ResultsError(PinspectError):
-    """The results table cannot be opened, read or written, or does not hold what was asked for."""
+    """The results table cannot be opened, read or written, or lacks an inspection."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What a person said about an inspection, confirming it or not. capture: its name among the captures, if any."""
+    """Verdict of a person on an inspection; a confirmation repeats the model's verdict.
+
+    Attributes:
+        judgement: `passed` or `defective`.
+        defect_mode: Defect mode, or `passed`.
+        defect_position: Address of the pin, or `NA`.
+        by: Name of the person.
+        at: Time of the verdict (UTC).
+        capture: File name of the capture made from the correction; None if there is none.
+    """
 
     judgement: str
     defect_mode: str
@@ -56,11 +67,16 @@ class Correction:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One inspected capture.
+    """An inspected capture. Fields not listed here are those of `CaptureInspector.inspect`.
 
-    received: UTC, aware. source: `station` or `watch`. seconds: how long it took, of the whole batch that it was in.
-    error: None, or why it could not be inspected; the answer and its scores are then None. All else: see
-    `serving.inspection.CaptureInspector.inspect`.
+    Attributes:
+        id: Unique id.
+        received: Time at which the capture came in (UTC, aware).
+        source: `station` or `watch`.
+        sha256: Hash of the image file, in hex.
+        seconds: Duration of the forward pass that the capture shared.
+        error: Why the capture could not be inspected; its answer and scores are then None. Else None.
+        correction: Latest verdict of a person; None if there is none.
     """
 
     id: str
@@ -86,112 +102,22 @@ class Inspection:
     correction: Correction | None
 
     def to_dict(self) -> dict:
-        """Everything as JSON has it: times in ISO 8601, tuples as lists."""
-        told = asdict(self) | {"received": self.received.isoformat()}
+        """Return the inspection for JSON: times in ISO 8601, tuples as lists."""
+        record = asdict(self) | {"received": self.received.isoformat()}
         if self.address_probabilities is not None:
-            told["address_probabilities"] = list(self.address_probabilities)
+            record["address_probabilities"] = list(self.address_probabilities)
         if self.correction is not None:
-            told["correction"]["at"] = self.correction.at.isoformat()
-        return told
-
-
-class _Utc(sa.TypeDecorator):
-    """A time in UTC, for databases that know no time zones; one without a zone is taken for UTC."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect) -> datetime | None:
-        return value if value is None or value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
-class _Text(sa.TypeDecorator):
-    """Text that every database takes: a file's name may hold bytes that are no UTF-8, an answer anything."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect) -> str | None:
-        return None if value is None else value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
-_metadata = sa.MetaData()
-_schema = sa.Table("station_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-_inspections = sa.Table(
-    "station_inspections",
-    _metadata,
-    sa.Column("id", sa.String(255), primary_key=True),
-    sa.Column("received", _Utc, nullable=False),
-    sa.Column("hour", sa.String(13), nullable=False),  # of `received`: databases cut times in ways of their own
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("file", _Text, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-    sa.Column("image_type", sa.String(64)),
-    sa.Column("number_of_pins", sa.String(64)),
-    sa.Column("judgement", sa.String(16)),
-    sa.Column("defect_mode", sa.String(64)),
-    sa.Column("defect_position", sa.String(64)),
-    sa.Column("answer", _Text),
-    sa.Column("p_defective", sa.Double),
-    sa.Column("threshold", sa.Double),
-    sa.Column("address_entropy", sa.Double),
-    sa.Column("address_probabilities", sa.JSON(none_as_null=True)),
-    sa.Column("brightness", sa.Double),
-    sa.Column("dst_background", sa.Double),
-    sa.Column("model_version", sa.String(64)),
-    sa.Column("seconds", sa.Double),
-    sa.Column("error", _Text),
-    sa.Index("station_inspections_received", "received", "id"),
-    sa.Index("station_inspections_judgement", "judgement", "received"),
-    sa.Index("station_inspections_sha256", "sha256"),
-)
-_corrections = sa.Table(
-    "station_corrections",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("inspection", sa.ForeignKey(_inspections.c.id), nullable=False, index=True),
-    sa.Column("judgement", sa.String(16), nullable=False),
-    sa.Column("defect_mode", sa.String(64), nullable=False),
-    sa.Column("defect_position", sa.String(64), nullable=False),
-    sa.Column("by", _Text, nullable=False),
-    sa.Column("at", _Utc, nullable=False),
-    sa.Column("capture", _Text),
-)
-_RECORDED = [column.name for column in _inspections.c if column.name not in ("id", "received", "hour", "source")]
-_LATEST = (
-    sa.select(_corrections)
-    .where(_corrections.c.number.in_(sa.select(sa.func.max(_corrections.c.number)).group_by(_corrections.c.inspection)))
-    .subquery("latest")
-)
-_JUDGED = _inspections.outerjoin(_LATEST, _LATEST.c.inspection == _inspections.c.id)
-
-
-def _sums(rows: sa.FromClause, **counted: sa.ColumnElement[bool]) -> sa.Select:
-    """How many `rows` of inspected captures are what each name says."""
-    columns = [sa.func.count(sa.case((what, 1))).label(name) for name, what in counted.items()]
-    return sa.select(*columns).select_from(rows).where(_inspections.c.error.is_(None))
-
-
-# Two questions: what people judged is little beside what was inspected, and is found by itself.
-_BY_MODEL = _sums(_inspections, inspected=sa.true(), defective=_inspections.c.judgement == DEFECTIVE)
-_BY_PERSON = _sums(
-    _LATEST.join(_inspections, _LATEST.c.inspection == _inspections.c.id),
-    judged=sa.true(),
-    judged_defective=_LATEST.c.judgement == DEFECTIVE,
-    escapes=sa.and_(_inspections.c.judgement == PASSED, _LATEST.c.judgement == DEFECTIVE),
-    overkill=sa.and_(_inspections.c.judgement == DEFECTIVE, _LATEST.c.judgement == PASSED),
-)
-_NOBODY = {"judged": 0, "judged_defective": 0, "escapes": 0, "overkill": 0}
+            record["correction"]["at"] = self.correction.at.isoformat()
+        return record
 
 
 class ResultsTable:
-    """The results table of a project. Threads may share one; processes open their own.
+    """The results table of a project. Threads can share an instance; each process opens its own.
 
-    url: any SQLAlchemy URL; its tables are made if they are not there. Tried on sqlite only. Everything here
-    raises ResultsError, which names the database without its password, when that cannot be used.
+    Every method raises ResultsError if the database cannot be used; its message has the URL without the password.
+
+    Args:
+        url: SQLAlchemy URL; missing tables are created. Tested on SQLite only.
     """
 
     def __init__(self, url: str):
@@ -204,25 +130,32 @@ class ResultsTable:
 
     @classmethod
     def of_project(cls, root: Path, settings: StationSettings) -> ResultsTable:
-        """The table that `settings.results` names; where it is empty, sqlite in `data/station/` of the project."""
+        """Open the table at `settings.results`; if that is empty, SQLite in `data/station/` of the project."""
         return cls(settings.results or f"sqlite:///{(root / STATION_FOLDER / 'results.db').resolve()}")
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close all connections to the database."""
         self._engine.dispose()
 
     def record(self, record: Mapping, *, id: str, sha256: str, source: str, received: datetime) -> bool:
-        """Keep a record of `CaptureInspector.inspect` with its model_version and seconds, as far as it has them.
+        """Store a record of `CaptureInspector.inspect`.
 
-        id: what must never be there twice, 255 characters at most. False when it is there already; nothing changes
-        then, whoever else is writing at the same moment.
+        Args:
+            record: The record, with `model_version` and `seconds` if known.
+            id: Unique id, at most 255 characters.
+            sha256: Hash of the image file, in hex.
+            source: `station` or `watch`.
+            received: Time at which the capture came in.
+
+        Returns:
+            Whether the record is new. If the id is in the table already, nothing changes.
         """
         values = {name: record.get(name) for name in _RECORDED} | {"sha256": sha256}
         values |= {"id": id, "source": source, "received": received, "hour": _hour(received)}
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(_inspections.insert().values(values))
+                    connection.execute(tables.inspections.insert().values(values))
             except IntegrityError:
                 if id in self.known([id]):
                     return False
@@ -230,9 +163,9 @@ class ResultsTable:
         return True
 
     def get(self, id: str) -> Inspection | None:
-        """The inspection with this id; None where there is none."""
-        found = self._read(_told().where(_inspections.c.id == id))
-        return found[0] if found else None
+        """Return the inspection with this id; None if there is none."""
+        inspections = self._read(_query().where(tables.inspections.c.id == id))
+        return inspections[0] if inspections else None
 
     def list(
         self,
@@ -247,41 +180,48 @@ class ResultsTable:
         corrected: bool | None = None,
         text: str | None = None,
     ) -> list[Inspection]:
-        """Inspections, the newest first.
+        """List inspections, the newest first.
 
-        before: the id of the last one of the page before; an id that is not there gives none. judgement, mode,
-        version: what the model said, and which one. since (included), until (not): when they were received. corrected:
-        whether a person judged it, confirming or not. text: occurs in the file's name, in either case.
+        Args:
+            limit: Most inspections to return.
+            before: Id of the last inspection of the previous page; an unknown id returns nothing.
+            judgement: Judgement of the model.
+            mode: Defect mode of the model.
+            version: Model version.
+            since: Received at this time or later.
+            until: Received before this time.
+            corrected: Whether a person gave a verdict, confirming or not.
+            text: Part of the file name, in upper or lower case.
         """
-        table = _inspections.c
-        asked = _told().order_by(table.received.desc(), table.id.desc()).limit(limit)
+        table = tables.inspections.c
+        query = _query().order_by(table.received.desc(), table.id.desc()).limit(limit)
         for column, value in ((table.judgement, judgement), (table.defect_mode, mode), (table.model_version, version)):
             if value is not None:
-                asked = asked.where(column == value)
+                query = query.where(column == value)
         if since is not None:
-            asked = asked.where(table.received >= since)
+            query = query.where(table.received >= since)
         if until is not None:
-            asked = asked.where(table.received < until)
+            query = query.where(table.received < until)
         if corrected is not None:
-            asked = asked.where(_LATEST.c.number.is_not(None) if corrected else _LATEST.c.number.is_(None))
+            query = query.where(tables.LATEST.c.number.is_not(None) if corrected else tables.LATEST.c.number.is_(None))
         if text:
-            asked = asked.where(table.file.icontains(text, autoescape=True))
+            query = query.where(table.file.icontains(text, autoescape=True))
         if before is not None:
             last = sa.select(table.received).where(table.id == before).scalar_subquery()
-            # The first condition alone would do; the database finds its place in the index by the second one.
+            # The first condition is sufficient; the second one lets the database use the index.
             earlier = sa.or_(table.received < last, sa.and_(table.received == last, table.id < before))
-            asked = asked.where(earlier, table.received <= last)
-        return self._read(asked)
+            query = query.where(earlier, table.received <= last)
+        return self._read(query)
 
     def known(self, ids: Iterable[str]) -> set[str]:
-        """Those of `ids` that are in the table."""
+        """Return the ids that are in the table."""
         ids = [*ids]
-        found: set[str] = set()
+        known: set[str] = set()
         with self._explained(), self._engine.connect() as connection:
-            for start in range(0, len(ids), _IDS_A_QUERY):
-                some = _inspections.c.id.in_(ids[start : start + _IDS_A_QUERY])
-                found.update(connection.scalars(sa.select(_inspections.c.id).where(some)))
-        return found
+            for start in range(0, len(ids), _IDS_PER_QUERY):
+                chunk = tables.inspections.c.id.in_(ids[start : start + _IDS_PER_QUERY])
+                known.update(connection.scalars(sa.select(tables.inspections.c.id).where(chunk)))
+        return known
 
     def correct(
         self,
@@ -294,87 +234,110 @@ class ResultsTable:
         at: datetime,
         capture: str | None,
     ) -> None:
-        """Keep what a person says about an inspection; to confirm is to say the same. The latest counts, all are kept.
+        """Store a person's verdict on an inspection. The latest verdict counts; earlier ones are kept.
 
-        Raises ResultsError when there is no inspection with this id.
+        Args:
+            id: Id of the inspection.
+            judgement: `passed` or `defective`.
+            defect_mode: Defect mode, or `passed`.
+            defect_position: Address of the pin, or `NA`.
+            by: Name of the person.
+            at: Time of the verdict.
+            capture: File name of the capture made from the correction, if any.
+
+        Raises:
+            ResultsError: There is no inspection with this id.
         """
         values = {"judgement": judgement, "defect_mode": defect_mode, "defect_position": defect_position}
         values |= {"inspection": id, "by": by, "at": at, "capture": capture}
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(_corrections.insert().values(values))
+                    connection.execute(tables.corrections.insert().values(values))
             except IntegrityError:
                 if id in self.known([id]):
                     raise
                 raise ResultsError(f"{self._name}: no inspection {id!r}") from None
 
     def outcomes(self, *, bucket: Literal["hour", "day", "month"] = "day", since: datetime | None = None) -> list[dict]:
-        """What came out over time, the oldest first: a dict for each hour, day or month (UTC) with inspections.
+        """Count outcomes per hour, day or month (UTC), the oldest first.
 
-        bucket: its beginning in ISO 8601. inspected: how many could be. defective: how many of those the model called
-        so. yield: the share of the others. judged: by a person. judged_defective: those that the person called so.
-        escapes: judged defective, called passed. overkill: judged passed, called defective.
+        Args:
+            bucket: Length of a period.
+            since: Start of the first period; None for all.
+
+        Returns:
+            One dict per period with inspections. `bucket`: start of the period in ISO 8601. `inspected`: captures that
+            could be inspected. `defective`: judged defective by the model. `yield`: share judged passed by the model.
+            `judged`: with a person's verdict. `judged_defective`: judged defective by a person. `escapes`: passed by
+            the model, defective by a person. `overkill`: defective by the model, passed by a person.
         """
         if bucket not in _BUCKETS:
-            raise ValueError(f"expected one of {list(_BUCKETS)}, found {bucket!r}")
-        when = sa.func.substr(_inspections.c.hour, 1, sa.literal_column(str(_BUCKETS[bucket]))).label("bucket")
-        asked = [sums.add_columns(when).group_by("bucket").order_by("bucket") for sums in (_BY_MODEL, _BY_PERSON)]
+            raise ValueError(f"expected one of {list(_BUCKETS)}, got {bucket!r}")
+        when = sa.func.substr(tables.inspections.c.hour, 1, sa.literal_column(str(_BUCKETS[bucket]))).label("bucket")
+        queries = [
+            sums.add_columns(when).group_by("bucket").order_by("bucket") for sums in (tables.BY_MODEL, tables.BY_PERSON)
+        ]
         if since is not None:
-            asked = [sums.where(_inspections.c.received >= since) for sums in asked]
+            queries = [sums.where(tables.inspections.c.received >= since) for sums in queries]
         with self._explained(), self._engine.connect() as connection:
-            told, judged = ([dict(row) for row in connection.execute(sums).mappings()] for sums in asked)
-        said = {row["bucket"]: row for row in judged}
+            by_model, by_person = ([dict(row) for row in connection.execute(sums).mappings()] for sums in queries)
+        judged = {row["bucket"]: row for row in by_person}
         return [
-            {**row, "yield": 1 - row["defective"] / row["inspected"], **_NOBODY, **said.get(row["bucket"], {})}
-            for row in told
+            {**row, "yield": 1 - row["defective"] / row["inspected"], **_NO_VERDICTS, **judged.get(row["bucket"], {})}
+            for row in by_model
         ]
 
     def latest(self, n: int, columns: Sequence[str]) -> pd.DataFrame:
-        """`columns` of the latest `n` captures, the newest first; those that could not be inspected only where `error`
-        is asked for."""
-        asked = sa.select(*(_inspections.c[name] for name in columns))
+        """Return `columns` of the latest `n` captures, the newest first.
+
+        Captures that could not be inspected are included only if `columns` has `error`.
+        """
+        query = sa.select(*(tables.inspections.c[name] for name in columns))
         if "error" not in columns:
-            asked = asked.where(_inspections.c.error.is_(None))
-        asked = asked.order_by(_inspections.c.received.desc(), _inspections.c.id.desc()).limit(n)
+            query = query.where(tables.inspections.c.error.is_(None))
+        query = query.order_by(tables.inspections.c.received.desc(), tables.inspections.c.id.desc()).limit(n)
         with self._explained(), self._engine.connect() as connection:
-            return pd.DataFrame(connection.execute(asked).all(), columns=list(columns))
+            return pd.DataFrame(connection.execute(query).all(), columns=list(columns))
 
     def counts(self) -> dict[str, int]:
-        """How many there are in all: inspected, defective, judged, judged_defective, escapes, overkill (see
-        `outcomes`), and errors: those that could not be inspected."""
-        errors = sa.select(sa.func.count()).select_from(_inspections).where(_inspections.c.error.is_not(None))
+        """Count all inspections: the counts of `outcomes`, and `errors`, captures that could not be inspected."""
+        errors = (
+            sa.select(sa.func.count()).select_from(tables.inspections).where(tables.inspections.c.error.is_not(None))
+        )
         with self._explained(), self._engine.connect() as connection:
-            told, judged = (connection.execute(sums).mappings().one() for sums in (_BY_MODEL, _BY_PERSON))
-            return {**told, **judged, "errors": connection.scalar(errors)}
+            by_model, by_person = (
+                connection.execute(sums).mappings().one() for sums in (tables.BY_MODEL, tables.BY_PERSON)
+            )
+            return {**by_model, **by_person, "errors": connection.scalar(errors)}
 
-    def _read(self, asked: sa.Select) -> list[Inspection]:
+    def _read(self, query: sa.Select) -> list[Inspection]:
         with self._explained(), self._engine.connect() as connection:
-            return [_inspection(row) for row in connection.execute(asked).mappings()]
+            return [_inspection(row) for row in connection.execute(query).mappings()]
 
     def _create(self) -> None:
-        """Make what is missing. Two processes may begin at the same moment: the slower one looks again."""
-        for left in reversed(range(_TRIES_TO_CREATE)):
+        """Create missing tables. Two processes can do so at the same moment: the slower one tries again."""
+        for tries_left in reversed(range(_TRIES_TO_CREATE)):
             try:
                 with self._engine.begin() as connection:
                     self._check_schema(connection)
-                    _metadata.create_all(connection)
-                    if connection.scalar(sa.select(sa.func.count()).select_from(_schema)) == 0:
-                        connection.execute(_schema.insert().values(version=SCHEMA))
+                    tables.metadata.create_all(connection)
+                    if connection.scalar(sa.select(sa.func.count()).select_from(tables.schema)) == 0:
+                        connection.execute(tables.schema.insert().values(version=SCHEMA))
                 return
             except SQLAlchemyError:
-                if not left:
+                if not tries_left:
                     raise
                 time.sleep(0.1)
 
     def _check_schema(self, connection: Connection) -> None:
-        if not sa.inspect(connection).has_table(_schema.name):
+        if not sa.inspect(connection).has_table(tables.schema.name):
             return
-        found = connection.scalar(sa.select(sa.func.max(_schema.c.version))) or SCHEMA
-        if found > SCHEMA:
+        version = connection.scalar(sa.select(sa.func.max(tables.schema.c.version))) or SCHEMA
+        if version > SCHEMA:
             raise ResultsError(
-                f"{self._name}: written by a newer pinspect (schema {found}, this one knows {SCHEMA}); "
-                "update pinspect, or name another database in station.results"
+                f"{self._name}: written by a newer pinspect (schema {version}, this one reads up to {SCHEMA}); "
+                "update pinspect, or set station.results to another database"
             )
 
     @contextlib.contextmanager
@@ -382,14 +345,21 @@ class ResultsTable:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise ResultsError(f"{self._name}: its driver is not installed: pip install {error.name}") from None
+            raise ResultsError(
+                f"{self._name}: the database driver is not installed; run pip install {error.name}"
+            ) from None
         except (SQLAlchemyError, OSError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise ResultsError(f"{self._name}: not usable as results table: {reason}") from error
+            raise ResultsError(f"{self._name}: cannot be used as results table: {reason}") from error
 
 
 def watch_id(file: str, sha256: str) -> str:
-    """The id of a watched capture: the same for the same bytes under the same name. file: relative to its inbox."""
+    """Return the id of a watched capture; equal bytes under the same name have the same id.
+
+    Args:
+        file: Path of the file, relative to its inbox.
+        sha256: Hash of the file, in hex.
+    """
     name = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{WATCH}-{sha256}-{name[:16]}"
 
@@ -399,7 +369,7 @@ def _engine(address: URL) -> Engine:
         return sa.create_engine(address, pool_pre_ping=True)
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(address, connect_args={"timeout": _SECONDS_TO_WAIT_FOR_A_WRITER})
+    engine = sa.create_engine(address, connect_args={"timeout": _WRITER_SECONDS})
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection, _) -> None:
@@ -413,14 +383,14 @@ def _hour(received: datetime) -> str:
     return f"{received if received.tzinfo is None else received.astimezone(UTC):%Y-%m-%dT%H}"
 
 
-def _told() -> sa.Select:
-    correction = [_LATEST.c[field.name].label(f"correction_{field.name}") for field in fields(Correction)]
-    return sa.select(_inspections, *correction).select_from(_JUDGED)
+def _query() -> sa.Select:
+    correction = [tables.LATEST.c[field.name].label(f"correction_{field.name}") for field in fields(Correction)]
+    return sa.select(tables.inspections, *correction).select_from(tables.JUDGED)
 
 
 def _inspection(row: RowMapping) -> Inspection:
     values = {field.name: row[field.name] for field in fields(Inspection) if field.name != "correction"}
     if values["address_probabilities"] is not None:
         values["address_probabilities"] = tuple(values["address_probabilities"])
-    said = {field.name: row[f"correction_{field.name}"] for field in fields(Correction)}
-    return Inspection(**values, correction=None if said["judgement"] is None else Correction(**said))
+    verdict = {field.name: row[f"correction_{field.name}"] for field in fields(Correction)}
+    return Inspection(**values, correction=None if verdict["judgement"] is None else Correction(**verdict))

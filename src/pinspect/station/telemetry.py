@@ -1,46 +1,39 @@
-"""What the station tells Prometheus.
-
-Counters and the histogram are counted by every web worker; with several of them `prometheus_client` gathers them by
-files in PROMETHEUS_MULTIPROC_DIR. What describes the present moment is asked for when Prometheus asks.
-"""
+"""Metrics for Prometheus: counters and a histogram kept here, gauges read when Prometheus asks."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 NOT_INSPECTED = "none"
 _SECONDS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)
 
 
 class Telemetry:
-    """The metrics of one web worker."""
+    """Counters and a histogram of what the station did since it started."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._inspections = Counter(
             "pinspect_inspections",
-            "Captures answered, by judgement (none: could not be inspected) and model version.",
+            "Inspected captures, by judgement (none: could not be inspected) and model version.",
             ("judgement", "version"),
             registry=self._registry,
         )
         self._seconds = Histogram(
             "pinspect_inspection_seconds",
-            "From the last byte of an upload to its answer.",
+            "Time from the last byte of an upload to its answer.",
             buckets=_SECONDS,
             registry=self._registry,
         )
         self._refused = Counter(
-            "pinspect_refused_uploads", "Uploads turned away, by reason.", ("reason",), registry=self._registry
+            "pinspect_refused_uploads", "Refused uploads, by reason.", ("reason",), registry=self._registry
         )
         self._requests = Counter(
             "pinspect_http_requests",
@@ -50,44 +43,51 @@ class Telemetry:
         )
 
     def inspected(self, judgement: str | None, version: str | None) -> None:
-        """A capture was answered."""
+        """Count an inspected capture.
+
+        Args:
+            judgement: Its judgement; None if it could not be inspected.
+            version: Model version that answered.
+        """
         self._inspections.labels(judgement or NOT_INSPECTED, version or NOT_INSPECTED).inc()
 
     def took(self, seconds: float) -> None:
-        """A request for inspection was answered."""
+        """Record the duration (s) of an answered upload."""
         self._seconds.observe(seconds)
 
     def refused(self, reason: str) -> None:
-        """An upload was turned away."""
+        """Count a refused upload. `reason` is one word, see `problems.Problem`."""
         self._refused.labels(reason).inc()
 
     def requested(self, method: str, route: str, status: int) -> None:
-        """A request was answered."""
+        """Count an answered HTTP request."""
         self._requests.labels(method, route, str(status)).inc()
 
     def exposition(self, health: Mapping, counts: Mapping[str, int]) -> bytes:
-        """Everything, in Prometheus' text format. health: see `condition.Condition.told`. counts: of the results."""
-        gathered = self._registry
-        if MULTIPROCESS_FOLDER in os.environ:
-            gathered = CollectorRegistry()
-            MultiProcessCollector(gathered)
-        moment = CollectorRegistry()
-        moment.register(_Moment(health, counts))
-        return generate_latest(gathered) + generate_latest(moment)
+        """Return all metrics in Prometheus' text format.
+
+        Args:
+            health: `condition.Health` as a dict.
+            counts: Rows of the results table by kind (`ResultsTable.counts`).
+        """
+        state = CollectorRegistry()
+        state.register(_State(health, counts))
+        return generate_latest(self._registry) + generate_latest(state)
 
 
 class CountRequests:
-    """The middleware that counts requests by route and status."""
+    """ASGI middleware that counts requests by method, route and status."""
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry):
         self._app = app
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request and count its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500  # when nothing was sent at all
+        status = 500  # if the application sends nothing
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -99,13 +99,13 @@ class CountRequests:
             await self._app(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            # A method that nobody knows must not make a time series of its own.
+            # An invented method must not create a time series.
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
             self._telemetry.requested(method, route, status)
 
 
-class _Moment(Collector):
-    """What is so now: the model, its queue, the results table, the line."""
+class _State(Collector):
+    """Gauges: the model, its queue, the results table, drift."""
 
     def __init__(self, health: Mapping, counts: Mapping[str, int]):
         self._health = health
@@ -113,30 +113,30 @@ class _Moment(Collector):
 
     def collect(self) -> Iterator[Metric]:
         health = self._health
-        model = GaugeMetricFamily("pinspect_model_info", "The version that answers.", labels=("version", "alias"))
+        model = GaugeMetricFamily("pinspect_model_info", "Model version that answers.", labels=("version", "alias"))
         if health["version"]:
             model.add_metric((health["version"], health["alias"] or ""), 1)
         yield model
-        yield _gauge("pinspect_model_up", "1 when a model answers.", health["version"] is not None)
+        yield _gauge("pinspect_model_up", "1 if a model answers.", health["version"] is not None)
         yield _gauge(
-            "pinspect_model_stale", "1 when a new champion could not be loaded.", health["last_error"] is not None
+            "pinspect_model_stale", "1 if the newest champion cannot be loaded.", health["last_error"] is not None
         )
         yield _gauge("pinspect_queue_captures", "Captures that wait for the model.", health["queue"])
         yield CounterMetricFamily(
-            "pinspect_batches", "Forward passes since the model process began.", value=health["batches"] or 0
+            "pinspect_batches", "Forward passes since the model process started.", value=health["batches"] or 0
         )
         yield CounterMetricFamily(
-            "pinspect_batched_captures", "Captures that went through them.", value=health["captures"] or 0
+            "pinspect_batched_captures", "Captures in those forward passes.", value=health["captures"] or 0
         )
         yield _gauge(
             "pinspect_corrections_waiting",
-            "Corrected captures that the next retraining will learn from.",
+            "Corrected captures that the next retraining will use.",
             health["waiting_corrections"],
         )
-        yield _gauge("pinspect_results_writable", "1 when results can be kept.", health["results_error"] is None)
+        yield _gauge("pinspect_results_writable", "1 if results can be written.", health["results_error"] is None)
         results = GaugeMetricFamily(
             "pinspect_results",
-            "Rows of the results table; judged, escapes and overkill by people.",
+            "Rows of the results table; judged, escapes and overkill as judged by people.",
             labels=("kind",),
         )
         for kind, count in self._counts.items():
@@ -147,17 +147,17 @@ class _Moment(Collector):
     def _drift(self) -> Iterator[Metric]:
         distance = GaugeMetricFamily(
             "pinspect_drift_distance",
-            "Kolmogorov-Smirnov distance of the latest captures from those that the model learnt from.",
+            "Kolmogorov-Smirnov distance between the latest captures and the training captures.",
             labels=("quantity",),
         )
-        changed = GaugeMetricFamily("pinspect_drift_changed", "1 when a quantity has changed.", labels=("quantity",))
-        for found in (self._health["drift"] or {}).get("quantities", ()):
-            if found["distance"] is not None:
-                distance.add_metric((found["quantity"],), found["distance"])
-            changed.add_metric((found["quantity"],), found["changed"])
+        changed = GaugeMetricFamily("pinspect_drift_changed", "1 if the quantity has changed.", labels=("quantity",))
+        for change in (self._health["drift"] or {}).get("quantities", ()):
+            if change["distance"] is not None:
+                distance.add_metric((change["quantity"],), change["distance"])
+            changed.add_metric((change["quantity"],), change["changed"])
         yield distance
         yield changed
 
 
-def _gauge(name: str, told: str, value: float | None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, told, value=0 if value is None else float(value))
+def _gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, value=0 if value is None else float(value))

@@ -1,4 +1,4 @@
-"""Every word of the station's page, in each of its languages. Templates and scripts hold none themselves."""
+"""All texts of the station's page, in each language. Templates and scripts contain no texts of their own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TEXTS = {
         "version": "Version {version}",
         "no_model": "No model",
         "waiting": "Waiting for retraining: {n}",
-        "banner_model": "The newest champion could not be loaded; version {version} goes on inspecting. {reason}",
-        "banner_no_model": "Nothing can be inspected now. {reason}",
-        "banner_results": "Results cannot be kept now. {reason}",
+        "banner_model": "The newest champion cannot be loaded; version {version} still inspects. {reason}",
+        "banner_no_model": "Captures cannot be inspected at present. {reason}",
+        "banner_results": "Results cannot be saved at present. {reason}",
         "banner_drift": "The line has changed. {reason}",
         "upload": "Inspect captures",
         "drop": "Drop captures here",
@@ -29,12 +29,12 @@ TEXTS = {
         "shape": "Pin shape",
         "best_shape": "Best-fitting",
         "uploads": "Uploads",
-        "upload_waiting": "waits",
+        "upload_waiting": "waiting",
         "upload_sending": "sending",
-        "upload_inspecting": "being inspected",
+        "upload_inspecting": "inspecting",
         "upload_done": "inspected",
         "upload_failed": "not inspected: {reason}",
-        "upload_unreachable": "the station does not answer; is it running?",
+        "upload_unreachable": "the station does not answer; check that it is running",
         "results": "Results",
         "latest": "Latest inspections",
         "nothing_yet": "Nothing inspected yet.",
@@ -52,13 +52,13 @@ TEXTS = {
         "threshold": "threshold {threshold}",
         "view_RAW": "RAW: photograph",
         "view_DST": "DST: distance image",
-        "view_capture": "The capture as it came",
-        "picture_gone": "The picture is kept no longer.",
+        "view_capture": "Original image",
+        "picture_gone": "The picture has expired.",
         "box_model": "the model",
         "box_person": "the person",
-        "pins": "Where: probability of each pin (%)",
-        "pins_passed": "Where a defect would be, if there were one (%)",
-        "words": "The model's own words",
+        "pins": "Position of the defect: probability of each pin (%)",
+        "pins_passed": "Position if there were a defect: probability of each pin (%)",
+        "words": "Answer of the model",
         "facts": "Facts",
         "file": "File",
         "time": "Time",
@@ -80,12 +80,12 @@ TEXTS = {
         "name": "Your name",
         "confirmed_by": "Confirmed by {by}, {at}",
         "corrected_by": "Corrected by {by}, {at}: {what}",
-        "becomes_capture": "Kept as capture {capture} for the next retraining.",
+        "becomes_capture": "Saved as capture {capture} for the next retraining.",
         "need_name": "Enter your name.",
         "need_mode": "Choose the defect mode.",
         "need_position": "Choose the pin.",
         "need_judgement": "Choose passed or defective.",
-        "refused": "Not kept: {reason}",
+        "refused": "Not saved: {reason}",
         "filter": "Filter",
         "any": "all",
         "from": "From",
@@ -112,22 +112,22 @@ TEXTS = {
         "overkill_n": "Overkill",
         "errors_n": "Not inspected",
         "day": "Day",
-        "rates": "Rates a day (in brackets: of how many captures)",
-        "chart": "Yield, escape rate and overkill rate a day; the table below has the numbers",
-        "rates_note": "Escape and overkill count only captures that a person has judged. People judge what they doubt,"
-        " so these are not the rates of the whole line.",
+        "rates": "Daily rates (number of captures in parentheses)",
+        "chart": "Daily yield, escape rate and overkill rate; the table below has the numbers",
+        "rates_note": "Escape and overkill rates include only captures that a person has judged. People judge"
+        " doubtful captures more often, so these are not the rates of the whole line.",
         "waiting_title": "Waiting for retraining",
-        "waiting_note": "Corrected captures that the next retraining learns from.",
+        "waiting_note": "Corrected captures that the next retraining will use.",
         "not_found": "Not found",
         "no_inspection": "There is no inspection {id}.",
         "back": "Back to inspection",
         "log_in": "Log in",
         "token": "Token",
-        "wrong_token": "This is not the token.",
+        "wrong_token": "Wrong token.",
         "shortcuts": "Keyboard shortcuts",
         "shortcuts_on": "Single-key shortcuts are on",
         "key": "Key",
-        "does": "What it does",
+        "does": "Action",
         "key_confirm": "confirm the judgement",
         "key_correct": "correct the judgement",
         "key_modes": "choose passed or a defect mode",
@@ -283,19 +283,29 @@ TEXTS = {
 
 
 def text(language: str, key: str, **values: object) -> str:
-    """The text `key` in `language`, with `values` filled in. Raises KeyError where there is no such text."""
+    """Return a text with `values` filled in.
+
+    Raises:
+        KeyError: There is no text `key` in `language`.
+    """
     return TEXTS[language][key].format(**values)
 
 
 def mode_name(language: str, mode: str | None) -> str:
-    """A defect mode in `language`; one that a line has added to params.yaml is its own name."""
+    """Return the name of a defect mode; a mode that only params.yaml defines is returned unchanged."""
     return TEXTS[language].get(f"mode_{mode}", mode or "")
 
 
-def chosen_language(asked: str | None, accepted: str, default: str) -> str:
-    """The language of a page. asked: a reader's own choice. accepted: their browser's `Accept-Language`."""
-    if asked in LANGUAGES:
-        return asked
+def chosen_language(choice: str | None, accepted: str, default: str) -> str:
+    """Choose the language of a page.
+
+    Args:
+        choice: The reader's choice, if any.
+        accepted: The browser's `Accept-Language` header.
+        default: Language if neither names a known one.
+    """
+    if choice in LANGUAGES:
+        return choice
     for part in sorted(accepted.split(","), key=_weight, reverse=True):
         language = part.split(";")[0].strip().lower().split("-")[0]
         if language in LANGUAGES and _weight(part) > 0:

@@ -1,9 +1,9 @@
-"""`pinspect watch`: photographs inspected as a camera writes them into a folder, each once.
+"""`pinspect watch`: inspects photographs as a camera writes them into a folder, each once.
 
-The folder is looked at again and again, which works on network shares, too. A file counts as whole when two looks, the
-settle time apart, found it unchanged and it can be decoded; one that cannot be is given time, since its writer may have
-paused, and is told with its error then. What was inspected is known by the results table alone: by the file's path in
-the inbox and the hash of its bytes. So a restart inspects nothing twice, and a file that changed is a new capture.
+The folder is polled, which also works on network shares. A file is complete if it did not change for the settle time
+and can be decoded. A file that cannot be decoded gets more time, since its writer may have paused; then it is reported
+with its error. Only the results table knows which files were inspected: by path in the inbox and hash of the bytes. So
+a restart inspects nothing twice, and a changed file is a new capture.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import STATION_FOLDER, WATCH, ResultsError, ResultsTable, watch_id
 from pinspect.station.settings import load_station_settings
 
-_LOOKED_UP_TOGETHER = 256
-_REST = 4  # times as long as a look took, at least: looking at a big inbox must not eat the machine
-_NAP = 0.1
+_FILES_PER_LOOKUP = 256
+_PAUSE_FACTOR = 4  # the pause after a scan is at least this many times as long as the scan
+_NAP_SECONDS = 0.1
 _SECONDS_BETWEEN_PRUNINGS = 86_400
 
 
@@ -46,9 +46,15 @@ class InboxError(PinspectError):
 
 
 @dataclass(slots=True)
-class _Sight:
-    """What is known of a file. signature: time of change (ns), size. since: the look that first found it so, by the
-    monotonic clock. damaged: it could not be read or decoded. done: there is nothing left to do."""
+class _FileState:
+    """State of a file.
+
+    Attributes:
+        signature: Time of the last change (ns) and size (bytes).
+        since: Time of the first scan with this signature, on the monotonic clock.
+        damaged: The file could not be read or decoded.
+        done: Nothing is left to do.
+    """
 
     signature: tuple[int, int]
     since: float
@@ -57,40 +63,57 @@ class _Sight:
 
 
 class Inbox:
-    """The image files below a folder, and which of them are whole; it remembers as many as there are.
+    """The image files below a folder, and which of them are complete.
 
-    settle, patience: seconds that a file must be unchanged to count as whole, and until a damaged one is given up.
-    seconds: what the last look took. Hidden files and those without an image's suffix (`.part`, `.tmp`) do not count.
+    Hidden files, and files without the suffix of an image (`.part`, `.tmp`), are ignored.
+
+    Args:
+        folder: The folder.
+        settle: Seconds without a change after which a file counts as complete.
+        patience: Seconds after which a file that cannot be decoded is reported.
+
+    Attributes:
+        seconds: Duration of the last scan.
     """
 
     def __init__(self, folder: Path, settle: float, patience: float):
         self.folder = folder
         self.seconds = 0.0
         self._settle, self._patience = settle, patience
-        self._sights: dict[str, _Sight] = {}
+        self._states: dict[str, _FileState] = {}
 
     @property
     def unfinished(self) -> list[str]:
-        """The files that are not done."""
-        return [name for name, sight in self._sights.items() if not sight.done]
+        """Files that still have to be inspected."""
+        return [name for name, state in self._states.items() if not state.done]
 
-    def look(self) -> list[str]:
-        """The files that are ready, by their paths relative to the folder, the oldest first. Raises InboxError when the
-        folder cannot be read."""
-        now, seen, ready = time.monotonic(), {}, []
+    def scan(self) -> list[str]:
+        """List the files that are ready, as paths relative to the folder, the oldest first.
+
+        Raises:
+            InboxError: The folder cannot be read.
+        """
+        now, states, ready = time.monotonic(), {}, []
         for name, signature in self._files():
-            sight = self._sights.get(name)
-            if sight is None or sight.signature != signature:
-                sight = _Sight(signature, now)
-            seen[name] = sight
-            if not sight.done and now - sight.since >= (self._patience if sight.damaged else self._settle):
+            state = self._states.get(name)
+            if state is None or state.signature != signature:
+                state = _FileState(signature, now)
+            states[name] = state
+            if not state.done and now - state.since >= (self._patience if state.damaged else self._settle):
                 ready.append((signature[0], name))
-        self._sights = seen
+        self._states = states
         self.seconds = time.monotonic() - now
         return [name for _, name in sorted(ready)]
 
     def read(self, name: str, max_pixels: int) -> tuple[Photograph, str] | None:
-        """The bytes of a file that is ready, and their SHA-256; None where it is not any more. Raises ImageError."""
+        """Read a file that is ready.
+
+        Returns:
+            The photograph and its SHA-256; None if the file has changed since the last scan.
+
+        Raises:
+            ImageError: The file cannot be read or decoded.
+        """
         path = self.folder / name
         photograph = read_photograph(path, max_pixels, printable(Path(name)))
         if not self._unchanged(name):
@@ -98,25 +121,25 @@ class Inbox:
         return photograph, hashlib.sha256(photograph.content).hexdigest()
 
     def sha256(self, name: str) -> str | None:
-        """The hash of a file that is ready; None where it is not any more, or cannot be read."""
+        """Return the hash of a file that is ready; None if it has changed since the last scan or cannot be read."""
         with contextlib.suppress(OSError), (self.folder / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            return found if self._unchanged(name) else None
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256 if self._unchanged(name) else None
         return None
 
     def done(self, name: str) -> None:
-        """There is nothing left to do for a file, as long as it stays as it is."""
-        self._sights[name].done = True
+        """Mark a file as done until it changes."""
+        self._states[name].done = True
 
     def gives_up(self, name: str) -> bool:
-        """Whether a file that is damaged has been so for long enough; else it is given time."""
-        sight = self._sights[name]
-        sight.damaged = True
-        return time.monotonic() - sight.since >= self._patience
+        """Mark a file as damaged; return whether its time is over."""
+        state = self._states[name]
+        state.damaged = True
+        return time.monotonic() - state.since >= self._patience
 
     def _unchanged(self, name: str) -> bool:
         try:
-            return _signature((self.folder / name).stat()) == self._sights[name].signature
+            return _signature((self.folder / name).stat()) == self._states[name].signature
         except OSError:
             return False
 
@@ -131,18 +154,28 @@ class Inbox:
                         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                             folders.append(f"{name}/")
                         elif is_image_name(entry.name) and entry.is_file():
-                            with contextlib.suppress(FileNotFoundError):  # taken away at this moment
+                            with contextlib.suppress(FileNotFoundError):  # deleted just now
                                 yield name, _signature(entry.stat())
             except OSError as error:
                 if folder == "" or not isinstance(error, FileNotFoundError):
-                    raise InboxError(f"{self.folder / folder}: cannot be read: {error.strerror}") from None
+                    raise InboxError(f"{self.folder / folder}: the folder cannot be read: {error.strerror}") from None
 
 
 class Watcher:
-    """Inspects what comes into an inbox, and keeps and tells each result.
+    """Inspects the files of an inbox; stores and prints each result.
 
-    champion: what inspects; it is asked about every `check_seconds` whether it is still the one. code: the exit code
-    of `pinspect inspect` for all that was inspected so far.
+    Args:
+        inbox: The inbox.
+        champion: Source of the version that inspects.
+        results: The results table.
+        pictures: Stores the inspected pictures.
+        max_pixels: Most pixels of an image.
+        check_seconds: Time between two checks of the registry.
+        shape: Pin shape; empty for the best-fitting one.
+        as_json: Print results as JSON, one object per line.
+
+    Attributes:
+        code: Exit code of `pinspect inspect` for all captures so far.
     """
 
     def __init__(
@@ -161,49 +194,54 @@ class Watcher:
         self._inbox, self._champion, self._results, self._pictures = inbox, champion, results, pictures
         self._max_pixels, self._check_seconds, self._shape, self._as_json = max_pixels, check_seconds, shape, as_json
         self._next_check = self._next_pruning = 0.0
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._stopped = False
 
     def stop(self) -> None:
-        """End after the batch in hand; may be called by a signal's handler."""
+        """Stop after the current batch; can be called from a signal handler."""
         self._stopped = True
 
-    def run(self, *, once: bool, rest: float, give_up_after: float) -> None:
-        """Go on until `stop`, or, `once`, until all that is there is done. rest, give_up_after: seconds between two
-        looks, at least, and until `once` waits no longer for files that go on changing.
+    def run(self, *, once: bool, pause: float, give_up_after: float) -> None:
+        """Inspect until `stop` is called.
 
-        Raises PinspectError when there is no model at all and, `once`, whatever stands in the way; else that is told
-        and tried again.
+        Args:
+            once: Stop as soon as all files are done; errors are raised. Otherwise errors are printed and the next
+                scan tries again.
+            pause: Least seconds between two scans.
+            give_up_after: Seconds after which `once` stops waiting for files that keep changing.
+
+        Raises:
+            PinspectError: There is no model; with `once`, also any other problem.
         """
         deadline = None
         while not self._stopped:
             is_last = deadline is not None and time.monotonic() >= deadline
             try:
                 self._round()
-                self._all_is_well("inbox")
+                self._print_recovery("inbox")
             except (InboxError, ResultsError) as error:
                 if once:
                     raise
-                self._tell_trouble("inbox", error)
+                self._print_problem("inbox", error)
             if once and (is_last or not self._inbox.unfinished):
-                self._leave(self._inbox.unfinished)
+                self._report_unfinished(self._inbox.unfinished)
                 return
             deadline = deadline or time.monotonic() + give_up_after
-            self._sleep(max(rest, _REST * self._inbox.seconds))
+            self._sleep(max(pause, _PAUSE_FACTOR * self._inbox.seconds))
 
     def _round(self) -> None:
-        self._follow()
-        names = self._inbox.look()
-        for start in range(0, len(names), _LOOKED_UP_TOGETHER):
-            new = self._new(names[start : start + _LOOKED_UP_TOGETHER])
+        self._follow_registry()
+        names = self._inbox.scan()
+        for start in range(0, len(names), _FILES_PER_LOOKUP):
+            new = self._new_files(names[start : start + _FILES_PER_LOOKUP])
             for first in range(0, len(new), BATCH):
                 if self._stopped:
                     return
-                self._follow()
+                self._follow_registry()
                 self._inspect(new[first : first + BATCH])
 
-    def _new(self, names: Sequence[str]) -> list[str]:
-        """Those that the results table does not know; one that cannot be read is among them."""
+    def _new_files(self, names: Sequence[str]) -> list[str]:
+        """Files that the results table does not have, including files that cannot be read."""
         hashes = {name: self._inbox.sha256(name) for name in names}
         ids = {watch_id(name, sha256): name for name, sha256 in hashes.items() if sha256}
         known = {ids[id] for id in self._results.known(ids)}
@@ -212,63 +250,59 @@ class Watcher:
         return [name for name in names if name not in known]
 
     def _inspect(self, names: Sequence[str]) -> None:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         version = self._champion.version
         ready: dict[str, Prepared] = {}
         photographs: dict[str, tuple[Photograph, str]] = {}
         records: dict[str, dict] = {}
         for name in names:
             try:
-                if found := self._inbox.read(name, self._max_pixels):
-                    photographs[name] = found
-                    ready[name] = version.inspector.prepare(Task(found[0], shape=self._shape or None))
+                if content := self._inbox.read(name, self._max_pixels):
+                    photographs[name] = content
+                    ready[name] = version.inspector.prepare(Task(content[0], shape=self._shape or None))
             except Exception as error:
                 if reason := self._reason(name, error):
                     records[name] = empty_record(printable(Path(name))) | {"error": reason}
         records |= dict(zip(ready, version.inspector.answer(list(ready.values())), strict=True))
-        facts = {"model_version": version.number, "seconds": (time.perf_counter() - begun) / len(names)}
+        origin = {"model_version": version.number, "seconds": (time.perf_counter() - start) / len(names)}
         for name, record in records.items():
-            self._keep(name, record | facts, photographs.get(name))
+            self._store(name, record | origin, photographs.get(name))
 
     def _reason(self, name: str, error: Exception) -> str | None:
-        """Why a file cannot be inspected; None while it may yet become whole."""
+        """Why a file cannot be inspected; None while the file may still become complete."""
         if isinstance(error, ImageError) and not self._inbox.gives_up(name):
             return None
         if isinstance(error, PinspectError):
             return str(error)
-        traceback.print_exception(error)  # a defect of pinspect, for which the other captures must not wait
-        return f"{printable(Path(name))}: inspecting it failed ({type(error).__name__}: {error})"
+        traceback.print_exception(error)  # a defect of pinspect must not stop the other captures
+        return f"{printable(Path(name))}: inspection failed ({type(error).__name__}: {error})"
 
-    def _keep(self, name: str, record: dict, photograph: tuple[Photograph, str] | None) -> None:
-        """Into the table first: what was told is there, whatever happens. A file whose bytes nobody could read has no
-        hash to be known by, and is only told."""
+    def _store(self, name: str, record: dict, photograph: tuple[Photograph, str] | None) -> None:
+        """Store a result, then print it. A file that cannot be read has no hash; its error is only printed."""
         sha256 = photograph[1] if photograph else self._inbox.sha256(name)
-        told = {"id": None, "received": datetime.now(UTC), "sha256": sha256}
-        if sha256:
-            told["id"] = watch_id(name, sha256)
+        id = watch_id(name, sha256) if sha256 else None
+        received, is_new = datetime.now(UTC), True
+        if id and sha256:
             if photograph:
                 self._pictures.put(photograph[0].content, Path(name).suffix)
-            new = self._results.record(record, source=WATCH, **told)
-            self._inbox.done(name)
-            if not new:
-                return
+            is_new = self._results.record(record, id=id, sha256=sha256, source=WATCH, received=received)
         self._inbox.done(name)
-        self.code = max(self.code, exit_code([record]))
-        self._tell(told | record)
+        if is_new:
+            self.code = max(self.code, exit_code([record]))
+            self._print({"id": id, "received": received.isoformat(), "sha256": sha256} | record)
 
-    def _tell(self, told: dict) -> None:
-        told = told | {"received": told["received"].isoformat()}
+    def _print(self, result: dict) -> None:
         if self._as_json:
-            print(json.dumps(told, ensure_ascii=False), flush=True)
+            print(json.dumps(result, ensure_ascii=False), flush=True)
             return
-        what = told["error"]
-        if what is None:
-            what = f"{told['judgement']}  {told['defect_mode']}  {told['defect_position']}"
-            what += f"  P(defective) {told['p_defective']:.3f}" if told["p_defective"] is not None else ""
-        print(f"{told['received'][:19]}Z  version {told['model_version']}  {told['file']}  {what}", flush=True)
+        outcome = result["error"]
+        if outcome is None:
+            outcome = f"{result['judgement']}  {result['defect_mode']}  {result['defect_position']}"
+            outcome += f"  P(defective) {result['p_defective']:.3f}" if result["p_defective"] is not None else ""
+        print(f"{result['received'][:19]}Z  version {result['model_version']}  {result['file']}  {outcome}", flush=True)
 
-    def _follow(self) -> None:
-        """Ask for the champion if it is time to; one that cannot be loaded is told, and the last good one goes on."""
+    def _follow_registry(self) -> None:
+        """Check the registry when it is time. A champion that cannot be loaded is reported; the last good one works on."""
         if (now := time.monotonic()) >= self._next_check:
             before = self._champion.version
             self._champion.check()
@@ -276,37 +310,37 @@ class Watcher:
             if self._champion.version is None:
                 raise self._champion.failure
             if self._champion.failure:
-                self._tell_trouble("champion", self._champion.failure)
+                self._print_problem("champion", self._champion.failure)
             else:
-                self._all_is_well("champion")
+                self._print_recovery("champion")
             if before is None or before.number != self._champion.version.number:
-                self._say(f"version {self._champion.version.number} inspects")
+                self._log(f"version {self._champion.version.number} inspects")
         if now >= self._next_pruning:
             self._pictures.prune(datetime.now(UTC))
             self._next_pruning = now + _SECONDS_BETWEEN_PRUNINGS
 
-    def _leave(self, unfinished: Sequence[str]) -> None:
+    def _report_unfinished(self, unfinished: Sequence[str]) -> None:
         for name in unfinished:
-            self._say(f"{printable(Path(name))}: still being written; left for the next time")
+            self._log(f"{printable(Path(name))}: the file is still being written; start again to inspect it")
             self.code = SOME_NOT_INSPECTED
 
     def _sleep(self, seconds: float) -> None:
-        """In naps: a signal's handler runs between two of them."""
+        """Sleep in short steps, so that a signal can stop it."""
         until = time.monotonic() + seconds
-        while not self._stopped and (left := until - time.monotonic()) > 0:
-            time.sleep(min(_NAP, left))
+        while not self._stopped and (remaining := until - time.monotonic()) > 0:
+            time.sleep(min(_NAP_SECONDS, remaining))
 
-    def _tell_trouble(self, what: str, error: PinspectError) -> None:
-        """Once, however often it is met."""
-        if self._troubles.get(what) != str(error):
-            self._troubles[what] = str(error)
-            self._say(f"{error}; going on")
+    def _print_problem(self, what: str, error: PinspectError) -> None:
+        """Print a problem, once however often it occurs."""
+        if self._problems.get(what) != str(error):
+            self._problems[what] = str(error)
+            self._log(f"{error}; still watching")
 
-    def _all_is_well(self, what: str) -> None:
-        if self._troubles.pop(what, None):
-            self._say(f"{what}: all is well again")
+    def _print_recovery(self, what: str) -> None:
+        if self._problems.pop(what, None):
+            self._log(f"{what}: the problem is solved")
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -321,18 +355,31 @@ def watch_inbox(
     once: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Watch a folder for the project in `root` until SIGINT or SIGTERM, which end it after the batch in hand; or,
-    `once`, inspect what is there. Returns the exit code: 0, or that of `pinspect inspect` when it is done once.
+    """Inspect the photographs in a folder until SIGINT or SIGTERM, which stop it after the current batch.
 
-    results: SQLAlchemy URL; empty for that of settings.yaml. settle, patience: see `Inbox`. Raises InboxError when the
-    folder is none, or watched already for this project; ResultsError; RegistryError when there is no model.
+    Args:
+        root: Folder of the project.
+        inbox: The folder to watch.
+        results: SQLAlchemy URL of the results table; empty for the one in settings.yaml.
+        settle: Seconds without a change after which a file counts as complete.
+        patience: Seconds after which a file that cannot be decoded is reported.
+        shape: Pin shape; empty for the best-fitting one.
+        once: Inspect the files that are in the folder now, and return.
+        as_json: Print results as JSON, one object per line.
+
+    Returns:
+        The exit code: 0, or with `once` that of `pinspect inspect`.
+
+    Raises:
+        InboxError: `inbox` is not a folder, or is already watched for this project.
+        ResultsError: The results table cannot be used.
+        RegistryError: No version is registered, or the registry is unreachable.
     """
-    params = load_params(root / "params.yaml")
-    settings = load_station_settings(root)
+    params, settings = load_params(root / "params.yaml"), load_station_settings(root)
     settings = settings.model_copy(update={"results": results or settings.results})
     state = root / STATION_FOLDER
     if not inbox.is_dir():
-        raise InboxError(f"{inbox}: no folder; name the one that the camera writes to")
+        raise InboxError(f"{inbox}: not a folder; name the folder that the camera writes to")
     with _only_one(inbox, state), contextlib.closing(ResultsTable.of_project(root, settings)) as table:
         watcher = Watcher(
             Inbox(inbox, settle, patience),
@@ -344,27 +391,27 @@ def watch_inbox(
             shape=shape,
             as_json=as_json,
         )
-        with _ended_by_signals(watcher):
-            watcher.run(once=once, rest=settle, give_up_after=settle + patience)
+        with _stopped_by_signals(watcher):
+            watcher.run(once=once, pause=settle, give_up_after=settle + patience)
     return watcher.code if once else 0
 
 
 @contextlib.contextmanager
 def _only_one(inbox: Path, state: Path) -> Iterator[None]:
-    """Of one project; a process that is killed loses the lock."""
+    """Lock an inbox for one watcher of a project; a killed process releases the lock."""
     name = hashlib.sha256(os.fsencode(inbox.resolve())).hexdigest()[:16]
     state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state / f"watch-{name}.lock", timeout=0):
             yield
     except Timeout:
-        raise InboxError(f"{inbox}: another pinspect watch is at work on it; end that one first") from None
+        raise InboxError(f"{inbox}: another pinspect watch is running on this folder; stop it first") from None
 
 
 @contextlib.contextmanager
-def _ended_by_signals(watcher: Watcher) -> Iterator[None]:
-    ending = signal.SIGINT, signal.SIGTERM
-    before = {number: signal.signal(number, lambda *_: watcher.stop()) for number in ending}
+def _stopped_by_signals(watcher: Watcher) -> Iterator[None]:
+    signals = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, lambda *_: watcher.stop()) for number in signals}
     try:
         yield
     finally:
@@ -372,5 +419,5 @@ def _ended_by_signals(watcher: Watcher) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _signature(found: os.stat_result) -> tuple[int, int]:
-    return found.st_mtime_ns, found.st_size
+def _signature(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_size

@@ -1,8 +1,8 @@
-// What the page does beyond plain forms: uploads file by file, keyboard, clicks on pins. Every word is in the page.
+// Additions to the plain forms: uploads file by file, keyboard shortcuts, clicks on pins. All texts are in the page.
 "use strict";
 
-const one = (selector, within = document) => within.querySelector(selector);
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const find = (selector, within = document) => within.querySelector(selector);
+const findAll = (selector, within = document) => [...within.querySelectorAll(selector)];
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 const page = async (response) => new DOMParser().parseFromString(await response.text(), "text/html");
 const SENT_AT_ONCE = 4;
@@ -13,20 +13,20 @@ document.documentElement.classList.add("js");
 
 // ---- uploads ----
 
-const upload = one("#upload");
-const queue = one("#queue");
+const upload = find("#upload");
+const queue = find("#queue");
 const pending = [];
 const total = { files: 0, finished: 0, sending: 0 };
 
 function add(files) {
   queue.hidden = false;
-  one("#latest")?.remove();
+  find("#latest")?.remove();
   for (const file of files) {
-    const line = one("ol", queue).appendChild(document.createElement("li"));
+    const line = find("ol", queue).appendChild(document.createElement("li"));
     line.append(Object.assign(document.createElement("b"), { textContent: file.name }), document.createElement("span"));
-    const place = one("#results").appendChild(document.createElement("div"));
+    const place = find("#results").appendChild(document.createElement("div"));
     pending.push({ file, line, place, key: key() });
-    tell(line, "waiting");
+    setState(line, "waiting");
     total.files += 1;
   }
   while (total.sending < SENT_AT_ONCE && pending.length) sendNext();
@@ -47,28 +47,28 @@ async function sendNext() {
 }
 
 async function send({ file, line, place, key }) {
-  tell(line, "sending");
+  setState(line, "sending");
   try {
     const id = (await inspected(file, line, key)).results[0].id;
-    const article = one("article", await page(await fetch(`/?id=${encodeURIComponent(id)}`)));
+    const article = find("article", await page(await fetch(`/?id=${encodeURIComponent(id)}`)));
     place.replaceWith(article);
     prepare(article);
-    tell(line, "done");
+    setState(line, "done");
     remember();
     if (total.files === 1) article.focus();
   } catch (error) {
     place.remove();
     const unreachable = error instanceof TypeError;
-    tell(line, "failed", unreachable ? queue.dataset.unreachable : error.message.replace(`${file.name}: `, ""));
+    setState(line, "failed", unreachable ? queue.dataset.unreachable : error.message.replace(`${file.name}: `, ""));
   }
 }
 
 async function inspected(file, line, key) {
   const form = new FormData();
   form.append("images", file);
-  if (one("select", upload).value) form.append("shape", one("select", upload).value);
+  if (find("select", upload).value) form.append("shape", find("select", upload).value);
   for (let tries = 1; ; tries += 1) {
-    tell(line, tries === 1 ? "inspecting" : "waiting");
+    setState(line, tries === 1 ? "inspecting" : "waiting");
     const response = await fetch("/inspect", { method: "POST", body: form, headers: { "Idempotency-Key": key } });
     if (response.ok) return response.json();
     const again = response.headers.get("Retry-After");
@@ -77,13 +77,13 @@ async function inspected(file, line, key) {
   }
 }
 
-function tell(line, state, reason = "") {
+function setState(line, state, reason = "") {
   line.className = state;
   line.lastChild.textContent = queue.dataset[state].replace("{reason}", reason);
 }
 
 function progress() {
-  one("progress", queue).value = total.finished / total.files;
+  find("progress", queue).value = total.finished / total.files;
 }
 
 function key() {
@@ -91,12 +91,12 @@ function key() {
 }
 
 function remember() {
-  const ids = all("article.result").slice(0, MOST_IN_ADDRESS).map((article) => ["id", article.dataset.result]);
+  const ids = findAll("article.result").slice(0, MOST_IN_ADDRESS).map((article) => ["id", article.dataset.result]);
   history.replaceState(null, "", `/?${new URLSearchParams(ids)}`);
 }
 
 if (upload) {
-  const images = one("#images");
+  const images = find("#images");
   images.addEventListener("change", () => {
     add(images.files);
     images.value = "";
@@ -119,14 +119,14 @@ if (upload) {
 // ---- confirm and correct ----
 
 function prepare(article) {
-  for (const form of all("form", article)) form.addEventListener("submit", judge);
-  const form = one("form.correction", article);
+  for (const form of findAll("form", article)) form.addEventListener("submit", judge);
+  const form = find("form.correction", article);
   if (!form) return;
   form.addEventListener("change", () => show(article));
-  for (const label of all(".hits label", article)) {
+  for (const label of findAll(".hits label", article)) {
     label.addEventListener("click", (event) => {
       event.preventDefault();
-      one("details.correct", article).open = true;
+      find("details.correct", article).open = true;
       choose(form, "judgement", "defective");
       choosePin(article, document.getElementById(label.htmlFor));
     });
@@ -136,15 +136,15 @@ function prepare(article) {
 
 // A passed capture has neither mode nor position.
 function show(article) {
-  const form = one("form.correction", article);
-  const passed = one("[name=judgement]:checked", form)?.value === "passed";
-  for (const part of all(".modes, .positions", form)) part.disabled = passed;
-  const pin = passed ? null : one(".positions :checked", form);
-  for (const label of all(".hits label", article)) label.classList.toggle("picked", label.htmlFor === pin?.id);
+  const form = find("form.correction", article);
+  const passed = find("[name=judgement]:checked", form)?.value === "passed";
+  for (const part of findAll(".modes, .positions", form)) part.disabled = passed;
+  const pin = passed ? null : find(".positions :checked", form);
+  for (const label of findAll(".hits label", article)) label.classList.toggle("picked", label.htmlFor === pin?.id);
 }
 
 function choose(form, name, value) {
-  const input = one(`[name=${name}][value="${value}"]`, form);
+  const input = find(`[name=${name}][value="${value}"]`, form);
   input.checked = true;
   show(form.closest("article"));
   return input;
@@ -160,93 +160,93 @@ async function judge(event) {
   event.preventDefault();
   const form = event.target;
   const article = form.closest("article");
-  for (const button of all("button", article)) button.disabled = true;
-  let found;
+  for (const button of findAll("button", article)) button.disabled = true;
+  let updated;
   try {
     const body = new URLSearchParams(new FormData(form));
     const answer = await fetch(form.action, { method: "POST", body, redirect: "manual" });
-    found = await page(answer.type === "opaqueredirect" ? await fetch(ownAddress(article)) : answer);
+    updated = await page(answer.type === "opaqueredirect" ? await fetch(ownAddress(article)) : answer);
   } catch {
-    form.submit(); // the browser tells what is wrong with the connection
+    form.submit(); // the browser then shows the connection error
     return;
   }
-  const renewed = one("article", found);
+  const renewed = find("article", updated);
   article.replaceWith(renewed);
-  one(".bar .state").replaceWith(one(".bar .state", found));
+  find(".bar .state").replaceWith(find(".bar .state", updated));
   prepare(renewed);
-  (one(".failure", renewed) ? one("form.correction [name=by]", renewed) : renewed).focus();
+  (find(".failure", renewed) ? find("form.correction [name=by]", renewed) : renewed).focus();
 }
 
 function ownAddress(article) {
   return upload ? `/?id=${encodeURIComponent(article.dataset.result)}` : location.href;
 }
 
-all("article.result").forEach(prepare);
+findAll("article.result").forEach(prepare);
 
 // ---- keyboard ----
 
-const switchedOn = one("#shortcuts-on");
+const switchedOn = find("#shortcuts-on");
 
 if (switchedOn) {
   switchedOn.checked = localStorage.getItem("shortcuts") !== "off";
   switchedOn.addEventListener("change", () => localStorage.setItem("shortcuts", switchedOn.checked ? "on" : "off"));
 }
 
-const current = () => document.activeElement?.closest("article.result") ?? one("article.result");
+const current = () => document.activeElement?.closest("article.result") ?? find("article.result");
 
 const shortcuts = {
   c: () => {
-    const form = current() && one("form.confirm", current());
+    const form = current() && find("form.confirm", current());
     if (!form) return;
-    one("details.correct", current()).open = false;
-    const name = one("[name=by]", form);
+    find("details.correct", current()).open = false;
+    const name = find("[name=by]", form);
     if (name.value) form.requestSubmit();
     else name.focus();
   },
   x: () => {
-    const form = current() && one("form.correction", current());
+    const form = current() && find("form.correction", current());
     if (!form) return;
-    one("details.correct", current()).open = true;
-    (one(".modes:enabled :checked", form) ?? one(".modes:enabled input", form) ?? one(":checked", form)).focus();
+    find("details.correct", current()).open = true;
+    (find(".modes:enabled :checked", form) ?? find(".modes:enabled input", form) ?? find(":checked", form)).focus();
   },
   n: () => step(1),
   p: () => step(-1),
-  u: () => (upload ? one("#images").click() : location.assign("/")),
-  i: () => one("[data-go=inspect]")?.click(),
-  h: () => one("[data-go=history]")?.click(),
-  f: () => one("[data-go=figures]")?.click(),
+  u: () => (upload ? find("#images").click() : location.assign("/")),
+  i: () => find("[data-go=inspect]")?.click(),
+  h: () => find("[data-go=history]")?.click(),
+  f: () => find("[data-go=figures]")?.click(),
   "?": () => {
-    const help = one("#shortcuts");
+    const help = find("#shortcuts");
     help.open = !help.open;
-    one("summary", help).focus();
+    find("summary", help).focus();
   },
 };
 
 function step(by) {
-  const articles = all("article.result");
+  const articles = findAll("article.result");
   const here = articles.indexOf(document.activeElement?.closest("article.result"));
   articles[Math.min(Math.max(here + by, 0), articles.length - 1)]?.focus();
 }
 
 function chooseMode(number) {
-  const form = current() && one("details.correct[open] form.correction", current());
+  const form = current() && find("details.correct[open] form.correction", current());
   if (!form) return;
   if (number === 1) {
     choose(form, "judgement", "passed");
-    one(".save", form).focus();
+    find(".save", form).focus();
     return;
   }
-  const mode = all(".modes input", form)[number - 2];
+  const mode = findAll(".modes input", form)[number - 2];
   if (!mode) return;
   choose(form, "judgement", "defective");
   choose(form, "defect_mode", mode.value);
-  choosePin(current(), one(".positions :checked", form) ?? one(".positions input", form));
+  choosePin(current(), find(".positions :checked", form) ?? find(".positions input", form));
 }
 
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 function movePin(input, [down, right]) {
-  const rows = all("tbody tr", input.closest("table")).map((row) => all("input", row));
+  const rows = findAll("tbody tr", input.closest("table")).map((row) => findAll("input", row));
   const row = rows.findIndex((inputs) => inputs.includes(input));
   const target = rows[row + down]?.[rows[row].indexOf(input) + right];
   if (target) choosePin(input.closest("article"), target);
@@ -261,7 +261,7 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && at.closest("details.correct[open]")) {
     const details = at.closest("details.correct");
     details.open = false;
-    one("summary", details).focus();
+    find("summary", details).focus();
   } else if (switchedOn?.checked && !at.matches("select, textarea, input:not([type=radio], [type=checkbox], [type=file])")) {
     const act = /^[1-9]$/.test(event.key) ? () => chooseMode(Number(event.key)) : shortcuts[event.key];
     if (!act) return;
