@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import yaml
 
 from pinspect.core import environment as quiet
 from pinspect.registry.connection import open_registry
@@ -94,12 +95,28 @@ def register_champion(project: Path) -> str:
 
 def make_champion(project: Path, reference: str) -> str:
     """Move the alias to the version that `reference`, a number or an alias, means. Returns its number."""
-    settings = load_register_settings(project)
-    with open_registry(project, settings) as client:
+    params = load_register_settings(project)
+    with open_registry(project, params) as client:
         if not reference.isdecimal():
-            reference = str(client.get_model_version_by_alias(settings.model_name, reference).version)
-        client.set_registered_model_alias(settings.model_name, CHAMPION, reference)
+            reference = str(client.get_model_version_by_alias(params.model_name, reference).version)
+        client.set_registered_model_alias(params.model_name, CHAMPION, reference)
     return reference
+
+
+def set_param(project: Path, section: str, **values: object) -> None:
+    """Change values in a section of params.yaml."""
+    _change(project / "params.yaml", section, values)
+
+
+def set_setting(project: Path, section: str, **values: object) -> None:
+    """Change values in a section of settings.yaml."""
+    _change(project / "settings.yaml", section, values)
+
+
+def _change(path: Path, section: str, values: dict[str, object]) -> None:
+    content = yaml.safe_load(path.read_text())
+    content[section] |= values
+    path.write_text(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +19,17 @@ from PIL import Image
 
 from pinspect.composites.drawing import composite_size
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
-from pinspect.core.params import Params, load_params
+from pinspect.core.params import load_params
 from pinspect.inspection.records import Photograph, Task
 from pinspect.model.families import composite_cell
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion
-from pinspect.station.model_client import ModelClient, ModelTimeoutError, ModelUnavailableError, QueueFullError
-from pinspect.station.model_process import ModelProcess, start_model_process
-from pinspect.station.settings import StationSettings, load_station_settings
+from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
+from pinspect.station.model_process import ModelProcess
+from pinspect.station.results import STATION_FOLDER
+from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage
 
 NAME = "pin-inspector"
@@ -61,35 +61,27 @@ def registered(project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def params(registered) -> Params:
-    return load_params(registered / "params.yaml")
+def settings() -> StationSettings:
+    return StationSettings(champion_check_seconds=0.2, queue=LIMIT)
 
 
 @pytest.fixture(scope="module")
-def settings(registered) -> StationSettings:
-    return load_station_settings(registered).model_copy(update={"champion_check_seconds": 0.2, "queue": LIMIT})
-
-
-@pytest.fixture(scope="module")
-def process(registered, settings, tmp_path_factory):
+def process(registered, settings):
     """The model process; one for the tests of this module, which leave it as it was."""
-    with start_model_process(registered, settings, tmp_path_factory.mktemp("state")) as started:
+    with ModelProcess(registered, settings) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def client(process):
-    asker = ModelClient(process.address)
-    yield asker
-    asker.close()
 
 
 @pytest.fixture(scope="module")
 def loaded(registered, tmp_path_factory) -> Champion:
     """The registered version in this process."""
-    champion = Champion(registered, load_register_settings(registered), tmp_path_factory.mktemp("loaded"))
+    champion = champion_of(registered, tmp_path_factory.mktemp("loaded"))
     champion.check()
     return champion
+
+
+def champion_of(project: Path, state: Path) -> Champion:
+    return Champion(project, load_register_settings(project), state)
 
 
 def registry(project):
@@ -100,22 +92,26 @@ def captures(project) -> list[Photograph]:
     return [Photograph(path.name, path.read_bytes()) for path in sorted((project / "data/captures/images").iterdir())]
 
 
-def ask_all(client, photographs, timeout: float = PATIENCE) -> list[dict | Exception]:
+def ask_all(process, photographs, timeout: float = PATIENCE) -> list[dict | Exception]:
     """The answers to questions that are open at the same time."""
 
     async def ask():
-        asked = [client.inspect(each.name, each.content, None, timeout) for each in photographs]
-        return await asyncio.gather(*asked, return_exceptions=True)
+        questions = [process.inspect(each.name, each.content, None, timeout) for each in photographs]
+        return await asyncio.gather(*questions, return_exceptions=True)
 
     return asyncio.run(ask())
 
 
-def health(client):
-    return asyncio.run(client.health(PATIENCE))
+def ask(process, photograph, shape: str | None = None, timeout: float = PATIENCE) -> dict:
+    return asyncio.run(process.inspect(photograph.name, photograph.content, shape, timeout))
+
+
+def health(process):
+    return asyncio.run(process.health(PATIENCE))
 
 
 def wait_until(condition) -> None:
-    """Until `condition()` is true; what cannot be asked meanwhile is asked again."""
+    """Until `condition()` is true; while the process is away, it is tried again."""
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         with contextlib.suppress(ModelUnavailableError):
@@ -125,11 +121,11 @@ def wait_until(condition) -> None:
     raise AssertionError("it did not come true")
 
 
-def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(registered, client, loaded):
+def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(registered, process, loaded):
     photographs = captures(registered)[:LIMIT]
-    before = health(client)
-    records = ask_all(client, photographs)
-    after = health(client)
+    before = health(process)
+    records = ask_all(process, photographs)
+    after = health(process)
     assert [record["file"] for record in records] == [each.name for each in photographs]
     assert (after.captures - before.captures) / (after.batches - before.batches) > 1
     for record, photograph in list(zip(records, photographs, strict=True))[::3]:
@@ -142,70 +138,64 @@ def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(r
         assert record == alone
 
 
-def test_health_tells_the_version_and_what_it_learnt_from(registered, client):
-    told = health(client)
+def test_health_tells_the_version_and_what_it_learnt_from(registered, process):
+    told = health(process)
     assert (told.version, told.alias, told.last_error, told.queue) == ("1", "challenger", None, 0)
     assert told.profile == json.loads((registered / "models/line_profile.json").read_text())
 
 
-def test_a_blocking_question_gets_the_same_answer(registered, client):
-    photograph = captures(registered)[0]
-    (record,) = ask_all(client, [photograph])
-    blocking = client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
-    assert blocking | {"seconds": 0} == record | {"seconds": 0}
-
-
-def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(registered, client):
+def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(registered, process):
     good = captures(registered)[0]
     flat = io.BytesIO()
     Image.new("RGB", (640, 260), "grey").save(flat, "PNG")
-    records = ask_all(client, [good, Photograph("flat.png", flat.getvalue()), Photograph("text.jpg", b"no picture")])
+    records = ask_all(process, [good, Photograph("flat.png", flat.getvalue()), Photograph("text.jpg", b"no picture")])
     assert [bool(record["error"]) for record in records] == [False, True, True]
     assert records[1]["error"].startswith("flat.png: ") and "flat" in records[1]["error"]
     assert records[2]["error"].startswith("text.jpg: not an image file")
     assert {record["model_version"] for record in records} == {"1"}
 
 
-def test_a_given_shape_is_kept_and_an_unknown_one_is_told(registered, client):
+def test_a_given_shape_is_kept_and_an_unknown_one_is_told(registered, process):
     photograph = captures(registered)[0]
-    record = client.inspect_blocking(photograph.name, photograph.content, "HEXA", PATIENCE)
+    record = ask(process, photograph, "HEXA")
     assert "expected a shape of ['CYLN', 'SQUR'], found 'HEXA'" in record["error"]
 
 
-def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, params, client, loaded):
+def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, process, loaded):
+    params = load_params(registered / "params.yaml")
     photograph = captures(registered)[0]
-    seen = asyncio.run(client.pictures(photograph.content, photograph.name, None))
+    seen = asyncio.run(process.pictures(photograph.name, photograph.content, None))
     assert list(seen) == ["RAW", "DST"]
     size = composite_size(params.layout.layout(), composite_cell(params))
     assert {Image.open(io.BytesIO(content)).size for content in seen.values()} == {size}
     prepared = loaded.version.inspector.prepare(Task(photograph))
     assert seen[params.evaluate.view] == prepared.pictures["inspected"]
-    assert asyncio.run(client.pictures(b"no picture", "text.jpg", None)) == {}
+    assert asyncio.run(process.pictures("text.jpg", b"no picture", None)) == {}
 
 
-def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(registered, process, client):
+def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(registered, process):
     photographs = captures(registered)[:1] * 4 * LIMIT
     os.kill(process.pid, signal.SIGSTOP)  # all questions are there before the first is taken up
     try:
-        asked = [client._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
+        asked = [process._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
     finally:
         os.kill(process.pid, signal.SIGCONT)
     errors = [future.exception(PATIENCE) for future in asked]
     refused = [error for error in errors if error]
     assert refused and {type(error) for error in refused} == {QueueFullError}
     assert errors.count(None) >= LIMIT
-    assert "captures wait already (station.queue)" in str(refused[0])
+    assert "the queue is full (" in str(refused[0])
 
 
-def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(registered, client):
+def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(registered, process):
     photograph = captures(registered)[0]
-    before = health(client).captures
-    for told in ask_all(client, [photograph] * 4, timeout=0.001):
+    before = health(process).captures
+    for told in ask_all(process, [photograph] * 4, timeout=0.001):
         assert isinstance(told, ModelTimeoutError)
     with pytest.raises(ModelTimeoutError):
-        client.inspect_blocking(photograph.name, photograph.content, None, 0.001)
-    client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
-    assert health(client).captures == before + 1
+        ask(process, photograph, timeout=0.001)
+    ask(process, photograph)
+    assert health(process).captures == before + 1
 
 
 def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(registered, loaded, monkeypatch):
@@ -231,33 +221,40 @@ def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(regist
     batches.answer_next()
     errors = [told[each.name]["error"] for each in photographs]
     assert errors[0] is None and errors[2] is None
-    assert errors[1].startswith(f"{photographs[1].name}: inspecting it failed (UnidentifiedImageError: ")
+    assert errors[1].startswith(f"{photographs[1].name}: inspection failed (UnidentifiedImageError: ")
     assert batches.waiting == 0
 
 
-def test_a_killed_process_fails_what_waits_and_comes_back_at_the_same_address(registered, process, client):
-    photograph, address = captures(registered)[0], process.address
-    os.kill(process.pid, signal.SIGSTOP)
-    waiting = [client._ask("inspect", photograph.name, photograph.content, None, PATIENCE) for _ in range(3)]
-    os.kill(process.pid, signal.SIGKILL)
+def test_a_killed_process_fails_what_waits_and_is_started_again(registered, process, capfd):
+    photograph, pid = captures(registered)[0], process.pid
+    os.kill(pid, signal.SIGSTOP)
+    waiting = [process._ask("inspect", photograph.name, photograph.content, None, PATIENCE) for _ in range(3)]
+    os.kill(pid, signal.SIGKILL)
     for future in waiting:
         assert isinstance(future.exception(PATIENCE), ModelUnavailableError)
     with pytest.raises(ModelUnavailableError, match="try again"):
-        client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)
-    assert process.restart_if_dead()
-    assert not process.restart_if_dead()
-    wait_until(lambda: health(client).version)
-    assert process.address == address
-    assert client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)["error"] is None
+        ask(process, photograph)
+    wait_until(lambda: health(process).version)
+    assert process.pid != pid
+    assert ask(process, photograph)["error"] is None
+    assert "the model process has ended; it is started again" in capfd.readouterr().err
 
 
-def test_a_champion_promoted_under_load_takes_over_between_batches(registered, client):
+def test_a_process_that_hangs_is_killed_and_started_again(registered, capfd):
+    with ModelProcess(registered, StationSettings(timeout_seconds=5)) as hanging:
+        pid = hanging.pid
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: hanging.pid != pid and health(hanging).version)
+    assert "the model process hangs" in capfd.readouterr().err
+
+
+def test_a_champion_promoted_under_load_takes_over_between_batches(registered, process):
     photographs = captures(registered)[:4]
     versions = []
 
     async def keep_asking(photograph):
         while versions[-1:] != ["2"]:
-            record = await client.inspect(photograph.name, photograph.content, None, PATIENCE)
+            record = await process.inspect(photograph.name, photograph.content, None, PATIENCE)
             assert record["error"] is None
             versions.append(record["model_version"])
 
@@ -271,38 +268,37 @@ def test_a_champion_promoted_under_load_takes_over_between_batches(registered, c
 
     asyncio.run(load())
     assert set(versions) == {"1", "2"}
-    assert (health(client).version, health(client).alias) == ("2", "champion")
+    assert (health(process).version, health(process).alias) == ("2", "champion")
 
 
-def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(registered, client):
+def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(registered, process):
     with registry(registered) as opened:
         opened.set_registered_model_alias(NAME, "champion", "3")
-    wait_until(lambda: health(client).last_error)
-    told = health(client)
+    wait_until(lambda: health(process).last_error)
+    told = health(process)
     assert told.last_error.startswith(f"{NAME} version 3, the champion, cannot be loaded: ")
     assert "adapter_model.safetensors" in told.last_error and "\n" not in told.last_error
     assert told.version == "2"
     photograph = captures(registered)[0]
-    assert client.inspect_blocking(photograph.name, photograph.content, None, PATIENCE)["model_version"] == "2"
+    assert ask(process, photograph)["model_version"] == "2"
 
 
-def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, process, client):
-    assert health(client).last_error  # the champion is still broken
-    state = process.address.parents[1]
-    champion = Champion(registered, load_register_settings(registered), state)
+def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, process, tmp_path):
+    assert health(process).last_error  # the champion is still broken
+    champion = champion_of(registered, registered / STATION_FOLDER)
     champion.check()
     assert champion.version.number == "2"
     assert "version 3" in str(champion.failure)
-    nothing_known = Champion(registered, load_register_settings(registered), process.address.parent)
+    nothing_known = champion_of(registered, tmp_path)
     nothing_known.check()
     assert nothing_known.version is None and "version 3" in str(nothing_known.failure)
 
 
-def test_a_champion_that_is_mended_in_the_registry_is_taken(registered, client):
+def test_a_champion_that_is_mended_in_the_registry_is_taken(registered, process):
     with registry(registered) as opened:
         opened.set_registered_model_alias(NAME, "champion", "1")
-    wait_until(lambda: health(client).version == "1")
-    assert health(client).last_error is None
+    wait_until(lambda: health(process).version == "1")
+    assert health(process).last_error is None
 
 
 def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded, monkeypatch):
@@ -317,23 +313,23 @@ def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded
 
 
 def test_a_project_without_a_registered_version_is_told_what_to_do(registered, settings, tmp_path):
-    shutil.copy(registered / "settings.yaml", tmp_path)
+    (tmp_path / "settings.yaml").write_bytes((registered / "settings.yaml").read_bytes())
+    process = ModelProcess(tmp_path, settings)
     with pytest.raises(RegistryError, match="no version of pin-inspector has the alias challenger; run dvc repro"):
-        start_model_process(tmp_path, settings, tmp_path / "state")
-    assert list((tmp_path / "state").iterdir()) == []
+        process.start()
+    assert not psutil.pid_exists(process.pid)
 
 
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
 from pinspect.station.model_process import ModelProcess
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background deaf to it
-    root = Path(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands without it
     try:
-        with ModelProcess(root, load_station_settings(root), Path(sys.argv[2]), 4) as process:
+        with ModelProcess(Path(sys.argv[1]), StationSettings()) as process:
             print(process.pid, flush=True)
             time.sleep(1000)
     except KeyboardInterrupt:
@@ -346,7 +342,7 @@ def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path,
     script = tmp_path / "parent.py"
     script.write_text(SCRIPT)
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(registered), str(tmp_path / "state")],
+        [sys.executable, str(script), str(registered)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -360,12 +356,3 @@ def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path,
     _, said = parent.communicate(timeout=PATIENCE)  # both have ended when nobody can write any more
     assert said == ""
     wait_until(lambda: not psutil.pid_exists(pid))
-    assert list((tmp_path / "state").glob("model-*")) == []
-
-
-def test_a_long_path_gets_a_socket_elsewhere(registered, settings, tmp_path):
-    deep = tmp_path / "a-folder-with-a-long-name" / ("x" * 80)
-    process = ModelProcess(registered, settings, deep, 4)
-    process.stop()
-    assert len(os.fsencode(process.address)) <= 100
-    assert not process.address.parent.exists()

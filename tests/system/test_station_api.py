@@ -20,9 +20,9 @@ from pinspect.core.errors import PinspectError
 from pinspect.core.params import load_params
 from pinspect.station.access import COOKIE, check_token, cookie_of
 from pinspect.station.api import create_app
-from pinspect.station.model_client import ModelClient
+from pinspect.station.model_process import ModelProcess
 from pinspect.station.problems import MEDIA_TYPE
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 from tests.support.sample import contents, line, set_values
 from tests.support.station_stack import station
 from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
@@ -116,7 +116,7 @@ def test_a_repeated_request_is_answered_with_what_was_found_the_first_time(runni
     again = inspect(running, ("a.jpg", JPEG), ("b.jpg", line()[1].jpeg), headers=key)
     assert (again.status_code, again.json()) == (200, first)
     other = inspect(running, ("a.jpg", line()[2].jpeg), ("b.jpg", line()[1].jpeg), headers=key)
-    assert refusal(other) == (409, "this Idempotency-Key came with other images before; take a new one")
+    assert refusal(other) == (409, "this Idempotency-Key was used before with other images; use a new key")
     assert refusal(inspect(running, ("a.jpg", JPEG), headers=key))[0] == 409
     found = [one["id"] for one in get(running, "/results", limit=500).json()["results"]]
     assert [found.count(result["id"]) for result in first["results"]] == [1, 1]
@@ -227,7 +227,7 @@ def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
 
 
 def test_an_image_beyond_the_limit_is_turned_away(running):
-    most = load_station_settings(running.root).upload_bytes
+    most = StationSettings().upload_bytes
     found, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
     assert (found, str(most) in detail) == (413, True)
 
@@ -246,7 +246,7 @@ def test_what_is_wrong_with_a_question_is_told_in_words(running):
     assert refusal(get(running, "/results", limit=0)) == (422, "limit: input should be greater than or equal to 1")
     assert refusal(get(running, "/results", since="yesterday"))[0] == 422
     assert refusal(get(running, "/results", since="0001-01-01T00:00:00+14:00")) == (422, "since: out of range")
-    assert refusal(get(running, "/results/nothing")) == (404, "no such result")
+    assert refusal(get(running, "/results/nothing")) == (404, "there is no result 'nothing'")
     assert refusal(get(running, "/nowhere")) == (404, "Not Found")
     assert refusal(requests.delete(f"{running.url}/results", timeout=120))[0] == 405
 
@@ -350,8 +350,8 @@ def asking(project, *, token="", hosts=(), **own) -> httpx.Client:
     """A client of a station without a model process."""
     from fastapi.testclient import TestClient
 
-    params, settings = load_params(project / "params.yaml"), load_station_settings(project).model_copy(update=own)
-    app = create_app(project, params, settings, ModelClient(project / "nowhere/socket"), token=token, hosts=hosts)
+    params, settings = load_params(project / "params.yaml"), StationSettings(**own)
+    app = create_app(project, params, settings, ModelProcess(project, settings), token=token, hosts=hosts)
     return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
 
 
@@ -423,7 +423,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(registered):
     answers = [client.get("/results") for _ in range(7)]
     assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
     assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
-    assert "more than 5 requests a minute" in refusal(answers[-1])[1]
+    assert "more than 5 requests per minute" in refusal(answers[-1])[1]
     assert client.get("/health").status_code == 503  # a monitor is not counted
 
 
@@ -437,7 +437,7 @@ def test_a_body_that_is_no_upload_may_not_be_large(registered):
 @pytest.mark.parametrize(
     ("host", "token", "told"),
     [
-        ("0.0.0.0", "", "0.0.0.0: others can reach it, so it needs a token"),
+        ("0.0.0.0", "", "0.0.0.0: other machines can reach this address, so the station needs a token"),
         ("192.168.1.5", "", "needs a token"),
         ("station.example", "", "needs a token"),
         ("0.0.0.0", "short", "the token has 5 characters"),

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.results import ResultsTable
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, read_labels
 from tests.support.station_stack import make_champion
@@ -368,10 +368,10 @@ def test_everything_works_without_scripts(visit, running_station):
 
 def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on(visit, running_station):
     root = running_station.root
-    settings = load_register_settings(root)
+    params = load_register_settings(root)
     good = health(running_station)["version"]
-    with open_registry(root, settings) as client:
-        broken = client.create_model_version(settings.model_name, (root / "nowhere").as_uri()).version
+    with open_registry(root, params) as client:
+        broken = client.create_model_version(params.model_name, (root / "nowhere").as_uri()).version
     make_champion(root, str(broken))
     try:
         wait_until(lambda: health(running_station)["last_error"])
@@ -384,7 +384,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
 
 def test_a_line_that_has_changed_is_told_on_the_page(visit, running_station):
     """The lamp dies: the last test of the module, since it darkens the line of all others."""
-    results = ResultsTable.of_project(running_station.root, load_station_settings(running_station.root))
+    results = ResultsTable.of_project(running_station.root, StationSettings())
     newest = results.list(limit=1)[0].to_dict()
     for number in range(200):
         dark = newest | {"brightness": 0.01 + number / 1e5, "file": f"dark-{number}.jpg"}

@@ -17,7 +17,7 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port
 from tests.support.sample import line, set_values
@@ -99,7 +99,7 @@ def inspected(running: StationProcess) -> requests.Response:
 
 
 def table(project: Path) -> ResultsTable:
-    return ResultsTable.of_project(project, load_station_settings(project))
+    return ResultsTable.of_project(project, StationSettings())
 
 
 def model_process(running: StationProcess) -> psutil.Process:
@@ -180,9 +180,9 @@ def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
 
 def packed(project: Path, version: str) -> Path:
     """The weights of the adapter that a version has packed."""
-    settings = load_register_settings(project)
-    with open_registry(project, settings) as client:
-        model = client.get_model_version(settings.model_name, version).source.rpartition("/")[2]
+    params = load_register_settings(project)
+    with open_registry(project, params) as client:
+        model = client.get_model_version(params.model_name, version).source.rpartition("/")[2]
     (found,) = (project / "mlruns").glob(f"**/{model}/**/adapter_model.safetensors")
     return found
 
@@ -247,8 +247,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):
 
 
 def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
-    for name in ("params.yaml", "settings.yaml"):
-        shutil.copy(evaluated_project / name, tmp_path)
+    shutil.copy(evaluated_project / "params.yaml", tmp_path)
     assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
 
 

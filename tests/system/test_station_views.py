@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 from pinspect.core.params import load_params
 from pinspect.station import page
 from pinspect.station.api import create_app
-from pinspect.station.model_client import ModelClient
+from pinspect.station.model_process import ModelProcess
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 from pinspect.station.texts import LANGUAGES, TEXTS, chosen_language
 from tests.support.evaluated_project import write_params
 from tests.support.sample import drop, line
@@ -33,10 +33,10 @@ class Station:
         write_params(root)
         drop(root / "data/captures", line()[:4])
         self.root = root
-        self.params, self.settings = load_params(root / "params.yaml"), load_station_settings(root)
-        self.results = ResultsTable.of_project(root, self.settings)
+        self.params, settings = load_params(root / "params.yaml"), StationSettings()
+        self.results = ResultsTable.of_project(root, settings)
         self.pictures = PictureStore(root, 90)
-        self.app = create_app(root, self.params, self.settings, ModelClient(root / "no.socket"), token=token)
+        self.app = create_app(root, self.params, settings, ModelProcess(root, settings), token=token)
 
     def visitor(self, **headers) -> TestClient:
         return TestClient(self.app, "http://127.0.0.1", follow_redirects=False, headers=headers)

@@ -104,46 +104,46 @@ def put(inbox: Path, name: str, content: bytes) -> None:
 def test_a_file_is_ready_when_two_looks_the_settle_time_apart_found_it_unchanged(inbox):
     watched = Inbox(inbox, settle=0.3, patience=10)
     put(inbox, "a.jpg", b"1")
-    assert watched.look() == []
+    assert watched.scan() == []
     time.sleep(0.35)
     put(inbox, "a.jpg", b"12")
-    assert watched.look() == []
+    assert watched.scan() == []
     time.sleep(0.35)
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
     watched.done("a.jpg")
-    assert watched.look() == []
+    assert watched.scan() == []
     assert watched.unfinished == []
     put(inbox, "a.jpg", b"123")
-    assert watched.look() == []
+    assert watched.scan() == []
     time.sleep(0.35)
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
 
 
 def test_a_file_that_changes_before_it_is_read_is_not_ready_any_more(inbox):
     watched = Inbox(inbox, settle=0, patience=10)
     put(inbox, "a.jpg", b"1")
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
     put(inbox, "a.jpg", b"12")
     assert watched.read("a.jpg", 1000) is None
     assert watched.sha256("a.jpg") is None
-    watched.look()
+    watched.scan()
     assert watched.read("a.jpg", 1000)[0].content == b"12"
     (inbox / "a.jpg").unlink()
     assert watched.sha256("a.jpg") is None
-    assert watched.look() == watched.unfinished == []
+    assert watched.scan() == watched.unfinished == []
 
 
 def test_a_damaged_file_is_given_time_until_patience_is_over_and_at_once_when_it_changes(inbox):
     watched = Inbox(inbox, settle=0, patience=0.4)
     put(inbox, "a.jpg", b"half")
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
     assert not watched.gives_up("a.jpg")
-    assert watched.look() == []
+    assert watched.scan() == []
     put(inbox, "a.jpg", b"half and half")
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
     assert not watched.gives_up("a.jpg")
     time.sleep(0.45)
-    assert watched.look() == ["a.jpg"]
+    assert watched.scan() == ["a.jpg"]
     assert watched.gives_up("a.jpg")
 
 
@@ -154,18 +154,18 @@ def test_temporary_names_and_what_is_no_image_do_not_count_and_folders_do(inbox)
     put(inbox, "8.png", b"1")
     os.utime(inbox / "8.png", (0, 0))
     (inbox / "9.jpg").mkdir()
-    assert Inbox(inbox, settle=0, patience=0).look() == ["8.png", "day/shift/7.JPG"]  # the oldest first
+    assert Inbox(inbox, settle=0, patience=0).scan() == ["8.png", "day/shift/7.JPG"]  # the oldest first
 
 
 def test_an_inbox_that_goes_away_is_told(inbox):
     watched = Inbox(inbox, settle=0, patience=0)
     put(inbox, "1.jpg", b"1")
-    assert watched.look() == ["1.jpg"]
+    assert watched.scan() == ["1.jpg"]
     shutil.move(inbox, inbox.with_name("away"))
-    with pytest.raises(InboxError, match="inbox: cannot be read: No such file or directory"):
-        watched.look()
+    with pytest.raises(InboxError, match="inbox: the folder cannot be read: No such file or directory"):
+        watched.scan()
     shutil.move(inbox.with_name("away"), inbox)
-    assert watched.look() == ["1.jpg"]
+    assert watched.scan() == ["1.jpg"]
 
 
 # Watching: whole processes.
@@ -206,7 +206,7 @@ def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(reg
         watch.wait_until(lambda: len(watch.told) == 4)
         second = Watch(registered, inbox, url)
         assert second.ended() == 2
-        assert second.said == [f"{inbox}: another pinspect watch is at work on it; end that one first\n"]
+        assert second.said == [f"{inbox}: another pinspect watch is running on this folder; stop it first\n"]
         assert watch.end(signal.SIGTERM) == 0
     assert [record["file"] for record in watch.told] == ["whole.jpg", "later.jpg", "slow.jpg", "whole.jpg"]
     assert [record["error"] for record in watch.told] == [None] * 4
@@ -252,14 +252,14 @@ def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, 
             watch.wait_until(lambda: len(watch.told) == 3)
         assert watch.end(signal.SIGINT) == 0
     assert [record["model_version"] for record in watch.told] == ["1", version, version]
-    assert re.search("version 1, the champion.* cannot be loaded.*; going on\n", watch.said[2])
+    assert re.search("version 1, the champion.* cannot be loaded.*; still watching\n", watch.said[2])
 
 
 def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):
     (tmp_path / "text.db").write_text("no database " * 100)
     for asked, told in (
-        ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: no folder"),
-        ((inbox, f"sqlite:///{tmp_path}/text.db"), "text.db: not usable as results table: file is not a database"),
+        ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: not a folder"),
+        ((inbox, f"sqlite:///{tmp_path}/text.db"), "text.db: cannot be used as results table: file is not a database"),
     ):
         with watching(registered, *asked) as watch:
             assert watch.ended() == 2

@@ -12,7 +12,7 @@ from pinspect.core.params import load_params
 from pinspect.station.corrections import CorrectionError, UnknownInspectionError, correct, waiting
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
-from pinspect.station.settings import load_station_settings
+from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage, write_params
 from tests.support.sample import contents, drop, line, read_labels
 
@@ -32,7 +32,7 @@ class Station:
         self.root = root
         self.captures = root / "data/captures"
         self.params = load_params(root / "params.yaml")
-        self.results = ResultsTable.of_project(root, load_station_settings(root))
+        self.results = ResultsTable.of_project(root, StationSettings())
         self.pictures = PictureStore(root, 90)
 
     def inspect(self, id, capture, **said):
@@ -86,7 +86,7 @@ def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station
     assert before <= datetime.fromisoformat(note.pop("at")) <= datetime.now(UTC)
     assert note == {
         **{"file": name, "by": "Sato", "inspection": "one", "model_version": "7"},
-        **{"said_judgement": "passed", "said_defect_mode": "passed", "said_defect_position": "NA"},
+        **{"model_judgement": "passed", "model_defect_mode": "passed", "model_defect_position": "NA"},
     }
     assert station.results.get("one").correction == said
     assert (said.capture, said.by) == (name, "Sato")

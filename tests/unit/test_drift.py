@@ -16,7 +16,7 @@ from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.line_profile import LineProfile, Sample, make_profile
 from pinspect.nsoartc.alignment import align
 from pinspect.nsoartc.unit_space import UnitSpace
-from pinspect.station.drift import COLUMNS, QUANTITIES, judge_drift
+from pinspect.station.drift import COLUMNS, QUANTITIES, measure_drift
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import DriftSettings
 from tests.support.dst_line import build, drop_raw
@@ -103,7 +103,7 @@ def dark(gray):
 
 
 def judge(profile, latest, **changes):
-    return judge_drift(profile, latest, SETTINGS.model_copy(update=changes))
+    return measure_drift(profile, latest, SETTINGS.model_copy(update=changes))
 
 
 def changed(report) -> set[str]:
@@ -124,7 +124,7 @@ def answers(chances: dict[str, list[float]], version: str = "1") -> pd.DataFrame
 def test_a_clean_day_under_the_trainings_light_is_no_drift(profile, inspected, seed):
     assert profile.defective_share == 0.5
     report = judge(profile, inspected(WINDOW, seed=seed))
-    assert (report.changed, report.told(), report.captures) == (False, "", WINDOW)
+    assert (report.changed, report.summary(), report.captures) == (False, "", WINDOW)
     assert {one.quantity for one in report.quantities if one.distance is not None} == set(QUANTITIES)
 
 
@@ -243,8 +243,8 @@ def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
     report = judge(profile, inspected(WINDOW, half))
     now, before = report.quantities[0].now, report.quantities[0].before
     assert now < 0.6 * before
-    assert report.told("en") == f"image brightness: median {now:.2g}, {before:.2g} in training"
-    assert report.told("ja") == f"画像の明るさ: 中央値 {now:.2g}（学習時 {before:.2g}）"
+    assert report.summary("en") == f"image brightness: median {now:.2g}, {before:.2g} in training"
+    assert report.summary("ja") == f"画像の明るさ: 中央値 {now:.2g}（学習時 {before:.2g}）"
     dark_day = judge(profile, inspected(WINDOW, dark))
     assert dark_day.told() == "captures that cannot be inspected: 100%, 0% in training"
 
@@ -252,7 +252,7 @@ def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
 def test_a_report_goes_through_json(profile, inspected):
     report = judge(profile, inspected(WINDOW, half))
     told = json.loads(json.dumps(report.to_dict()))
-    assert (told["changed"], told["told"]["en"], told["captures"]) == (True, report.told(), WINDOW)
+    assert (told["changed"], told["summary"]["en"], told["captures"]) == (True, report.summary(), WINDOW)
     assert [one["quantity"] for one in told["quantities"]] == list(QUANTITIES)
     assert [one["changed"] for one in told["quantities"]] == [True, False, False, False, False]
 

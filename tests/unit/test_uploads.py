@@ -140,13 +140,12 @@ LIMITS = {"upload_bytes": 200_000, "images_a_request": 2, "timeout_seconds": 0.5
 @pytest.fixture(scope="module")
 def app():
     """An application that tells what it read."""
-    settings = StationSettings(**LIMITS)
     app = FastAPI()
 
     @app.post("/")
     async def read(request: Request) -> dict:
-        asked = await read_uploads(request, params(), settings)
-        return {"names": [image.name for image in asked.images], "shape": asked.shape}
+        upload = await read_uploads(request, params(), StationSettings(**LIMITS))
+        return {"names": [image.name for image in upload.images], "shape": upload.shape}
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem):

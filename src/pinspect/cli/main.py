@@ -125,9 +125,6 @@ def station(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; by default station.port; 0 chooses a free one.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=32, help="Number of web workers; by default station.workers.")
-    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, max=256, help="Most captures in one forward pass; by default station.batch_size."),
@@ -142,7 +139,7 @@ def station(
     from pinspect.station.server import run_station
     from pinspect.station.settings import load_station_settings
 
-    options = {"host": host or None, "port": port, "workers": workers, "batch_size": batch_size}
+    options = {"host": host or None, "port": port, "batch_size": batch_size}
     settings = load_station_settings(Path())
     settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
     run_station(Path(), load_params(), settings, token=token)

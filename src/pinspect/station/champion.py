@@ -61,6 +61,16 @@ class Champion:
         self._memory = state / _LAST_GOOD
         self._refused, self._next_try = "", 0.0
 
+    def current(self) -> Version:
+        """Return the loaded version.
+
+        Raises:
+            PinspectError: No version is loaded, with the reason.
+        """
+        if self.version is None:
+            raise self.failure or ModelError("no model is loaded yet")
+        return self.version
+
     def check(self) -> None:
         """Load the registry's current version if it changed; the previous one works on meanwhile. Never raises."""
         try:

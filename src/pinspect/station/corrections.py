@@ -103,7 +103,9 @@ def correct(
     if not person or len(person) > LONGEST_NAME or not person.isprintable():
         raise CorrectionError(f"by: expected the name of a person, at most {LONGEST_NAME} characters, got {by!r}")
     if inspection.image_type is None:
-        raise CorrectionError(f"{inspection.file}: the capture could not be inspected, so there is no answer to correct")
+        raise CorrectionError(
+            f"{inspection.file}: the capture could not be inspected, so there is no answer to correct"
+        )
     verdict = Correction(
         judgement=judgement,
         defect_mode=defect_mode or (PASSED if judgement == PASSED else ""),

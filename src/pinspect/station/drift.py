@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +147,7 @@ def measure_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings
             rows of another version than the newest capture's, only brightness and background count.
         settings: Window and thresholds.
     """
-    latest = latest[list(COLUMNS)].head(settings.window)
+    rows: Any = latest[list(COLUMNS)].head(settings.window)
     if not isinstance(profile, LineProfile):
         try:
             profile = LineProfile.from_dict(profile)
@@ -154,27 +155,27 @@ def measure_drift(profile: LineProfile | Mapping, latest: pd.DataFrame, settings
             problem = (
                 f"the line profile of this version cannot be read ({error}); run dvc repro and promote the new version"
             )
-            return DriftReport((), len(latest), problem)
+            return DriftReport((), len(rows), problem)
     # Rounded as in the profile, so that 0.99999 and 1 are equal.
-    numbers = latest[["p_defective", *LINE_FACTS]].astype(float).round(PLACES)
-    newest = latest["model_version"].dropna().head(1)
-    answered = latest["model_version"].isin(newest)
+    numbers = rows[["p_defective", *LINE_FACTS]].astype(float).round(PLACES)
+    newest = rows["model_version"].dropna().head(1)
+    answered = rows["model_version"].isin(newest)
     judged = {
-        judgement: numbers.loc[answered & (latest["judgement"] == judgement), "p_defective"].dropna().to_numpy()
+        judgement: numbers.loc[answered & (rows["judgement"] == judgement), "p_defective"].dropna().to_numpy()
         for judgement in (PASSED, DEFECTIVE)
     }
     uncertain = [
         _Stratum(len(sample.values), _unsure(sample.values), len(judged[judgement]), _unsure(judged[judgement]))
         for judgement, sample in ((PASSED, profile.p_passed), (DEFECTIVE, profile.p_defective))
     ]
-    lost = numbers["brightness"].isna() & latest["error"].notna()
+    lost = numbers["brightness"].isna() & rows["error"].notna()
     changes = (
         *(_compare(name, getattr(profile, name), numbers[name].dropna().to_numpy(), settings) for name in LINE_FACTS),
         _compare("p_defective", profile.p_passed, judged[PASSED], settings),
         _compare_shares("uncertain", uncertain, settings),
         _compare_shares("set_aside", [_set_aside(profile, lost)], settings),
     )
-    return DriftReport(changes, len(latest))
+    return DriftReport(changes, len(rows))
 
 
 def _compare(name: str, known: Sample, values: np.ndarray, settings: DriftSettings) -> Change:
@@ -182,7 +183,8 @@ def _compare(name: str, known: Sample, values: np.ndarray, settings: DriftSettin
     medians = {"now": _median(values), "before": _median(before)}
     if len(values) < settings.minimum or not len(before):
         return Change(name, False, len(values), known.captures, **medians)
-    distance, p = map(float, ks_2samp(before, values)[:2])
+    test: Any = ks_2samp(before, values)
+    distance, p = float(test.statistic), float(test.pvalue)
     changed = _matters(distance, p, settings) and not _is_learnt(before, values, settings.minimum)
     return Change(name, changed, len(values), known.captures, round(distance, 4), p, **medians)
 
@@ -221,7 +223,7 @@ def _is_learnt(known: np.ndarray, values: np.ndarray, minimum: int) -> bool:
     """
     edges = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     inside = [np.count_nonzero((known >= low) & (known <= high)) for low, high in itertools.pairwise(edges)]
-    return min(inside) >= minimum / len(inside)
+    return bool(min(inside) >= minimum / len(inside))
 
 
 def _set_aside(profile: LineProfile, lost: pd.Series) -> _Stratum:

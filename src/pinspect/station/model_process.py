@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import multiprocessing
+import multiprocessing.process
 import queue
 import signal
 import sys

@@ -16,9 +16,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pinspect.core import environment  # noqa: F401  before the libraries that read its settings
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.inspector import Photograph
+from pinspect.inspection.records import Photograph
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.batches import Batches, Question
 from pinspect.station.champion import Champion

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -103,7 +104,7 @@ class Inspection:
 
     def to_dict(self) -> dict:
         """Return the inspection for JSON: times in ISO 8601, tuples as lists."""
-        record = asdict(self) | {"received": self.received.isoformat()}
+        record: dict[str, Any] = asdict(self) | {"received": self.received.isoformat()}
         if self.address_probabilities is not None:
             record["address_probabilities"] = list(self.address_probabilities)
         if self.correction is not None:
@@ -309,7 +310,7 @@ class ResultsTable:
             by_model, by_person = (
                 connection.execute(sums).mappings().one() for sums in (tables.BY_MODEL, tables.BY_PERSON)
             )
-            return {**by_model, **by_person, "errors": connection.scalar(errors)}
+            return {**by_model, **by_person, "errors": connection.scalar(errors) or 0}
 
     def _read(self, query: sa.Select) -> list[Inspection]:
         with self._explained(), self._engine.connect() as connection:
@@ -371,7 +372,7 @@ def _engine(address: URL) -> Engine:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(address, connect_args={"timeout": _WRITER_SECONDS})
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def _set_up(connection, _) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")

@@ -32,14 +32,13 @@ class StationSettings(Section):
     Attributes:
         host: Address to listen on; anything beyond loopback needs a token.
         port: TCP port; 0 for any free one.
-        workers: Number of web workers.
         language: Language of the page until its reader chooses another.
         results: SQLAlchemy URL of the results table; empty for SQLite in `data/station/`.
-        keep_days: Days for which uploaded pictures are kept, corrected or not; results are kept forever.
+        keep_days: Days for which uploaded pictures are kept; results are kept forever.
         batch_size: Most captures in one forward pass.
         queue: Most captures that wait; a further one is refused with 429.
         timeout_seconds: Longest time that a request waits for its answer.
-        champion_check_seconds: Time between two looks at the registry for a new champion.
+        champion_check_seconds: Seconds between two checks of the registry for a new champion.
         upload_bytes: Largest accepted image file, in bytes.
         images_a_request: Most images in one request.
         requests_a_minute: Most requests of one client in a minute.
@@ -48,7 +47,6 @@ class StationSettings(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    workers: Annotated[int, Field(ge=1, le=32)] = 1
     language: Literal["en", "ja"] = "en"
     results: str = ""
     keep_days: PositiveInt = 90

@@ -217,13 +217,13 @@ def _fields(form: FormData, shapes: Sequence[str]) -> tuple[list[UploadFile], st
         raise Problem(
             422, f"expected the fields {IMAGES} and {SHAPE}, but the form has {unknown[0][:40]!r}", reason="form"
         )
-    files = form.getlist(IMAGES)
-    if not files or not all(isinstance(file, UploadFile) for file in files):
+    files = [file for file in form.getlist(IMAGES) if isinstance(file, UploadFile)]
+    if not files or len(files) < len(form.getlist(IMAGES)):
         raise Problem(422, f"{IMAGES}: expected one or more image files", reason="form")
     chosen = form.getlist(SHAPE)
     if len(chosen) > 1 or (chosen and chosen[0] not in ("", *shapes)):
         raise Problem(422, f"{SHAPE}: expected one of {', '.join(shapes)}", reason="shape")
-    return files, (chosen[0] or None) if chosen else None
+    return files, (str(chosen[0]) or None) if chosen else None
 
 
 def _format(content: bytes) -> tuple[str, str] | None:

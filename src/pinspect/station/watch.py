@@ -251,7 +251,7 @@ class Watcher:
 
     def _inspect(self, names: Sequence[str]) -> None:
         start = time.perf_counter()
-        version = self._champion.version
+        version = self._champion.current()
         ready: dict[str, Prepared] = {}
         photographs: dict[str, tuple[Photograph, str]] = {}
         records: dict[str, dict] = {}
@@ -302,19 +302,18 @@ class Watcher:
         print(f"{result['received'][:19]}Z  version {result['model_version']}  {result['file']}  {outcome}", flush=True)
 
     def _follow_registry(self) -> None:
-        """Check the registry when it is time. A champion that cannot be loaded is reported; the last good one works on."""
+        """Check the registry when it is time. A broken champion is reported and the last good one works on."""
         if (now := time.monotonic()) >= self._next_check:
             before = self._champion.version
             self._champion.check()
             self._next_check = now + self._check_seconds
-            if self._champion.version is None:
-                raise self._champion.failure
+            version = self._champion.current()
             if self._champion.failure:
                 self._print_problem("champion", self._champion.failure)
             else:
                 self._print_recovery("champion")
-            if before is None or before.number != self._champion.version.number:
-                self._log(f"version {self._champion.version.number} inspects")
+            if before is None or before.number != version.number:
+                self._log(f"version {version.number} inspects")
         if now >= self._next_pruning:
             self._pictures.prune(datetime.now(UTC))
             self._next_pruning = now + _SECONDS_BETWEEN_PRUNINGS
