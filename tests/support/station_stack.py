@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-import yaml
 
 from pinspect.core import environment as quiet
 from pinspect.registry.connection import open_registry
@@ -101,22 +100,6 @@ def make_champion(project: Path, reference: str) -> str:
             reference = str(client.get_model_version_by_alias(params.model_name, reference).version)
         client.set_registered_model_alias(params.model_name, CHAMPION, reference)
     return reference
-
-
-def set_param(project: Path, section: str, **values: object) -> None:
-    """Change values in a section of params.yaml."""
-    _change(project / "params.yaml", section, values)
-
-
-def set_setting(project: Path, section: str, **values: object) -> None:
-    """Change values in a section of settings.yaml."""
-    _change(project / "settings.yaml", section, values)
-
-
-def _change(path: Path, section: str, values: dict[str, object]) -> None:
-    content = yaml.safe_load(path.read_text())
-    content[section] |= values
-    path.write_text(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_dropped_files_come_in_their_order_and_a_bad_one_is_told_beside_its_name
         assert names == ["part-1.jpg", hostile, "part-3.jpg"]
         failed = page.locator("#queue li.failed")
         expect(failed).to_have_text(
-            "report.pngnot inspected: expected JPEG, PNG, BMP, TIFF or WebP, found none of them"
+            "report.pngnot inspected: expected JPEG, PNG, BMP, TIFF or WebP, but the file has another format"
         )
         expect(page.locator("#queue progress")).to_have_js_property("value", 1)
 
@@ -376,7 +376,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
     try:
         wait_until(lambda: health(running_station)["last_error"])
         with visit("/history") as page:
-            expect(page.get_by_role("alert")).to_contain_text(f"could not be loaded; version {good} goes on inspecting")
+            expect(page.get_by_role("alert")).to_contain_text(f"could not be loaded; version {good} still inspects")
         assert inspected(running_station, 0)["model_version"] == good
     finally:
         make_champion(root, good)

@@ -241,7 +241,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert f"127.0.0.1:{port}: cannot listen there: Address already in use" in refused(
+        assert f"127.0.0.1:{port}: cannot listen: Address already in use" in refused(
             registered, "--port", str(port)
         )
 

@@ -161,7 +161,7 @@ def test_the_language_links_keep_the_filters(visitor):
 def test_without_a_model_every_page_says_so(visitor):
     for address in ("/", "/history", "/figures"):
         html = visitor.get(address).text
-        assert "Nothing can be inspected now. the model process has ended or does not answer yet" in html
+        assert "Captures cannot be inspected at present. the model process has ended or is still starting" in html
         assert "No model" in html
 
 
@@ -217,7 +217,7 @@ def test_pictures_that_the_model_cannot_draw_now_are_told_as_that(station, visit
 def test_a_picture_that_is_kept_no_longer_is_told(station, visitor):
     station.keep("one", BEND)
     station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
-    assert "The picture is kept no longer." in visitor.get("/inspection/one").text
+    assert "The picture has expired." in visitor.get("/inspection/one").text
     assert visitor.get("/inspection/one/picture/RAW").status_code == 404
 
 
@@ -228,7 +228,7 @@ def test_an_upload_without_a_model_is_refused_in_words(visitor):
     assert 'role="alert">not inspected: the model process has ended' in answer.text
     refused = visitor.post("/upload", files={"images": ("a.png", b"<html>", "image/png")})
     assert refused.status_code == 415
-    assert "a.png: expected JPEG, PNG, BMP, TIFF or WebP, found none of them" in refused.text
+    assert "a.png: expected JPEG, PNG, BMP, TIFF or WebP, but the file has another format" in refused.text
 
 
 def test_the_history_filters_and_goes_on_over_pages(station, visitor):
@@ -277,7 +277,7 @@ def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
         [f"{day:%Y-%m-%d}", "80.0 % (10)", "50.0 % (2)", "100.0 % (1)"],
     ]
     assert html.count("<polyline") == 3
-    assert 'role="img" aria-label="Yield, escape rate and overkill rate a day' in html
+    assert 'role="img" aria-label="Daily yield, escape rate and overkill rate' in html
 
 
 def test_the_page_counts_what_waits_for_the_next_retraining(station, visitor):
@@ -304,8 +304,8 @@ def said(**more) -> dict:
         (said(defect_mode=""), "Choose the defect mode."),
         (said(judgement=""), "Choose passed or defective."),
         (said(by=" "), "Enter your name."),
-        (said(by="S" * 90), "Not kept: by: expected the name of a person"),
-        (said(defect_mode="rusty"), "Not kept: defect mode: expected one of"),
+        (said(by="S" * 90), "Not saved: by: expected the name of a person"),
+        (said(defect_mode="rusty"), "Not saved: defect mode: expected one of"),
         ({"says": "confirm"}, "Enter your name."),
     ],
 )
@@ -352,10 +352,10 @@ def test_the_token_opens_the_page_and_nothing_else_does(tmp_path):
     assert (refused.status_code, refused.headers["location"]) == (303, "/login?next=/history")
     login = visitor.get("/login", params={"next": "/history"})
     assert 'name="next" value="/history"' in login.text
-    assert "Nothing can be inspected" not in login.text, "who is not in is told nothing about the line"
+    assert "cannot be inspected" not in login.text, "who is not in is told nothing about the line"
     wrong = visitor.post("/login", data={"token": "x" * 20, "next": "/history"})
     assert wrong.status_code == 403
-    assert "This is not the token." in wrong.text
+    assert "Wrong token." in wrong.text
     right = visitor.post("/login", data={"token": TOKEN, "next": "/history"})
     assert (right.status_code, right.headers["location"]) == (303, "/history")
     assert visitor.get("/history").status_code == 200

@@ -219,7 +219,7 @@ def test_what_could_not_be_inspected_cannot_be_corrected(station, new):
 def test_a_picture_that_is_kept_no_longer_can_be_confirmed_but_not_corrected(station, new):
     station.inspect("one", new)
     station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
-    with pytest.raises(CorrectionError, match="kept no longer"):
+    with pytest.raises(CorrectionError, match="has expired"):
         station.correct("one", **BEND)
     station.correct("one", **PASSED)
     assert station.results.get("one").correction.by == "Sato"

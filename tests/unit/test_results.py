@@ -244,11 +244,11 @@ def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("nonsense", "not usable as results table"),
-        ("nosuch://x", "not usable as results table"),
-        ("postgresql+pg8000://user:secret@127.0.0.1:9/x", r"\*\*\*@127.*driver is not installed: pip install pg8000"),
-        ("sqlite:///{folder}/text.db", "text.db: not usable as results table: file is not a database"),
-        ("sqlite:///{folder}/text.db/results.db", "not usable as results table"),
+        ("nonsense", "cannot be used as results table"),
+        ("nosuch://x", "cannot be used as results table"),
+        ("postgresql+pg8000://user:secret@127.0.0.1:9/x", r"\*\*\*@127.*driver is not installed; run pip install pg8000"),
+        ("sqlite:///{folder}/text.db", "text.db: cannot be used as results table: file is not a database"),
+        ("sqlite:///{folder}/text.db/results.db", "cannot be used as results table"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path, url, told):
@@ -264,7 +264,7 @@ def test_a_database_of_a_newer_pinspect_is_left_alone(tmp_path):
     ResultsTable(url).close()
     with sa.create_engine(url).begin() as connection:
         connection.execute(sa.text(f"UPDATE station_schema SET version = {SCHEMA + 1}"))
-    with pytest.raises(ResultsError, match=f"schema {SCHEMA + 1}, this one knows {SCHEMA}.*update pinspect"):
+    with pytest.raises(ResultsError, match=f"schema {SCHEMA + 1}, this one reads up to {SCHEMA}.*update pinspect"):
         ResultsTable(url)
 
 
@@ -323,5 +323,5 @@ def test_pictures_go_when_they_are_old_and_one_that_came_again_stays(tmp_path):
 def test_a_picture_that_cannot_be_written_is_told_in_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/station").write_text("in the way")
-    with pytest.raises(ResultsError, match="data/station/pictures: cannot keep a picture: Not a directory"):
+    with pytest.raises(ResultsError, match="data/station/pictures: cannot write a picture: Not a directory"):
         PictureStore(tmp_path, keep_days=30).put(b"picture", ".jpg")

@@ -64,13 +64,13 @@ def test_a_16_bit_image_is_taken():
         (JPEG[:5], 422, "the JPEG header is damaged or cut short"),
         (encoded("PNG")[:60], 422, "damaged or cut short"),
         (b"BM", 422, "the BMP header is damaged or cut short"),
-        (HTML, 415, "expected JPEG, PNG, BMP, TIFF or WebP, found none of them"),
-        (SVG, 415, "found none of them"),
-        (encoded("GIF", "P"), 415, "found none of them"),
-        (b"%PDF-1.7", 415, "found none of them"),
+        (HTML, 415, "expected JPEG, PNG, BMP, TIFF or WebP, but the file has another format"),
+        (SVG, 415, "the file has another format"),
+        (encoded("GIF", "P"), 415, "the file has another format"),
+        (b"%PDF-1.7", 415, "the file has another format"),
         (encoded("PNG", "L", (20_000, 40)), 413, "20000 x 40 px"),
-        (encoded("PNG", "1", (7000, 7000)), 413, f"at most {MAX_PIXELS} px in all"),
-        (png_header(50_000, 50_000), 413, "far too many pixels"),
+        (encoded("PNG", "1", (7000, 7000)), 413, f"at most {MAX_PIXELS} px in total"),
+        (png_header(50_000, 50_000), 413, "too many pixels"),
         (encoded("PNG", "L", (8, 8)), 422, "8 x 8 px is no photograph"),
         (encoded("TIFF", "F"), 422, "floating-point pixels have no agreed white"),
     ],
@@ -183,12 +183,12 @@ def test_images_and_their_shape_are_read(app):
     ("request_", "status", "reason"),
     [
         ({"files": files(JPEG), "data": {"shape": "HEXA"}}, 422, "shape: expected one of CYLN, SQUR"),
-        ({"files": files(JPEG, field="image")}, 422, "expected the fields images and shape, found 'image'"),
-        ({"files": [("shape", (None, "CYLN"))]}, 422, "images: expected one image file or several"),
-        ({"files": [("images", (None, "text"))]}, 422, "images: expected one image file or several"),
+        ({"files": files(JPEG, field="image")}, 422, "expected the fields images and shape, but the form has 'image'"),
+        ({"files": [("shape", (None, "CYLN"))]}, 422, "images: expected one or more image files"),
+        ({"files": [("images", (None, "text"))]}, 422, "images: expected one or more image files"),
         ({"json": {}}, 415, "expected multipart/form-data with the field images"),
-        ({"files": files(JPEG, JPEG, JPEG)}, 422, "at most 2 images a request"),
-        ({"files": files(JPEG, JPEG, JPEG, JPEG)}, 422, "at most 2 images a request"),
+        ({"files": files(JPEG, JPEG, JPEG)}, 422, "at most 2 images per request"),
+        ({"files": files(JPEG, JPEG, JPEG, JPEG)}, 422, "at most 2 images per request"),
         ({"files": files(bytes(200_001))}, 413, "more than 200000 bytes"),
         ({"files": files(JPEG, HTML)}, 415, "1.jpg: expected JPEG"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 422, "Missing boundary"),
@@ -236,4 +236,4 @@ def test_a_request_that_does_not_end_is_not_waited_for(app):
         await anyio.sleep(60)
 
     answer = post(app, content=content(), headers={"content-type": "multipart/form-data; boundary=b"})
-    assert refusal(answer) == (408, "the request did not come within 0.5 s; send it again")
+    assert refusal(answer) == (408, "the request was not complete within 0.5 s; send it again")
