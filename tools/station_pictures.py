@@ -1,8 +1,7 @@
-"""Take the README's pictures of the station's page: `python tools/station_pictures.py`, after `dvc repro`.
+"""Take the pictures of the station's page for the docs: `python tools/station_pictures.py`, after `dvc repro`.
 
-A station on the project's registry inspects captures of the test split. A wrong answer is corrected to the capture's
-label if there is one; a right one is confirmed so. Nothing in the project changes. Needs Chromium and, for the Japanese
-pictures, a font with its letters (`apt-get install chromium fonts-noto-cjk`).
+A station on the project's registry inspects captures of the test split, and the script corrects one of them. The project
+itself does not change. Needs Chromium and a Japanese font (`apt-get install chromium fonts-noto-cjk`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ DESK, TABLET = {"width": 1280, "height": 800}, {"width": 820, "height": 1180}
 NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}
 
 
-def asked() -> pd.DataFrame:
+def read_answers() -> pd.DataFrame:
     """Return the zero-shot answers of the last evaluation to production's prompt, the wrong ones first."""
     table = predictions.read(ROOT / "reports/predictions/test.csv")
     question = Question.of(load_params(ROOT / "params.yaml").evaluate)
@@ -42,7 +41,7 @@ def asked() -> pd.DataFrame:
 
 
 def photograph(answer: pd.Series) -> dict:
-    """The capture that an answer is about, as a browser uploads it, by the name that it came with."""
+    """Return the capture of an answer as a file to upload, with its original name."""
     raw = pd.read_csv(ROOT / "data/raw/manifest.csv", keep_default_na=False).set_index("file")
     name, content = raw.loc[answer["file"], "capture"], (ROOT / "data/raw" / answer["file"]).read_bytes()
     return {"name": name, "mimeType": "image/png" if name.endswith(".png") else "image/jpeg", "buffer": content}
@@ -50,19 +49,20 @@ def photograph(answer: pd.Series) -> dict:
 
 @contextlib.contextmanager
 def station() -> Iterator[str]:
-    """Its address; it has the registry of the project, and results and captures of its own."""
-    with tempfile.TemporaryDirectory(prefix="pinspect-pictures-") as place:
-        root = Path(place)
+    """Run a station with the project's registry and its own results and captures; yield its URL."""
+    with tempfile.TemporaryDirectory(prefix="pinspect-pictures-") as folder:
+        root = Path(folder)
         for name in ("params.yaml", "settings.yaml"):
             shutil.copyfile(ROOT / name, root / name)
         (root / "mlruns").symlink_to(ROOT / "mlruns")
         command = [Path(sys.executable).with_name("pinspect"), "station", "--port", "0"]
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
-            found = next((found for line in process.stdout if (found := re.match(r"http\S+", line))), None)
-            if found is None:
-                sys.exit("the station does not start; see above")
-            yield found[0]
+            urls = (re.match(r"http\S+", line) for line in process.stdout or ())
+            url = next((match[0] for match in urls if match), None)
+            if url is None:
+                sys.exit("the station does not start; see its message above")
+            yield url
         finally:
             process.terminate()
             process.wait()
@@ -70,7 +70,7 @@ def station() -> Iterator[str]:
 
 @contextlib.contextmanager
 def reader(browser: Browser, address: str, language: str, viewport: dict, scheme: str = "light") -> Iterator[Page]:
-    """A page of a reader who has just come."""
+    """Open the page in a new browser context."""
     context = browser.new_context(base_url=address, locale=language, viewport=viewport, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -80,7 +80,7 @@ def reader(browser: Browser, address: str, language: str, viewport: dict, scheme
 
 
 def take(page: Page, name: str, *, full: bool = False) -> str:
-    """Write a picture once everything is drawn; a palette of 256 colours halves its size."""
+    """Write a picture once the page is complete; a palette of 256 colors halves its size."""
     for image in page.locator("article img").all():
         image.scroll_into_view_if_needed()
         expect(image).to_have_js_property("complete", True)
@@ -93,13 +93,13 @@ def take(page: Page, name: str, *, full: bool = False) -> str:
 
 
 def upload(page: Page, *files: dict) -> None:
-    """Pick captures, and wait for all results."""
+    """Upload captures and wait for all results."""
     page.set_input_files("#images", list(files))
     expect(page.locator("article.result")).to_have_count(len(files), timeout=60_000)
 
 
 def correct(page: Page, answer: pd.Series, name: str) -> None:
-    """Fill in what the capture's label says, by keyboard."""
+    """Fill in the correction form with the capture's label, by keyboard."""
     page.keyboard.press("x")
     modes = ["passed", *load_params(ROOT / "params.yaml").answers.defect_modes]
     page.keyboard.press(str(modes.index(answer["expected_defect_mode"]) + 1))
@@ -109,9 +109,9 @@ def correct(page: Page, answer: pd.Series, name: str) -> None:
 
 
 def draw(browser: Browser, address: str) -> list[str]:
-    """All pictures: each page in one language and at one size at least, results in both."""
-    answers, taken = asked(), []
-    doubted = answers.iloc[0]
+    """Take all pictures; return their paths."""
+    answers, taken = read_answers(), []
+    doubtful = answers.iloc[0]
     right = answers[answers["right"]].drop_duplicates("expected_judgement").set_index("expected_judgement")
     for language, code in (("en-GB", "en"), ("ja-JP", "ja")):
         with reader(browser, address, language, DESK) as page:
@@ -121,12 +121,12 @@ def draw(browser: Browser, address: str) -> list[str]:
             upload(page, photograph(right.loc["passed"]))
             taken.append(take(page, f"passed-{code}"))
         with reader(browser, address, language, TABLET) as page:
-            upload(page, photograph(doubted))
-            correct(page, doubted, NAMES[language])
+            upload(page, photograph(doubtful))
+            correct(page, doubtful, NAMES[language])
             taken.append(take(page, f"correcting-tablet-{code}", full=True))
     with reader(browser, address, "en-GB", DESK, "dark") as page:
-        upload(page, photograph(doubted))
-        correct(page, doubted, NAMES["en-GB"])
+        upload(page, photograph(doubtful))
+        correct(page, doubtful, NAMES["en-GB"])
         page.locator(".save").click()
         expect(page.locator("p.person")).to_be_visible()
         taken.append(take(page, "corrected-dark-en"))

@@ -24,7 +24,7 @@ from pinspect.inspection.records import Photograph, Task
 from pinspect.model.families import composite_cell
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
-from pinspect.station.batches import Batches, Question
+from pinspect.station.batches import Batches, InspectionRequest
 from pinspect.station.champion import Champion
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
 from pinspect.station.model_process import ModelProcess
@@ -213,8 +213,10 @@ def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(regist
     batches = Batches(loaded, 16, LIMIT)
     told: dict[str, dict] = {}
     for each in photographs:
-        batches.ask(
-            Question(each, None, time.monotonic() + PATIENCE, lambda record, n=each.name: told.update({n: record}))
+        batches.submit(
+            InspectionRequest(
+                each, None, time.monotonic() + PATIENCE, lambda record, n=each.name: told.update({n: record})
+            )
         )
     for _ in photographs:
         batches.prepare_next()

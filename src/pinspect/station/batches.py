@@ -19,7 +19,7 @@ from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, 
 
 
 @dataclass(frozen=True)
-class Question:
+class InspectionRequest:
     """A capture to inspect.
 
     Attributes:
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Ready:
-    question: Question
+    request: InspectionRequest
     prepared: Prepared
     version: Version
 
@@ -66,7 +66,7 @@ class Batches:
     def __init__(self, champion: Champion, batch_size: int, limit: int) -> None:
         self.forward_passes = self.answered = 0
         self._champion, self._batch_size, self._limit = champion, batch_size, limit
-        self._questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[InspectionRequest] = queue.SimpleQueue()
         self._ready: deque[_Ready] = deque()
         self._changed = threading.Condition()  # guards `_ready` and `_unprepared`
         self._unprepared = 0
@@ -82,7 +82,7 @@ class Batches:
         """Duration of the longest step in progress; 0 when idle."""
         return max((time.monotonic() - start for start in list(self._steps.values())), default=0.0)
 
-    def ask(self, question: Question) -> None:
+    def submit(self, request: InspectionRequest) -> None:
         """Put a capture into the queue.
 
         Raises:
@@ -96,13 +96,13 @@ class Batches:
             if self.waiting >= self._limit:
                 raise QueueFullError(f"the queue is full ({self.waiting} captures, station.queue); try again later")
             self._unprepared += 1
-        self._questions.put(question)
+        self._requests.put(request)
 
     def prepare_next(self) -> None:
         """Wait for the next capture and prepare it for the model."""
-        question = self._questions.get()
+        request = self._requests.get()
         with self._step():
-            ready = self._prepare(question)
+            ready = self._prepare(request)
         with self._changed:
             self._unprepared -= 1
             if ready:
@@ -123,19 +123,19 @@ class Batches:
         finally:
             del self._steps[threading.get_ident()]
 
-    def _prepare(self, question: Question) -> _Ready | None:
-        """Prepare a capture; None if its question is already answered, with an error."""
+    def _prepare(self, request: InspectionRequest) -> _Ready | None:
+        """Prepare a capture; None if its request is already answered, with an error."""
         version = self._champion.version
-        if version is None or question.late:
-            question.answer(_too_late())
+        if version is None or request.late:
+            request.answer(_too_late())
             return None
         start = time.perf_counter()
         try:
-            prepared = version.inspector.prepare(Task(question.photograph, shape=question.shape))
+            prepared = version.inspector.prepare(Task(request.photograph, shape=request.shape))
         except Exception as error:
-            question.answer(_failed(question, error) | _origin(version, time.perf_counter() - start))
+            request.answer(_failed(request, error) | _origin(version, time.perf_counter() - start))
             return None
-        return _Ready(question, prepared, version)
+        return _Ready(request, prepared, version)
 
     def _next_batch(self) -> list[_Ready]:
         """Wait until a batch is full or nothing more is being prepared; return its captures that are not late."""
@@ -146,8 +146,8 @@ class Batches:
                 batch.append(self._ready.popleft())
         in_time = []
         for ready in batch:
-            if ready.question.late:
-                ready.question.answer(_too_late())
+            if ready.request.late:
+                ready.request.answer(_too_late())
             else:
                 in_time.append(ready)
         return in_time
@@ -165,25 +165,25 @@ class Batches:
                 for ready in batch:
                     self._answer([ready])
                 return
-            records = [_failed(batch[0].question, error)]
+            records = [_failed(batch[0].request, error)]
         self.forward_passes += 1
         self.answered += len(batch)
         origin = _origin(version, time.perf_counter() - start)
         for ready, record in zip(batch, records, strict=True):
-            ready.question.answer(record | origin)
+            ready.request.answer(record | origin)
 
 
 def _origin(version: Version, seconds: float) -> dict[str, Any]:
     return {"model_version": version.number, "seconds": round(seconds, 4)}
 
 
-def _failed(question: Question, error: Exception) -> dict[str, Any]:
+def _failed(request: InspectionRequest, error: Exception) -> dict[str, Any]:
     """The record of a capture that could not be inspected; the traceback of a defect of pinspect goes to the log."""
     reason = str(error)
     if not isinstance(error, PinspectError):
         traceback.print_exception(error)
-        reason = f"{question.photograph.name}: inspection failed ({type(error).__name__}: {error})"
-    return empty_record(question.photograph.name) | {"error": reason}
+        reason = f"{request.photograph.name}: inspection failed ({type(error).__name__}: {error})"
+    return empty_record(request.photograph.name) | {"error": reason}
 
 
 def _too_late() -> ModelTimeoutError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from pinspect.core.errors import PinspectError
 from pinspect.inspection.records import Photograph
 from pinspect.registry.settings import load_register_settings
-from pinspect.station.batches import Batches, Question
+from pinspect.station.batches import Batches, InspectionRequest
 from pinspect.station.champion import Champion
 from pinspect.station.messages import ModelHealth
 from pinspect.station.model_process import LOADED
@@ -98,8 +98,8 @@ class _Worker:
     def _inspect(self, number: int, name: str, content: bytes, shape: str | None, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         try:
-            self._batches.ask(
-                Question(Photograph(name, content), shape, deadline, lambda answer: self._send(number, answer))
+            self._batches.submit(
+                InspectionRequest(Photograph(name, content), shape, deadline, lambda answer: self._send(number, answer))
             )
         except PinspectError as error:
             self._send(number, error)
