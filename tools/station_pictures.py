@@ -1,7 +1,7 @@
 """Take the pictures of the station's page for the docs: `python tools/station_pictures.py`, after `dvc repro`.
 
-A station on the project's registry inspects captures of the test split, and the script corrects one of them. The project
-itself does not change. Needs Chromium and a Japanese font (`apt-get install chromium fonts-noto-cjk`).
+A station on the project's registry inspects captures of the test split, and the script corrects one of them. The
+project itself does not change. Needs Chromium and a Japanese font (`apt-get install chromium fonts-noto-cjk`).
 """
 
 from __future__ import annotations

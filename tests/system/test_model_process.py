@@ -253,17 +253,18 @@ def test_a_process_that_hangs_is_killed_and_started_again(registered, capfd):
 def test_a_champion_promoted_under_load_takes_over_between_batches(registered, process):
     photographs = captures(registered)[:4]
     versions = []
+    first = asyncio.Event()
 
     async def keep_asking(photograph):
         while versions[-1:] != ["2"]:
             record = await process.inspect(photograph.name, photograph.content, None, PATIENCE)
             assert record["error"] is None
             versions.append(record["model_version"])
+            first.set()
 
     async def load():
         asking = [asyncio.create_task(keep_asking(each)) for each in photographs]
-        while not versions:
-            await asyncio.sleep(0.05)
+        await first.wait()
         with registry(registered) as opened:
             opened.set_registered_model_alias(NAME, "champion", "2")
         await asyncio.wait_for(asyncio.gather(*asking), PATIENCE)

@@ -61,9 +61,10 @@ def visitor(station):
 
 def rows(html: str) -> list[list[str]]:
     """The cells of the body rows of the page's list, as words."""
-    body = re.search(r'<table class="list">.*?<tbody>(.*?)</tbody>', html, re.S)
-    cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", body[1], re.S))
-    return [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in cells] if body else []
+    body = re.search(r'<table class="list">.*?<tbody>(.*?)</tbody>', html, re.DOTALL)
+    lines = re.findall(r"<tr.*?</tr>", body[1], re.DOTALL) if body else []
+    cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in lines)
+    return [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in cells]
 
 
 def files(html: str) -> list[str]:
@@ -86,7 +87,7 @@ def test_the_languages_have_the_same_texts_with_the_same_gaps():
 
 @pytest.mark.parametrize("template", OURS, ids=lambda path: path.name)
 def test_templates_hold_no_word_themselves(template):
-    html = re.sub(r"{#.*?#}|{%.*?%}|{{.*?}}|<kbd>.*?</kbd>", " ", template.read_text(), flags=re.S)
+    html = re.sub(r"{#.*?#}|{%.*?%}|{{.*?}}|<kbd>.*?</kbd>", " ", template.read_text(), flags=re.DOTALL)
     words = re.sub(r"<!DOCTYPE html>|<[^<>]*>", " ", html)
     assert not re.search(r"[^\W\d_]", words), words.split()
     attributes = re.findall(r'(?:title|aria-label|placeholder|alt)="([^"{]*[a-z][^"{]*)"', template.read_text())

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pinspect.core.errors import PinspectError
 from pinspect.station.messages import ModelHealth, ModelTimeoutError, ModelUnavailableError
@@ -55,7 +55,7 @@ class ModelProcess:
         self._outbox: queue.SimpleQueue | None = None  # None while no process runs
         self._open: dict[int, Future] = {}
 
-    def __enter__(self) -> ModelProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -320,16 +320,20 @@ class ResultsTable:
         """Create missing tables. Two processes can do so at the same moment: the slower one tries again."""
         for tries_left in reversed(range(_TRIES_TO_CREATE)):
             try:
-                with self._engine.begin() as connection:
-                    self._check_schema(connection)
-                    tables.metadata.create_all(connection)
-                    if connection.scalar(sa.select(sa.func.count()).select_from(tables.schema)) == 0:
-                        connection.execute(tables.schema.insert().values(version=SCHEMA))
-                return
+                self._try_to_create()
             except SQLAlchemyError:
                 if not tries_left:
                     raise
                 time.sleep(0.1)
+            else:
+                return
+
+    def _try_to_create(self) -> None:
+        with self._engine.begin() as connection:
+            self._check_schema(connection)
+            tables.metadata.create_all(connection)
+            if connection.scalar(sa.select(sa.func.count()).select_from(tables.schema)) == 0:
+                connection.execute(tables.schema.insert().values(version=SCHEMA))
 
     def _check_schema(self, connection: Connection) -> None:
         if not sa.inspect(connection).has_table(tables.schema.name):
