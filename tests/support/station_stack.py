@@ -1,14 +1,16 @@
-"""A real station for tests: a registered champion, its model process, its web worker, on loopback.
+"""A real station for tests: a registered champion, the page's process and the model process, on loopback.
 
-Import the fixtures that a module needs: `registered` (a project with a champion, the module's own), `running_station`
-(a station on it for the module). Tests that start and stop one themselves use `station`.
+Fixtures: `registered` (a project with three versions, the module's own), `running_station` (a station on it for the
+module). Tests that start and stop a station themselves use `station`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,12 +25,19 @@ import requests
 from pinspect.core import environment as quiet
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
-from pinspect.registry.versions import CHAMPION
+from pinspect.registry.versions import CHALLENGER, CHAMPION
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port
+from tests.support.sample import set_values
 from tests.support.waiting import until
 
 PINSPECT = Path(sys.executable).with_name("pinspect")
+_LOCATIONS = {  # columns of MLflow's database that hold paths
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 
 
 @dataclass
@@ -86,12 +95,6 @@ def station(project: Path, *options: str, **environment: str) -> Iterator[Statio
             running.kill()
 
 
-def register_champion(project: Path) -> str:
-    """Register the adapter of the project and make it champion, whatever promotion would say. Returns its version."""
-    run_stage("register", project)
-    return make_champion(project, "challenger")
-
-
 def make_champion(project: Path, reference: str) -> str:
     """Move the alias to the version that `reference`, a number or an alias, means. Returns its number."""
     params = load_register_settings(project)
@@ -102,11 +105,33 @@ def make_champion(project: Path, reference: str) -> str:
     return reference
 
 
+@pytest.fixture(scope="session")
+def three_versions(evaluated_project, tmp_path_factory) -> Path:
+    """An evaluated project with three registered versions, made once a session; copy it to change it.
+
+    They differ in a limit of the alignment alone. The first is champion and challenger.
+    """
+    project = shutil.copytree(evaluated_project, tmp_path_factory.mktemp("versions") / "project")
+    before = (project / "params.yaml").read_text()
+    for shift in (40, 41, 42):
+        set_values(project, "dst", maximum_shift=shift)
+        run_stage("register", project)
+    (project / "params.yaml").write_text(before)
+    make_champion(project, "1")
+    params = load_register_settings(project)
+    with open_registry(project, params) as client:
+        client.set_registered_model_alias(params.model_name, CHALLENGER, "1")
+    return project
+
+
 @pytest.fixture(scope="module")
-def registered(evaluated_project, tmp_path_factory) -> Path:
-    """An evaluated project of a test module's own, its adapter registered and champion."""
-    project = shutil.copytree(evaluated_project, tmp_path_factory.mktemp("station") / "project")
-    register_champion(project)
+def registered(three_versions, tmp_path_factory) -> Path:
+    """`three_versions`, as a test module's own: its registry knows nothing of the original."""
+    project = shutil.copytree(three_versions, tmp_path_factory.mktemp("station") / "project")
+    with contextlib.closing(sqlite3.connect(project / "mlruns/mlflow.db")) as database, database:
+        for table, column in _LOCATIONS.items():
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(change, (str(three_versions), str(project)))
     return project
 
 

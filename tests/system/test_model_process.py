@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-import yaml
 from PIL import Image
 
 from pinspect.composites.drawing import composite_size
@@ -30,34 +29,19 @@ from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, 
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
-from tests.support.evaluated_project import run_stage
 
 NAME = "pin-inspector"
 PATIENCE = 240.0  # seconds: for machines that do much else
 LIMIT = 8
 
 
-@pytest.fixture(scope="module")
-def registered(project) -> Path:
-    """A project with versions 1 (challenger) and 2, which is asked with the other view, and 3, of which a file is
-    missing."""
-    params_file, detail_file = project / "params.yaml", project / "reports/eval/detail.json"
-    kept = params_file.read_text(), detail_file.read_text()
-    run_stage("register", project)
-    for change in ({"view": "DST"}, {"kind": "one_image"}):
-        found, detail = yaml.safe_load(kept[0]), json.loads(kept[1])
-        found["evaluate"] |= change
-        detail["headline"] |= change
-        params_file.write_text(yaml.safe_dump(found))
-        detail_file.write_text(json.dumps(detail))
-        run_stage("register", project)
-    params_file.write_text(kept[0])
-    detail_file.write_text(kept[1])
-    with registry(project) as client:
-        client.set_registered_model_alias(NAME, "challenger", "1")
+@pytest.fixture(scope="module", autouse=True)
+def versions(registered) -> None:
+    """Version 1 is challenger, there is no champion, and version 3 lacks a file."""
+    with registry(registered) as client:
+        client.delete_registered_model_alias(NAME, "champion")
         logged = client.get_logged_model(client.get_model_version(NAME, "3").source.removeprefix("models:/"))
     (Path(urlsplit(logged.artifact_location).path) / "artifacts/adapter/adapter_model.safetensors").unlink()
-    return project
 
 
 @pytest.fixture(scope="module")

@@ -376,7 +376,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
     try:
         wait_until(lambda: health(running_station)["last_error"])
         with visit("/history") as page:
-            expect(page.get_by_role("alert")).to_contain_text(f"could not be loaded; version {good} still inspects")
+            expect(page.get_by_role("alert")).to_contain_text(f"cannot be loaded; version {good} still inspects")
         assert inspected(running_station, 0)["model_version"] == good
     finally:
         make_champion(root, good)

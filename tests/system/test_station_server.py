@@ -18,7 +18,6 @@ from pinspect.registry.settings import load_register_settings
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import StationSettings
-from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port
 from tests.support.sample import line, set_values
 from tests.support.station_stack import PINSPECT, StationProcess, make_champion, station
@@ -73,14 +72,10 @@ def load(url: str):
 
 @pytest.fixture(scope="module")
 def versions(registered):
-    """The project with three versions, of which the first is champion; its station asks the registry each second, and
-    does not judge the line, which the same few captures over and over would change."""
+    """The project; its station checks the registry each second, and does not judge the line, which the same few
+    captures over and over would change."""
     judged = {"minimum": 1_000_000}
     set_values(registered, "station", champion_check_seconds=1.0, requests_a_minute=100_000, drift=judged)
-    for shift in (41, 42):
-        set_values(registered, "dst", maximum_shift=shift)
-        run_stage("register", registered)
-    make_champion(registered, "1")
     return registered
 
 
@@ -103,14 +98,13 @@ def table(project: Path) -> ResultsTable:
 
 
 def model_process(running: StationProcess) -> psutil.Process:
-    """The process of the station that listens on the model's socket."""
+    """The largest process below the station."""
     children = psutil.Process(running.process.pid).children(recursive=True)
-    (found,) = [child for child in children if any("socket" in one.laddr for one in child.net_connections("unix"))]
-    return found
+    return max(children, key=lambda child: child.memory_info().rss)
 
 
 def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions):
-    with station(versions, "--workers", "2") as running:
+    with station(versions) as running:
         with load(running.url) as found:
             until(lambda: len(found.results) >= 3 * CLIENTS, "answers")
             running.kill()
@@ -118,7 +112,7 @@ def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions)
         assert not found.refused
     answered = Counter(result["id"] for result in found.results)
     assert set(answered.values()) == {1}
-    with station(versions, "--workers", "2") as again:
+    with station(versions) as again:
         after = again.url
         assert requests.get(f"{after}/health", timeout=60).json()["status"] == "ok"
         kept, before = [], None
@@ -129,11 +123,6 @@ def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions)
             if before is None:
                 break
         assert inspected(again).ok
-        # Two web workers count together.
-        asked = [requests.get(f"{after}/health", timeout=60).status_code for _ in range(20)]
-        counted = requests.get(f"{after}/metrics", timeout=60).text
-        line_of = next(told for told in counted.splitlines() if 'route="/health",status="200"' in told)
-        assert float(line_of.split()[-1]) >= len(asked)
         assert again.stop() == 0
     times = Counter(result["id"] for result in kept)
     assert {id: times[id] for id in answered} == dict.fromkeys(answered, 1)
@@ -241,9 +230,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert f"127.0.0.1:{port}: cannot listen: Address already in use" in refused(
-            registered, "--port", str(port)
-        )
+        assert f"127.0.0.1:{port}: cannot listen: Address already in use" in refused(registered, "--port", str(port))
 
 
 def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
