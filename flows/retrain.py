@@ -236,10 +236,9 @@ def _clear_session(process: subprocess.Popen) -> None:
 
 def _logged(process: subprocess.Popen, log: Callable[[str], object]) -> Iterator[str]:
     for line in process.stdout or ():
-        line = line.rstrip()
-        if line:
-            log(line)
-            yield line
+        if text := line.rstrip():
+            log(text)
+            yield text
 
 
 def _result(lines: list[str]) -> str:

@@ -63,6 +63,7 @@ def main(root: Path = Path()) -> None:
         "seconds_per_answer": {f"p{q}": round(float(np.percentile(seconds, q)), 4) for q in (50, 95) if seconds},
         "device": str(inspector.device),
         "git_commit": git_commit(root),
+        "weights_sha256": weights_sha256(adapter),
     }
     write_run_facts(root, "answer", facts)
     print(f"{len(answers)} test answers in {facts['seconds']:.0f} s on {facts['device']}: reports/predictions")

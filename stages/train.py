@@ -10,7 +10,7 @@ commit) to build/runs/train.json. After a stop or a kill, the next run resumes f
 
 from pathlib import Path
 
-from pinspect.core.digests import git_commit
+from pinspect.core.digests import git_commit, weights_sha256
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
@@ -33,7 +33,8 @@ def main(root: Path = Path()) -> None:
     require_placeholders(load_processor(base), base.family, read_chat(data / "chat/train.jsonl"))
     facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend)
     if training_processes().is_main_process:
-        write_run_facts(root, "train", facts.run_facts() | {"commit": git_commit(root)})
+        origin = {"git_commit": git_commit(root), "weights_sha256": weights_sha256(out)}
+        write_run_facts(root, "train", facts.run_facts() | origin)
         print(
             f"{facts.steps} steps in {facts.seconds:.0f} s with {facts.backend}; {facts.trainable:,} trainable "
             f"parameters ({facts.trainable / facts.parameters:.1%}) in {facts.lora_modules} LoRA modules"

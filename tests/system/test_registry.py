@@ -128,6 +128,9 @@ def test_the_run_of_a_version_holds_parameters_curve_report_and_dataset(register
     assert run.info.status == "FINISHED"
     assert run.data.params["train.rank"] == str(load_params(project / "params.yaml").train.rank)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+    assert run.data.metrics["run.train.seconds"] > 0
+    assert run.data.metrics["run.answer.seconds"] > 0
+    assert run.data.tags["run.train.device"]
     stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
     assert {"reports/report.html", "reports/validation.json"} <= stored
     assert run.inputs.dataset_inputs[0].dataset.digest == registration(project)["dataset_digest"]

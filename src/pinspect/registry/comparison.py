@@ -90,9 +90,11 @@ def on_one_test_set(root: Path, params: Params, versions: Sequence[ModelVersion]
     present = []
     for version, evidence in zip(versions, stored, strict=True):
         test_set = digests.digest_of_test_set(_table(rows, {}, params.contract(), _question(version)))
-        if evidence is None or evidence.test_set != test_set:
-            evidence = Evidence(number_of(version), _answers(root, params, version, rows), test_set, rescored=True)
-        present.append(evidence)
+        if evidence and evidence.test_set == test_set:
+            present.append(evidence)
+        else:
+            answered = _answers(root, params, version, rows)
+            present.append(Evidence(number_of(version), answered, test_set, rescored=True))
     return present
 
 
@@ -174,6 +176,7 @@ def _answers(root: Path, params: Params, version: ModelVersion, rows: Sequence[M
             ],
             capture_output=True,
             text=True,
+            check=False,
         )
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

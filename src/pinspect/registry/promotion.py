@@ -413,13 +413,13 @@ def _write_proof(client: MlflowClient, challenger: ModelVersion, decision: Decis
     against = f" against version {decision.champion}" if decision.champion else " as the first champion"
     numbers = ", ".join(decision.rescored)
     rescored = f" Answered the test set for this decision: version {numbers}." if numbers else ""
-    lines = [
-        (challenger.description or "").split("\n\n")[0],
+    first = (challenger.description or "").split("\n\n")[0]
+    verdict = (
         f"**{'Promoted' if decision.promoted else 'Refused'}** {decision.decided_at}{against}{who}, on "
-        f"{decision.captures} {decision.source} captures (test set {decision.test_set[:12]}).{rescored}",
-        "\n".join(f"- {'holds' if rule.holds else 'FAILS'}: {rule.name}: {rule.found}" for rule in decision.rules),
-    ]
-    client.update_model_version(challenger.name, challenger.version, "\n\n".join(lines))
+        f"{decision.captures} {decision.source} captures (test set {decision.test_set[:12]}).{rescored}"
+    )
+    rules = "\n".join(f"- {'holds' if rule.holds else 'FAILS'}: {rule.name}: {rule.found}" for rule in decision.rules)
+    client.update_model_version(challenger.name, challenger.version, f"{first}\n\n{verdict}\n\n{rules}")
 
 
 def _values(evidence: Evidence, report: ReportSettings) -> dict[str, float]:

@@ -23,7 +23,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
+from pinspect.core.digests import weights_sha256
 from pinspect.core.params import Params
+from pinspect.core.runs import read_run_facts
 from pinspect.inspection import registered_model
 from pinspect.registry.candidate import Candidate, flatten
 from pinspect.registry.connection import experiment_id, open_registry, portable_uri, registry_lock
@@ -181,6 +183,21 @@ def _log_run(client: MlflowClient, run: Run, candidate: Candidate, params: Param
         client.log_batch(run.info.run_id, metrics=points[start : start + _METRICS_PER_CALL])
     for report in candidate.reports:
         mlflow.log_artifact(str(report), REPORTS)
+    _log_run_facts(candidate)
+
+
+def _log_run_facts(candidate: Candidate) -> None:
+    """Log what training and answering took on this machine, unless the facts belong to another adapter."""
+    weights = weights_sha256(candidate.adapter)
+    for stage in ("train", "answer"):
+        facts = read_run_facts(candidate.root, stage)
+        if facts.pop("weights_sha256", None) != weights:
+            continue
+        for name, value in flatten(facts, f"run.{stage}.").items():
+            if isinstance(value, int | float):
+                mlflow.log_metric(name, float(value))
+            else:
+                mlflow.set_tag(name, str(value))
 
 
 def _learning_curve(path: Path) -> list[Metric]:
