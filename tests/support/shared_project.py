@@ -17,7 +17,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Pa
     Args:
         tmp_path_factory: Of pytest.
         name: The name of the folder.
-        make: Fills the folder, which does not exist yet.
+        make: Fills the folder, which is empty.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -25,6 +25,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Pa
     with FileLock(shared / f"{name}.lock"):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             make(folder)
             done.touch()
     return folder
