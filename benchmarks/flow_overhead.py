@@ -1,11 +1,11 @@
-"""What the retrain flow costs over plain `dvc repro`: the same project, run by both in turn, in one run of this script.
+"""Measures what the retrain flow costs over plain `dvc repro`, on the same project, by turns.
 
     python benchmarks/flow_overhead.py [--rounds 3]
 
-A small project (the tests' own: 11 captures, an adapter of two steps) is run to its end once. Then, in each round, the
-training's seed changes and `dvc repro` runs what follows from it; it changes again, and the flow does, on a Prefect
-server that is up, as with `make server`. Which of the two comes first alternates. Last come runs in which nothing has
-changed. Writes benchmarks/results/flow_overhead.json; times are seconds of the wall clock, process start to exit.
+A small project (the tests' own: 11 captures, an adapter of two steps) runs to its end once. In each round the seed of
+the training changes and `dvc repro` runs what depends on it; then the seed changes again and the flow runs, on a Prefect
+server that is up, as with `make server`. The order alternates. Runs in which nothing has changed come last. Writes
+benchmarks/results/flow_overhead.json; times are seconds of wall clock, from process start to exit.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.checkout import Checkout, make_checkout
+from tests.support.mlflow_server import free_port, running
+
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from flow_stack import Checkout, make_checkout  # noqa: E402
-from mlflow_server import free_port, running  # noqa: E402
-
 RESULT = ROOT / "benchmarks/results/flow_overhead.json"
 BOUND_SECONDS = 20
 COMMANDS = {"dvc": ("dvc", "repro"), "flow": (sys.executable, "-m", "flows.retrain")}
 
 
 def measure(checkout: Checkout, rounds: int) -> dict:
-    """Seconds of each run, by who ran it: `dvc` and `flow` with something changed, `... unchanged` without."""
-    found: dict[str, list[float]] = {name: [] for kind in COMMANDS for name in (kind, f"{kind} unchanged")}
+    """Return the seconds of each run, by command: `dvc` and `flow` after a change, `... unchanged` without one."""
+    seconds: dict[str, list[float]] = {name: [] for kind in COMMANDS for name in (kind, f"{kind} unchanged")}
     for number in range(2 * rounds):
         kind = ("dvc", "flow")[(number + number // 2) % 2]
         checkout.set_param("train", seed=1000 + number)
-        found[kind].append(_seconds(checkout, kind))
+        seconds[kind].append(_seconds(checkout, kind))
     for _ in range(rounds):
         for kind in COMMANDS:
-            found[f"{kind} unchanged"].append(_seconds(checkout, kind))
-    return found
+            seconds[f"{kind} unchanged"].append(_seconds(checkout, kind))
+    return seconds
 
 
-def summary(found: dict[str, list[float]]) -> dict:
-    """Medians, the flow's overhead in seconds and as a ratio, and whether it keeps the bound."""
-    median = {name: round(statistics.median(times), 2) for name, times in found.items()}
+def summary(seconds: dict[str, list[float]]) -> dict:
+    """Return the medians, the flow's overhead in seconds and as a ratio, and whether it keeps the bound."""
+    median = {name: round(statistics.median(times), 2) for name, times in seconds.items()}
     overhead = round(median["flow"] - median["dvc"], 2)
     return {
         "medians": median,
@@ -60,13 +60,14 @@ def summary(found: dict[str, list[float]]) -> dict:
 
 
 def _seconds(checkout: Checkout, kind: str) -> float:
-    began = time.monotonic()
+    start = time.monotonic()
     checkout.must(*COMMANDS[kind])
-    return round(time.monotonic() - began, 2)
+    return round(time.monotonic() - start, 2)
 
 
 def _machine() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     load = os.getloadavg()[0]
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -87,12 +88,13 @@ def main() -> None:
         os.environ["PREFECT_HOME"] = str(place / "prefect")
         server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(free_port())]
         with running(server, place / "server.log", "/api/health") as uri:
-            checkout = make_checkout(place / "line", f"{uri}/api")
+            os.environ["PREFECT_API_URL"] = f"{uri}/api"
+            checkout = make_checkout(place / "line")
             checkout.must("dvc", "repro")
-            found = measure(checkout, rounds)
-    result = {**summary(found), "seconds": found, **machine}
+            seconds = measure(checkout, rounds)
+    result = {**summary(seconds), "seconds": seconds, **machine}
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary(found), indent=2))
+    print(json.dumps(summary(seconds), indent=2))
 
 
 if __name__ == "__main__":
