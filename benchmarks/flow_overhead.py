@@ -3,8 +3,8 @@
     python benchmarks/flow_overhead.py [--rounds 3]
 
 A small project (the tests' own: 11 captures, an adapter of two steps) runs to its end once. In each round the seed of
-the training changes and `dvc repro` runs what depends on it; then the seed changes again and the flow runs, on a Prefect
-server that is up, as with `make server`. The order alternates. Runs in which nothing has changed come last. Writes
+the training changes and `dvc repro` runs what depends on it; then the seed changes again and the flow runs. A Prefect
+server is up, as with `make server`. The order alternates. Runs in which nothing has changed come last. Writes
 benchmarks/results/flow_overhead.json; times are seconds of wall clock, from process start to exit.
 """
 
