@@ -227,7 +227,7 @@ def test_a_killed_process_fails_what_waits_and_is_started_again(registered, proc
 
 
 def test_a_process_that_hangs_is_killed_and_started_again(registered, capfd):
-    with ModelProcess(registered, StationSettings(timeout_seconds=5)) as hanging:
+    with ModelProcess(registered, StationSettings(timeout_seconds=8)) as hanging:
         pid = hanging.pid
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: hanging.pid != pid and health(hanging).version)

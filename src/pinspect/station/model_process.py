@@ -50,7 +50,7 @@ class ModelProcess:
         self._hang_seconds = _HANG_TIMEOUTS * settings.timeout_seconds
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # guards the attributes below
-        self._stopped = threading.Event()
+        self._stopped, self._loaded = threading.Event(), threading.Event()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._outbox: queue.SimpleQueue | None = None  # None while no process runs
         self._open: dict[int, Future] = {}
@@ -178,6 +178,7 @@ class ModelProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             remote.close()
         outbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._loaded.clear()
         with self._lock:
             self._process, self._outbox = process, outbox
             if loaded:
@@ -201,6 +202,8 @@ class ModelProcess:
         with connection, contextlib.suppress(OSError, EOFError):
             while True:
                 number, answer = connection.recv()
+                if number == LOADED:
+                    self._loaded.set()
                 with self._lock:
                     future = self._open.pop(number, None)
                 if future is None:
@@ -220,9 +223,11 @@ class ModelProcess:
             future.set_exception(_unavailable())
 
     def _watch(self) -> None:
-        """Kill a process that hangs; `_supervise` then starts it again."""
+        """Kill a process that hangs; `_supervise` then starts it again. Loading the first model takes its time."""
         while not self._stopped.wait(_SECONDS_BETWEEN_CHECKS):
             process = self._process
+            if not self._loaded.is_set():
+                continue
             try:
                 hangs = self._ask("health").result(self._hang_seconds).busy_seconds > self._hang_seconds
             except ModelUnavailableError:
