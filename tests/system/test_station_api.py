@@ -441,7 +441,7 @@ def test_a_body_that_is_no_upload_may_not_be_large(registered):
         ("192.168.1.5", "", "needs a token"),
         ("station.example", "", "needs a token"),
         ("0.0.0.0", "short", "the token has 5 characters"),
-        ("127.0.0.1", "with a space in it, and long", "expected 16 ASCII letters"),
+        ("127.0.0.1", "with a space in it, and long", "expected at least 16 printable ASCII characters"),
     ],
 )
 def test_a_station_that_others_reach_needs_a_token_that_cannot_be_guessed(host, token, told):

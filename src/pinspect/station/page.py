@@ -7,26 +7,28 @@ shortcuts and clicks on pins, with the same forms and addresses.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from http import HTTPStatus
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote, unquote, urlencode
 
 from fastapi import APIRouter, FastAPI, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS
+from pinspect.core.charts import Axis, Chart
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.params import Params
 from pinspect.station import access
-from pinspect.station.charts import line_chart
 from pinspect.station.corrections import LONGEST_NAME, correct
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError
 from pinspect.station.model_process import ModelProcess
@@ -44,6 +46,12 @@ HISTORY_LENGTH = 50
 LATEST_LENGTH = 8
 MOST_SHOWN = 16
 CHART_DAYS = 60
+_MOST_DATES = 8  # on the axis of the chart
+_STROKES = {  # color, dashes, hollow dots: no line differs by color alone
+    "yield": ("var(--yield)", "", False),
+    "escape_rate": ("var(--escape)", "7 4", True),
+    "overkill_rate": ("var(--soft)", "2 3", False),
+}
 HEAT_LEVELS = 10
 _YEAR = 365 * 24 * 3600
 _PICTURE_CACHE = {"Cache-Control": "private, max-age=3600"}
@@ -207,10 +215,9 @@ class Page:
         since = datetime.now(UTC) - timedelta(days=CHART_DAYS)
         outcomes = await run_in_threadpool(partial(self._results.outcomes, bucket="day", since=since))
         days = [_rates(day) for day in outcomes]
-        names = ("yield", "escape_rate", "overkill_rate")
-        chart = line_chart([day["bucket"] for day in days], {name: [day[name] for day in days] for name in names})
         counts = await run_in_threadpool(self._results.counts)
-        return await self._render(request, "figures.html", days=days, chart=chart, counts=counts)
+        draw = partial(_draw_rates, days)
+        return await self._render(request, "figures.html", days=days, draw_rates=draw, counts=counts)
 
     async def login(self, request: Request) -> Response:
         """Show the login page."""
@@ -345,6 +352,22 @@ def _rates(day: Mapping) -> dict:
         "escape_rate": day["escapes"] / defective if defective else None,
         "overkill_rate": day["overkill"] / passed if passed else None,
     }
+
+
+def _draw_rates(days: Sequence[Mapping], title: str) -> Markup:
+    """The rates of `_STROKES` over days as SVG; a day without a rate leaves a gap."""
+    every = math.ceil(len(days) / _MOST_DATES)
+    dates = [(number, days[number]["bucket"][5:]) for number in range(0, len(days), every)]
+    shares = [(share, f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)]
+    chart = Chart(Axis(-0.5, len(days) - 0.5, dates), Axis(0, 1, shares), title, width=960, height=260)
+    for name, (color, dash, hollow) in _STROKES.items():
+        for has_rate, group in groupby(enumerate(days), key=lambda day: day[1][name] is not None):
+            if has_rate:
+                numbers, part = zip(*group, strict=True)
+                rates = [day[name] for day in part]
+                chart.line(numbers, rates, color, width=2, dash=dash)
+                chart.dots(numbers, rates, color, radii=3.5, hollow=hollow)
+    return Markup(chart.svg())
 
 
 def _midnight(day: str, days: int = 0) -> datetime | None:
