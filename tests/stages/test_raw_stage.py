@@ -259,5 +259,5 @@ def test_once_the_bad_capture_is_mended_the_run_goes_on(root):
     (captures / "images" / name).write_bytes(good)
     result = run_stage(root)
     assert result.returncode == 0, result.stderr
-    assert "1 pieces of work done" in result.stdout
+    assert "1 items processed" in result.stdout
     assert not (root / "data/raw.partial").exists()

@@ -118,7 +118,7 @@ def test_a_failed_run_is_resumed(tmp_path):
 
 
 def test_two_items_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="two items have the same name"):
         run(tmp_path / "out", ["pin", "pin"])
 
 

@@ -1,7 +1,7 @@
-"""The inbox: a folder into which captures are dropped, and out of which they are taken as they come in.
+"""Take captures from the inbox, a folder for new captures, into the project's captures.
 
-What is wrong with a capture is told, and the capture stays where it is until someone mends it. A capture leaves the
-inbox only when it lies among the project's captures; a run that is killed between the two is made good by the next.
+A capture with a problem is reported and stays in the inbox until someone corrects it. A capture leaves the inbox only
+after it was added to the project; the next run completes a run that was killed in between.
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ SECONDS_OF_ADDING = 60
 
 
 def take_captures(inbox: Path, folder: Path, contract: AnswerContract, *, max_pixels: int) -> AddReport:
-    """Move the good captures of `inbox` into `folder` (see `add_captures`), and those out that `folder` has already.
+    """Move the valid captures of the inbox into the captures' folder, and remove the ones that it has already.
 
-    The report's `refused` tells what is wrong with those that stay, a line each. An inbox that is empty, or not there,
-    is nothing wrong. Raises CaptureError when a labels.csv is no such table, or `folder` itself has a problem.
+    Args:
+        inbox: The inbox; it may be empty or missing.
+        folder: The captures' folder.
+        contract: The line's layout, shapes and defect modes.
+        max_pixels: Refuse images with more pixels.
+
+    Returns:
+        The report of `add_captures`; `refused` has the problems of the captures that stay in the inbox.
+
+    Raises:
+        CaptureError: A `labels.csv` is not a table of labels, or the captures' folder has a problem.
     """
     _undo_cut_off(folder)
     _forget_rows(inbox, images_folder(folder), taken=())
@@ -39,9 +48,9 @@ def take_captures(inbox: Path, folder: Path, contract: AnswerContract, *, max_pi
 
 
 def _undo_cut_off(folder: Path) -> None:
-    """Take images out of `folder` that a killed process had moved in and not yet labelled: their source has them still.
+    """Remove images without a label that a killed process has moved into `folder`; the source still has them.
 
-    `add_captures` works in `.adding-*`; one in which nothing has happened for a while belongs to no living process.
+    `add_captures` works in `.adding-*`. An old folder of this name belongs to a process that was killed.
     """
     for place in folder.glob(".adding-*"):
         if time.time() - place.stat().st_mtime < SECONDS_OF_ADDING:
@@ -54,28 +63,28 @@ def _undo_cut_off(folder: Path) -> None:
 
 
 def _files(labels: Path) -> set[str]:
-    """The files that a labels.csv is about."""
+    """Return the files that a labels.csv has rows for."""
     return set(_names(labels.read_bytes().splitlines(keepends=True))) - {""} if labels.is_file() else set()
 
 
-def _forget_rows(inbox: Path, there: Path, taken: Collection[str]) -> None:
-    """Take the rows of captures that came in out of the inbox's labels; all other lines stay as they are.
+def _forget_rows(inbox: Path, target: Path, taken: Collection[str]) -> None:
+    """Remove the rows of added captures from the inbox's labels; all other lines stay unchanged.
 
-    Those are the `taken` ones, and those whose image is gone from the inbox and lies `there`: a kill came between.
+    Added captures are the `taken` ones, and after a kill those whose image is in `target` instead of in the inbox.
     """
     labels, images = inbox / LABELS, images_folder(inbox)
     if not labels.is_file():
         return
     lines = labels.read_bytes().splitlines(keepends=True)
     names = _names(lines)
-    gone = {name for name in names if name and not (images / name).exists() and (there / name).is_file()}
+    gone = {name for name in names if name and not (images / name).exists() and (target / name).is_file()}
     kept = [line for name, line in zip(names, lines, strict=True) if name not in gone and name not in taken]
     if kept != lines:
         write_file(labels, b"".join(kept))
 
 
 def _names(lines: Sequence[bytes]) -> list[str]:
-    """The file that each line of a labels.csv is about; empty for the header and for what is no row."""
+    """Return the file of each line of a labels.csv; empty for the header and for lines without a file."""
     rows = [next(csv.reader([line.decode("utf-8-sig", errors="replace")]), []) for line in lines]
     header = [name.strip() for name in rows[0]] if rows else []
     column = header.index("file") if "file" in header else len(header)

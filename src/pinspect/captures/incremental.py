@@ -1,11 +1,10 @@
-"""Work that is done once: the folder of a stage, in which only what changed is made again.
+"""Make a stage's output folder incrementally: only items with new inputs, parameters or code are made again.
 
-A stage maps a function over its items (captures, mostly). Each item has a key, made of the hashes of its inputs, of
-the parameters and of the code; while the key stays, so do the item's files. `products.jsonl` in the folder remembers
-the keys. Everything new is first made in `<folder>.partial`, so that a failed run leaves the folder as it was and a
-killed one is resumed; then files are moved into place, what no item claims any more is removed, and the manifest
-comes last: where a manifest is, the folder is complete. No trace of the order of runs is left: an incremental run
-ends with the same bytes as a clean one.
+A stage maps a function over its items (mostly captures). The key of an item is a hash of its inputs, the parameters and
+the code; while the key is the same, the item's files stay. `products.jsonl` in the folder records the keys. New files
+are first written to `<folder>.partial`, so a failed run leaves the folder unchanged, and a killed run is resumed. Then
+the files are moved into place, files that belong to no item are removed, and the manifest is moved last: a folder with
+a manifest is complete. An incremental run ends with the same bytes as a clean run.
 """
 
 from __future__ import annotations
@@ -35,8 +34,13 @@ PRODUCTS = "products.jsonl"
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: a name that no other item of the folder has, the hashes of all that it reads, and a payload
-    (anything picklable) for the function that makes it."""
+    """One item of a stage.
+
+    Attributes:
+        name: A name that no other item of the folder has.
+        inputs: The hashes of everything that the item is made from.
+        payload: Argument of the function that makes the item; picklable.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -45,7 +49,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Product:
-    """What was made of an item: its files (paths relative to the folder, with '/') and a record that JSON can hold."""
+    """The result of an item.
+
+    Attributes:
+        files: Paths relative to the folder, with `/`.
+        record: Facts for the stage's tables; must fit into JSON.
+    """
 
     files: tuple[str, ...]
     record: dict
@@ -55,14 +64,19 @@ Make = Callable[[Any, Path], Product]
 
 
 class IncrementalFolder:
-    """The output folder of a stage, used as a context; on leaving it without an exception the folder is completed.
+    """The output folder of a stage, as a context manager that completes the folder at the end of the block.
 
         with IncrementalFolder(Path("data/dst")) as folder:
             records = folder.map(make_dst_image, items, params=params.dst.model_dump(), title="DST images")
             frame.to_csv(folder.new_file("scores.csv"), index=False)
             manifest.to_csv(folder.new_file("manifest.csv"), index=False)
 
-    After an exception nothing in the folder has changed, and what was made so far waits in `<folder>.partial`.
+    After an exception the folder is unchanged, and finished items stay in `<folder>.partial` for the next run.
+
+    Attributes:
+        path: The folder.
+        partial: `<folder>.partial`.
+        made: Names of the items that this run has made.
     """
 
     def __init__(self, path: Path):
@@ -77,7 +91,7 @@ class IncrementalFolder:
         self.partial.mkdir(parents=True, exist_ok=True)
         if self._journal.exists():
             with self._journal.open("a", encoding="utf-8") as journal:
-                journal.write("\n")  # ends the line that a kill may have cut off
+                journal.write("\n")  # ends a line that a kill has cut off
         self._known = {**_read_products(self.path / PRODUCTS), **_read_products(self._journal)}
         return self
 
@@ -86,7 +100,11 @@ class IncrementalFolder:
             self._complete()
 
     def new_file(self, name: str) -> Path:
-        """Where to write the file `name` of this folder (it is moved into place at the end); it belongs to no item."""
+        """Return the path to write a file to that belongs to no item, such as the manifest.
+
+        Args:
+            name: Path of the file relative to the folder; the file is moved there at the end.
+        """
         self._new_files.append(name)
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +120,30 @@ class IncrementalFolder:
         batch_size: int = 16,
         workers: int | None = None,
     ) -> list[dict]:
-        """The records of all `items`, in their order; only those whose key is new are made.
+        """Make the items whose key is new, in other processes, and return the records of all items.
 
-        `make(payload, folder)` writes its files below `folder` and returns a Product. It runs in other processes, in
-        batches: a function of a module, or a `functools.partial` of one with picklable arguments. What the arguments
-        of such a partial decide must stand in `params` (anything JSON can hold) or in the items' inputs. Whatever
-        `make` raises is raised here.
+        Args:
+            make: `make(payload, folder)` writes its files below `folder` and returns a Product. A function of a module,
+                or a `functools.partial` of such a function with picklable arguments.
+            items: The items.
+            params: Everything that decides the result beside inputs and code, including the arguments of a partial;
+                must fit into JSON.
+            title: Title of the progress bar.
+            batch_size: Number of items that one process makes at a time.
+            workers: Number of processes; by default one per core.
+
+        Returns:
+            The record of each item, in the order of `items`.
+
+        Raises:
+            ValueError: Two items have the same name.
+            Exception: Any exception of `make`.
         """
         context = json.dumps([params, code_version(make)], sort_keys=True)
         keys = {item.name: _sha256(json.dumps([context, item.name, *item.inputs]).encode()) for item in items}
         taken = keys.keys() & self._claimed.keys()
         if len(keys) != len(items) or taken:
-            raise ValueError(f"{title}: items need names of their own, found some twice {sorted(taken)[:3]}")
+            raise ValueError(f"{title}: two items have the same name {sorted(taken)[:3]}; give each its own name")
         waiting = []
         for item in items:
             known = self._known.get(keys[item.name])
@@ -155,20 +185,20 @@ class IncrementalFolder:
         for name, sha256 in item_files.items():
             if _file_sha256(self.partial / name) == sha256:
                 _move(self.partial / name, self.path / name)
-        last_comes_the_manifest = sorted(self._new_files, key=lambda name: name == MANIFEST)
+        manifest_last = sorted(self._new_files, key=lambda name: name == MANIFEST)
         _prune(self.path, keep={*item_files, *self._new_files})
         products = self.partial / f"{PRODUCTS}.new"
         products.write_text(
             "".join(_line(self._claimed[name]) for name in sorted(self._claimed)), encoding="utf-8", newline="\n"
         )
         _move(products, self.path / PRODUCTS)
-        for name in last_comes_the_manifest:
+        for name in manifest_last:
             _move(self.partial / name, self.path / name)
         shutil.rmtree(self.partial)
 
 
 def code_version(function: Callable) -> str:
-    """A hash of the source files that `function` runs: its module and all that this imports of the same tree."""
+    """Return a hash of the source files that a function runs: its module and all imported modules of the same tree."""
     while isinstance(function, functools.partial):
         function = function.func
     path = Path(inspect.getfile(function))
@@ -178,20 +208,29 @@ def code_version(function: Callable) -> str:
 
 
 def source_files(start: Path, root: Path) -> list[Path]:
-    """`start` and every file below the import root `root` that it imports, directly or by another, also inside
-    functions; `start` first, then by path. Imports (absolute ones) are read, not run. The `__init__.py` of a top-level
-    package is left out: it only offers names of other modules to users."""
-    found: set[Path] = {start}
+    """Find the source files that a file imports, directly or indirectly, also inside functions.
+
+    Absolute imports are parsed; nothing is executed. The `__init__.py` of a top-level package is ignored: it only
+    exports names of other modules to users.
+
+    Args:
+        start: A Python file.
+        root: The folder that absolute imports start from; imports from elsewhere are ignored.
+
+    Returns:
+        `start`, then the imported files ordered by path.
+    """
+    files: set[Path] = {start}
     waiting = [start]
     while waiting:
-        new = _imported_files(waiting.pop(), root) - found
-        found |= new
+        new = _imported_files(waiting.pop(), root) - files
+        files |= new
         waiting += new
-    return [start, *sorted(found - {start})]
+    return [start, *sorted(files - {start})]
 
 
 def _imported_files(path: Path, root: Path) -> set[Path]:
-    """Files of all names that may be modules: `from a.b import c` gives a, a.b and a.b.c."""
+    """Return the files of all imported names: `from a.b import c` may import a, a.b and a.b.c."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -215,7 +254,7 @@ def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:
 
 
 def _in_processes(work: Callable, batches: Sequence[Sequence[Item]], workers: int) -> Iterator[list[dict]]:
-    """`work` over `batches`, each as it is done. Workers start fresh: a fork of a process with threads may hang."""
+    """Yield the results of `work` in the order of completion. The start method is spawn: forked threads may hang."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_the_parent)
     futures: list[Future] = [pool.submit(work, batch) for batch in batches]
     try:
@@ -226,9 +265,9 @@ def _in_processes(work: Callable, batches: Sequence[Sequence[Item]], workers: in
 
 
 def _end_with_the_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    """Exit when the parent is killed; without this, a worker would wait for work forever."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _progress() -> Progress:
@@ -243,7 +282,7 @@ def _read_products(path: Path) -> dict[str, dict]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             product = json.loads(line)
-        except json.JSONDecodeError:  # an empty line, or one that a kill has cut off
+        except json.JSONDecodeError:  # an empty line, or a line that a kill has cut off
             continue
         products[product["key"]] = product
     return products

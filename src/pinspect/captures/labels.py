@@ -232,7 +232,6 @@ def _copy(captures: Sequence[Capture], images: Path, folder: Path) -> None:
     if not any(_is_image(path.name) for path in target.glob("*")):
         target = folder / IMAGES
     target.mkdir(parents=True, exist_ok=True)
-    moved: list[Path] = []
     with tempfile.TemporaryDirectory(prefix=".adding-", dir=folder) as name:
         place = Path(name)
         labels = place / LABELS
@@ -241,11 +240,12 @@ def _copy(captures: Sequence[Capture], images: Path, folder: Path) -> None:
             shutil.copyfile(images / capture.file, place / capture.file)
         try:
             for capture in captures:
-                moved.append((place / capture.file).rename(target / capture.file))
+                (place / capture.file).rename(target / capture.file)
             labels.replace(folder / LABELS)
         except BaseException:
-            for path in moved:
-                path.unlink(missing_ok=True)
+            for capture in captures:
+                if not (place / capture.file).exists():
+                    (target / capture.file).unlink(missing_ok=True)
             raise
 
 

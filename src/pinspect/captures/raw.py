@@ -1,7 +1,7 @@
-"""The raw folder: every capture checked and copied, its split decided, and the virtual line beside it.
+"""Make the raw folder: checked copies of all captures with their splits, and the captures of the virtual line.
 
 images/<2 hex>/<20 hex>.<suffix>   the original bytes, named after their sha256
-manifest.csv                       one row a capture: label, provenance and split
+manifest.csv                       one row per capture: label, provenance and split
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
 
 @dataclass(frozen=True)
 class RawReport:
-    """What the raw stage has to tell: how many captures of each source and split, what was made anew, and remarks."""
+    """The result of the raw stage.
+
+    Attributes:
+        counts: Number of captures by source, shape, role and split.
+        made: Number of items that this run has made.
+        remarks: Remarks for the user, one line each.
+    """
 
     counts: pd.DataFrame
     made: int
@@ -40,11 +46,18 @@ class RawReport:
 
 
 def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerContract, params: RawParams) -> RawReport:
-    """Make the raw folder `out` from the captures' folder and the virtual line.
+    """Make the raw folder from the captures' folder and the virtual line.
 
-    `split_record` holds the splits decided so far; new ones are added to it. Raises CaptureError with a line for each
-    capture that cannot be used, and ParamsError where the virtual line cannot draw what it should; `out` and the
-    record are then as they were.
+    Args:
+        captures: The captures' folder.
+        out: The raw folder.
+        split_record: The record of decided splits; new splits are added.
+        contract: The line's layout, shapes and defect modes.
+        params: The parameters of the stage.
+
+    Raises:
+        CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
+        ParamsError: The virtual line cannot draw a shape or a defect mode. `out` and the record are unchanged.
     """
     labels = labelled.read_captures(captures, contract)
     images = labelled.images_folder(captures)
@@ -65,20 +78,28 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
         if not distinct and not virtual:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         split_of, more_remarks = _split(distinct, copies, split_record, params)
-        camera = [
+        camera: list[dict[str, str]] = [
             {"file": copy["file"], "sha256": sha256, "source": CAMERA, "split": split_of[sha256]} | _named(capture)
             for (capture, sha256), copy in zip(distinct, copies, strict=True)
         ]
         manifest = pd.DataFrame([*camera, *(row for row in virtual if row["sha256"] not in split_of)], columns=COLUMNS)
         manifest = manifest.sort_values(["source", "capture"], ignore_index=True)
         manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
-    counts = manifest.groupby(["source", "shape", "role", "split"]).size().unstack("split", fill_value=0)
+    counts = pd.crosstab([manifest["source"], manifest["shape"], manifest["role"]], manifest["split"])
     return RawReport(counts, len(folder.made), (*remarks, *more_remarks))
 
 
 def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
-    """Copy one image (path, sha256, most pixels allowed) once it is decoded. The record tells its file and perceptual
-    hash, or as `error` why it cannot be read (without the path: the same content may come by another name)."""
+    """Check and copy one image.
+
+    Args:
+        payload: Path, sha256, and the number of pixels that an image may have.
+        folder: The raw folder.
+
+    Returns:
+        A record with `file` and `perceptual_hash`, or with `error`. The error has no path, since the same content may
+        have another name in the next run.
+    """
     path, sha256, max_pixels = payload
     try:
         image = read_image(Path(path), max_pixels)
@@ -89,7 +110,15 @@ def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
 
 
 def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, str], folder: Path) -> Product:
-    """Render the captures of one split of the virtual line; the record holds their rows of the manifest."""
+    """Render the captures of one split of the virtual line.
+
+    Args:
+        payload: Answer contract, parameters of the virtual line, and the split.
+        folder: The raw folder.
+
+    Returns:
+        A record with `rows`, the captures' rows of the manifest.
+    """
     contract, params, split = payload
     rows = []
     for capture in render_line(contract.layout, contract.shapes, contract.defect_modes, params):
@@ -101,7 +130,7 @@ def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, str], fold
 
 
 def _distinct(contents: Sequence[tuple[Capture, str]]) -> tuple[list[tuple[Capture, str]], list[str]]:
-    """Each content once, under the name that came first."""
+    """Return each content once, under its first name, and a remark for each other name."""
     first: dict[str, Capture] = {}
     remarks = [
         f"{capture.file}: the same picture as {other.file}, left out"
@@ -122,9 +151,9 @@ def _copy_images(
 
 
 def _render_virtual_line(folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams) -> list[dict]:
-    """The rows of the virtual line. It is seeded throughout, so that its parameters stand for what it makes."""
+    """Return the rows of the virtual line; the line is seeded, so its parameters fully determine the captures."""
     wanted = {split: getattr(params, split) for split in splits.SPLITS}
-    # The references belong to the training captures, which are there as soon as there is anything.
+    # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
         split: params.model_copy(update=dict.fromkeys(wanted, 0) | {split: count})
         for split, count in wanted.items()
@@ -135,16 +164,16 @@ def _render_virtual_line(folder: IncrementalFolder, contract: AnswerContract, pa
         for split, part in parts.items()
     ]
     try:
-        parts_done = folder.map(render_virtual_line, items, params=None, title="virtual line", batch_size=1)
+        records = folder.map(render_virtual_line, items, params=None, title="virtual line", batch_size=1)
     except ValueError as error:
         raise ParamsError(f"params.yaml: raw.virtual: {error}") from None
-    return [row for part in parts_done for row in part["rows"]]
+    return [row for record in records for row in record["rows"]]
 
 
 def _split(
     contents: Sequence[tuple[Capture, str]], copies: Sequence[dict], split_record: Path, params: RawParams
 ) -> tuple[dict[str, str], list[str]]:
-    """The split of each capture by its sha256, written down at once, and remarks."""
+    """Return the split of each capture by its sha256, after writing the record, and remarks."""
     rule = splits.SplitRule(params.split_salt, params.validation_share, params.test_share, params.near_duplicate_bits)
     candidates = [
         splits.Candidate(capture.file, sha256, copy["perceptual_hash"], capture.role == REFERENCE)
@@ -156,7 +185,7 @@ def _split(
 
 
 def _named(capture: Capture) -> dict[str, str]:
-    """The label of a capture as the manifest names it: `file` there is the file of the raw folder."""
+    """Return the columns of a labeled capture; `capture` is its name, since `file` is the file of the raw folder."""
     row = capture.row()
     return {"capture": row.pop("file")} | row
 

@@ -48,7 +48,7 @@ class Sheet:
         alignment_score: Correlation of the aligned capture with the unit space's mean image, -1..1.
         raw: Path of the photograph.
         dst: Path of the DST image, which is aligned already.
-        matrix: 2 x 3, maps px of the photograph to px of the unit space.
+        matrix: Six numbers, row by row, of the 2 x 3 matrix that maps px of the photograph to px of the unit space.
         cell_box: x0, y0, x1, y1 of the pin field, in px of the unit space.
         version: A hash of the inputs.
     """
@@ -60,7 +60,7 @@ class Sheet:
     alignment_score: float
     raw: str
     dst: str
-    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
+    matrix: tuple[float, ...]
     cell_box: tuple[float, float, float, float]
     version: str
 
@@ -177,7 +177,7 @@ def _sheet(row: dict[str, str], line: Line, raw: Path, dst: Path, cell_box: tupl
         alignment_score=float(row["alignment_score"]),
         raw=str(raw / row["file"]),
         dst=str(dst / row["dst_file"]),
-        matrix=(matrix[:3], matrix[3:]),
+        matrix=matrix,
         cell_box=cell_box,
         version=hashlib.sha256(repr(content).encode()).hexdigest(),
     )
@@ -191,9 +191,10 @@ def _pairs(sheets: Sequence[Sheet], stacks_per_capture: int) -> Iterator[tuple[S
         (sheet for sheet in sheets if sheet.role == REFERENCE), key=lambda sheet: (-sheet.alignment_score, sheet.file)
     )
     for inspected in sheets:
-        best, *others = [reference for reference in references if reference.line == inspected.line] or [None]
-        if inspected.role == REFERENCE or best is None:
+        candidates = [reference for reference in references if reference.line == inspected.line]
+        if inspected.role == REFERENCE or not candidates:
             continue
+        best, *others = candidates
         yield inspected, best
         if inspected.split == TRAIN:
             drawn = sorted(others, key=lambda other: _draw_key(inspected.file, other.file))
@@ -205,7 +206,7 @@ def _item(title: str, sheets: tuple[Sheet, ...]) -> Item:
 
 
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
-    path, matrix = (sheet.raw, np.array(sheet.matrix)) if view == "RAW" else (sheet.dst, np.eye(2, 3))
+    path, matrix = (sheet.raw, np.reshape(sheet.matrix, (2, 3))) if view == "RAW" else (sheet.dst, np.eye(2, 3))
     return style.composite(np.asarray(read_image(path)), matrix, sheet.cell_box)
 
 
