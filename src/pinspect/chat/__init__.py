@@ -1,0 +1,1 @@
+"""The chat dataset and the answer checks: stages chat and check."""

@@ -5,6 +5,9 @@ and in the error that stops the pipeline. Great Expectations silently drops an e
 `validate` compares the rules that ran with the rules that were given.
 """
 
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# Great Expectations offers these names to users without exporting them by PEP 484's rules.
+
 from __future__ import annotations
 
 import json
@@ -14,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
@@ -268,7 +272,9 @@ def answer_fields(answer: str, contract: AnswerContract, kind: AnswerKind) -> di
     """
     example = contract.passed(contract.shapes[0], VIEWS[0])
     lines = contract.render(example, kind).split("\n")
-    prefixes = {field: line.removesuffix(example.values()[field]) for field, line in zip(FIELDS, lines, strict=True)}
+    prefixes = {
+        field: line.removesuffix(example.values()[field] or "") for field, line in zip(FIELDS, lines, strict=True)
+    }
     written = answer.split("\n")
     return {
         field: next((line.removeprefix(prefix) for line in written if line.startswith(prefix)), None)
@@ -307,16 +313,20 @@ def validate(
         batch_parameters={"dataframe": table},
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": list(index_columns)},
     )
-    results = {result.expectation_config.description: result for result in outcome.results}
-    _require_all_ran(expectations, results)
-    return _check_result(table, [results[expectation.description] for expectation in expectations], contract)
+    results: dict[str, Any] = {}
+    for result in outcome.results:
+        if result.expectation_config is not None:
+            results[str(result.expectation_config.description)] = result
+    rules = [str(expectation.description) for expectation in expectations]
+    _require_all_ran(rules, results)
+    return _check_result(table, [results[rule] for rule in rules], contract)
 
 
-def _require_all_ran(expectations: Sequence[gxe.Expectation], results: Mapping[str, object]) -> None:
-    dropped = [expectation.description for expectation in expectations if expectation.description not in results]
-    if dropped or len(results) != len(expectations):
+def _require_all_ran(rules: Sequence[str], results: Mapping[str, object]) -> None:
+    dropped = [rule for rule in rules if rule not in results]
+    if dropped or len(results) != len(rules):
         raise AnswerCheckFailed(
-            f"Great Expectations ran {len(results)} of {len(expectations)} answer checks and dropped: "
+            f"Great Expectations ran {len(results)} of {len(rules)} answer checks and dropped: "
             f"{'; '.join(dropped) or 'none by name'}. Import the modules that define these expectations and run again"
         )
 
@@ -359,11 +369,11 @@ def _breach(answer: object, contract: AnswerContract, kind: AnswerKind) -> str:
     return f"{answer!r}, which is not text"
 
 
-def _kind_of_prompt(row: Row) -> str | None:
+def _kind_of_prompt(row: Mapping[Any, Any]) -> str | None:
     return str(prompts.answer_kind_of(row["kind"])) if row.get("kind") in set(PromptKind) else None
 
 
-def _answer_columns(row: Mapping[str, object], contract: AnswerContract) -> dict[str, object]:
+def _answer_columns(row: Mapping[Any, Any], contract: AnswerContract) -> dict[str, object]:
     kind = _kind_of_prompt(row)
     answer = row.get("answer")
     fields: dict[str, str | None] = {}
@@ -381,7 +391,7 @@ def _answer_columns(row: Mapping[str, object], contract: AnswerContract) -> dict
 
 def _message_columns(row: Row) -> dict[str, object]:
     """Return what the messages hold; None wherever they are not in the chat form."""
-    columns: dict[str, object] = dict.fromkeys(_MESSAGE_COLUMNS)
+    columns: dict[str, object] = {column: None for column in _MESSAGE_COLUMNS}
     images = row.get("images")
     columns["images"] = len(images) if isinstance(images, list) else None
     if row.get("kind") in set(PromptKind):
@@ -405,7 +415,7 @@ def _quiet_context() -> gx.data_context.EphemeralDataContext:
 
 
 def _keeps_contract(
-    contract: AnswerContract, kind: AnswerKind, column: str, rule: str, condition: object
+    contract: AnswerContract, kind: AnswerKind, column: str, rule: str, condition: Any
 ) -> gxe.Expectation:
     """Expect well-formed answers of `kind`. Null answers pass, as in every column map expectation."""
     return gxe.ExpectColumnValuesToMatchRegex(
@@ -417,13 +427,13 @@ def _keeps_contract(
     )
 
 
-def _in_set(column: str, values: Sequence[str], rule: str, condition: object = None) -> gxe.Expectation:
+def _in_set(column: str, values: Sequence[str], rule: str, condition: Any = None) -> gxe.Expectation:
     return gxe.ExpectColumnValuesToBeInSet(
         column=column, value_set=list(values), row_condition=condition, description=rule
     )
 
 
-def _not_in_set(column: str, values: Sequence[str], rule: str, condition: object = None) -> gxe.Expectation:
+def _not_in_set(column: str, values: Sequence[str], rule: str, condition: Any = None) -> gxe.Expectation:
     return gxe.ExpectColumnValuesToNotBeInSet(
         column=column, value_set=list(values), row_condition=condition, description=rule
     )

@@ -1,7 +1,7 @@
 """The chat dataset: composites and labels become rows of instruction, images and expected answer.
 
-Every choice (which reference, which star, which rows are one-shot) hangs on hashes of the capture and of the
-candidates, never on their order or number: when captures are added, the rows of the old ones stay.
+Every choice (reference, star, which rows are one-shot) depends on hashes of the capture and of the candidates, never on
+their order or number, so new captures leave the rows of old captures unchanged.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, RawCapture, r
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import StageInputError
+from pinspect.core.files import write_file
 from pinspect.core.files import write_file
 from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
@@ -29,9 +31,12 @@ from pinspect.core.rows import SPLITS, Row
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 
 
+Candidates = TypeVar("Candidates", bound=Collection[Any])
+
+
 @dataclass(frozen=True)
 class Worked:
-    """The worked example of a one-shot prompt: a composite and the answer to it."""
+    """The worked example of a one-shot prompt: a composite, relative to its folder, and the answer to it."""
 
     image: str
     answer: str
@@ -39,59 +44,68 @@ class Worked:
 
 @dataclass(frozen=True)
 class ChatDataset:
-    """The rows of every split, and the inspected captures without rows (file -> the reason given by the dst stage)."""
+    """The chat dataset.
+
+    Attributes:
+        rows: Split -> rows.
+        set_aside: Inspected capture without rows -> the reason that the dst stage gave.
+    """
 
     rows: dict[str, list[Row]]
     set_aside: dict[str, str]
 
 
 class Composites:
-    """What the composite stage has made, found by capture, view and line. Image paths are relative to its folder."""
+    """The pictures of the composite stage, by capture, view and line; paths are relative to its folder."""
 
     def __init__(self, composited: pd.DataFrame, captures: dict[str, RawCapture], contract: AnswerContract):
         self._singles: dict[tuple[str, str], str] = {}
         self._stars: dict[tuple[Line, str], list[Worked]] = defaultdict(list)
         self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._worked_stacks: dict[tuple[Line, str], list[tuple[str, Worked]]] = defaultdict(list)
-        for composite in composited.itertuples():
-            capture, view = captures.get(composite.raw_file), composite.view
+        for composite in composited.to_dict("records"):
+            capture, view, file = captures.get(composite["raw_file"]), composite["view"], composite["file"]
             if capture is None:  # set aside
                 continue
-            if composite.kind == "single":
-                self._singles[capture.file, view] = composite.file
-            elif composite.kind == "star" and capture.split == "train":
-                address = contract.layout.address(composite.star_position)
+            if composite["kind"] == "single":
+                self._singles[capture.file, view] = file
+            elif composite["kind"] == "star" and capture.split == "train":
+                address = contract.layout.address(composite["star_position"])
                 answer = contract.render(contract.star(capture.shape, view, address), AnswerKind.STAR)
-                self._stars[capture.line, view].append(Worked(composite.file, answer))
-            elif composite.kind == "stacked":
-                self._stacks[capture.file, view][composite.reference_file] = composite.file
+                self._stars[capture.line, view].append(Worked(file, answer))
+            elif composite["kind"] == "stacked":
+                self._stacks[capture.file, view][composite["reference_file"]] = file
                 if capture.split == "train" and capture.judgement == DEFECTIVE:
-                    worked = Worked(composite.file, contract.render(capture.answer(view, contract)))
+                    worked = Worked(file, contract.render(capture.answer(view, contract)))
                     self._worked_stacks[capture.line, view].append((capture.file, worked))
 
     def single(self, capture: RawCapture, view: str) -> str:
-        """The composite of one capture."""
-        return _found(self._singles.get((capture.file, view)), f"no {view} composite of {capture.file}")
+        """Return the composite of one capture. Raises StageInputError if there is none."""
+        return _require(self._singles.get((capture.file, view)), f"no {view} composite of {capture.file}")
 
     def stacks(self, capture: RawCapture, view: str) -> dict[str, str]:
-        """The stacked composites of one inspected capture, keyed by the raw file of their reference."""
-        return _found(self._stacks.get((capture.file, view)), f"no stacked {view} composite of {capture.file}")
+        """Return the stacked composites of one capture by the raw file of their reference. Raises StageInputError."""
+        return _require(self._stacks.get((capture.file, view)), f"no stacked {view} composite of {capture.file}")
 
     def stars(self, capture: RawCapture, view: str) -> list[Worked]:
-        """The star images of the capture's line."""
+        """Return the star images of the line of the capture. Raises StageInputError if there are none."""
         name = f"no {view} star composite of {capture.line}"
-        return _found(self._stars.get((capture.line, view)), name)
+        return _require(self._stars.get((capture.line, view)), name)
 
     def worked_stacks(self, capture: RawCapture, view: str) -> list[Worked]:
-        """Stacked composites of other, defective training captures of the same line; empty where it has none yet."""
+        """Return the stacked composites of other, defective training captures of the same line; maybe none."""
         examples = self._worked_stacks.get((capture.line, view), [])
         return [worked for file, worked in examples if file != capture.file]
 
 
 class ChatBuilder:
-    """Makes the rows of inspected captures.
+    """Make the rows of inspected captures.
 
-    references: those of each line, best aligned first; the first one is the reference of every evaluation row.
+    Attributes:
+        composites: The pictures.
+        references: The references of each line, best aligned first; evaluation rows show the first.
+        contract: The answer contract.
+        params: The section `chat`.
     """
 
     def __init__(
@@ -107,8 +121,11 @@ class ChatBuilder:
         self.params = params
 
     def rows(self, capture: RawCapture) -> Iterator[Row]:
-        """All rows of one capture: several for training, each with another reference; for validation and test exactly
-        one per view, kind and shot, always with the same reference."""
+        """Yield all rows of one capture.
+
+        A training capture has several rows, each with another reference. A validation or test capture has exactly one
+        row per view, kind and shot, always with the same reference.
+        """
         for view in self.params.views:
             for kind, count in self.params.kinds.items():
                 if capture.split == "train":
@@ -130,32 +147,36 @@ class ChatBuilder:
             yield self._row(capture, view, kind, shot, images, 0)
 
     def _has_example(self, capture: RawCapture, view: str, kind: PromptKind) -> bool:
-        """Whether a one-shot prompt can be made: a stacked one wants another defective training capture of the line,
-        which a young line may lack."""
+        """Return whether there is a worked example for a one-shot prompt.
+
+        A stacked prompt needs another defective training capture of the line, which a new line may lack.
+        """
         if kind is PromptKind.STACKED:
             return bool(self.composites.worked_stacks(capture, view))
         return kind is PromptKind.TWO_IMAGE
 
     def _comparisons(self, capture: RawCapture, view: str, kind: PromptKind) -> list[tuple[str, ...]]:
-        """What a zero-shot prompt can show of `capture`, with each reference in turn, the best aligned one first."""
+        """Return the images of a zero-shot prompt with each reference in turn, the best aligned one first."""
         inspected = self.composites.single(capture, view)
         if kind is PromptKind.ONE_IMAGE:
             return [(inspected,)]
         references = self.references.get(capture.line, [])
         if kind is PromptKind.TWO_IMAGE:
-            return _found(
+            return _require(
                 [(self.composites.single(reference, view), inspected) for reference in references],
                 f"no usable reference of {capture.line}",
             )
         stacks = self.composites.stacks(capture, view)
-        return _found(
+        return _require(
             [(stacks[reference.file],) for reference in references if reference.file in stacks],
             f"no stacked {view} composite of {capture.file} with a usable reference",
         )
 
     def _spread_shots(self, rows: int, capture: RawCapture, view: str, kind: PromptKind) -> list[str]:
-        """Deal the one-shot share out evenly over the rows of a capture; a hash says where the remainder falls, so
-        that the share holds over all captures without counting them."""
+        """Spread the one-shot share evenly over the rows of a capture.
+
+        A hash decides where the remainder falls, so the share holds over all captures without counting them.
+        """
         share = self.params.one_shot_share
         start = self._fraction(capture.sha256, view, kind)
         return [
@@ -194,7 +215,7 @@ class ChatBuilder:
         }
 
     def _ranked(self, candidates: Sequence, capture: RawCapture, *salt: str) -> list:
-        """`candidates` in an order that is this capture's own; a new candidate only slips in among the old ones."""
+        """Sort candidates by a hash with the capture; a new candidate leaves the order of the others unchanged."""
         return sorted(candidates, key=lambda candidate: self._digest(capture.sha256, *salt, repr(candidate)))
 
     def _fraction(self, *parts: str) -> float:
@@ -205,10 +226,21 @@ class ChatBuilder:
 
 
 def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams) -> ChatDataset:
-    """Make the chat dataset out of the folders of the three stages before it.
+    """Make the chat dataset from the folders of the three stages before it.
 
-    Rows are ordered by source, file, view, kind and number. Raises StageInputError when a manifest, a composite or a
-    reference that a row needs is missing, or when a reference lies outside the training split.
+    Args:
+        raw: The raw folder.
+        dst: The dst folder.
+        composited: The folder of the composites.
+        contract: The answer contract.
+        params: The section `chat`.
+
+    Returns:
+        The dataset, its rows ordered by source, file, view, kind and number.
+
+    Raises:
+        StageInputError: A manifest, a composite or a reference that a row needs is missing, or a reference lies outside
+            the training split.
     """
     labels, aligned = read_manifest(raw / MANIFEST, RAW_COLUMNS), read_manifest(dst / MANIFEST, DST_COLUMNS)
     captures = raw_captures(labels)
@@ -226,26 +258,29 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
 
 
 def require_images(rows: Iterable[Row], composited: Path) -> None:
-    """Raise StageInputError unless every image that a row shows is a file below `composited`."""
-    named = {str(image): row["id"] for row in rows for image in row["images"]}
-    missing = [image for image in sorted(named) if not (composited / image).is_file()]
+    """Raise StageInputError unless every image of the rows is a file below `composited`."""
+    rows_by_image = {str(image): row["id"] for row in rows for image in row["images"]}
+    missing = [image for image in sorted(rows_by_image) if not (composited / image).is_file()]
     if missing:
         raise StageInputError(
-            f"{composited / missing[0]}: not found, though row {named[missing[0]]} shows it "
+            f"{composited / missing[0]}: not found, but row {rows_by_image[missing[0]]} shows it "
             f"({len(missing)} images are missing in all); run `dvc repro -f composite`"
         )
 
 
 def write_chat(dataset: ChatDataset, folder: Path) -> None:
-    """Write `<split>.jsonl` for every split, one row a line, each file whole or not at all, training rows last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `<split>.jsonl` for every split, one row per line; each file is written atomically, training rows last."""
     for split in reversed(SPLITS):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset.rows[split])
         write_file(folder / f"{split}.jsonl", "".join(lines))
 
 
 def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
-    """How many rows there are, one line per split, view and shot, one column per defect mode and their sum."""
+    """Count the rows.
+
+    Returns:
+        One line for each split, view and shot, one column for each defect mode, and their sum in the column `rows`.
+    """
     modes = ["passed", *contract.defect_modes]
     columns = ["split", "view", "shot", "answer", "answer_kind"]
     rows = pd.DataFrame([row for split in SPLITS for row in dataset.rows[split]], columns=columns)
@@ -267,7 +302,7 @@ def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -
     return prompts.one_image(view, answer)
 
 
-def _found(candidates, what: str):  # the same type comes back
+def _require(candidates: Candidates | None, what: str) -> Candidates:
     if not candidates:
         raise StageInputError(f"data/composited/manifest.csv: {what}; run `dvc repro -f composite`")
     return candidates

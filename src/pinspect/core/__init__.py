@@ -1,0 +1,1 @@
+"""What every room uses: layout, answer contract, prompts, parameters, errors, images, records."""

@@ -1,7 +1,6 @@
-"""The answer contract: how an inspection is written down, read back and judged well-formed.
+"""The answer contract: how an inspection is written, read back and checked.
 
-Prompts, answer checks, constrained decoding and scoring all take the grammar from here; no other module knows a
-line of it. An answer has five lines::
+Prompts, answer checks, constrained decoding and scoring take the grammar from this module. An answer has five lines::
 
     - image type->CYLN_DST
     - number of pins->27 pins
@@ -29,7 +28,7 @@ FIELDS = ("image_type", "number_of_pins", "judgement", "defect_mode", "defect_po
 
 
 class AnswerKind(StrEnum):
-    """Which form of the contract an answer has."""
+    """The form of an answer."""
 
     COMPARISON = "comparison"  # two images, or one stacked composite
     DISCRIMINATION = "discrimination"  # one image
@@ -53,7 +52,16 @@ _LABELS[AnswerKind.STAR] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """The five facts of an inspection. A star answer has `judgement` and `defect_mode` None."""
+    """The five facts of an inspection.
+
+    Attributes:
+        shape: Pin shape, such as `CYLN`.
+        view: `RAW` or `DST`.
+        pins: Number of pins.
+        judgement: `passed` or `defective`; None in a star answer.
+        defect_mode: `passed` or a defect mode of the line; None in a star answer.
+        defect_position: Address of the defective pin or of the star; None for a passed capture.
+    """
 
     shape: str
     view: str
@@ -64,11 +72,11 @@ class Answer:
 
     @property
     def image_type(self) -> str:
-        """`<shape>_<view>`, e.g. `CYLN_DST`."""
+        """Return `<shape>_<view>`, such as `CYLN_DST`."""
         return f"{self.shape}_{self.view}"
 
     def values(self) -> dict[str, str | None]:
-        """The facts as the strings that stand behind the arrows, keyed by `FIELDS`."""
+        """Return the facts as the strings behind the arrows of an answer, keyed by `FIELDS`."""
         return {
             "image_type": self.image_type,
             "number_of_pins": f"{self.pins} pins",
@@ -80,28 +88,42 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerContract:
-    """The grammar for one product: its layout, shapes and defect modes (all from `params.yaml`)."""
+    """The grammar for one product.
+
+    Attributes:
+        layout: Rows and columns of the pins.
+        shapes: Pin shapes.
+        defect_modes: Defect modes, without `passed`.
+    """
 
     layout: Layout
     shapes: tuple[str, ...]
     defect_modes: tuple[str, ...]
 
     def passed(self, shape: str, view: str) -> Answer:
-        """The answer for a capture without a defect."""
+        """Return the answer for a capture without a defect."""
         return Answer(shape, view, self.layout.pins, PASSED, PASSED, None)
 
     def defective(self, shape: str, view: str, mode: str, address: Address) -> Answer:
-        """The answer for a capture whose pin at `address` shows `mode`."""
+        """Return the answer for a capture whose pin at `address` has the defect `mode`."""
         return Answer(shape, view, self.layout.pins, DEFECTIVE, mode, address)
 
     def star(self, shape: str, view: str, address: Address) -> Answer:
-        """The answer to a star image with the star at `address`."""
+        """Return the answer to a star image with the star at `address`."""
         return Answer(shape, view, self.layout.pins, None, None, address)
 
     def render(self, answer: Answer, kind: AnswerKind = AnswerKind.COMPARISON) -> str:
-        """Write `answer` as the contract's lines, joined by newlines and without a trailing one.
+        """Write an answer.
 
-        Raises AnswerFormatError when the answer breaks a cross-field rule, so that no wrong string is ever made.
+        Args:
+            answer: The facts.
+            kind: The form of the answer.
+
+        Returns:
+            The lines of the answer, joined by newlines, without a trailing newline.
+
+        Raises:
+            AnswerFormatError: The answer breaks a cross-field rule.
         """
         problems = self.rule_breaches(answer, kind)
         if problems:
@@ -110,7 +132,18 @@ class AnswerContract:
         return "\n".join(f"- {label}->{values[field]}" for field, label in _LABELS[kind].items())
 
     def parse(self, text: str, kind: AnswerKind = AnswerKind.COMPARISON) -> Answer:
-        """Read an answer string. Raises AnswerFormatError that names the line and what was expected there."""
+        """Read an answer.
+
+        Args:
+            text: The string, such as a model generates.
+            kind: The form of the answer.
+
+        Returns:
+            The facts.
+
+        Raises:
+            AnswerFormatError: The string breaks the contract. The message names the line and what was expected.
+        """
         values = self._split(text, kind)
         shape, view = values["image_type"].rsplit("_", 1)
         position = values["defect_position"]
@@ -128,8 +161,8 @@ class AnswerContract:
         return answer
 
     def rule_breaches(self, answer: Answer, kind: AnswerKind = AnswerKind.COMPARISON) -> list[str]:
-        """The cross-field rules that `answer` breaks, each as a sentence; empty when it keeps them all."""
-        problems = []
+        """Return the cross-field rules that an answer breaks, each as a sentence; none for a correct answer."""
+        problems: list[str] = []
         if answer.shape not in self.shapes:
             problems.append(f"image type: expected a shape of {list(self.shapes)}, found {answer.shape!r}")
         if answer.view not in VIEWS:
@@ -143,7 +176,7 @@ class AnswerContract:
                 problems.append(f"defect position: {error}")
         if kind is AnswerKind.STAR:
             if answer.defect_position is None:
-                problems.append("defect position: a star answer names the pin under the star")
+                problems.append("defect position: a star answer must name the pin under the star")
             return problems
         if answer.judgement not in (PASSED, DEFECTIVE):
             problems.append(f"your judgement: expected passed or defective, found {answer.judgement!r}")
@@ -158,10 +191,14 @@ class AnswerContract:
         return problems
 
     def pattern(self, kind: AnswerKind = AnswerKind.COMPARISON, *, anchored: bool = True) -> str:
-        r"""A regular expression that matches exactly the well-formed answers of this product.
+        r"""Return a regular expression that matches exactly the well-formed answers of this product.
 
-        The cross-field rules are part of it: a passed answer cannot name a mode. `anchored` puts `\A` and `\Z`
-        around it (`$` would let a trailing newline through); constrained decoding wants it without.
+        The expression includes the cross-field rules: it matches no passed answer that names a defect mode.
+
+        Args:
+            kind: The form of the answers.
+            anchored: Whether to put `\A` and `\Z` around the expression (`$` would accept a trailing newline).
+                Constrained decoding needs it without.
         """
         labels = _LABELS[kind]
         image_type = f"(?:{'|'.join(map(re.escape, self.shapes))})_(?:{'|'.join(VIEWS)})"
@@ -185,7 +222,7 @@ class AnswerContract:
         if len(lines) != len(labels):
             raise AnswerFormatError(f"expected {len(labels)} lines, found {len(lines)}: {text!r}")
         forms = self._line_forms()
-        values = {}
+        values: dict[str, str] = {}
         for number, (line, (field, label)) in enumerate(zip(lines, labels.items(), strict=True), start=1):
             prefix = f"- {label}->"
             if not line.startswith(prefix):

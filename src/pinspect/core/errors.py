@@ -1,21 +1,21 @@
 """Everything that pinspect raises on purpose, as one tree.
 
-    PinspectError                      a user's or a file's fault, told in one line (exit code 2)
-    ├── ParamsError                    params.yaml: unknown key, value out of range
+    PinspectError                      a fault of the user or of a file, shown in one line (exit code 2)
+    ├── ParamsError                    params.yaml, settings.yaml: unknown key, value out of range
     ├── CaptureError                   a capture or its row in labels.csv cannot be used
     │   └── ImageError                 the image file itself cannot be read as a photograph
     ├── UnitSpaceError                 the references of a shape make no unit space
-    │   └── AlignmentError             a capture cannot be laid over the unit space
+    │   └── AlignmentError             a capture cannot be aligned to the unit space
     ├── AnswerFormatError              an answer breaks the contract
     ├── AnswerCheckFailed              rows of the chat dataset fail validation
     ├── ModelError                     base, adapter or processor is missing, corrupt or of another kind
     ├── StageInputError                a file that an earlier stage makes is missing
-    ├── RegistryError                  the MLflow registry refuses what was asked, or cannot be used
+    ├── RegistryError                  the MLflow registry refuses a call, or cannot be used
     │   └── RegistryUnreachableError   its server does not answer: try again later (exit code 75)
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
 
-Entry points `run` their work: a `PinspectError` is told by its text and its `exit_code` alone. Anything else is a
-defect of pinspect and keeps its traceback.
+Entry points `run` their work: a `PinspectError` shows its text only, and its `exit_code` becomes that of the process.
+Any other exception is a defect of pinspect and keeps its traceback.
 """
 
 import sys
@@ -29,7 +29,7 @@ class PinspectError(Exception):
 
 
 class ParamsError(PinspectError):
-    """`params.yaml` holds an unknown key or a value that cannot be used."""
+    """`params.yaml` or `settings.yaml` holds an unknown key or a value that cannot be used."""
 
 
 class CaptureError(PinspectError):
@@ -45,7 +45,7 @@ class UnitSpaceError(PinspectError):
 
 
 class AlignmentError(UnitSpaceError):
-    """A capture cannot be laid over the unit space of its shape."""
+    """A capture cannot be aligned to the unit space of its shape."""
 
 
 class AnswerFormatError(PinspectError):
@@ -65,7 +65,7 @@ class StageInputError(PinspectError):
 
 
 class RegistryError(PinspectError):
-    """The MLflow registry refuses what was asked, or cannot be used."""
+    """The MLflow registry refuses a call, or cannot be used."""
 
 
 class RegistryUnreachableError(RegistryError):
@@ -81,7 +81,7 @@ class PromotionRefused(PinspectError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run `main`; what pinspect explains goes to stderr in its own words, and the process leaves with its exit code."""
+    """Run `main`; print the text of a `PinspectError` to stderr and exit with its exit code."""
     try:
         main()
     except PinspectError as error:

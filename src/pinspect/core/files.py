@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = False) -> Generator[Path]:
     """Yield a path beside `path` to write to, and rename it to `path` at the end of the block.
 
     After an exception `path` is as it was, and the half-written file is removed. After a kill the half-written file

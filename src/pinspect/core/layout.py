@@ -10,7 +10,12 @@ NO_ADDRESS = "NA"
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """The place of one pin: `column` counts from 1 at the left, `row` is a letter of the layout."""
+    """The place of one pin.
+
+    Attributes:
+        column: Number of the column, from 1 at the left.
+        row: Letter of the row.
+    """
 
     column: int
     row: str
@@ -21,9 +26,14 @@ class Address:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows (letters, from the top) and columns (numbers 1..n, from the left) of the pin field.
+    """Rows and columns of the pin field.
 
-    Raises ValueError when a row is not one capital letter, is named twice, or no column is left.
+    Attributes:
+        rows: Row letters, from the top.
+        columns: Number of columns; they are numbered 1..n from the left.
+
+    Raises:
+        ValueError: A row is not one capital letter or is named twice, or there is no row or no column.
     """
 
     rows: tuple[str, ...]
@@ -42,26 +52,34 @@ class Layout:
 
     @property
     def pins(self) -> int:
-        """How many pins the connector has."""
+        """Return the number of pins."""
         return len(self.rows) * self.columns
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses, row by row from the top left."""
+        """Return all addresses, row by row from the top left."""
         return tuple(Address(column, row) for row in self.rows for column in range(1, self.columns + 1))
 
     def index(self, address: Address) -> int:
-        """The position of `address` in `addresses`; raises ValueError where the layout has no such pin."""
+        """Return the position of an address in `addresses`, 0..pins - 1.
+
+        Raises:
+            ValueError: The layout has no such pin.
+        """
         if address.row not in self.rows or not 1 <= address.column <= self.columns:
             raise ValueError(f"no pin at {address}: the layout has {self}")
         return self.rows.index(address.row) * self.columns + address.column - 1
 
     def address(self, text: str) -> Address:
-        """Read an address such as `X:3, Y:U`; raises ValueError with what was expected."""
-        found = re.fullmatch(r"X:(\d+), Y:([A-Z])", text)
-        if not found:
+        """Read an address such as `X:3, Y:U`.
+
+        Raises:
+            ValueError: The text is not an address of this layout. The message names what was expected.
+        """
+        match = re.fullmatch(r"X:(\d+), Y:([A-Z])", text)
+        if not match:
             raise ValueError(f"expected an address such as 'X:3, Y:{self.rows[0]}', found {text!r}")
-        address = Address(int(found[1]), found[2])
+        address = Address(int(match[1]), match[2])
         self.index(address)
         if str(address) != text:
             raise ValueError(f"expected '{address}', found {text!r}")

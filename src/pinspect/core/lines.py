@@ -56,7 +56,7 @@ def lines_of(captures: pd.DataFrame) -> dict[str, Line]:
         captures: The raw manifest, with `COLUMNS`.
     """
     eyes: dict[Line, set[str]] = defaultdict(set)
-    with_references = set()
+    with_references: set[Line] = set()
     for row in captures.filter(items=list(COLUMNS)).to_dict("records"):
         line = Line(row["source"], row["shape"], eye_of(row["capture"]))
         eyes[line._replace(eye="")].add(line.eye)
@@ -87,7 +87,8 @@ def pair_eyes(captures: pd.DataFrame, lines: dict[str, Line]) -> tuple[list[tupl
     for row in captures.to_dict("records"):
         if eye := eye_of(row["capture"]):
             shots[row["source"], shot_of(row["capture"])].setdefault(eye, row)
-    pairs, remarks = [], []
+    pairs: list[tuple[str, str]] = []
+    remarks: list[str] = []
     for by_eye in shots.values():
         views = [by_eye[eye] for eye in EYES if eye in by_eye]
         names = [view["capture"] for view in views]

@@ -1,9 +1,9 @@
 """The instructions that the model reads, as chat messages in the Hugging Face form.
 
-Every message is `{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}`, which any processor's
-chat template takes unchanged. Images stand before the text of their turn, in this order: star (or worked composite),
-reference, inspected. There is no system turn, and no text mentions the layout: what a product looks like comes from
-its images, what an answer may say from the answer contract.
+Every message is `{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}`, which the chat template
+of any processor accepts unchanged. Images come before the text of their turn, in this order: star (or worked composite),
+reference, inspected. There is no system turn. No text mentions the layout: the images show the product, and the answer
+contract limits the answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHOTS = (ZERO_SHOT, ONE_SHOT)
 
 
 class PromptKind(StrEnum):
-    """What a prompt shows besides its words; the same names as `chat.kinds` in `params.yaml`."""
+    """Which pictures a prompt shows; the same names as `chat.kinds` in `params.yaml`."""
 
     TWO_IMAGE = "two_image"  # a passed reference, then the inspected capture
     ONE_IMAGE = "one_image"  # the inspected capture alone
@@ -72,31 +72,45 @@ STAR_INSTRUCTION = (
 
 
 def answer_kind_of(kind: str) -> AnswerKind:
-    """The form of the answer that a prompt of `kind` asks for."""
+    """Return the form of the answer to a prompt of `kind`."""
     return AnswerKind.DISCRIMINATION if PromptKind(kind) is PromptKind.ONE_IMAGE else AnswerKind.COMPARISON
 
 
 def two_image(view: str, answer: str | None = None, star: str | None = None) -> list[Message]:
-    """Compare an inspected capture with a passed reference.
+    """Return the messages that compare an inspected capture with a passed reference.
 
-    `view` is `RAW` or `DST`. `star`, the answer to a star image, makes the prompt one-shot. `answer` is the expected
-    answer as the last, assistant turn; without it the messages are ready for generation. Images: (star,) reference,
-    inspected.
+    Images: (star,) reference, inspected.
+
+    Args:
+        view: `RAW` or `DST`.
+        answer: The expected answer, added as the last turn. Without it the messages are ready for generation.
+        star: The answer to a star image, which makes the prompt one-shot.
     """
     worked = [] if star is None else [_user(STAR_INSTRUCTION, images=1), _assistant(star)]
     return [*worked, _user(_instruction(PromptKind.TWO_IMAGE, view), images=2), *_expected(answer)]
 
 
 def one_image(view: str, answer: str | None = None) -> list[Message]:
-    """Judge an inspected capture by itself; zero-shot only. Images: inspected. `answer` as in `two_image`."""
+    """Return the messages that judge an inspected capture by itself; always zero-shot.
+
+    Images: inspected.
+
+    Args:
+        view: `RAW` or `DST`.
+        answer: As for `two_image`.
+    """
     return [_user(_instruction(PromptKind.ONE_IMAGE, view), images=1), *_expected(answer)]
 
 
 def stacked(view: str, answer: str | None = None, worked: str | None = None) -> list[Message]:
-    """Compare the two halves of a stacked composite.
+    """Return the messages that compare the two halves of a stacked composite.
 
-    `worked`, the answer to a worked stacked composite, makes the prompt one-shot. Images: (worked composite,)
-    composite to inspect. `answer` as in `two_image`.
+    Images: (worked composite,) composite to inspect.
+
+    Args:
+        view: `RAW` or `DST`.
+        answer: As for `two_image`.
+        worked: The answer to a worked stacked composite, which makes the prompt one-shot.
     """
     instruction = _instruction(PromptKind.STACKED, view)
     example = [] if worked is None else [_user(instruction, images=1), _assistant(worked)]
@@ -104,17 +118,17 @@ def stacked(view: str, answer: str | None = None, worked: str | None = None) -> 
 
 
 def without_answer(messages: Sequence[Message]) -> list[Message]:
-    """`messages` up to the turn that the model has to write: an expected answer at the end is left out."""
+    """Return the messages without an expected answer at the end."""
     return list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
 
 def image_count(messages: Sequence[Message]) -> int:
-    """How many image placeholders the messages hold."""
+    """Return the number of image placeholders in the messages."""
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
 def texts() -> tuple[str, ...]:
-    """Every instruction once: what a tokenizer has to know besides the answers."""
+    """Return every instruction once: what a tokenizer must know besides the answers."""
     return (*INSTRUCTIONS.values(), STAR_INSTRUCTION)
 
 

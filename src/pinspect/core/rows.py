@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 from typing import Any
 
 from pinspect.core.errors import StageInputError
@@ -38,5 +39,5 @@ def read_chat(path: Path) -> list[Row]:
             raise StageInputError(f"{path}:{number}: not JSON ({error}); run `dvc repro -f chat`") from None
         if not isinstance(row, dict):
             raise StageInputError(f"{path}:{number}: expected a JSON object, found {line!r}; run `dvc repro -f chat`")
-        rows.append(row)
+        rows.append(cast(Row, row))
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from pinspect.core.files import write_file
 
@@ -37,4 +38,4 @@ def read_run_facts(root: Path, stage: str) -> dict[str, object]:
         facts = json.loads((root / RUNS / f"{stage}.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return cast(dict[str, object], facts) if isinstance(facts, dict) else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: expected sections such as 'train:', found {type(content).__name__}")
-    return content
+    return cast(dict[str, Any], content)
 
 
 def check(content: object, schema: type[SectionType], path: Path, section: str = "") -> SectionType:

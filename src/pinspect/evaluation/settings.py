@@ -10,8 +10,15 @@ from pydantic import Field
 from pinspect.core.yaml_file import NaturalInt, PositiveInt, Section, Share, load_settings
 
 Score = Literal[
-    *("exact_match", "balanced_accuracy", "address_on_defective", "mode_on_defective"),
-    *("escape_rate", "overkill_rate", "parse_rate", "auroc", "ece"),
+    "exact_match",
+    "balanced_accuracy",
+    "address_on_defective",
+    "mode_on_defective",
+    "escape_rate",
+    "overkill_rate",
+    "parse_rate",
+    "auroc",
+    "ece",
 ]
 
 
