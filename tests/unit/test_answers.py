@@ -155,7 +155,7 @@ def test_each_rule_is_told_in_a_sentence(answer, told):
 def test_a_star_answer_without_an_address_is_told():
     star = Answer("CYLN", "RAW", 27, None, None, None)
     assert CONTRACT.rule_breaches(star, AnswerKind.STAR) == [
-        "defect position: a star answer names the pin under the star"
+        "defect position: a star answer must name the pin under the star"
     ]
 
 

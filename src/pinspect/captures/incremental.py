@@ -210,8 +210,8 @@ def code_version(function: Callable) -> str:
 def source_files(start: Path, root: Path) -> list[Path]:
     """Find the source files that a file imports, directly or indirectly, also inside functions.
 
-    Absolute imports are parsed; nothing is executed. The `__init__.py` of a top-level package is ignored: it only
-    exports names of other modules to users.
+    Absolute imports are parsed; nothing is executed. Imports for type checkers are ignored, and so is the `__init__.py`
+    of a top-level package: it only exports names of other modules to users.
 
     Args:
         start: A Python file.
@@ -232,7 +232,7 @@ def source_files(start: Path, root: Path) -> list[Path]:
 def _imported_files(path: Path, root: Path) -> set[Path]:
     """Return the files of all imported names: `from a.b import c` may import a, a.b and a.b.c."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in _nodes_that_run(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -242,6 +242,13 @@ def _imported_files(path: Path, root: Path) -> set[Path]:
     candidates = {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")}
     public_doors = {root / part[0] / "__init__.py" for part in parts}
     return {file for file in candidates - public_doors if file.is_file()}
+
+
+def _nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from _nodes_that_run(child)
 
 
 def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:

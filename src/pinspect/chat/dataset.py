@@ -21,7 +21,6 @@ from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
-from pinspect.core.files import write_file
 from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import ChatParams

@@ -171,7 +171,7 @@ class Chart:
         right = self.width - self._RIGHT - 24
         rows = len(self._legend)
         start = self._TOP + 12 if corner.startswith("top") else self.height - self._BOTTOM - 4 - 17 * rows
-        parts = []
+        parts: list[str] = []
         for row, (label, mark) in enumerate(self._legend):
             words = self._words(-7, 4, label, anchor="end", color=INK)
             parts.append(f'<g transform="translate({right} {start + 17 * row})">{mark}{words}</g>')

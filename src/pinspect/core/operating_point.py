@@ -79,7 +79,8 @@ def read_operating_point(path: Path, adapter: Path | None = None) -> OperatingPo
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StageInputError(f"{path}: not JSON ({error}); {_REMEDY}") from None
     names = {field.name for field in fields(OperatingPoint)}
-    if not isinstance(values, dict) or set(cast(dict[str, Any], values)) != names:
+    values = cast(dict[str, Any], values) if isinstance(values, dict) else {}
+    if set(values) != names:
         raise StageInputError(f"{path}: expected the keys {', '.join(sorted(names))}; {_REMEDY}")
     point = OperatingPoint(**values)
     if not isinstance(values["threshold"], float) or not 0 <= point.threshold < 1:

@@ -153,8 +153,8 @@ def read(path: Path) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in content.columns]
     if missing:
         raise StageInputError(f"{path}: lacks the columns {', '.join(missing)}; run dvc repro --force answer")
-    for column, kind in _NUMBERS.items():
-        content[column] = pd.to_numeric(content[column].replace("", np.nan)).astype(kind)
+    for column in _NUMBERS:
+        content[column] = pd.to_numeric(content[column].replace("", np.nan)).astype("float64")
     return content.assign(parses=content["parses"] == "True")
 
 

@@ -1,9 +1,9 @@
 """The instructions that the model reads, as chat messages in the Hugging Face form.
 
-Every message is `{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}`, which the chat template
-of any processor accepts unchanged. Images come before the text of their turn, in this order: star (or worked composite),
-reference, inspected. There is no system turn. No text mentions the layout: the images show the product, and the answer
-contract limits the answers.
+Every message is `{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}`, which the chat
+template of any processor accepts unchanged. Images come before the text of their turn, in this order: star (or worked
+composite), reference, inspected. There is no system turn. No text mentions the layout: the images show the product, and
+the answer contract limits the answers.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import sqrt
-from typing import cast
 
 from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 from scipy.stats import norm
@@ -61,4 +60,4 @@ def newcombe(auroc: float, positive: int, negative: int, confidence: float = 0.9
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    return cast(float, brentq(function, low, high))
+    return float(brentq(function, low, high))
