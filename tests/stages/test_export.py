@@ -37,10 +37,10 @@ def trained(tmp_path_factory) -> tuple[Path, Checkpoint]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_line, "CELL", 64)
         chat_line.make_line(root, inspected=8)
-    found = yaml.safe_load((root / "params.yaml").read_text())
-    found["model"]["checkpoint"] = str(ROOT / "models/base")
-    found["train"] |= {"batch_size": 4, "maximum_steps": 5, "rank": 4, "learning_rate": 0.01}
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    content = yaml.safe_load((root / "params.yaml").read_text())
+    content["model"]["checkpoint"] = str(ROOT / "models/base")
+    content["train"] |= {"batch_size": 4, "maximum_steps": 5, "rank": 4, "learning_rate": 0.01}
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
     params = load_params(root / "params.yaml")
     base, data = checkpoint_of(params.model), root / "data"
     stages = (data / "raw", data / "dst", data / "composited")
@@ -61,7 +61,7 @@ def test_an_export_answers_as_its_adapter_does(trained, tmp_path):
     adapted, bare = answers(root, base, root / "models/adapter"), answers(root, base)
     merged = answers(root, base.at(export_merged(base, root / "models/adapter", tmp_path / "merged")))
     assert [answer.text for answer in merged] == [answer.text for answer in adapted]
-    scores = np.array([[answer.p_defective for answer in told] for told in (merged, adapted, bare)])
+    scores = np.array([[answer.p_defective for answer in group] for group in (merged, adapted, bare)])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert np.abs(scores[1] - scores[2]).max() > 1e-3, "the adapter does change the base's answers"
 
@@ -71,8 +71,8 @@ def test_an_export_is_a_whole_checkpoint_for_transformers_alone(trained, tmp_pat
     out = export_merged(base, root / "models/adapter", tmp_path / "merged")
     names = {path.name for path in base.folder.iterdir() if path.is_file()}
     assert names <= {path.name for path in out.iterdir()}
-    model, found = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    model, loading = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert next(model.parameters()).dtype == torch.float32
     assert json.loads((out / "pinspect.json").read_text())["family"] == "pinspect"
 

@@ -35,13 +35,13 @@ def run_stage(stage: str, root: Path) -> None:
 
 def write_params(root: Path, **train: object) -> None:
     """Write the shipped parameters and settings, made small; `train` changes its section."""
-    found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
-    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
-    found["chat"]["kinds"] = {"two_image": 1}
-    found["check"]["minimum_rows"] = 1
-    found["model"]["checkpoint"] = str(root / "models/base")
-    found["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["raw"] |= {"test_share": 0.4, "validation_share": 0.1}
+    content["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
+    content["chat"]["kinds"] = {"two_image": 1}
+    content["check"]["minimum_rows"] = 1
+    content["model"]["checkpoint"] = str(root / "models/base")
+    content["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
     shutil.copy(ROOT / SETTINGS_FILE, root)
     set_values(root, "report", bootstrap_samples=100)

@@ -22,12 +22,12 @@ from tests.support.waiting import until
 
 DARKER = Change("brightness", True, 200, 127, 0.9, 1e-20, 0.14, 0.28)
 SAME = Change("brightness", False, 200, 127, 0.05, 0.9, 0.28, 0.28)
-TOLD = "image brightness: median 0.14, 0.28 in training"
+CHANGE = "image brightness: median 0.14, 0.28 in training"
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 class Station:
-    """Answers /health with what it is told to, as a station does."""
+    """Answers /health as a station does, with a report that the test chooses."""
 
     def __init__(self):
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -37,7 +37,7 @@ class Station:
         config = uvicorn.Config(app, host="127.0.0.1", port=int(self.url.rsplit(":", 1)[1]), log_level="warning")
         self.server = uvicorn.Server(config)
 
-    def tells(self, *quantities: Change, problem: str | None = None) -> None:
+    def report(self, *quantities: Change, problem: str | None = None) -> None:
         report = DriftReport(quantities, 200, problem)
         self.health = {"status": "degraded" if report.changed else "ok", "version": "3", "drift": report.to_dict()}
 
@@ -70,12 +70,12 @@ def ask(project, station, **options):
 
 def warnings() -> list[dict]:
     with get_client(sync_client=True) as client:
-        found = client.request("POST", "/artifacts/filter", json={}).json()
-    return [one for one in found if one["key"] == "line-changed"]
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    return [artifact for artifact in artifacts if artifact["key"] == "line-changed"]
 
 
 def test_a_line_that_has_not_changed_starts_nothing(project, station):
-    station.tells(SAME)
+    station.report(SAME)
     state = ask(project, station)
     assert (state.name, state.message) == ("Skipped", "The line has not changed, by its latest 200 captures.")
     assert state.result() == []
@@ -83,24 +83,24 @@ def test_a_line_that_has_not_changed_starts_nothing(project, station):
 
 
 def test_a_changed_line_brings_the_project_up_to_date_and_again_only_when_there_is_something_new(project, station):
-    station.tells(DARKER)
+    station.report(DARKER)
     before = len(warnings())
     state = ask(project, station)
-    assert (state.name, state.message) == ("Completed", f"The line has changed: {TOLD}. 1 stages ran.")
+    assert (state.name, state.message) == ("Completed", f"The line has changed: {CHANGE}. 1 stages ran.")
     assert [outcome.result for outcome in state.result()] == ["ran"]
     again = ask(project, station)
     assert (again.name, [outcome.result for outcome in again.result()]) == ("Skipped", ["unchanged"])
     assert "nothing new to learn from: label captures of the changed line" in again.message
-    found = warnings()
-    assert len(found) == before + 2
-    assert all(TOLD in one["description"] and '"brightness"' in one["data"] for one in found[-2:])
+    created = warnings()
+    assert len(created) == before + 2
+    assert all(CHANGE in artifact["description"] and '"brightness"' in artifact["data"] for artifact in created[-2:])
     (project / "captures.txt").write_text("bright and dark")
     assert ask(project, station).name == "Completed"
     assert (project / "model.txt").read_text() == "bright and dark"
 
 
 def test_what_a_stage_fails_of_is_the_flows_end(project, station):
-    station.tells(DARKER)
+    station.report(DARKER)
     (project / "train.py").write_text("import sys; print('row 7: unknown mode'); sys.exit(2)")
     state = ask(project, station)
     assert state.is_failed()
@@ -108,13 +108,13 @@ def test_what_a_stage_fails_of_is_the_flows_end(project, station):
 
 
 def test_while_another_run_works_in_the_checkout_it_gives_way(project, station):
-    station.tells(DARKER)
+    station.report(DARKER)
     with one_per_checkout(project):
         assert ask(project, station).is_cancelled()
 
 
-def test_a_line_that_cannot_be_judged_says_why_and_starts_nothing(project, station):
-    station.tells(problem="the line profile of this version cannot be read")
+def test_a_line_that_cannot_be_judged_starts_nothing_and_has_a_reason(project, station):
+    station.report(problem="the line profile of this version cannot be read")
     state = ask(project, station)
     assert (state.name, state.message) == (
         "Skipped",
@@ -132,7 +132,7 @@ def test_a_line_that_cannot_be_judged_says_why_and_starts_nothing(project, stati
         ([], "no health of a station"),
     ],
 )
-def test_a_station_that_tells_nothing_of_its_line_is_a_failure_that_says_why(project, station, health, why):
+def test_a_station_without_a_drift_report_is_a_failure_with_a_reason(project, station, health, why):
     station.health = health
     state = ask(project, station)
     assert state.is_failed()
@@ -140,7 +140,7 @@ def test_a_station_that_tells_nothing_of_its_line_is_a_failure_that_says_why(pro
     assert why in state.message
 
 
-def test_an_address_without_a_station_is_told_in_one_line(project, prefect_api, capsys):
+def test_an_address_without_a_station_is_reported_in_one_line(project, prefect_api, capsys):
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(PinspectError, match=f"{nobody}/health: no station answers") as refused:
         main(str(project), nobody)
@@ -153,9 +153,9 @@ def test_an_address_without_a_station_is_told_in_one_line(project, prefect_api, 
 
 
 def test_one_call_prints_what_became_of_the_stages(project, station, capsys):
-    station.tells(DARKER)
+    station.report(DARKER)
     main(str(project), station.url)
-    assert TOLD in capsys.readouterr().out
+    assert CHANGE in capsys.readouterr().out
 
 
 def test_only_the_drift_deployment_waits_until_someone_switches_it_on():

@@ -27,11 +27,11 @@ def repository(tmp_path):
     def make(**stages):
         run = [sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"]
         subprocess.run(run, cwd=tmp_path, check=True, capture_output=True)
-        told = {
+        pipeline = {
             name: {"cmd": f'"{sys.executable}" {name}.py', "deps": [f"{name}.py", *needs], "outs": makes}
             for name, (_, needs, makes) in stages.items()
         }
-        (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": told}))
+        (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": pipeline}))
         for name, (code, _, _) in stages.items():
             (tmp_path / f"{name}.py").write_text(code)
         return tmp_path
@@ -67,7 +67,7 @@ def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(r
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_stages_before_the_change_are_not_even_asked_and_the_cache_gives_back_what_was_made_before(repository):
+def test_stages_before_the_change_are_not_even_run_and_the_cache_gives_back_what_was_made_before(repository):
     root = repository(
         gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
         train=("open('model.txt', 'w').write(open('rate.txt').read())", ["data.txt", "rate.txt"], ["model.txt"]),
@@ -86,7 +86,7 @@ def test_stages_before_the_change_are_not_even_asked_and_the_cache_gives_back_wh
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_pipeline_that_dvc_cannot_read_is_told_in_its_words(repository):
+def test_a_pipeline_that_dvc_cannot_read_is_reported_in_its_words(repository):
     root = repository(gather=("pass", [], []))
     (root / "dvc.yaml").write_text("stages: {gather: {deps: [a]}}")
     state = retrain(str(root), return_state=True)

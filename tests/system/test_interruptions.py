@@ -91,7 +91,7 @@ class Round:
         return True
 
     def _victim(self, kind: str) -> psutil.Process | None:
-        """The training's process, or else dvc's, which tells that a stage is under way."""
+        """The training's process, or else dvc's, which shows that a stage is under way."""
         word = "stages.train" if kind == "training" else "--single-item"
         for process in self.checkout.processes():
             with suppress(psutil.Error):
@@ -115,7 +115,7 @@ def rounds(prefect_api, prepared, tmp_path_factory) -> list[tuple[Round, subproc
             drop(checkout.root / "data/captures", captures()[11:])
         started.append((Round(checkout, number), kills))
     with ThreadPoolExecutor(len(ROUNDS)) as pool:
-        ends = list(pool.map(lambda given: given[0].play(given[1]), started))
+        ends = list(pool.map(lambda pair: pair[0].play(pair[1]), started))
     return [(played, end) for (played, _), end in zip(started, ends, strict=True)]
 
 
@@ -138,19 +138,20 @@ def test_nothing_is_registered_half(rounds):
     for played, _ in rounds:
         root = played.checkout.root
         client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)
-        told = json.loads((root / "reports/registration.json").read_text())
-        found = client.search_model_versions("name = 'pin-inspector'")
-        for version in found:
+        registration = json.loads((root / "reports/registration.json").read_text())
+        versions = client.search_model_versions("name = 'pin-inspector'")
+        for version in versions:
             assert client.get_run(version.run_id).info.status == "FINISHED"
             assert {"adapter_sha256", "dataset_digest", "zero_shot.exact_match"} <= set(version.tags)
             assert version.status == "READY"
-        adapters = [version.tags["adapter_sha256"] for version in found]
+        adapters = [version.tags["adapter_sha256"] for version in versions]
         assert len(set(adapters)) == len(adapters)
         challenger = client.get_model_version_by_alias("pin-inspector", "challenger")
-        assert challenger.tags["adapter_sha256"] == adapter_sha256(root / "models/adapter") == told["adapter_sha256"]
+        sha256 = adapter_sha256(root / "models/adapter")
+        assert challenger.tags["adapter_sha256"] == sha256 == registration["adapter_sha256"]
 
 
-def test_the_run_after_a_killed_one_tells_the_server_what_became_of_it(rounds):
+def test_the_run_after_a_killed_one_reports_it_to_the_server(rounds):
     with get_client(sync_client=True) as client:
         for flow_run in (one for played, _ in rounds for one in played.died):
             assert client.read_flow_run(flow_run).state.name == "Crashed"

@@ -86,8 +86,8 @@ def test_too_few_defective_captures_prove_nothing():
 
 
 def test_escapes_beyond_chance_are_refused_although_the_bound_would_let_them_pass():
-    found = broken(evidence(first_wrong(6, escaped)), evidence(version="1"), maximum_escape_rate=0.5)
-    assert found["escapes against the champion"].startswith(
+    rules = broken(evidence(first_wrong(6, escaped)), evidence(version="1"), maximum_escape_rate=0.5)
+    assert rules["escapes against the champion"].startswith(
         "6 of 20 captures right with version 1 only, 0 with version 2 only (McNemar p = 0.0312"
     )
     assert "escapes against the champion" not in broken(
@@ -108,7 +108,7 @@ def test_controls_have_to_be_there_and_to_hold():
     assert broken(evidence(), tags=HELD | {"controls.other_shape": "null"}) == {}
 
 
-def test_a_control_that_is_not_required_is_told_and_stops_nothing():
+def test_a_control_that_is_not_required_is_reported_and_stops_nothing():
     tags = HELD | {"controls.swapped": "false"}
     assert broken(evidence(), tags=tags, required_controls=["blank"]) == {}
     assert broken(evidence(), tags=tags, required_controls=["swapped"]) == {"controls": "1 of 2 do not hold: swapped"}
@@ -179,8 +179,8 @@ class Line:
 
     @property
     def aliases(self) -> dict[str, str]:
-        found = self.client.get_registered_model(NAME).aliases
-        return {alias: str(version) for alias, version in found.items()}
+        aliases = self.client.get_registered_model(NAME).aliases
+        return {alias: str(version) for alias, version in aliases.items()}
 
     def tags(self, version: str) -> dict[str, str]:
         return self.client.get_model_version(NAME, version).tags
@@ -201,10 +201,10 @@ def evaluate_as(root: Path, number: int, table) -> None:
     detail["adapter_sha256"] = provenance.adapter_sha256(root / "models/adapter")
     detail["controls"] = [{"name": name, "held": True} for name in ("blank", "swapped")]
     (out / "detail.json").write_text(json.dumps(detail))
-    told = json.loads((out / "metrics.json").read_text())
+    content = json.loads((out / "metrics.json").read_text())
     scores = metrics.score(table, bootstrap_samples=100)
-    told["zero_shot"] = {name: round(found.value, 4) for name, found in scores.items() if found.value is not None}
-    (out / "metrics.json").write_text(json.dumps(told))
+    content["zero_shot"] = {name: round(score.value, 4) for name, score in scores.items() if score.value is not None}
+    (out / "metrics.json").write_text(json.dumps(content))
 
 
 def run(*words: str, root: Path) -> subprocess.CompletedProcess:
@@ -216,11 +216,11 @@ def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_
     decision = promote(line.root, line.params, line.settings, approve_by="K. Sato")
     assert decision.promoted
     assert line.aliases == {"champion": "2", "previous": "1"}
-    told = Decision.from_dict(json.loads(line.tags("2")["promotion"]))
-    assert told == Decision.from_dict(json.loads((line.root / DECISION).read_text())) == decision
-    assert (told.champion, told.approved_by, told.captures, told.rescored) == ("1", "K. Sato", CAPTURES, ())
-    assert told.scores["2"]["exact_match"] == 1.0
-    assert told.scores["1"]["exact_match"] == 0.8
+    stored = Decision.from_dict(json.loads(line.tags("2")["promotion"]))
+    assert stored == Decision.from_dict(json.loads((line.root / DECISION).read_text())) == decision
+    assert (stored.champion, stored.approved_by, stored.captures, stored.rescored) == ("1", "K. Sato", CAPTURES, ())
+    assert stored.scores["2"]["exact_match"] == 1.0
+    assert stored.scores["1"]["exact_match"] == 0.8
     description = line.client.get_model_version(NAME, "2").description
     assert "against version 1, approved by K. Sato" in description
     assert "escape rate: 0.000 (0 of 20 defective captures)" in description
@@ -247,9 +247,9 @@ def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_a
     assert "8 of 20 captures right with version 2 only, 0 with version 3 only" in result.stderr
     assert "Traceback" not in result.stderr
     assert line.aliases == {"champion": "2", "challenger": "3"}
-    told = json.loads((line.root / DECISION).read_text())
-    assert told == json.loads(line.tags("3")["promotion"])
-    assert not told["promoted"]
+    stored = json.loads((line.root / DECISION).read_text())
+    assert stored == json.loads(line.tags("3")["promotion"])
+    assert not stored["promoted"]
     assert "**Refused**" in line.client.get_model_version(NAME, "3").description
 
 
@@ -277,8 +277,8 @@ def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(l
         line.client.delete_registered_model_alias(NAME, "challenger")
         assert line.aliases == {"champion": "2", "previous": "1"}
         return
-    found = promote(line.root, line.params, line.settings)
-    assert replace(found, decided_at="") == replace(decision, decided_at="")
+    repeated = promote(line.root, line.params, line.settings)
+    assert replace(repeated, decided_at="") == replace(decision, decided_at="")
     assert line.aliases == {"champion": "2", "previous": "1"}
     assert (line.root / DECISION).is_file()
 
@@ -294,13 +294,13 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
         subprocess.Popen(command, cwd=line.root, env=stage_environment(), stdout=-1, stderr=-1, text=True)
         for command in commands
     ]
-    told = [(*process.communicate(), process.returncode) for process in racing]
+    ends = [(*process.communicate(), process.returncode) for process in racing]
     # The register stage brings the worse adapter, version 3, forward: before, between or after the promotions.
-    assert told[2][2] == 0, told
-    assert {code for *_, code in told[:2]} <= {0, 2, 3}, told
-    assert not any("Traceback" in stderr for _, stderr, _ in told)
+    assert ends[2][2] == 0, ends
+    assert {code for *_, code in ends[:2]} <= {0, 2, 3}, ends
+    assert not any("Traceback" in stderr for _, stderr, _ in ends)
     assert len(line.client.search_model_versions(f"name = '{NAME}'")) == 3
-    weighed = {json.loads(out)["challenger"]: json.loads(out)["promoted"] for out, _, code in told[:2] if code != 2}
+    weighed = {json.loads(out)["challenger"]: json.loads(out)["promoted"] for out, _, code in ends[:2] if code != 2}
     assert weighed.get("3") is not True
     if "2" in weighed:
         assert line.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
@@ -311,21 +311,21 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
 def test_an_evaluation_that_was_renewed_by_half_decides_nothing(line):
     line.set(champion="1", challenger="2")
     line.client.set_model_version_tag(NAME, "2", "evaluation_sha256", "0" * 64)
-    with pytest.raises(RegistryError, match="an interrupted registration has renewed its evaluation in part; run dvc repro register"):
+    with pytest.raises(RegistryError, match="has renewed its evaluation in part; run dvc repro register"):
         promote(line.root, line.params, line.settings)
     assert line.aliases == {"champion": "1", "challenger": "2"}
 
 
-def test_the_leaderboard_and_a_comparison_tell_what_is_registered(line, capsys):
+def test_the_leaderboard_and_a_comparison_show_what_is_registered(line, capsys):
     line.set(champion="1", challenger="2")
-    found = {one["version"]: one for one in leaderboard(line.root, line.settings.register)}
-    assert list(found) == ["3", "2", "1"]
-    assert found["1"]["aliases"] == ["champion"]
-    assert (found["1"]["zero_shot"], found["3"]["escape"]) == (0.8, 0.4)
+    board = {row["version"]: row for row in leaderboard(line.root, line.settings.register)}
+    assert list(board) == ["3", "2", "1"]
+    assert board["1"]["aliases"] == ["champion"]
+    assert (board["1"]["zero_shot"], board["3"]["escape"]) == (0.8, 0.4)
 
-    told = compare(line.root, line.params, line.settings, "champion", "2")
-    assert told["mcnemar"]["exact_match"]["only_second"] == 8
-    exact = told["scores"]["exact_match"]
+    comparison = compare(line.root, line.params, line.settings, "champion", "2")
+    assert comparison["mcnemar"]["exact_match"]["only_second"] == 8
+    exact = comparison["scores"]["exact_match"]
     assert (exact["first"], exact["second"]) == (0.8, 1.0)
     assert 0 < exact["low"] < exact["difference"] < exact["high"]
 
@@ -348,7 +348,7 @@ def run_here(words) -> int:
     return ended.value.code or 0
 
 
-def test_a_champion_of_another_test_set_is_asked_anew_by_its_own_package(line, evaluated_project):
+def test_a_champion_of_another_test_set_answers_with_its_own_package(line, evaluated_project):
     """Version 1 is champion by 40 captures; the challenger is scored on the project's own test split."""
     real = predictions.read(evaluated_project / "reports/predictions/test.csv")
     evaluate_as(line.root, 4, real.assign(answer=real["expected"], **found_as_expected(real)))

@@ -38,8 +38,8 @@ def registered(project):
         subprocess.Popen(command, cwd=project, env=stage_environment(), stdout=-1, stderr=-1, text=True)
         for _ in range(2)
     ]
-    told = [(*process.communicate(), process.returncode) for process in racing]
-    return project, told
+    ends = [(*process.communicate(), process.returncode) for process in racing]
+    return project, ends
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def registration(project) -> dict:
     return json.loads((project / "reports/registration.json").read_text())
 
 
-def test_an_evaluation_answers_every_test_row_and_tells_the_baseline_beside_it(project):
+def test_an_evaluation_answers_every_test_row_and_so_does_the_baseline(project):
     table = predictions.read(project / "reports/predictions/test.csv")
     rows = [json.loads(line) for line in (project / "data/chat/test.jsonl").open()]
     for decoding in ("constrained", "free"):
@@ -63,23 +63,24 @@ def test_an_evaluation_answers_every_test_row_and_tells_the_baseline_beside_it(p
 
 
 def test_the_headline_is_what_production_asks_on_the_cameras_test_split(project):
-    told = json.loads((project / "reports/eval/metrics.json").read_text())
-    assert list(told)[:3] == ["zero_shot", "one_shot", "baseline"]
+    metrics = json.loads((project / "reports/eval/metrics.json").read_text())
+    assert list(metrics)[:3] == ["zero_shot", "one_shot", "baseline"]
     table = predictions.read(project / "reports/predictions/test.csv")
     view = load_params(project / "params.yaml").evaluate.view
-    asked = table[(table["model"] == "adapter") & (table["view"] == view) & (table["shot"] == "zero_shot")]
-    asked = asked[asked["decoding"] == "constrained"]
-    assert told["zero_shot"]["exact_match"] == pytest.approx((asked["answer"] == asked["expected"]).mean(), abs=1e-4)
-    assert told["captures"] == asked["file"].nunique()
+    chosen = table[(table["model"] == "adapter") & (table["view"] == view) & (table["shot"] == "zero_shot")]
+    chosen = chosen[chosen["decoding"] == "constrained"]
+    exact = (chosen["answer"] == chosen["expected"]).mean()
+    assert metrics["zero_shot"]["exact_match"] == pytest.approx(exact, abs=1e-4)
+    assert metrics["captures"] == chosen["file"].nunique()
 
 
 def test_dvc_shows_the_metrics_of_an_evaluation(project):
     run = [sys.executable, "-m", "dvc"]
     subprocess.run([*run, "init", "--quiet", "--no-scm", "--force"], cwd=project, check=True)
     shown = [*run, "metrics", "show", "--json", "reports/eval/metrics.json"]
-    found = json.loads(subprocess.run(shown, cwd=project, check=True, capture_output=True).stdout)
-    told = json.loads((project / "reports/eval/metrics.json").read_text())
-    assert next(iter(found.values()))["data"]["reports/eval/metrics.json"]["data"] == told
+    output = json.loads(subprocess.run(shown, cwd=project, check=True, capture_output=True).stdout)
+    metrics = json.loads((project / "reports/eval/metrics.json").read_text())
+    assert next(iter(output.values()))["data"]["reports/eval/metrics.json"]["data"] == metrics
 
 
 def test_the_dataset_digest_is_the_hash_that_dvc_knows(project):
@@ -94,10 +95,10 @@ def test_the_dataset_digest_is_the_hash_that_dvc_knows(project):
 
 
 def test_two_registrations_of_one_adapter_at_the_same_moment_make_one_version(registered, client):
-    _, told = registered
-    assert [code for *_, code in told] == [0, 0], told
+    _, ends = registered
+    assert [code for *_, code in ends] == [0, 0], ends
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-    assert [stderr for _, stderr, _ in told] == ["", ""]
+    assert [stderr for _, stderr, _ in ends] == ["", ""]
 
 
 def test_registering_again_changes_nothing(registered, client):
@@ -111,9 +112,9 @@ def test_registering_again_changes_nothing(registered, client):
 
 def test_a_version_carries_its_scores_and_where_it_comes_from(registered, client):
     project, _ = registered
-    told = registration(project)
+    content = registration(project)
     version = client.get_model_version_by_alias(NAME, "challenger")
-    assert int(version.version) == told["version"]
+    assert int(version.version) == content["version"]
     assert version.tags["adapter_sha256"] == provenance.adapter_sha256(project / "models/adapter")
     assert version.tags["dataset_digest"] == provenance.dvc_directory_hash(project / "data/chat")
     assert len(version.tags["base_sha256"]) == 64
@@ -139,7 +140,7 @@ def test_the_run_of_a_version_holds_parameters_curve_report_and_dataset(register
 def test_the_registered_model_inspects_photographs_without_the_project(registered, client):
     project, _ = registered
     images = sorted((project / "data/captures/images").iterdir())
-    asked = pd.DataFrame(
+    tasks = pd.DataFrame(
         {
             "inspected": [str(images[0]), base64.b64encode(images[0].read_bytes()).decode(), "no/such/file.jpg"],
             "reference": [str(images[1]), None, None],
@@ -147,12 +148,12 @@ def test_the_registered_model_inspects_photographs_without_the_project(registere
     )
     model, version = load_registered(project, load_register_settings(project))
     assert version == str(registration(project)["version"])
-    from_path, from_bytes, nowhere = model.predict(asked).to_dict("records")
+    from_path, from_bytes, nowhere = model.predict(tasks).to_dict("records")
     contract = load_params(project / "params.yaml").contract()
-    for found in (from_path, from_bytes):
-        assert found["error"] is None
-        assert contract.parse(found["answer"]).values() == {name: found[name] for name in FIELDS}
-        assert 0 <= found["p_defective"] <= 1
+    for record in (from_path, from_bytes):
+        assert record["error"] is None
+        assert contract.parse(record["answer"]).values() == {name: record[name] for name in FIELDS}
+        assert 0 <= record["p_defective"] <= 1
     assert nowhere["answer"] is None
     assert "no/such/file.jpg" in nowhere["error"]
 
@@ -179,7 +180,7 @@ def test_the_challenger_inspects_files_and_names_those_it_cannot(registered, tmp
 
 
 @pytest.mark.parametrize(("judgements", "errors", "code"), [("pp", "", 0), ("pd", "", 1), ("pd", "x", 2), ("", "x", 2)])
-def test_the_exit_code_tells_the_worst_that_was_found(judgements, errors, code):
+def test_the_exit_code_is_the_worst_of_all_captures(judgements, errors, code):
     words = {"p": "passed", "d": "defective"}
     records = [{"judgement": words[letter], "error": None} for letter in judgements]
     assert exit_code(records + [{"judgement": None, "error": error} for error in errors]) == code
@@ -187,11 +188,12 @@ def test_the_exit_code_tells_the_worst_that_was_found(judgements, errors, code):
 
 def test_a_new_evaluation_of_the_same_adapter_renews_the_scores_of_its_version(registered, client):
     project, _ = registered
-    files = {"metrics.json": project / "reports/eval/metrics.json", "test.csv": project / "reports/predictions/test.csv"}
+    reports = project / "reports"
+    files = {"metrics.json": reports / "eval/metrics.json", "test.csv": reports / "predictions/test.csv"}
     kept = {path: path.read_bytes() for path in files.values()}
-    told = json.loads(files["metrics.json"].read_text())
-    told["zero_shot"]["exact_match"] = 0.875
-    files["metrics.json"].write_text(json.dumps(told))
+    metrics = json.loads(files["metrics.json"].read_text())
+    metrics["zero_shot"]["exact_match"] = 0.875
+    files["metrics.json"].write_text(json.dumps(metrics))
     files["test.csv"].write_text(files["test.csv"].read_text() + "\n")
     try:
         run_stage("register", project)
@@ -208,13 +210,13 @@ def test_another_view_of_the_same_adapter_is_another_version_and_leaves_the_firs
     files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
     kept = [path.read_text() for path in files]
     other = {"RAW": "DST", "DST": "RAW"}[load_params(files[0]).evaluate.view]
-    found = yaml.safe_load(kept[0])
-    found["evaluate"] |= {"view": other}
+    content = yaml.safe_load(kept[0])
+    content["evaluate"] |= {"view": other}
     detail = json.loads(kept[1])
     detail["headline"]["view"] = other
     before = len(client.search_model_versions(f"name = '{NAME}'"))
     try:
-        files[0].write_text(yaml.safe_dump(found))
+        files[0].write_text(yaml.safe_dump(content))
         files[1].write_text(json.dumps(detail))
         run_stage("register", project)
         version = str(registration(project)["version"])
@@ -243,8 +245,8 @@ def test_params_that_no_answer_hangs_on_make_no_other_version(registered):
     candidate = read_candidate(project, checkpoint_of(params.model, project))
 
     def package(**changed):
-        asked = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changed)})
-        with pack(candidate, asked) as packed:
+        other = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changed)})
+        with pack(candidate, other) as packed:
             return packed.sha256
 
     assert package(batch_size=7) == package()
@@ -260,19 +262,19 @@ def test_the_champion_does_not_become_a_challenger_again(registered, client):
     assert client.get_model_version(NAME, version.version).aliases == ["champion"]
 
 
-def test_an_alias_that_no_version_has_is_told_with_what_to_do(registered):
+def test_an_alias_that_no_version_has_is_reported_with_what_to_do(registered):
     project, _ = registered
     with pytest.raises(RegistryError, match="no version of pin-inspector has the alias retired; run dvc repro"):
         load_registered(project, load_register_settings(project), "retired")
 
 
-def test_a_server_that_does_not_answer_is_told_in_one_line(registered):
+def test_a_server_that_does_not_answer_is_reported_in_one_line(registered):
     project, _ = registered
     before = (project / "reports/registration.json").read_bytes()
-    found = stage_process("register", project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert found.returncode == 75
-    assert found.stderr.count("\n") == 1
-    assert "http://127.0.0.1:9: no MLflow server answers" in found.stderr
+    done = stage_process("register", project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 75
+    assert done.stderr.count("\n") == 1
+    assert "http://127.0.0.1:9: no MLflow server answers" in done.stderr
     assert (project / "reports/registration.json").read_bytes() == before
 
 
@@ -297,8 +299,8 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
 
 def test_one_projects_registry_is_not_taken_for_the_users_choice_by_the_next(registered, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    asked = load_register_settings(registered[0])
-    with open_registry(registered[0], asked):
+    settings = load_register_settings(registered[0])
+    with open_registry(registered[0], settings):
         pass
-    with open_registry(tmp_path, asked) as other:
+    with open_registry(tmp_path, settings) as other:
         assert other.tracking_uri == f"sqlite:///{tmp_path / 'mlruns/mlflow.db'}"

@@ -22,8 +22,11 @@ def s3():
     server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
-    given = {"aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
-    boto3.client("s3", endpoint_url=address, region_name=KEYS["AWS_DEFAULT_REGION"], **given).create_bucket(
+    credentials = {
+        "aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"],
+    }
+    boto3.client("s3", endpoint_url=address, region_name=KEYS["AWS_DEFAULT_REGION"], **credentials).create_bucket(
         Bucket="pinspect"
     )
     yield address
@@ -62,10 +65,10 @@ def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path)
         assert running_stages(checkout.must("dvc", "repro", MLFLOW_TRACKING_URI=uri)) == ["register"]
         version = MlflowClient(uri, uri).get_model_version_by_alias("pin-inspector", "challenger").version
         image = next((checkout.root / "data/captures/images").iterdir())
-        told = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)
-        inspected = json.loads(told.stdout)
-        assert (inspected["error"], inspected["model_version"]) == (None, str(version)), told.stderr
+        done = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)
+        inspected = json.loads(done.stdout)
+        assert (inspected["error"], inspected["model_version"]) == (None, str(version)), done.stderr
 
 
-def running_stages(told: str) -> list[str]:
-    return [line.split("'")[1] for line in told.splitlines() if line.startswith("Running stage")]
+def running_stages(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]

@@ -86,8 +86,12 @@ def test_a_schedule_runs_the_whole_pipeline_to_a_registered_version(scheduled_ru
 
 
 def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, client):
-    found = client.request("POST", "/artifacts/filter", json={}).json()
-    of_this_run = {one["key"]: str(one["data"]) for one in found if one["flow_run_id"] == str(scheduled_run.id)}
+    artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    of_this_run = {
+        artifact["key"]: str(artifact["data"])
+        for artifact in artifacts
+        if artifact["flow_run_id"] == str(scheduled_run.id)
+    }
     assert {"stages", "scores", "report", "headline"} <= set(of_this_run)
     assert "zero-shot exact_match" in of_this_run["scores"]
     assert of_this_run["headline"].startswith("data:image/svg+xml;base64,")
@@ -168,15 +172,15 @@ def final_state(client, run_id):
 
 
 def _run_of(client, flow_name: str):
-    found = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
-    return next((run for run in found if run.state.is_running()), None)
+    runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
+    return next((run for run in runs if run.state.is_running()), None)
 
 
 def _heartbeats(client, run_id) -> int:
-    asked = {
+    event_filter = {
         "filter": {
             "event": {"name": ["prefect.flow-run.heartbeat"]},
             "resource": {"id": [f"prefect.flow-run.{run_id}"]},
         }
     }
-    return client.request("POST", "/events/filter", json=asked).json()["total"]
+    return client.request("POST", "/events/filter", json=event_filter).json()["total"]

@@ -24,7 +24,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_add_tells_what_came_in_and_what_was_there(project):
+def test_add_reports_what_came_in_and_what_was_skipped(project):
     first = pinspect("add", "new", cwd=project)
     assert (first.returncode, first.stderr) == (0, "")
     assert "3 captures added to data/captures, 0 skipped" in first.stdout
@@ -47,7 +47,7 @@ def test_a_bad_label_ends_with_one_line_and_code_2(project):
     assert contents(project) == before
 
 
-def test_outside_of_a_project_it_says_so(tmp_path):
+def test_outside_of_a_project_the_error_names_the_folder(tmp_path):
     result = pinspect("add", "new", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == "params.yaml: not found; run this in the project's folder\n"

@@ -19,20 +19,20 @@ from tests.support.sample import ROOT
 
 def ask_doctor(root, monkeypatch, *options: str, **model: object):
     """`pinspect doctor` in a project whose params.yaml has `model` changed."""
-    found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["model"] |= {"checkpoint": str(ROOT / "models/base")} | model
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["model"] |= {"checkpoint": str(ROOT / "models/base")} | model
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(root)
     return CliRunner().invoke(app, ["doctor", *options])
 
 
 def test_nothing_stands_in_the_way_of_the_default_model(tmp_path, monkeypatch):
     done = ask_doctor(tmp_path, monkeypatch, "--json")
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["obstacles"]) == (READY, [])
-    assert told["torch"] == version("torch")
-    assert {family["name"] for family in told["families"]} == set(FAMILIES)
-    assert told["backends"]["transformers"] == ""
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["obstacles"]) == (READY, [])
+    assert report["torch"] == version("torch")
+    assert {family["name"] for family in report["families"]} == set(FAMILIES)
+    assert report["backends"]["transformers"] == ""
 
 
 def test_a_person_reads_the_same_as_a_table(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_training_needs_more_than_answering_and_less_in_four_bits(family):
     assert needs["train_4bit"] <= needs["answer"] <= needs["train"]
 
 
-def test_the_gpu_benchmark_says_that_there_is_no_gpu_and_measures_nothing():
+def test_the_gpu_benchmark_reports_a_missing_gpu_and_measures_nothing():
     done = subprocess.run([ROOT / "benchmarks/gpu.sh"], env={"PYTHON": sys.executable}, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "benchmarks/gpu.sh: torch sees no NVIDIA GPU on this machine; nothing was measured\n"

@@ -33,8 +33,8 @@ def repository(tmp_path_factory):
     (root / "seen.csv").write_text("capture,source\n" + "".join(f"{one.name},camera\n" for one in line()[:4]))
     commands = {name: f"echo made > {out}" for name, (_, out) in STAGES.items()}
     commands["raw"] = "mkdir -p data/raw && cp seen.csv data/raw/manifest.csv"
-    told = {name: {"cmd": commands[name], "deps": [dep], "outs": [out]} for name, (dep, out) in STAGES.items()}
-    (root / "dvc.yaml").write_text(json.dumps({"stages": told}))
+    stages = {name: {"cmd": commands[name], "deps": [dep], "outs": [out]} for name, (dep, out) in STAGES.items()}
+    (root / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     dvc("init", "--quiet", "--no-scm", root=root)
     dvc("repro", "--quiet", root=root)
     return root
@@ -65,10 +65,10 @@ def test_a_new_capture_runs_the_stages_after_it_and_is_named(repository, monkeyp
             cli.main()
         assert not ended.value.code
     machine, *people = capsys.readouterr().out.splitlines()
-    told = json.loads(machine)
-    assert told["stages"] == states
-    assert told["new_captures"] == [line()[4].name]
-    assert "no MLflow server answers" in told["registry_error"]
+    status = json.loads(machine)
+    assert status["stages"] == states
+    assert status["new_captures"] == [line()[4].name]
+    assert "no MLflow server answers" in status["registry_error"]
     assert line()[4].name in " ".join(people)
 
 
@@ -80,6 +80,6 @@ def test_a_capture_that_is_gone_is_named(repository):
         (repository / "away").rename(repository / "data/captures/images" / line()[0].name)
 
 
-def test_outside_of_a_repository_it_says_so(tmp_path):
+def test_outside_of_a_repository_the_error_names_the_folder(tmp_path):
     with pytest.raises(StageInputError, match="run this in the project's folder"):
         stage_states(tmp_path)

@@ -21,19 +21,19 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_the_summary_tells_scores_version_and_report(project, capsys):
+def test_the_summary_shows_scores_version_and_report(project, capsys):
     print_summary(project)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     metrics = json.loads((project / "reports/eval/metrics.json").read_text())
-    assert f"{metrics['captures']} captures" in told
-    exact = next(line for line in told.splitlines() if "exact match" in line)
+    assert f"{metrics['captures']} captures" in output
+    exact = next(line for line in output.splitlines() if "exact match" in line)
     assert f"{metrics['zero_shot']['exact_match']:.3f}" in exact
     assert f"{metrics['baseline']['exact_match']:.3f}" in exact
-    assert "models:/pin-inspector/7" in told
-    assert str(project / "reports/eval/report.html") in told
+    assert "models:/pin-inspector/7" in output
+    assert str(project / "reports/eval/report.html") in output
 
 
-def test_a_run_that_has_not_ended_is_told(project):
+def test_a_run_that_has_not_ended_is_reported(project):
     (project / "reports/registration.json").unlink()
     with pytest.raises(StageInputError, match="dvc repro"):
         print_summary(project)
