@@ -1,17 +1,31 @@
-# `make demo`: from captures to a registered adapter.  `make test`: the promises, checked.
+# `make demo`: from captures to a registered adapter.  `make test`: all tests.  `make unit`: the fast ones.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test server worker install base bench-nsoartc figures pictures lint lock clean
+# Without an NVIDIA card, PyTorch's CPU build saves gigabytes of CUDA libraries.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+LOCK := $(if $(GPU),requirements-gpu.lock,requirements.lock)
+
+.PHONY: demo test unit server worker install install-dev base bench-nsoartc figures pictures lint lock clean
 
 demo: install
 	dvc repro
 	@pinspect summary
 
-test: install
+test: install-dev
 	pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
+
+# No server, no training.
+unit: install-dev
+	pytest -q tests/unit
+
+lint: install-dev
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
 
 # A Prefect server and an MLflow server on loopback, and a worker of this checkout's deployments: docs/operations.md.
 server: install
@@ -23,16 +37,6 @@ worker: install
 	prefect --no-prompt deploy --all
 	python -m flows.zombies
 	prefect worker start --pool pinspect
-
-install: $(VENV)/installed
-
-# The stamp is touched last: an interrupted installation is taken up again.
-$(VENV)/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "pinspect needs Python 3.11 or 3.12, found %d.%d; try: make PYTHON=python3.11" % v)'
-	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --requirement requirements.lock
-	pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
 
 base: install
 	python -m pinspect.pretraining.train --out models/base --work build/base
@@ -47,14 +51,37 @@ pictures: install
 	python tools/nsoartc_pictures.py
 	python tools/overview_picture.py
 
-lint: install
-	ruff check . && ruff format --check .
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
 
-# From an environment that holds just this project and its test extra.
-lock:
-	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet --editable '.[test]'
-	build/lock/bin/pip freeze --exclude-editable --all | sed 's/+cpu$$//' | grep -v '^pip==' > requirements.lock
+# Each stamp is written last: after an interruption, make starts the installation again.
+# PyTorch comes first and without hashes, because its builds for CPU and GPU differ. Everything else is locked by hash.
+$(VENV)/installed: $(LOCK) requirements-torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "pinspect needs Python 3.11 or 3.12, found %d.%d; try: make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	nvidia-smi > /dev/null 2>&1 \
+	  || pip install --quiet --retries 0 --timeout 15 --requirement requirements-torch.txt --index-url $(CPU_INDEX) 2> /dev/null \
+	  || echo "$(CPU_INDEX) cannot be reached: installing PyTorch's default build"
+	pip install --quiet --requirement requirements-torch.txt
+	pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
+	pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
+	touch $@
+
+# Resolves the locks anew; versions stay as they are unless pyproject.toml requires others. PyTorch's own requirements
+# come from its CPU build, so that the locks name no CUDA library.
+COMPILE = CUSTOM_COMPILE_COMMAND='make lock' pip-compile --quiet --generate-hashes --strip-extras --annotation-style line --no-emit-index-url \
+  --no-emit-find-links --extra-index-url $(CPU_INDEX) --constraint requirements-torch.txt \
+  --unsafe-package pinspect --unsafe-package pip --unsafe-package torch pyproject.toml
+
+lock: install-dev
+	$(COMPILE) --extra pipeline --extra station --output-file requirements.lock
+	$(COMPILE) --extra station --output-file requirements-station.lock --constraint requirements.lock
+	$(COMPILE) --extra dev --extra s3 --output-file requirements-dev.lock --constraint requirements.lock
+	$(COMPILE) --extra gpu --extra station --output-file requirements-gpu.lock
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .coverage

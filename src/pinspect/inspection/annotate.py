@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ class AnnotatedPictures:
         return Path(f"{absolute.parent.name}-{hashlib.sha256(os.fsencode(absolute.parent)).hexdigest()[:8]}") / name
 
     @contextlib.contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
+    def _explained(self, path: Path) -> Generator[None]:
         try:
             yield
         except OSError as error:

@@ -236,7 +236,7 @@ class CaptureInspector:
         cells = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
         in_unit_space = cells * (width, height) + (x0 - 0.5, y0 - 0.5)
         matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
-        return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T
+        return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T.astype(np.float64)
 
     def _inspect_batch(self, pictures: Sequence[Picture], shape: str | None) -> list[Inspection]:
         inspections: list[Inspection | None] = []

@@ -95,8 +95,12 @@ class LineProfile:
         if not isinstance(values, Mapping) or sorted(cast(Mapping[str, Any], values)) != sorted(names):
             raise ValueError(f"expected the keys {', '.join(names)}")
         content = cast(Mapping[str, Any], values)
-        shares = {name: _parse_share(name, content[name]) for name in ("defective_share", "set_aside_share")}
-        return cls(**{name: _parse_sample(name, content[name]) for name in names if name not in shares}, **shares)
+        shares = ("defective_share", "set_aside_share")
+        return cls(
+            **{name: _parse_sample(name, content[name]) for name in names if name not in shares},
+            defective_share=_parse_share("defective_share", content["defective_share"]),
+            set_aside_share=_parse_share("set_aside_share", content["set_aside_share"]),
+        )
 
     def summary(self) -> str:
         """Return the profile in one line."""
@@ -196,8 +200,8 @@ def _facts(row: Mapping[str, str], raw: Path, unit_space: UnitSpace, max_pixels:
 
 def _answers(predictions: pd.DataFrame, params: Params) -> Any:
     """Return the answers to production's question that have a P(defective), of one source."""
-    answers: Any = Question.of(params.evaluate).answers(predictions)
-    return camera_else_virtual(answers[answers["p_defective"].notna()])
+    answers = Question.of(params.evaluate).answers(predictions)
+    return camera_else_virtual(answers.loc[answers["p_defective"].notna()])
 
 
 def _sample(column: Any, source: str) -> Sample:
@@ -223,6 +227,6 @@ def _parse_sample(name: str, content: Any) -> Sample:
 
 
 def _parse_share(name: str, content: Any) -> float | None:
-    if content is not None and not (isinstance(content, float | int) and 0 <= content <= 1):
-        raise ValueError(f"{name}: expected a share, found {content!r}")
-    return content
+    if content is None or (isinstance(content, float | int) and 0 <= content <= 1):
+        return content
+    raise ValueError(f"{name}: expected a share, found {content!r}")

@@ -125,15 +125,13 @@ class Inspection:
     def to_dict(self) -> Record:
         """Return the record of this inspection, ready for `json.dumps`."""
         record = asdict(self)
-        for name in ("address_probabilities", "pin_box"):
-            record[name] = None if record[name] is None else [_plain(item) for item in record[name]]
+        if self.address_probabilities is not None:
+            record["address_probabilities"] = list(self.address_probabilities)
+        if self.pin_box is not None:
+            record["pin_box"] = [list(corner) for corner in self.pin_box]
         return record
 
 
 def empty_record(file: str) -> Record:
     """Return the record of a capture that was not inspected yet: every value but `file` is None."""
     return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LINE_FACTS, "error"))}
-
-
-def _plain(item: Any) -> Any:
-    return list(item) if isinstance(item, tuple) else item

@@ -12,10 +12,11 @@ import binascii
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
-from mlflow.models import ModelSignature, set_model
+from mlflow.models import ModelSignature
+from mlflow.models import set_model as register_with_mlflow  # pyright: ignore[reportUnknownVariableType]
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
@@ -43,7 +44,8 @@ class PinInspector(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the artifacts of the version; MLflow calls this method once."""
-        artifacts = {name: Path(path) for name, path in context.artifacts.items()}
+        paths = cast(dict[str, str], context.artifacts)  # pyright: ignore[reportUnknownMemberType]
+        artifacts = {name: Path(path) for name, path in paths.items()}
         self.inspector = load_package(artifacts)
         profile = artifacts.get("line_profile")
         self.profile = json.loads(profile.read_text(encoding="utf-8")) if profile else None
@@ -114,4 +116,4 @@ def _photograph(text: str, name: str) -> Photograph:
         raise ImageError(f"{name}: expected the path of an image file, or its bytes as base64, found {shown}") from None
 
 
-set_model(PinInspector())
+register_with_mlflow(PinInspector())
