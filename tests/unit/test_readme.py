@@ -5,6 +5,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
+from tests.support.readme import readme_example
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,3 +26,12 @@ def test_every_link_of_the_docs_leads_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "models/base").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_example_of_nsoartc_runs():
+    names = {}
+    exec(readme_example("nsoartc"), names)
+    distance = names["distance"]
+    assert distance.dtype == np.float32
+    assert distance.shape[-1] == 3
+    assert distance.min() > 0

@@ -1,0 +1,151 @@
+"""`pinspect.load_inspector` on a real registered version: what a user gets in three lines of Python."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+import pinspect
+from pinspect.core.answers import FIELDS
+from pinspect.registry.connection import open_registry
+from pinspect.registry.settings import load_register_settings
+from tests.support.readme import readme_example
+
+
+@pytest.fixture(scope="module")
+def captures(registered):
+    """Captures of the project, the references first."""
+    return sorted((registered / "data/captures/images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def inspector(registered):
+    return pinspect.load_inspector("champion", project=registered)
+
+
+@pytest.fixture(scope="module")
+def downloaded(registered, tmp_path_factory):
+    """The registered version as `mlflow artifacts download` leaves it, on a machine without the project."""
+    with open_registry(registered, load_register_settings(registered)) as client:
+        source = client.get_model_version(load_register_settings(registered).model_name, "1").source
+        path = mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path_factory.mktemp("downloaded")))
+    return type(registered)(path)
+
+
+def test_the_example_of_the_readme_runs(registered, captures, tmp_path):
+    shutil.copy(captures[-1], registered / "photo.jpg")
+    run = subprocess.run(
+        [sys.executable, "-c", readme_example("load_inspector")], cwd=registered, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith(("passed passed passed ", "defective "))
+
+
+def test_an_inspection_has_all_that_a_record_needs(inspector, captures):
+    inspection = inspector(captures[-1])
+    assert isinstance(inspection, pinspect.Inspection)
+    assert inspection.error is None
+    assert inspection.model_version == "1"
+    assert inspection.defective == (inspection.judgement == "defective")
+    assert sum(inspection.address_probabilities) == pytest.approx(1, abs=1e-5)
+    if inspection.defective:
+        assert np.array(inspection.pin_box).shape == (4, 2)
+    record = json.loads(json.dumps(inspection.to_dict()))
+    names = (
+        "file image_type number_of_pins judgement defect_mode defect_position answer p_defective model_version error"
+    )
+    assert set(record) >= set(names.split())
+    assert record["file"] == str(captures[-1])
+
+
+def test_a_photograph_is_a_path_bytes_a_picture_or_an_array(inspector, captures):
+    path = captures[-1]
+    picture = Image.open(path)
+    same = [str(path), path.read_bytes(), picture, np.asarray(picture.convert("RGB"))]
+    for photograph, name in zip(same, [str(path), "image", str(path), "image"], strict=True):
+        inspection = inspector(photograph)
+        assert inspection.file == name
+        assert inspection.answer == inspector(path).answer
+        assert inspection.p_defective == pytest.approx(inspector(path).p_defective, abs=1e-5)
+
+
+def test_an_array_of_16_bits_is_a_photograph_too(inspector, captures):
+    gray = np.asarray(Image.open(captures[-1]).convert("L"))
+    eight, sixteen = inspector(gray), inspector(gray.astype(np.uint16) * 257)
+    assert sixteen.p_defective == pytest.approx(eight.p_defective, abs=1e-5)
+
+
+def test_a_list_gives_one_inspection_each_and_goes_on_after_one_that_fails(inspector, captures):
+    inspections = inspector([captures[-1], "gone.jpg", b"text", captures[-2]])
+    assert [bool(inspection.error) for inspection in inspections] == [False, True, True, False]
+    assert inspections[1].error == "gone.jpg: not found"
+    assert inspections[1].judgement is None
+    assert inspector([]) == []
+
+
+@pytest.mark.parametrize(
+    ("photograph", "error", "problem"),
+    [
+        ("gone.jpg", pinspect.ImageError, "gone.jpg: not found"),
+        (b"text", pinspect.ImageError, "image: not an image file"),
+        (np.zeros((3, 3)), pinspect.ImageError, "image: "),
+        (np.zeros((640, 480, 3), np.uint8), pinspect.AlignmentError, "image: "),
+    ],
+)
+def test_a_single_photograph_that_cannot_be_inspected_raises(inspector, photograph, error, problem):
+    with pytest.raises(error, match=problem):
+        inspector(photograph)
+
+
+def test_a_version_is_named_by_alias_or_number(registered, captures, inspector):
+    for version in ("1", 1, ""):
+        again = pinspect.load_inspector(version, project=registered)
+        assert again.version == "1"
+        assert again(captures[-1]) == inspector(captures[-1])
+    for version in ("nobody", "17", 17):
+        with pytest.raises(pinspect.RegistryError, match="nobody|version 17"):
+            pinspect.load_inspector(version, project=registered)
+
+
+def test_a_downloaded_version_needs_no_project_and_no_registry(downloaded, captures, inspector):
+    for folder in (downloaded, f"{downloaded}/"):
+        inspection = pinspect.load_inspector(folder)(captures[-1])
+        assert inspection.model_version is None
+        assert inspection.answer == inspector(captures[-1]).answer
+
+
+def test_a_folder_that_is_no_model_is_named_with_what_is_missing(tmp_path):
+    with pytest.raises(pinspect.ModelError, match="not a packed model of pinspect: adapter, line,"):
+        pinspect.load_inspector(tmp_path)
+    with pytest.raises(pinspect.ModelError, match="no such folder"):
+        pinspect.load_inspector(tmp_path / "gone")
+
+
+def test_a_project_without_settings_is_named(tmp_path):
+    with pytest.raises(pinspect.ParamsError, match=r"settings\.yaml"):
+        pinspect.load_inspector("champion", project=tmp_path)
+
+
+def test_loading_and_inspecting_changes_no_environment_variable(registered, captures):
+    # What third-party libraries set when they are imported is theirs; everything after that is ours.
+    code = f"""if True:
+        import json, os
+        import torch, transformers, peft, accelerate, mlflow.pyfunc, pandas, cv2, llguidance.hf
+        before = dict(os.environ)
+        import pinspect
+        inspector = pinspect.load_inspector("champion", project={str(registered)!r})
+        judgement = inspector({str(captures[-1])!r}).judgement
+        after = dict(os.environ)
+        print(json.dumps([judgement, sorted(set(before.items()) ^ set(after.items()))]))
+    """
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "HOME")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    judgement, changes = json.loads(run.stdout.splitlines()[-1])
+    assert judgement in ("passed", "defective")
+    assert changes == []
