@@ -128,13 +128,13 @@ def as_markdown(found: dict) -> str:
         "# Answering: figures",
         "",
         (
-            f"Made by `python benchmarks/generation.py` on {found['machine']}; Python {found['python']}. The same numbers "
-            "for machines: `generation.json`."
+            f"Made by `python benchmarks/generation.py` on {found['machine']}; Python {found['python']}. The same "
+            "numbers for machines: `generation.json`."
         ),
         "",
         (
-            f"Answers a second ({speed['prompt']}; {speed['rows']} rows in batches of {found['batch']}, one at a time half "
-            f"of them; median of {ROUNDS} rounds in turn):"
+            f"Answers a second ({speed['prompt']}; {speed['rows']} rows in batches of {found['batch']}, one at a time "
+            f"half of them; median of {ROUNDS} rounds in turn):"
         ),
         "",
         "| way | answers/s |",

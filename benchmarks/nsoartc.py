@@ -472,8 +472,10 @@ def as_markdown(found: dict) -> str:
             "## Ten captures more",
             "",
             f"A clean run of the dst stage on {growth['captures']} captures takes {growth['clean_s']} s,",
-            (f"with ten more added {growth['ten_more_s']} s: {growth['share']:.1%}. The folder is "
-            f"{'byte for byte that' if growth['identical_to_a_clean_run'] else 'NOT that'} of a clean run."),
+            (
+                f"with ten more added {growth['ten_more_s']} s: {growth['share']:.1%}. The folder is "
+                f"{'byte for byte that' if growth['identical_to_a_clean_run'] else 'NOT that'} of a clean run."
+            ),
             "",
             "## Spoiled and unusual files",
             "",

@@ -34,11 +34,11 @@ import numpy as np
 import psutil
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.mlflow_server import free_port, wait_for
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.support.mlflow_server import free_port, wait_for  # noqa: E402
-
 RESULT = ROOT / "benchmarks/results/station.json"
 CLIENTS = (1, 4, 16)
 CAPTURES_PER_ROUND = 160  # a quarter of it for one client

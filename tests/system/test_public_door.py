@@ -40,9 +40,8 @@ def downloaded(registered, tmp_path_factory):
 
 def test_the_example_of_the_readme_runs(registered, captures, tmp_path):
     shutil.copy(captures[-1], registered / "photo.jpg")
-    run = subprocess.run(
-        [sys.executable, "-c", readme_example("load_inspector")], cwd=registered, capture_output=True, text=True, check=True
-    )
+    example = [sys.executable, "-c", readme_example("load_inspector")]
+    run = subprocess.run(example, cwd=registered, capture_output=True, text=True, check=True)
     assert run.stdout.startswith(("passed passed passed ", "defective "))
 
 
@@ -56,10 +55,7 @@ def test_an_inspection_has_all_that_a_record_needs(inspector, captures):
     if inspection.defective:
         assert np.array(inspection.pin_box).shape == (4, 2)
     record = json.loads(json.dumps(inspection.to_dict()))
-    names = (
-        "file image_type number_of_pins judgement defect_mode defect_position answer p_defective model_version error"
-    )
-    assert set(record) >= set(names.split())
+    assert set(record) >= {"file", *FIELDS, "answer", "p_defective", "model_version", "error"}
     assert record["file"] == str(captures[-1])
 
 
@@ -91,7 +87,7 @@ def test_a_list_gives_one_inspection_each_and_goes_on_after_one_that_fails(inspe
 @pytest.mark.parametrize(
     ("photograph", "error", "problem"),
     [
-        ("gone.jpg", pinspect.ImageError, "gone.jpg: not found"),
+        ("gone.jpg", pinspect.ImageError, r"gone\.jpg: not found"),
         (b"text", pinspect.ImageError, "image: not an image file"),
         (np.zeros((3, 3)), pinspect.ImageError, "image: "),
         (np.zeros((640, 480, 3), np.uint8), pinspect.AlignmentError, "image: "),
@@ -108,7 +104,7 @@ def test_a_version_is_named_by_alias_or_number(registered, captures, inspector):
         assert again.version == "1"
         assert again(captures[-1]) == inspector(captures[-1])
     for version in ("nobody", "17", 17):
-        with pytest.raises(pinspect.RegistryError, match="nobody|version 17"):
+        with pytest.raises(pinspect.RegistryError, match=r"nobody|version 17"):
             pinspect.load_inspector(version, project=registered)
 
 
@@ -120,7 +116,7 @@ def test_a_downloaded_version_needs_no_project_and_no_registry(downloaded, captu
 
 
 def test_a_folder_that_is_no_model_is_named_with_what_is_missing(tmp_path):
-    with pytest.raises(pinspect.ModelError, match="not a packed model of pinspect: adapter, line,"):
+    with pytest.raises(pinspect.ModelError, match=r"not a packed model of pinspect: adapter, line,"):
         pinspect.load_inspector(tmp_path)
     with pytest.raises(pinspect.ModelError, match="no such folder"):
         pinspect.load_inspector(tmp_path / "gone")

@@ -241,8 +241,7 @@ def test_not_looking_breaks_a_rule(predictor, broken, rows, images, controls):
     blind = predictor(rows, images)
     plain = dict(zip((row["id"] for row in rows), blind(rows, images), strict=True))
     found = {
-        name: judge_control(control, blind(control.rows, images), plain, CONTRACT)
-        for name, control in controls.items()
+        name: judge_control(control, blind(control.rows, images), plain, CONTRACT) for name, control in controls.items()
     }
     assert broken <= {name for name, result in found.items() if result.held is False}
 

@@ -52,8 +52,10 @@ def test_references_without_an_eye_serve_an_eye_that_has_none():
     pairs, remarks = pair_eyes(captures, lines_of(captures))
     assert pairs == []
     assert remarks == [
-        "left_1.jpg and right_1.jpg: no double-eye: an eye has no references; "
-        "add passed captures of both eyes with the role 'reference'"
+        (
+            "left_1.jpg and right_1.jpg: no double-eye: an eye has no references; "
+            "add passed captures of both eyes with the role 'reference'"
+        )
     ]
 
 

@@ -179,7 +179,7 @@ def test_a_missing_section_of_the_station_takes_the_defaults(tmp_path, settings)
 def test_a_missing_section_without_defaults_is_named(tmp_path, settings):
     del settings["register"]
     write_settings(tmp_path, settings)
-    with pytest.raises(ParamsError, match="register.model_name: missing"):
+    with pytest.raises(ParamsError, match=r"register\.model_name: missing"):
         load_register_settings(tmp_path)
 
 

@@ -18,7 +18,7 @@ def test_the_question_selects_its_rows_of_a_chat_dataset_each_capture_once():
         for kind in ("two_image", "stacked")
         for shot in ("zero_shot", "one_shot")
     ]
-    assert QUESTION == Question("DST", "two_image", "constrained")
+    assert Question("DST", "two_image", "constrained") == QUESTION
     assert [row["id"] for row in QUESTION.rows(rows)] == [
         f"camera-{number}-DST-two_image-zero_shot" for number in range(3)
     ]

@@ -1,0 +1,1 @@
+"""Captures: labels, names, the inbox, splits and the raw folder (stage raw)."""

@@ -151,8 +151,10 @@ class Chart:
         left, bottom = self._LEFT, self.height - self._BOTTOM
         middle = (left + self.width - self._RIGHT) / 2, (bottom + self._TOP) / 2
         parts = [
-            f'<path d="M{left} {self._TOP}V{bottom}H{self.width - self._RIGHT}" fill="none" stroke="{SOFT}" '
-            'stroke-width="0.8"/>',
+            (
+                f'<path d="M{left} {self._TOP}V{bottom}H{self.width - self._RIGHT}" fill="none" stroke="{SOFT}" '
+                'stroke-width="0.8"/>'
+            ),
             self._words(middle[0], self.height - 6, self.x.label, color=INK),
             f'<g transform="translate(13 {middle[1]:.1f}) rotate(-90)">',
             self._words(0, 0, self.y.label, color=INK) + "</g>",

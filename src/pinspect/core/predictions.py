@@ -1,5 +1,4 @@
-"""The predictions table: one row per answered row of the chat dataset, with the fields of the expected and of the
-generated answer.
+"""The predictions table: one row per answered row of the chat dataset, with the expected and the generated answer.
 
 Scoring, the report and the comparison of two adapters read nothing else of the model's answers, so an evaluation can be
 scored again without a model.

@@ -130,9 +130,7 @@ def score_table(
     lines = []
     for key, rows in _groups(predictions):
         scores = score(rows, confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed)
-        lines += [
-            (*key, name, *astuple(estimate)) for name, estimate in scores.items()
-        ]
+        lines += [(*key, name, *astuple(estimate)) for name, estimate in scores.items()]
     return pd.DataFrame(lines, columns=[*GROUP, "metric", "value", "n", "captures", "low", "high"])
 
 
@@ -330,5 +328,3 @@ def _ece(rows: pd.DataFrame, confidence: float, samples: int, seed: int) -> Esti
 def _bin(probabilities: np.ndarray, bins: int) -> np.ndarray:
     """Return the number of each probability's bin, int64 (n,); probability 1 lies in the last bin."""
     return np.minimum((probabilities * bins).astype(int), bins - 1)
-
-

@@ -128,9 +128,7 @@ class Shown:
         if estimate is None or estimate.value is None:
             return Bound(name, wanted, None, held=False, proven=False)
         if low_is_better:
-            return Bound(
-                name, wanted, estimate.value, estimate.value <= limit, estimate.high <= limit or limit == 0
-            )
+            return Bound(name, wanted, estimate.value, estimate.value <= limit, estimate.high <= limit or limit == 0)
         return Bound(name, wanted, estimate.value, estimate.value >= limit, estimate.low >= limit or limit == 1)
 
     def is_measured(self, metric: str) -> bool:

@@ -1,0 +1,1 @@
+"""Everything that asks the model: answers, controls, evidence, operating point, baseline (stage answer)."""

@@ -109,7 +109,6 @@ def pictures_of(row: Row, images: Path = Path()) -> list[np.ndarray]:
     Raises:
         StageInputError: An image is missing.
     """
-
     return [read_composite(images / name) for name in row["images"]]
 
 

@@ -377,7 +377,7 @@ def require_images_fit(family: Family, rows: Sequence[Row]) -> list[str]:
     if not family.trained_images or images <= family.trained_images:
         return []
     warning = (
-        f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; consider "
-        "stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
+        f"{family.name} was trained with {family.trained_images} image per prompt, and rows show up to {images}; "
+        "consider stacked or one_image, zero-shot, for chat.kinds and evaluate.kind"
     )
     return [warning]

@@ -32,7 +32,7 @@ def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> 
 
     Args:
         root: The project's folder.
-        params: The section `register`.
+        settings: The section `register`.
         alias: The alias of the version. Empty: the champion, or the challenger if there is no champion yet.
 
     Returns:
