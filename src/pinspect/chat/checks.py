@@ -391,7 +391,7 @@ def _answer_columns(row: Mapping[Any, Any], contract: AnswerContract) -> dict[st
 
 def _message_columns(row: Row) -> dict[str, object]:
     """Return what the messages hold; None wherever they are not in the chat form."""
-    columns: dict[str, object] = {column: None for column in _MESSAGE_COLUMNS}
+    columns: dict[str, object] = dict.fromkeys(_MESSAGE_COLUMNS)
     images = row.get("images")
     columns["images"] = len(images) if isinstance(images, list) else None
     if row.get("kind") in set(PromptKind):
