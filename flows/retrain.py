@@ -153,7 +153,7 @@ class _WithoutTraceback(logging.Filter):
 logging.getLogger("prefect.task_runs").addFilter(_WithoutTraceback())
 
 
-def _is_worth_another_try(task, task_run, state) -> bool:
+def _is_worth_another_try(_task: object, _task_run: object, state: State) -> bool:
     return isinstance(state.result(raise_on_failure=False), InfrastructureError)
 
 
@@ -264,7 +264,7 @@ def _as_error(stage: str, state: State) -> StageFailedError:
     return error if isinstance(error, StageFailedError) else StageFailedError(f"stage {stage}: {state.message}")
 
 
-def _stop(number: int, frame: object) -> None:
+def _stop(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -27,7 +27,7 @@ def main(command: list[str]) -> int:
     """
     process = None
 
-    def pass_on(number: int, frame: object) -> None:
+    def pass_on(number: int, _frame: object) -> None:
         if process is None:
             sys.exit(128 + number)
         _signal_group(process.pid, number)
