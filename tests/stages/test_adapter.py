@@ -1,4 +1,4 @@
-"""Training an adapter: whatever the memory, the number of processes or the interruptions, it learns the same."""
+"""Training an adapter: memory, number of processes and interruptions do not change the result."""
 
 import importlib
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from pinspect.chat.dataset import build_chat, write_chat
 from pinspect.core.errors import ModelError, ParamsError
 from pinspect.core.params import Params, load_params
 from pinspect.core.rows import read_chat
+from pinspect.core.runs import read_run_facts
 from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
 from pinspect.model.checkpoint_files import base_digest
@@ -32,31 +34,34 @@ FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4}
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory) -> Path:
-    """A project with a small line's composites and chat dataset, and the shipped base for its model."""
+    """A project with the composites and chat dataset of a small line, and the shipped base."""
     root = tmp_path_factory.mktemp("line")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_line, "CELL", 64)
         chat_line.make_line(root, inspected=8)
-    found = yaml.safe_load((root / "params.yaml").read_text())
-    found["model"]["checkpoint"] = str(ROOT / "models/base")
-    found["train"] |= FEW_STEPS
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    settings = yaml.safe_load((root / "params.yaml").read_text())
+    settings["model"]["checkpoint"] = str(ROOT / "models/base")
+    settings["train"] |= FEW_STEPS
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
     params, stages = load_params(root / "params.yaml"), (root / f"data/{name}" for name in ("raw", "dst", "composited"))
     dataset = build_chat(*stages, params.contract(), params.chat)
-    for split, count in (("train", 24), ("validation", 4)):  # the shorter prompts, and few: what is slow is the model
+    for split, count in (
+        ("train", 24),
+        ("validation", 4),
+    ):  # few rows with short prompts: the model takes most of the time
         short = [row for row in dataset.rows[split] if row["shot"] == "zero_shot"]
         dataset.rows[split] = short[:: len(short) // count][:count]
     write_chat(dataset, root / "data/chat")
     return root
 
 
-def asked(root: Path, **train: object) -> Params:
+def params_of(root: Path, **train: object) -> Params:
     params = load_params(root / "params.yaml")
     return params.model_copy(update={"train": params.train.model_copy(update=train)})
 
 
 def train(root: Path, out: Path, **changes: object) -> adapter.TrainedAdapter:
-    params = asked(root, **changes)
+    params = params_of(root, **changes)
     data, work = root / "data", out.parent / "work"
     return adapter.train_adapter(params, checkpoint_of(params.model), data / "chat", data / "composited", out, work)
 
@@ -68,38 +73,54 @@ def losses(folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plain(line, tmp_path_factory) -> Path:
-    """An adapter of four steps, trained in one go."""
+    """An adapter of four steps, trained without interruption in this process."""
     out = tmp_path_factory.mktemp("plain") / "adapter"
     train(line, out, precision="float32")
     return out
 
 
 def project_at(line: Path, root: Path, checkpoint: Path = ROOT / "models/base", **train: object) -> Path:
-    """The line in a folder of its own, for programs that are started there."""
-    found = yaml.safe_load((line / "params.yaml").read_text())
-    found["model"]["checkpoint"] = str(checkpoint)
-    found["train"] |= train
+    """Create a project with the data of the line, for programs that run in its folder."""
+    settings = yaml.safe_load((line / "params.yaml").read_text())
+    settings["model"]["checkpoint"] = str(checkpoint)
+    settings["train"] |= train
     root.mkdir()
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
     (root / "data").symlink_to(line / "data")
     return root
 
 
-def test_training_learns_and_tells_what_it_trained(line, tmp_path):
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_training_learns_and_records_what_it_trained(line, tmp_path):
     facts = train(line, tmp_path / "adapter", maximum_steps=15, epochs=20.0, learning_rate=0.003)
     curve = (tmp_path / "adapter/learning_curve.csv").read_text().splitlines()
     assert curve[0] == ",".join(adapter.CURVE_COLUMNS)
     assert len(curve) == 1 + facts.steps == 16
-    found = losses(tmp_path / "adapter")
-    assert found[-3:].mean() < 0.5 * found[:3].mean()
-    told = json.loads((tmp_path / "adapter/training.json").read_text())
-    base = checkpoint_of(asked(line).model)
-    assert told["base_sha256"] == base_digest(base)
-    assert (told["family"], told["backend"], told["processes"]) == ("pinspect", "transformers", 1)
+    loss = losses(tmp_path / "adapter")
+    assert loss[-3:].mean() < 0.5 * loss[:3].mean()
+    record = json.loads((tmp_path / "adapter/training.json").read_text())
+    base = checkpoint_of(params_of(line).model)
+    assert (record["family"], record["base_sha256"]) == ("pinspect", base_digest(base))
+    assert (record["rows"], record["steps"]) == (len(read_chat(line / "data/chat/train.jsonl")), 15)
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
-    assert told["trainable_parameters"] == sum(tensor.numel() for tensor in weights.values())
-    assert told["trainable_share"] == pytest.approx(facts.trainable / facts.parameters, abs=1e-6)
-    assert told["adapter_bytes"] == (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
+    assert record["trainable_parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert record["trainable_share"] == pytest.approx(facts.trainable / facts.parameters, abs=1e-6)
+    assert record["adapter_bytes"] == (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
+    assert record["lora_modules"] == len(adapted_modules(load_base(base)[0], params_of(line).train))
+    assert record["lora_modules"] == sum(name.endswith("lora_A.weight") for name in weights)
+    assert facts.run_facts().keys() == {"seconds", "tokens_per_second", "backend", "processes", "device", "torch"}
+    assert not facts.run_facts().keys() & record.keys(), "facts about the run are not among the outputs"
+
+
+def test_two_trainings_write_the_same_bytes(line, plain, tmp_path):
+    train(line, tmp_path / "another/adapter", precision="float32")
+    assert files_of(tmp_path / "another/adapter") == files_of(plain)
+    assert files_of(plain).keys() == {
+        *("adapter_config.json", "adapter_model.safetensors", "learning_curve.csv", "training.json"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,7 +131,7 @@ def test_training_learns_and_tells_what_it_trained(line, tmp_path):
     ],
 )
 def test_the_four_switches_choose_what_is_adapted(line, switches, expected):
-    params = asked(line, **switches)
+    params = params_of(line, **switches)
     model, _ = load_base(checkpoint_of(params.model))
     names = adapted_modules(model, params.train)
     part = "visual" if "language" in switches else "language_model"
@@ -118,8 +139,19 @@ def test_the_four_switches_choose_what_is_adapted(line, switches, expected):
     assert all(any(re.search(pattern, name) for name in names) for pattern in expected)
 
 
+def test_a_switch_that_matches_no_layer_is_an_error(line):
+    params = params_of(line).train
+    blind = torch.nn.ModuleDict({"language_model": torch.nn.ModuleDict({"q_proj": torch.nn.Linear(2, 2)})})
+    with pytest.raises(ModelError, match=r"^params.yaml: train.vision is true, but no layer of this model matches it;"):
+        adapted_modules(blind, params)
+    with pytest.raises(ModelError, match=r"train.mlp is true, but no layer"):
+        adapted_modules(blind, params.model_copy(update={"vision": False}))
+    only_attention = params.model_copy(update={"vision": False, "mlp": False})
+    assert adapted_modules(blind, only_attention) == ["language_model.q_proj"]
+
+
 def test_camera_captures_keep_their_share_beside_a_large_virtual_line(line):
-    params = asked(line, maximum_steps=99, epochs=1.0)
+    params = params_of(line, maximum_steps=99, epochs=1.0)
     encoder = RowEncoder(load_processor(checkpoint_of(params.model)), line / "data/composited")
     camera = read_chat(line / "data/chat/train.jsonl")[:10]
     virtual = [row | {"id": f"v{number}-{row['id']}", "source": "virtual"} for number in range(9) for row in camera]
@@ -131,9 +163,9 @@ def test_camera_captures_keep_their_share_beside_a_large_virtual_line(line):
 
 def test_plus_trains_about_four_times_the_parameters_of_standard(line):
     def pairs(**changes: object) -> int:
-        params = asked(line, **changes).train
+        params = params_of(line, **changes).train
         backend = open_backend("transformers")
-        model = backend.adapt(backend.load(checkpoint_of(asked(line).model), params)[0], params, ())
+        model = backend.adapt(backend.load(checkpoint_of(params_of(line).model), params)[0], params, ())
         return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     presets = {name: Params.model_validate(_shipped(name)).train for name in ("standard", "plus")}
@@ -143,16 +175,16 @@ def test_plus_trains_about_four_times_the_parameters_of_standard(line):
 
 
 def test_rank_and_alpha_outrank_the_preset():
-    found = _shipped("plus")
-    found["train"]["rank"] = 8
-    train = Params.model_validate(found).train
+    settings = _shipped("plus")
+    settings["train"]["rank"] = 8
+    train = Params.model_validate(settings).train
     assert (train.rank, train.alpha) == (8, 128)
 
 
 def _shipped(preset: str) -> dict:
-    found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["train"]["preset"] = preset
-    return found
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["train"]["preset"] = preset
+    return settings
 
 
 def test_a_batch_in_parts_teaches_what_it_teaches_whole(line, plain, tmp_path):
@@ -166,16 +198,16 @@ def test_gradient_checkpointing_saves_memory_and_changes_nothing(line, plain, tm
 
 
 def test_bf16_teaches_what_float32_does(line, plain, tmp_path):
-    """Rounding sends both on ways of their own: alike is where they start, and that they arrive."""
+    """Rounding errors grow with the steps, so the first losses are closer than the last."""
     train(line, tmp_path / "adapter", precision="bf16")
-    found, expected = losses(tmp_path / "adapter"), losses(plain)
-    assert found[0] == pytest.approx(expected[0], rel=0.01)
-    assert max(found[-1], expected[-1]) < 0.9 * expected[0]
-    assert found[-1] == pytest.approx(expected[-1], rel=0.1)
+    bf16, float32 = losses(tmp_path / "adapter"), losses(plain)
+    assert bf16[0] == pytest.approx(float32[0], rel=0.01)
+    assert max(bf16[-1], float32[-1]) < 0.9 * float32[0]
+    assert bf16[-1] == pytest.approx(float32[-1], rel=0.1)
 
 
 def test_two_processes_learn_what_one_does(line, plain, tmp_path):
-    """Started by torchrun, as `accelerate launch` starts one process for each card; on CPUs it would want MPI."""
+    """torchrun starts the processes as `accelerate launch` does for several GPUs; on CPUs accelerate would need MPI."""
     root = project_at(line, tmp_path / "project", precision="float32")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
@@ -186,43 +218,44 @@ def test_two_processes_learn_what_one_does(line, plain, tmp_path):
         env=stage_environment(OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 steps") == 1, "one of the processes tells the result"
-    assert json.loads((root / "models/adapter/training.json").read_text())["processes"] == 2
+    assert done.stdout.count("4 steps") == 1, "one of the processes prints the result"
+    assert read_run_facts(root, "train")["processes"] == 2
     assert losses(root / "models/adapter") == pytest.approx(losses(plain), abs=1e-4)
 
 
-def test_a_training_killed_at_any_step_ends_like_one_that_was_not(line, tmp_path):
-    whole = project_at(line, tmp_path / "whole")
-    cut = project_at(line, tmp_path / "cut")
+def test_a_killed_and_resumed_training_writes_the_same_bytes_in_another_process(line, plain, tmp_path):
+    """Another process also means another order of sets, by its hash seed."""
+    root = project_at(line, tmp_path / "project", precision="float32")
     stage = [sys.executable, "-m", "stages.train"]
-    running = subprocess.Popen(stage, cwd=cut, env=stage_environment(), stderr=subprocess.PIPE, text=True)
+    environment = stage_environment(OMP_NUM_THREADS=str(torch.get_num_threads()), PYTHONHASHSEED="7")
+    running = subprocess.Popen(stage, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
-    while not list((cut / "build").glob("train/checkpoint-*.pt")):
+    while not list((root / "build").glob("train/checkpoint-*.pt")):
         assert running.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert running.returncode == -signal.SIGKILL
-    assert not (cut / "models/adapter/adapter_model.safetensors").exists()
-    for root in (whole, cut):
-        subprocess.run(stage, cwd=root, env=stage_environment(), check=True, capture_output=True)
-    assert losses(cut / "models/adapter")[-1] == pytest.approx(losses(whole / "models/adapter")[-1], abs=1e-4)
-    first, second = (root / "models/adapter/adapter_model.safetensors" for root in (whole, cut))
-    assert first.read_bytes() == second.read_bytes()
-    assert not list((cut / "build/train").iterdir())
+    assert not (root / "models/adapter/adapter_model.safetensors").exists()
+    subprocess.run(stage, cwd=root, env=environment, check=True, capture_output=True)
+    assert files_of(root / "models/adapter") == files_of(plain)
+    assert not list((root / "build/train").iterdir())
+    facts = read_run_facts(root, "train")
+    assert (facts["backend"], facts["processes"]) == ("transformers", 1)
+    assert facts["seconds"] > 0 and facts["device"].startswith("CPU, ") and "commit" in facts
 
 
 def test_training_stops_when_validation_answers_get_no_better_and_keeps_the_best(line, tmp_path):
-    """Without a learning rate to speak of, no check is better than the first."""
+    """At a learning rate near zero no check is better than the first."""
     facts = train(line, tmp_path / "adapter", learning_rate=1e-12, maximum_steps=12, patience=2)
     assert facts.stopped_early
     assert facts.steps == facts.kept_step == 3
-    told = json.loads((tmp_path / "adapter/training.json").read_text())
-    assert told["stopped_early"] and told["validation_exact_match"] == facts.validation_exact_match
+    record = json.loads((tmp_path / "adapter/training.json").read_text())
+    assert record["stopped_early"] and record["validation_exact_match"] == facts.validation_exact_match
 
 
 def test_an_adapter_answers_with_the_weights_that_were_trained(line, plain):
-    inspector = load_inspector(checkpoint_of(asked(line).model), plain)
+    inspector = load_inspector(checkpoint_of(params_of(line).model), plain)
     loaded = {name for name, parameter in inspector.model.named_parameters() if "lora_" in name}
     assert len(loaded) == sum("lora_" in name for name in load_file(plain / "adapter_model.safetensors"))
 
@@ -256,12 +289,12 @@ def test_the_gpu_benchmark_measures_whatever_can_run_here(line, tmp_path, monkey
             "vision": tiny | {"depth": 2, "num_heads": 2},
         },
     )
-    told = gpu.measure(work, steps=3)
-    gpu.write_results(told, tmp_path)
-    ways = told["ways"]
+    figures = gpu.measure(work, steps=2)
+    gpu.write_results(figures, tmp_path)
+    ways = figures["ways"]
     assert ways["unsloth"] == {"left_out": "unsloth needs an NVIDIA GPU, and this machine has none"}
     assert ways["transformers"]["captures_per_second"] > 0
     assert ways["transformers"]["ratio"] > 0 and ways["plain"]["ratio"] == 1
-    assert json.loads((tmp_path / "gpu.json").read_text()) == told
+    assert json.loads((tmp_path / "gpu.json").read_text()) == figures
     blank = next(line for line in (tmp_path / "gpu.md").read_text().splitlines() if line.startswith("| unsloth"))
     assert blank.startswith("| unsloth |  |  |  |  |")

@@ -1,12 +1,14 @@
-"""Every model family keeps one contract: its prompts are its own, its adapters learn, its answers are well-formed.
+"""Every model family keeps one contract: it has its own prompts, its adapters learn, its answers are well-formed.
 
-Each family stands in the report by its name. Its checkpoint is tiny and random, made from its own config and processor
-classes (tests/tiny_families.py), and goes through the code that a real checkpoint takes.
+Each family's checkpoint (tests/support/tiny_families.py) is tiny and random, made from its own config and processor
+classes, and is loaded by the code that loads a real checkpoint.
 """
 
 import json
 import shutil
+import socket
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,28 +44,43 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    """A small line of pictures, its parameters, and two rows of each shot: the two-image prompts of the contract."""
+    """A small line, its parameters, and two rows of each shot with two-image prompts."""
     root = tmp_path_factory.mktemp("line")
     params = chat_line.make_line(root, inspected=8)
     data = root / "data"
-    made = build_chat(data / "raw", data / "dst", data / "composited", params.contract(), params.chat).rows["train"]
-    rows = [row for shot in prompts.SHOTS for row in [row for row in made if row["shot"] == shot][:2]]
+    dataset = build_chat(data / "raw", data / "dst", data / "composited", params.contract(), params.chat).rows["train"]
+    rows = [row for shot in prompts.SHOTS for row in [row for row in dataset if row["shot"] == shot][:2]]
     (data / "chat").mkdir()
     for split, content in (("train", rows), ("validation", [])):
         (data / "chat" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     return root, params, rows
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Save the tiny checkpoint of a family, once per family."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def save(name: str) -> Checkpoint:
+        folder = TINY_FAMILIES[name].save(root / name / "base")
+        return Checkpoint(FAMILIES[TINY_FAMILIES[name].family], str(folder), folder)
+
+    return save
+
+
 @pytest.fixture(scope="module", params=TINY_FAMILIES, ids=str)
-def checkpoint(request, tmp_path_factory) -> Checkpoint:
-    """The family's tiny checkpoint, saved to disk."""
-    tiny = TINY_FAMILIES[request.param]
-    folder = tiny.save(tmp_path_factory.mktemp(tiny.family) / "base")
-    return Checkpoint(FAMILIES[tiny.family], str(folder), folder)
+def checkpoint(request, saved) -> Checkpoint:
+    return saved(request.param)
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return load_processor(checkpoint)
 
 
 def small_training(params):
-    """Three steps over the same four rows, unchanged: so that the loss can be compared."""
+    """Three steps over the same four rows without augmentation, so that their losses can be compared."""
     train = params.train.model_copy(
         update={
             **{"maximum_steps": 3, "epochs": 3.0, "batch_size": 4, "learning_rate": 0.01, "warmup_share": 0.0},
@@ -79,24 +96,22 @@ def small_training(params):
 # --- the contract, family by family
 
 
-def test_training_sees_the_prompt_that_generation_starts_from(line, checkpoint):
+def test_training_sees_the_prompt_that_generation_starts_from(line, checkpoint, processor):
     root, _, rows = line
-    processor = load_processor(checkpoint)
     encoder = RowEncoder(processor, root / "data/composited")
     for row in rows:
-        asked, trained = encoder.batch([row], answers=False), encoder.batch([row], answers=True)
-        length = asked["input_ids"].shape[1]
-        assert trained["input_ids"][0, :length].tolist() == asked["input_ids"][0].tolist() == encoder.chat(row).prompt
-        assert torch.equal(trained["pixel_values"], asked["pixel_values"])
+        prompt, trained = encoder.batch([row], answers=False), encoder.batch([row], answers=True)
+        length = prompt["input_ids"].shape[1]
+        assert trained["input_ids"][0, :length].tolist() == prompt["input_ids"][0].tolist() == encoder.chat(row).prompt
+        assert torch.equal(trained["pixel_values"], prompt["pixel_values"])
         assert (trained["labels"][0, :length] == IGNORED).all()
-        told = trained["labels"][0, length:].tolist()
-        assert processor.tokenizer.decode(told[:-1]) == row["answer"]
-        assert processor.tokenizer.convert_ids_to_tokens(told[-1]) == checkpoint.family.end_of_turn
+        labels = trained["labels"][0, length:].tolist()
+        assert processor.tokenizer.decode(labels[:-1]) == row["answer"]
+        assert processor.tokenizer.convert_ids_to_tokens(labels[-1]) == checkpoint.family.end_of_turn
 
 
-def test_a_prompt_holds_every_instruction_and_one_placeholder_an_image(line, checkpoint):
+def test_a_prompt_holds_every_instruction_and_one_placeholder_per_image(line, processor):
     _, _, rows = line
-    processor = load_processor(checkpoint)
     for row in rows:
         text = prompt_text(processor, row["messages"], len(row["images"]))
         parts = [part for message in prompts.without_answer(row["messages"]) for part in message["content"]]
@@ -115,41 +130,44 @@ def test_the_model_looks_at_every_image(line, checkpoint, tmp_path):
     encoder = RowEncoder(processor, tmp_path)
 
     @torch.inference_mode()
-    def told() -> torch.Tensor:
+    def logits() -> torch.Tensor:
         return model(**encoder.batch([row], answers=False)).logits[0, -1]
 
-    before = told()
+    before = logits()
     for name in row["images"]:
-        kept = (tmp_path / name).read_bytes()
+        content = (tmp_path / name).read_bytes()
         picture = np.asarray(Image.open(tmp_path / name))
         Image.fromarray(255 - picture).save(tmp_path / name)
-        assert not torch.allclose(told(), before, atol=1e-6), f"{name} is not looked at"
-        (tmp_path / name).write_bytes(kept)
-    assert torch.allclose(told(), before, atol=1e-6)
+        assert not torch.allclose(logits(), before, atol=1e-6), f"{name} does not change the logits"
+        (tmp_path / name).write_bytes(content)
+    assert torch.allclose(logits(), before, atol=1e-6)
 
 
 def test_an_adapter_learns_answers_and_merges(line, checkpoint, tmp_path):
     root, params, rows = line
-    asked, images, contract = small_training(params), root / "data/composited", params.contract()
-    train_adapter(asked, checkpoint, root / "data/chat", images, tmp_path / "adapter", tmp_path / "work")
+    images, contract = root / "data/composited", params.contract()
+    train_adapter(
+        small_training(params), checkpoint, root / "data/chat", images, tmp_path / "adapter", tmp_path / "work"
+    )
     losses = [float(text.split(",")[1]) for text in (tmp_path / "adapter/learning_curve.csv").read_text().split()[1:]]
     assert len(losses) == 3 and losses[2] < losses[0]
 
     inspector = load_inspector(checkpoint, tmp_path / "adapter")
-    answers = answer_rows(inspector, rows, images, contract, batch_size=4)
+    rows = rows[1:3]  # one zero-shot, one one-shot
+    answers = answer_rows(inspector, rows, images, contract, batch_size=2)
     for row, answer in zip(rows, answers, strict=True):
         contract.parse(answer.text, AnswerKind(row["answer_kind"]))
-    plain = answer_rows(inspector, rows, images, contract, batch_size=4, fast_forward=False)
+    plain = answer_rows(inspector, rows, images, contract, batch_size=2, fast_forward=False)
     assert [answer.p_defective for answer in answers] == pytest.approx([a.p_defective for a in plain], abs=1e-4)
 
     merged = tmp_path / "merged"
     shutil.copytree(checkpoint.folder, merged, ignore=shutil.ignore_patterns("*.safetensors"))
     inspector.model.merge_and_unload().save_pretrained(merged)
-    again = answer_rows(load_inspector(checkpoint.at(merged)), rows, images, contract, batch_size=4)
+    again = answer_rows(load_inspector(checkpoint.at(merged)), rows, images, contract, batch_size=2)
     assert [answer.p_defective for answer in again] == pytest.approx([a.p_defective for a in answers], abs=1e-3)
 
 
-# --- what every family must be told about
+# --- the table of families
 
 
 def test_every_family_has_a_tiny_checkpoint_but_the_one_that_brings_its_own_code():
@@ -189,14 +207,14 @@ def test_a_composite_lays_each_pin_on_whole_tokens(line):
         assert family.rescales or cell(family.name, 61) % family.stride == 0
 
 
-def test_the_family_s_own_processor_keeps_an_aligned_composite_as_it_is(line, checkpoint):
-    """Else the cells would not lie on whole tokens."""
+def test_the_family_s_own_processor_keeps_an_aligned_composite_as_it_is(line, checkpoint, processor):
+    """Otherwise cells would not be aligned to whole tokens."""
     if checkpoint.family.rescales:
         assert composite_cell(with_model(line[1], family=checkpoint.family.name)) == 64
         return
-    image_processor = load_processor(checkpoint).image_processor
-    made = image_processor([Image.new("RGB", (160, 64))], return_tensors="pt")
-    pixels = made["pixel_values"][0].numel() if "image_sizes" in made else made["image_grid_thw"].prod() * 8 * 8 * 3
+    inputs = processor.image_processor([Image.new("RGB", (160, 64))], return_tensors="pt")
+    patches = "image_grid_thw" in inputs
+    pixels = inputs["image_grid_thw"].prod() * 8 * 8 * 3 if patches else inputs["pixel_values"][0].numel()
     assert int(pixels) == 160 * 64 * 3
 
 
@@ -204,11 +222,11 @@ def with_model(params, **changes):
     return params.model_copy(update={"model": params.model.model_copy(update=changes)})
 
 
-def test_more_images_than_a_family_takes_are_refused_and_more_than_it_learnt_with_are_told(line):
+def test_more_images_than_a_family_takes_are_refused_and_more_than_it_was_trained_with_warned_of(line):
     _, _, rows = line
     assert require_images_fit(FAMILIES["qwen2-vl-7b"], rows) == []
-    (advice,) = require_images_fit(FAMILIES["llama-3.2-11b-vision"], rows)
-    assert "trained with 1 image per prompt, and rows show up to 3" in advice
+    (warning,) = require_images_fit(FAMILIES["llama-3.2-11b-vision"], rows)
+    assert "trained with 1 image per prompt, and rows show up to 3" in warning
     with pytest.raises(StageInputError, match=r"shows 3 images, and small accepts at most 2; choose other chat.kinds"):
         require_images_fit(replace(FAMILIES["pinspect"], name="small", max_images=2), rows)
 
@@ -226,11 +244,11 @@ def test_a_chat_template_that_loses_images_or_words_stops_the_training_before_it
         require_placeholders(processor, checkpoint.family, rows[:1])
 
 
-def test_a_prompt_is_the_same_tomorrow(tmp_path):
-    """Llama's template would write today's date."""
-    folder = TINY_FAMILIES["Mllama"].save(tmp_path)
-    assert "strftime_now" in (folder / "chat_template.jinja").read_text()
-    processor = load_processor(Checkpoint(FAMILIES["llama-3.2-11b-vision"], str(folder), folder))
+def test_a_prompt_does_not_depend_on_the_date(saved):
+    """Llama's own template writes today's date."""
+    checkpoint = saved("Mllama")
+    assert "strftime_now" in (checkpoint.folder / "chat_template.jinja").read_text()
+    processor = load_processor(checkpoint)
     text = prompt_text(processor, prompts.one_image("RAW"), 1)
     assert text.startswith("<|begin_of_text|><|start_header_id|>user") and text.endswith("<|end_header_id|>\n\n")
 
@@ -243,16 +261,16 @@ def one_line(caught) -> str:
     return str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory) -> Path:
-    return TINY_FAMILIES["Qwen2-VL"].save(tmp_path_factory.mktemp("qwen") / "base")
+@pytest.fixture
+def qwen(saved) -> Path:
+    return saved("Qwen2-VL").folder
 
 
 def of(family: str, folder: Path) -> Checkpoint:
     return Checkpoint(FAMILIES[family], str(folder), folder)
 
 
-def test_a_wrong_family_name_is_told_with_close_ones():
+def test_an_error_about_a_wrong_family_name_shows_similar_names():
     with pytest.raises(ParamsError) as caught:
         family_named("qwen2vl-7b")
     assert one_line(caught).startswith("params.yaml: model.family: no family 'qwen2vl-7b'; did you mean qwen2-vl-7b")
@@ -260,33 +278,33 @@ def test_a_wrong_family_name_is_told_with_close_ones():
         family_named("xyz")
 
 
-def test_a_checkpoint_of_another_family_is_told_with_the_right_one(qwen):
+def test_an_error_about_a_checkpoint_of_another_family_names_the_right_families(qwen):
     with pytest.raises(ModelError) as caught:
         load_base(of("pixtral-12b", qwen))
     assert "model.family is pixtral-12b, but config.json has model_type 'qwen2_vl'" in one_line(caught)
     assert "choose qwen2-vl-2b or qwen2-vl-7b or qwen2-vl-72b" in str(caught.value)
 
 
-def test_pixtral_and_llava_are_told_apart(tmp_path):
-    pixtral = TINY_FAMILIES["Pixtral"].save(tmp_path)
+def test_pixtral_and_llava_are_distinguished(saved):
+    pixtral = saved("Pixtral").folder
     with pytest.raises(ModelError, match="model_type 'llava'; choose pixtral-12b"):
         load_processor(of("llava-1.5-7b", pixtral))
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"),
+    ("lost", "message"),
     [
         ("config.json", "lacks config.json"),
         ("model.safetensors", "lacks model.safetensors or model.safetensors.index.json"),
         ("processor_config.json", "lacks processor_config.json or preprocessor_config.json"),
     ],
 )
-def test_a_checkpoint_folder_that_lacks_files_names_them(qwen, tmp_path, lost, told):
+def test_a_checkpoint_folder_that_lacks_files_names_them(qwen, tmp_path, lost, message):
     folder = tmp_path / "base"
     shutil.copytree(qwen, folder, ignore=shutil.ignore_patterns(lost))
     with pytest.raises(ModelError) as caught:
         load_base(of("qwen2-vl-2b", folder))
-    assert f"{folder}: the base model {told}; download it again" in one_line(caught)
+    assert f"{folder}: the base model {message}; download it again" in one_line(caught)
 
 
 def test_a_missing_shard_is_named(qwen, tmp_path):
@@ -321,14 +339,14 @@ def test_weights_that_lack_tensors_are_never_filled_at_random(qwen, tmp_path):
         load_base(of("qwen2-vl-2b", folder))
 
 
-def test_too_little_memory_is_told_before_anything_is_loaded(qwen, tmp_path):
+def test_too_little_memory_is_an_error_before_anything_is_loaded(qwen, tmp_path):
     folder = tmp_path / "base"
     shutil.copytree(qwen, folder)
     huge = 10**12
     header = json.dumps({"w": {"dtype": "BF16", "shape": [huge], "data_offsets": [0, 2 * huge]}}).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 2 * huge)  # a file of holes: takes no room on the disk
+        file.truncate(8 + len(header) + 2 * huge)  # a sparse file needs no space on the disk
     with pytest.raises(ModelError) as caught:
         load_base(of("qwen2-vl-2b", folder))
     assert "qwen2-vl-2b needs about 4400.0 GB of main memory, and " in one_line(caught)
@@ -345,14 +363,32 @@ def test_an_adapter_of_another_family_is_refused(qwen, tmp_path):
     assert "this adapter belongs to the family pixtral-12b, not to qwen2-vl-2b" in one_line(caught)
 
 
-def test_a_hub_checkpoint_that_is_not_here_tells_how_to_download_it(tmp_path, monkeypatch):
+def test_an_error_about_a_missing_hub_checkpoint_shows_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError) as caught:
         load_processor(Checkpoint(FAMILIES["qwen2-vl-7b"], "Qwen/Qwen2-VL-7B-Instruct", None, "c" * 40))
     assert f"HF_HUB_OFFLINE=0 hf download Qwen/Qwen2-VL-7B-Instruct --revision {'c' * 40}`" in one_line(caught)
 
 
-def test_too_little_disk_is_told_before_a_download_starts(tmp_path, monkeypatch):
+def test_a_folder_is_loaded_without_any_connection_even_if_downloads_are_allowed(line, saved, tmp_path, monkeypatch):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"connection to {arguments}")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    root, params, _ = line
+    few = small_training(params)
+    few = few.model_copy(update={"train": few.train.model_copy(update={"maximum_steps": 1})})
+    chat, images = root / "data/chat", root / "data/composited"
+    train_adapter(few, saved("Qwen3-VL"), chat, images, tmp_path / "adapter", tmp_path / "work")
+    load_inspector(saved("Qwen3-VL"), tmp_path / "adapter")
+
+
+def test_too_little_disk_is_an_error_before_a_download_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -377,8 +413,8 @@ def test_checkpoints_are_folders_or_hub_ids(line, tmp_path):
     assert checkpoint_of(model, ROOT).folder == ROOT / "models/base"
     assert checkpoint_of(model, tmp_path).folder == tmp_path / "models/base", "even where there is none"
     (tmp_path / "models").mkdir()
-    asked = model.model_copy(update={"family": "qwen2-vl-7b", "checkpoint": "models/qwen"})
-    assert checkpoint_of(asked, tmp_path).folder == tmp_path / "models/qwen"
+    chosen = model.model_copy(update={"family": "qwen2-vl-7b", "checkpoint": "models/qwen"})
+    assert checkpoint_of(chosen, tmp_path).folder == tmp_path / "models/qwen"
     hub = checkpoint_of(model.model_copy(update={"family": "qwen2-vl-7b", "revision": "main"}), tmp_path)
     assert (hub.source, hub.folder, hub.revision) == ("Qwen/Qwen2-VL-7B-Instruct", None, "main")
     assert hub.at(tmp_path).folder == tmp_path
@@ -394,10 +430,10 @@ def test_phi_s_prompt_numbers_its_images():
     assert "<|user|>\n<|image_2|>\n<|image_3|>\nYou are" in text
 
 
-def test_a_processor_that_takes_no_batches_is_asked_row_by_row(line, tmp_path, monkeypatch):
-    """Code that comes with a checkpoint promises none: its module's name tells it."""
+def test_a_processor_without_batches_processes_row_by_row(line, saved, monkeypatch):
+    """A checkpoint's own code, which its module name reveals, need not support batches."""
     root, _, rows = line
-    processor = load_processor(of("llava-1.5-7b", TINY_FAMILIES["LLaVA-1.5"].save(tmp_path)))
+    processor = load_processor(saved("LLaVA-1.5"))
     together = RowEncoder(processor, root / "data/composited").batch(rows, answers=True)
     monkeypatch.setattr(type(processor), "__module__", "transformers_modules.processing_llava")
     one_by_one = RowEncoder(processor, root / "data/composited").batch(rows, answers=True)

@@ -1,5 +1,8 @@
-"""A tiny checkpoint of every family: random weights from the family's own config class, a processor of its own classes
-around a tokenizer that knows our texts, saved as checkpoints on the hub are. Pictures and patches are small too."""
+"""A tiny checkpoint of every family, saved like the checkpoints on the hub.
+
+Random weights come from the family's own config class, the processor from its own classes, and the tokenizer is trained
+on the prompts and answers of the contract. Pictures and patches are small too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from pinspect.model.processor import ImageTextProcessor, RowBreakPixtralProcesso
 HIDDEN = 32
 _SMALL = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 
-# Turns as the families' own templates write them, kept to what our messages hold.
+# The families' own chat templates, reduced to the parts that the contract's messages need.
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% for part in message.content %}"
     "{% if part.type == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}{% else %}{{ part.text }}"
@@ -69,8 +72,15 @@ _GEMMA = (
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """family: its name in `FAMILIES`. make: builds model and processor around a tokenizer. special: the tokens that its
-    checkpoints have besides words; named: those with a role. begins: whether its tokenizer puts the first token."""
+    """A tiny checkpoint of one family.
+
+    Attributes:
+        family: Name in `FAMILIES`.
+        make: Tokenizer -> model and processor.
+        special: Special tokens of its checkpoints.
+        named: Role -> special token.
+        begins: Whether the tokenizer adds the first token.
+    """
 
     family: str
     make: Callable
@@ -79,7 +89,7 @@ class TinyFamily:
     begins: bool = False
 
     def save(self, folder: Path) -> Path:
-        """Write the checkpoint to `folder`, which is returned."""
+        """Write the checkpoint to `folder` and return `folder`."""
         torch.manual_seed(0)
         tokenizer = train_tokenizer(self.special, self.named, begins=self.begins)
         model, processor = self.make(tokenizer)
@@ -89,7 +99,7 @@ class TinyFamily:
 
 
 def train_tokenizer(special: Sequence[str], named: dict[str, str], *, begins: bool) -> hf.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of our prompts and answers, with a family's own special tokens."""
+    """Train a byte-level BPE tokenizer on all prompts and answers, with a family's own special tokens."""
     contract = AnswerContract(Layout(("U", "C", "D"), 9), ("CYLN", "SQUR"), ("bend", "retract", "missing"))
     answers = [
         contract.render(contract.defective(shape, view, mode, address))
@@ -192,7 +202,7 @@ def _mllama(tokenizer):
     model = hf.MllamaForConditionalGeneration(config)
     for name, gate in model.named_parameters():
         if name.endswith("gate"):
-            torch.nn.init.ones_(gate)  # shut as they start, they would hide every picture
+            torch.nn.init.ones_(gate)  # a new gate is 0 and would hide every picture
     pictures = MllamaImageProcessorPil(size={"height": 32, "width": 32}, max_image_tiles=4)
     return model, hf.MllamaProcessor(pictures, tokenizer, chat_template=_LLAMA)
 
@@ -275,7 +285,7 @@ def _gemma(tokenizer):
             tokenizer,
             head_dim=16,
             query_pre_attn_scalar=16,
-            sliding_window=64,  # shorter than a prompt, as it may be for the real ones
+            sliding_window=64,  # shorter than a prompt, as for real checkpoints
             layer_types=["sliding_attention", "full_attention"],
         ),
         vision_config={**_SMALL, "image_size": 32, "patch_size": 8},
@@ -290,7 +300,7 @@ def _gemma(tokenizer):
     pictures = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     processor = hf.Gemma3Processor(pictures, tokenizer, image_seq_length=4, chat_template=_GEMMA)
     model = hf.Gemma3ForConditionalGeneration(config)
-    # Zero as it starts, it would hide every picture.
+    # New weights are 0 and would hide every picture.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
     return model, processor
 
@@ -298,7 +308,7 @@ def _gemma(tokenizer):
 def _paligemma(tokenizer):
     pictures = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     pictures.image_seq_length = 16
-    processor = hf.PaliGemmaProcessor(pictures, tokenizer)  # adds tokens for places and outlines to the vocabulary
+    processor = hf.PaliGemmaProcessor(pictures, tokenizer)  # adds location and segmentation tokens
     config = hf.PaliGemmaConfig(
         text_config={
             "model_type": "gemma2",
@@ -332,7 +342,7 @@ _MISTRAL_NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _GEMMA_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 _GEMMA_NAMED = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
-# The name in a test report -> how its tiny checkpoint is made.
+# Name in a test report -> its tiny checkpoint.
 TINY_FAMILIES: dict[str, TinyFamily] = {
     "Qwen2-VL": TinyFamily("qwen2-vl-2b", _qwen("2"), _QWEN_TOKENS, _QWEN_NAMED),
     "Qwen2.5-VL": TinyFamily("qwen2.5-vl-3b", _qwen("2.5"), _QWEN_TOKENS, _QWEN_NAMED),
