@@ -1,7 +1,7 @@
-"""The promises of generation: what the grammar forces costs no thought and changes nothing, probabilities are the
-model's own, and the threshold judges."""
+"""Generation: fast-forward changes no answer, probabilities are the model's own, and the threshold judges."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -40,13 +40,15 @@ def line(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_line, "CELL", 64)
         chat_line.make_line(root, inspected=8, references=2, stacked=True)
-    asked = yaml.safe_load((root / "params.yaml").read_text())
-    asked["model"]["checkpoint"] = str(ROOT / "models/base")
-    asked["train"] |= {"batch_size": 4, "maximum_steps": 2}
-    (root / "params.yaml").write_text(yaml.safe_dump(asked))
+    settings = yaml.safe_load((root / "params.yaml").read_text())
+    settings["model"]["checkpoint"] = str(ROOT / "models/base")
+    settings["train"] |= {"batch_size": 4, "maximum_steps": 2}
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
     run_stage("chat", root)
     params = load_params(root / "params.yaml")
     chat, images = root / "data/chat", root / "data/composited"
+    validation = [row for row in read_chat(chat / "validation.jsonl") if row["kind"] == "two_image"]  # to save time
+    (chat / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in validation))
     out = root / "models/adapter"
     adapter.train_adapter(params, checkpoint_of(params.model, root), chat, images, out, root / "build")
     return root
@@ -65,7 +67,7 @@ def inspector(line):
 
 @pytest.fixture(scope="module")
 def untrained(line):
-    """A model without any opinion: all that its answers have in common with the contract comes from the grammar."""
+    """An untrained model: its answers keep the contract because of the grammar alone."""
     model, processor, _ = new_base(load_params(line / "params.yaml").layout.layout(), seed=0)
     return Inspector(model.eval(), processor, CPU)
 
@@ -73,8 +75,8 @@ def untrained(line):
 @pytest.fixture(scope="module")
 def rows(line):
     """Every kind of prompt about one test capture, in both views, and one star."""
-    asked = read_chat(line / "data/chat/test.jsonl")
-    kept = [row for row in asked if row["file"] == asked[0]["file"]]
+    test_rows = read_chat(line / "data/chat/test.jsonl")
+    kept = [row for row in test_rows if row["file"] == test_rows[0]["file"]]
     one_shot = next(row for row in kept if row["kind"] == "two_image" and row["shot"] != ZERO_SHOT)
     messages = one_shot["messages"]
     star = {"id": "star", "answer_kind": "star", "images": one_shot["images"][:1], "messages": messages[:2]}
@@ -92,42 +94,42 @@ def zero_shot(rows):
 
 
 def alike(first, second):
-    """The same words, and the same probabilities up to the rounding of another batch."""
+    """Assert the same texts, and the same probabilities up to rounding."""
     assert [answer.text for answer in first] == [answer.text for answer in second]
     assert [answer.if_defective for answer in first] == [answer.if_defective for answer in second]
-    for one, other in zip(first, second, strict=True):
-        assert (one.p_defective is None) == (other.p_defective is None)
-        assert one.p_defective is None or one.p_defective == pytest.approx(other.p_defective, abs=1e-4)
+    for a, b in zip(first, second, strict=True):
+        assert (a.p_defective is None) == (b.p_defective is None)
+        assert a.p_defective is None or a.p_defective == pytest.approx(b.p_defective, abs=1e-4)
 
 
 @pytest.mark.parametrize("model", ["inspector", "untrained"])
 def test_forced_runs_give_what_generate_gives_token_by_token(model, request, rows, line, contract):
-    asked, images = request.getfixturevalue(model), line / "data/composited"
-    fast = answer_rows(asked, rows, images, contract, batch_size=8)
-    alike(fast, answer_rows(asked, rows, images, contract, batch_size=5, fast_forward=False))
+    inspector, images = request.getfixturevalue(model), line / "data/composited"
+    fast = answer_rows(inspector, rows, images, contract, batch_size=8)
+    alike(fast, answer_rows(inspector, rows, images, contract, batch_size=5, fast_forward=False))
     for row, answer in zip(rows, fast, strict=True):
         contract.parse(answer.text, AnswerKind(row["answer_kind"]))
 
 
 def test_address_probabilities_are_the_models_own(rows, line, contract):
-    """Against one plain forward pass over every address, written out.
+    """They equal those of one plain forward pass over every address.
 
-    The base alone is asked, whose addresses are not certain yet. It may spell a word that it has never written in other
-    pieces than the tokenizer, which its text does not tell: such answers cannot be written out again.
+    The base alone answers, because its addresses are uncertain. It may spell a new word with other tokens than the
+    tokenizer, which the text does not show; the forward pass cannot reproduce such an answer.
     """
     inspector = load_inspector(checkpoint_of(load_params(line / "params.yaml").model, line))
-    asked = [row for row in rows if row.get("shot") == ZERO_SHOT and row["kind"] != "stacked"]
-    found = answer_rows(inspector, asked, line / "data/composited", contract, batch_size=8)
+    zero_shot_rows = [row for row in rows if row.get("shot") == ZERO_SHOT and row["kind"] != "stacked"]
+    answers = answer_rows(inspector, zero_shot_rows, line / "data/composited", contract, batch_size=8)
     apart = [
         np.abs(np.subtract(answer.address_probabilities, written_out(inspector, row, answer, line, contract))).max()
-        for row, answer in zip(asked, found, strict=True)
+        for row, answer in zip(zero_shot_rows, answers, strict=True)
     ]
     assert sum(difference < 1e-4 for difference in apart) >= 2
-    assert all(answer.address_entropy > 0.3 for answer in found)
+    assert all(answer.address_entropy > 0.3 for answer in answers)
 
 
 def written_out(inspector, row, answer, line, contract) -> list[float]:
-    """P(address) of every address after the answer's own words, by one forward pass without a cache."""
+    """Return P(address) of every address after the answer's own words, from one forward pass without a cache."""
     encoder = RowEncoder(inspector.processor, line / "data/composited")
     lead = answer.if_defective[: answer.if_defective.rindex("X:")]
     written = []
@@ -151,7 +153,7 @@ def written_out(inspector, row, answer, line, contract) -> list[float]:
     return expected
 
 
-def test_every_constrained_answer_tells_where_a_defect_would_be(answers, contract):
+def test_every_constrained_answer_has_address_probabilities(answers, contract):
     for answer in answers:
         assert len(answer.address_probabilities) == contract.layout.pins
         assert sum(answer.address_probabilities) == pytest.approx(1, abs=1e-5)
@@ -181,7 +183,7 @@ def test_the_threshold_judges_and_mode_and_address_follow(answers, rows, contrac
 
 
 def test_answers_under_a_threshold_are_those_judged_by_it_later(inspector, rows, answers, line, contract):
-    """So that a threshold can be chosen without asking the model again."""
+    """A threshold can therefore be chosen without the model."""
     threshold = sorted(answer.p_defective for answer in answers[:-1])[len(answers) // 2]
     again = answer_rows(inspector, rows, line / "data/composited", contract, batch_size=8, threshold=threshold)
     assert [answer.text for answer in again] == [answer.judged(threshold).text for answer in answers]
@@ -196,7 +198,7 @@ def test_a_star_answer_has_a_place_and_no_judgement(answers):
 
 
 def test_a_model_that_cannot_take_runs_is_read_token_by_token(untrained, rows, line, contract):
-    """Some read a run otherwise than its tokens one by one, such as models whose prompt attends in both directions."""
+    """For some models, such as those with bidirectional prompts, a run gives other logits than its tokens one by one."""
 
     def otherwise(_module, _arguments, inputs, made):
         tokens = inputs["input_ids"].shape[1]
@@ -205,12 +207,12 @@ def test_a_model_that_cannot_take_runs_is_read_token_by_token(untrained, rows, l
 
     model = copy.deepcopy(untrained.model)
     model.register_forward_hook(otherwise, with_kwargs=True)
-    asked, images = zero_shot(rows), line / "data/composited"
-    slow = answer_rows(replace(untrained, model=model), asked, images, contract, batch_size=4)
-    plain = answer_rows(untrained, asked, images, contract, batch_size=4)
+    images = line / "data/composited"
+    slow = answer_rows(replace(untrained, model=model), zero_shot(rows), images, contract, batch_size=4)
+    plain = answer_rows(untrained, zero_shot(rows), images, contract, batch_size=4)
     alike(slow, plain)
-    for one, other in zip(slow, plain, strict=True):
-        assert one.address_probabilities == pytest.approx(other.address_probabilities, abs=1e-4)
+    for a, b in zip(slow, plain, strict=True):
+        assert a.address_probabilities == pytest.approx(b.address_probabilities, abs=1e-4)
 
 
 def test_free_answers_are_not_judged_by_a_threshold(untrained, rows, line, contract):
@@ -249,8 +251,8 @@ def test_calibration_judges_the_validation_rows_and_belongs_to_its_adapter(calib
     assert point.defective > 0 and point.passed > 0
     assert point.escape_rate <= point.wanted_escape_rate
     answered = predictions.read(line / "reports/predictions/validation.csv")
-    asked = read_chat(line / "data/chat/validation.jsonl")
-    assert list(answered["id"]) == [row["id"] for row in asked]
+    rows = read_chat(line / "data/chat/validation.jsonl")
+    assert list(answered["id"]) == [row["id"] for row in rows]
     assert answered["parses"].all()
     # Probabilities are written to six places; the threshold may lie between two of them.
     sure = answered[(answered["p_defective"] - point.threshold).abs() > 1e-5]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import ModelError
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
-from pinspect.model import adapter
+from pinspect.model.adapter import train_adapter
 from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahead
 from pinspect.model.families import Checkpoint, checkpoint_of
 from pinspect.model.generation import answer_rows
@@ -43,7 +44,7 @@ def run_stage(name: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    """A small line with composites at the model's own cell size, its chat dataset, and an untrained base beside it."""
+    """A small line with composites of the model's cell size, its chat dataset, and an untrained base."""
     root = tmp_path_factory.mktemp("line")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_line, "CELL", 64)
@@ -59,11 +60,15 @@ def base_of(root: Path) -> Checkpoint:
     return checkpoint_of(load_params(ROOT / "params.yaml").model, root)
 
 
-def train(root: Path, params, out: Path):
-    """A few steps of an adapter on the shipped base."""
-    few = params.train.model_copy(update={"batch_size": 4, "epochs": 1.0, "maximum_steps": 6, "rank": 4})
-    asked, data = params.model_copy(update={"train": few}), root / "data"
-    return adapter.train_adapter(asked, base_of(ROOT), data / "chat", data / "composited", out, out.parent / "work")
+@pytest.fixture(scope="module")
+def trained(line, tmp_path_factory) -> Path:
+    """An adapter of a few steps on the shipped base."""
+    root, params = line
+    few = params.train.model_copy(update={"batch_size": 4, "epochs": 1.0, "maximum_steps": 4, "rank": 4})
+    data, out = root / "data", tmp_path_factory.mktemp("trained") / "adapter"
+    few_steps = params.model_copy(update={"train": few})
+    train_adapter(few_steps, base_of(ROOT), data / "chat", data / "composited", out, out.parent / "work")
+    return out
 
 
 def rows_of(root: Path, shot: str | None = None) -> list[dict]:
@@ -104,8 +109,7 @@ def test_the_loss_sees_answer_tokens_only(line):
     processor = load_base(base_of(root))[1]
     batch = RowEncoder(processor, root / "data/composited").batch(rows_of(root)[:3], answers=True)
     for row, labels in zip(rows_of(root), batch["labels"], strict=False):
-        told = processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
-        assert told == row["answer"]
+        assert processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True) == row["answer"]
 
 
 def test_images_and_placeholders_must_agree():
@@ -121,9 +125,9 @@ def test_prompts_are_padded_at_the_left_and_answers_at_the_right():
     whole = collate(chats, pad, image, answers=True)
     assert whole["attention_mask"][0, -1] == 0 and whole["attention_mask"][0, 0] == 1
     longer = encode_chat(processor, prompts.two_image("RAW"), [4, 4])
-    asked = collate([chats[0], longer], pad, image, answers=False)
-    assert asked["attention_mask"][0, 0] == 0 and asked["attention_mask"][0, -1] == 1
-    assert "labels" not in asked
+    batch = collate([chats[0], longer], pad, image, answers=False)
+    assert batch["attention_mask"][0, 0] == 0 and batch["attention_mask"][0, -1] == 1
+    assert "labels" not in batch
 
 
 def test_an_error_while_preparing_a_batch_reaches_the_training():
@@ -141,12 +145,11 @@ def test_an_error_while_preparing_a_batch_reaches_the_training():
 # --- pre-text
 
 
-def test_pre_text_knows_no_judgement_and_no_defect_mode(line):
+def test_pre_text_contains_no_judgement_and_no_defect_mode(line):
     _, params = line
     _, shown = pretext_texts(params.layout.layout())
     contract_words = {"passed", "defective", "defect", *params.answers.defect_modes}
-    found = {word for text in shown for word in re.findall(r"[a-z]+", text)} & contract_words
-    assert not found
+    assert not {word for text in shown for word in re.findall(r"[a-z]+", text)} & contract_words
     assert any("lower" in text for text in shown)
 
 
@@ -155,8 +158,8 @@ def test_pre_text_answers_name_at_most_one_pin(line):
     cells = np.zeros(27, np.int8)
     assert pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).endswith("->NA")
     cells[3] = pretext.CELL_CLASSES.index("absent")
-    told = pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).splitlines()
-    assert told[2:] == ["- your judgement->changed", "- change mode->absent", "- change position->X:4, Y:U"]
+    lines = pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).splitlines()
+    assert lines[2:] == ["- your judgement->changed", "- change mode->absent", "- change position->X:4, Y:U"]
     cells[5] = 1
     assert pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON) is None
 
@@ -196,8 +199,8 @@ def test_lessons_teach_the_base(line, tmp_path):
         untrained = BaseTrainer(new_base(layout, seed=1)[0], layout, known)
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
         assert loss.item() < 0.8 * first.item()
-    lessons_told = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert lessons_told == ["see", "compare"]
+    curve = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert curve == ["see", "compare"]
 
 
 # --- answering
@@ -215,10 +218,9 @@ def test_constrained_answers_always_parse_even_from_an_untrained_base(line):
         assert answer.seconds > 0
 
 
-def test_batched_answers_equal_answers_one_by_one(line, tmp_path):
+def test_batched_answers_equal_answers_one_by_one(line, trained):
     root, params = line
-    train(root, params, tmp_path / "adapter")
-    inspector = load_inspector(base_of(ROOT), tmp_path / "adapter")
+    inspector = load_inspector(base_of(ROOT), trained)
     rows, images, contract = rows_of(root)[:7], root / "data/composited", params.contract()
     together = answer_rows(inspector, rows, images, contract, batch_size=7)
     alone = answer_rows(inspector, rows, images, contract, batch_size=1)
@@ -229,7 +231,7 @@ def test_batched_answers_equal_answers_one_by_one(line, tmp_path):
 
 
 def test_the_shipped_base_finds_the_star(line):
-    """Its only words that the contract shares: shapes, views, the count and addresses."""
+    """The base and the contract share only the words for shapes, views, the count and addresses."""
     root, params = line
     layout, contract = params.layout.layout(), params.contract()
     inspector = load_inspector(base_of(ROOT))
@@ -252,28 +254,28 @@ def test_the_shipped_base_finds_the_star(line):
             }
         )
     answers = answer_rows(inspector, rows, root / "data/composited", contract, batch_size=9, constrained=False)
-    found = [answer.text.splitlines()[-1].removeprefix("- change position->") for answer in answers]
-    assert found == [str(address) for address in addresses]
+    positions = [answer.text.splitlines()[-1].removeprefix("- change position->") for answer in answers]
+    assert positions == [str(address) for address in addresses]
 
 
-def test_free_answers_are_what_the_model_says_unaided(line):
+def test_free_answers_are_not_constrained(line):
     root, params = line
     rows = rows_of(root)[:2]
     inspector = load_inspector(base_of(root))
     answers = answer_rows(inspector, rows, root / "data/composited", params.contract(), batch_size=2, constrained=False)
     pattern = params.contract().pattern()
-    assert not any(re.match(pattern, answer.text) for answer in answers), "an untrained base keeps no contract unaided"
+    assert not any(re.match(pattern, answer.text) for answer in answers), "an untrained base does not know the contract"
 
 
-def test_a_missing_or_broken_model_is_told_in_one_line(line, tmp_path):
-    root, params = line
+def test_a_missing_or_broken_model_is_an_error_in_one_line(line, trained, tmp_path):
+    root, _ = line
     with pytest.raises(ModelError, match="adapter not found"):
         load_inspector(base_of(root), tmp_path / "nowhere")
     with pytest.raises(ModelError, match="make base"):
         load_base(base_of(tmp_path))
-    train(root, params, tmp_path / "adapter")
-    weights = tmp_path / "adapter/adapter_model.safetensors"
+    broken = shutil.copytree(trained, tmp_path / "adapter")
+    weights = broken / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="does not fit") as told:
-        load_inspector(base_of(ROOT), tmp_path / "adapter")
-    assert "\n" not in str(told.value)
+    with pytest.raises(ModelError, match="does not fit") as caught:
+        load_inspector(base_of(ROOT), broken)
+    assert "\n" not in str(caught.value)

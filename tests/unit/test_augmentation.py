@@ -34,12 +34,12 @@ def white_pins(picture: np.ndarray) -> list:
 def row_about(address, view: str = "RAW", star=None, kind: str = "two_image", shape: str = "CYLN") -> dict:
     """A chat row about a bent pin at `address`; one-shot where a star lies at `star`."""
     answer = CONTRACT.render(CONTRACT.defective(shape, view, "bend", address))
-    told = None if star is None else CONTRACT.render(CONTRACT.star(shape, view, star), AnswerKind.STAR)
-    messages = prompts.stacked(view, answer) if kind == "stacked" else prompts.two_image(view, answer, told)
-    shown = ["stacked"] if kind == "stacked" else [f"{shape}-reference", "inspected"]
+    star_answer = None if star is None else CONTRACT.render(CONTRACT.star(shape, view, star), AnswerKind.STAR)
+    messages = prompts.stacked(view, answer) if kind == "stacked" else prompts.two_image(view, answer, star_answer)
+    images = ["stacked"] if kind == "stacked" else [f"{shape}-reference", "inspected"]
     return {
         **{"source": "camera", "shape": shape, "view": view, "kind": kind, "answer_kind": "comparison"},
-        **{"answer": answer, "images": shown if star is None else ["star", *shown], "messages": messages},
+        **{"answer": answer, "images": images if star is None else ["star", *images], "messages": messages},
     }
 
 
@@ -58,8 +58,8 @@ def test_the_answer_names_the_place_to_which_the_defective_pin_moved(address, co
     chosen = Augmentation(LAYOUT, columns, rows, (1.0,))
     picture = composite.single(field_with_a_white_pin_at(address), LAYOUT, CELL)
     answer = CONTRACT.render(CONTRACT.defective("CYLN", "RAW", "bend", address))
-    (found,) = white_pins(chosen.image(picture, 0))
-    assert CONTRACT.parse(chosen.text(answer)).defect_position == found
+    (white_pin,) = white_pins(chosen.image(picture, 0))
+    assert CONTRACT.parse(chosen.text(answer)).defect_position == white_pin
 
 
 @given(address=ADDRESSES, columns=st.booleans(), rows=st.booleans())
@@ -106,7 +106,7 @@ def test_every_turn_of_a_one_shot_row_is_mirrored_alike():
 
 
 @pytest.mark.parametrize(("view", "reach"), [("RAW", 1.25), ("DST", 1.0)])
-def test_only_photographs_change_their_light_and_no_further_than_asked(view, reach):
+def test_only_photographs_change_their_light_and_no_further_than_the_parameter(view, reach):
     row = row_about(LAYOUT.addresses[0], view)
     shown_as = augmenter([row], light_jitter=0.25)
     drawn = [shown_as(row, np.random.default_rng(seed))["augmentation"] for seed in range(50)]
@@ -187,9 +187,9 @@ def test_counterexamples_keep_their_shares():
     shown_as = augmenter([row, other], swapped=0.1, blank=0.1, shuffled_letters=0.2)
     rng = np.random.default_rng(5)
     drawn = [shown_as(row, rng) for _ in range(2000)]
-    found = {
+    counts = {
         "swapped": sum(shown["images"] != row["images"] for shown in drawn),
         "blank": sum(shown["augmentation"].blank is not None for shown in drawn),
         "shuffled_letters": sum(shown["augmentation"].marks is not None for shown in drawn),
     }
-    assert found == pytest.approx({"swapped": 200, "blank": 200, "shuffled_letters": 400}, rel=0.25)
+    assert counts == pytest.approx({"swapped": 200, "blank": 200, "shuffled_letters": 400}, rel=0.25)
