@@ -1,10 +1,10 @@
-"""What each choice of the default adds: the default's training again, each time without one of them.
+"""Measure what each choice of the default adds: train the default again, each time without one of its choices.
 
     python benchmarks/ablations.py [--steps N] [NAME ...]
 
-Wants the data of a finished `dvc repro`. Every variant trains as many steps on the same base and answers the same
-camera test rows (two-image, both views, both shots) and controls; nothing is chosen by what comes out. Results go to
-benchmarks/results/ablations.csv, which the report shows; a variant that is there for as many steps is not run again.
+Needs the data of a finished `dvc repro`. Every variant trains the same number of steps on the same base and answers the
+same camera test rows (two-image, both views, both shots) and controls; no choice is made by these results. They go to
+benchmarks/results/ablations.csv. A variant with a result for this number of steps is not run again.
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ Row = dict
 class Variant:
     """The default without one choice.
 
-    differs: what is different, for people. params: what changes in params.yaml. keeps: which training rows stay.
-    redraws: whether the composites and the chat dataset have to be made anew.
+    Attributes:
+        name: Its name in the table.
+        differs: The difference from the default, in words.
+        params: Changes in params.yaml.
+        keeps: Whether a training row is kept.
+        redraws: Whether the composites and the chat dataset have to be made again.
     """
 
     name: str
@@ -81,21 +85,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(variant.name for variant in VARIANTS))
-    asked = parser.parse_args()
-    unknown = set(asked.names) - {variant.name for variant in VARIANTS}
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - {variant.name for variant in VARIANTS}
     if unknown:
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     if not (ROOT / "data/chat/train.jsonl").is_file():
         raise StageInputError(f"{ROOT / 'data/chat'}: no chat dataset; run `dvc repro` first")
     for variant in VARIANTS:
-        if not asked.names or variant.name in asked.names:
+        if not arguments.names or variant.name in arguments.names:
             print(f"--- {variant.name}: {variant.differs}", flush=True)
-            _keep(measure(variant, asked.steps))
+            _keep(measure(variant, arguments.steps))
     print(pd.read_csv(OUT).to_string(index=False))
 
 
 def measure(variant: Variant, steps: int) -> dict:
-    """One row of the table, from its own folder below build/ablations; a finished one is read back."""
+    """Return one row of the table; a finished result is read from its folder in build/ablations."""
     root = WORK / f"{variant.name.replace(' ', '-')}-{steps}"
     result = root / "result.json"
     if not result.is_file():
@@ -105,7 +109,7 @@ def measure(variant: Variant, steps: int) -> dict:
 
 
 def _make_project(variant: Variant, steps: int, root: Path) -> None:
-    """A project that shares all data with this one but what the variant changes."""
+    """Create a project that shares all data with this project except what the variant changes."""
     (root / "data").mkdir(parents=True, exist_ok=True)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["train"]["maximum_steps"] = steps
@@ -124,7 +128,7 @@ def _make_project(variant: Variant, steps: int, root: Path) -> None:
         shutil.copytree(ROOT / "data/chat", root / "data/chat", dirs_exist_ok=True)
     train = root / "data/chat/train.jsonl"
     kept = [line for line in train.read_text(encoding="utf-8").splitlines() if variant.keeps(json.loads(line))]
-    train.unlink()  # it may be a link into DVC's cache
+    train.unlink()  # may be a link into DVC's cache
     train.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
@@ -145,15 +149,15 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
     answers = answer(rows, images)
     table = predictions.table(
         [
-            predictions.from_generated(row, found, contract, model=variant.name, decoding="constrained")
-            for row, found in zip(rows, answers, strict=True)
+            predictions.from_generated(row, answer_of_row, contract, model=variant.name, decoding="constrained")
+            for row, answer_of_row in zip(rows, answers, strict=True)
         ]
     )
     controls = run_controls(
         rows,
         images,
         contract,
-        lambda asked, folder: [found.text for found in answer(asked, folder)],
+        lambda changed, folder: [generated.text for generated in answer(changed, folder)],
         dict(zip(table["id"], table["answer"], strict=True)),
         Question.of(params.evaluate),
     )
@@ -177,14 +181,14 @@ def _train_and_score(variant: Variant, root: Path) -> dict:
 
 
 def _score(table: pd.DataFrame, metric: str, shot: str, view: str) -> float:
-    asked = table[(table["shot"] == shot) & (table["view"] == view)]
-    return round(float(metrics.score(asked)[metric].value), 4)
+    selected = table[(table["shot"] == shot) & (table["view"] == view)]
+    return round(float(metrics.score(selected)[metric].value), 4)
 
 
 def _keep(row: dict) -> None:
-    """Put the row into the table, in the order of VARIANTS."""
+    """Write the row to the table, in the order of VARIANTS."""
     rows = pd.read_csv(OUT, dtype={"controls held": str}).to_dict("records") if OUT.is_file() else []
-    by_name = {found["name"]: found for found in rows} | {row["name"]: row}
+    by_name = {other["name"]: other for other in rows} | {row["name"]: row}
     ordered = [by_name[variant.name] for variant in VARIANTS if variant.name in by_name]
     pd.DataFrame(ordered).to_csv(OUT, index=False)
 

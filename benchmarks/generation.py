@@ -1,11 +1,12 @@
-"""What answering costs, measured on this machine.
+"""Measure the time that answers take on this machine.
 
     python benchmarks/generation.py
 
 Reads models/adapter, models/operating_point.json, data/chat, data/composited, data/raw and data/dst as `dvc repro`
-leaves them, and writes benchmarks/results/generation.json and generation.md: answers a second, batched with a key-value
-cache, length grouping and fast-forward against Hugging Face's `generate` one row at a time, on the same rows in one
-run; and how long one zero-shot inspection takes, from the file to the parsed answer. A few minutes on two cores.
+leaves them, and writes benchmarks/results/generation.json and generation.md: answers per second, batched with a
+key-value cache, length grouping and fast-forward, against Hugging Face's `generate` one row at a time, on the same rows
+in one run; and the time of one zero-shot inspection, from the file to the parsed answer. Takes a few minutes on two
+cores.
 """
 
 import argparse
@@ -40,50 +41,50 @@ BATCH, ROUNDS, WARM_UP = 32, 3, 2
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--root", type=Path, default=ROOT, help="the project that was run")
-    asked.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
-    asked.add_argument("--rows", type=int, default=64, help="rows answered in batches; one at a time: half of them")
-    given = asked.parse_args()
-    params = load_params(given.root / "params.yaml")
-    inspector = load_inspector(checkpoint_of(params.model, given.root), given.root / "models/adapter")
-    found = {
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of a project, after `dvc repro`")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--rows", type=int, default=64, help="rows answered in batches; half of them one at a time")
+    arguments = parser.parse_args()
+    params = load_params(arguments.root / "params.yaml")
+    inspector = load_inspector(checkpoint_of(params.model, arguments.root), arguments.root / "models/adapter")
+    figures = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {inspector.device.type}",
         "python": platform.python_version(),
         "batch": BATCH,
-        "throughput": throughput(given.root, params, inspector, given.rows),
-        "latency": latency(given.root, params, inspector, given.rows),
+        "throughput": throughput(arguments.root, params, inspector, arguments.rows),
+        "latency": latency(arguments.root, params, inspector, arguments.rows),
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "generation.json").write_text(json.dumps(found, indent=2) + "\n")
-    (given.out / "generation.md").write_text(as_markdown(found))
-    print(as_markdown(found))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "generation.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (arguments.out / "generation.md").write_text(as_markdown(figures))
+    print(as_markdown(figures))
 
 
 def throughput(root: Path, params: Params, inspector: Inspector, count: int) -> dict:
-    """Answers a second of each way, the median of `ROUNDS` rounds in turn; all ways must give the same answers."""
+    """Measure answers per second of each way (median of `ROUNDS` rounds in turn) and whether all answers are equal."""
     rows = Question.of(params.evaluate).rows(read_chat(root / "data/chat/test.jsonl"))[:count]
-    half = rows[: max(1, len(rows) // 2)]  # a row alone takes the same time whatever stands beside it
+    half = rows[: max(1, len(rows) // 2)]  # the time of a single row does not depend on the others
     answer = partial(answer_rows, inspector, images_dir=root / "data/composited", contract=params.contract())
     ways: dict[str, tuple[list[dict], Callable[[list[dict]], list[GeneratedAnswer]]]] = {
-        "batched, fast-forward": (rows, lambda asked: answer(asked, batch_size=BATCH)),
-        "batched, token by token": (rows, lambda asked: answer(asked, batch_size=BATCH, fast_forward=False)),
-        "one by one, fast-forward": (half, lambda asked: answer(asked, batch_size=1)),
-        "one by one, generate": (half, lambda asked: answer(asked, batch_size=1, fast_forward=False)),
-        "one by one, generate without grammar": (half, lambda asked: answer(asked, batch_size=1, constrained=False)),
+        "batched, fast-forward": (rows, lambda batch: answer(batch, batch_size=BATCH)),
+        "batched, token by token": (rows, lambda batch: answer(batch, batch_size=BATCH, fast_forward=False)),
+        "one by one, fast-forward": (half, lambda batch: answer(batch, batch_size=1)),
+        "one by one, generate": (half, lambda batch: answer(batch, batch_size=1, fast_forward=False)),
+        "one by one, generate without grammar": (half, lambda batch: answer(batch, batch_size=1, constrained=False)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    told: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for _, way in ways.values():
-        way(rows[:2])  # what is done once a process
+        way(rows[:2])  # warm-up
     for _ in range(ROUNDS):
-        for name, (asked, way) in ways.items():
-            began = time.perf_counter()
-            told[name] = [answered.text for answered in way(asked)]
-            seconds[name].append((time.perf_counter() - began) / len(asked))
-    reference = told["one by one, generate"]
+        for name, (way_rows, way) in ways.items():
+            start = time.perf_counter()
+            texts[name] = [answer.text for answer in way(way_rows)]
+            seconds[name].append((time.perf_counter() - start) / len(way_rows))
+    reference = texts["one by one, generate"]
     constrained = [name for name in ways if "without" not in name]
-    rates = {name: 1 / float(np.median(spent)) for name, spent in seconds.items()}
+    rates = {name: 1 / float(np.median(times)) for name, times in seconds.items()}
     return {
         "rows": len(rows),
         "prompt": f"{params.evaluate.kind}, zero-shot, {params.evaluate.view}",
@@ -92,12 +93,12 @@ def throughput(root: Path, params: Params, inspector: Inspector, count: int) -> 
         "times_one_by_one_without_grammar": round(
             rates["batched, fast-forward"] / rates["one by one, generate without grammar"], 2
         ),
-        "same_answers": all(told[name][: len(reference)] == reference for name in constrained),
+        "same_answers": all(texts[name][: len(reference)] == reference for name in constrained),
     }
 
 
 def latency(root: Path, params: Params, inspector: Inspector, count: int) -> dict:
-    """Seconds from an image file to its parsed answer, one file at a time: captures of the test split."""
+    """Measure seconds from an image file to its parsed answer, one file at a time, for captures of the test split."""
     raw = read_manifest(root / "data/raw/manifest.csv", ("file", "role", "split", "source"))
     files = raw[(raw["role"] == "inspected") & (raw["split"] == "test")].sort_values(["source", "file"])["file"]
     point = read_operating_point(root / "models/operating_point.json", root / "models/adapter")
@@ -106,35 +107,35 @@ def latency(root: Path, params: Params, inspector: Inspector, count: int) -> dic
         production = CaptureInspector(inspector, Path(folder), params, point.threshold)
         contract, kind = params.contract(), answer_kind_of(params.evaluate.kind)
         images = [root / "data/raw" / file for file in files[: count + WARM_UP]]
-        spent = [inspect_file(production, image, contract, kind) for image in images][WARM_UP:]
+        seconds = [inspect_file(production, image, contract, kind) for image in images][WARM_UP:]
     return {
-        "files": len(spent),
-        "p50_s": round(float(np.quantile(spent, 0.5)), 4),
-        "p95_s": round(float(np.quantile(spent, 0.95)), 4),
+        "files": len(seconds),
+        "p50_s": round(float(np.quantile(seconds, 0.5)), 4),
+        "p95_s": round(float(np.quantile(seconds, 0.95)), 4),
     }
 
 
 def inspect_file(production: CaptureInspector, path: Path, contract: AnswerContract, kind: AnswerKind) -> float:
-    """Seconds that one inspection took."""
-    began = time.perf_counter()
+    """Return the seconds of one inspection."""
+    start = time.perf_counter()
     (record,) = production.inspect([Task(Photograph(path.name, path.read_bytes()))])
     contract.parse(record["answer"], kind)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def as_markdown(found: dict) -> str:
-    speed, wait = found["throughput"], found["latency"]
+def as_markdown(figures: dict) -> str:
+    speed, latency_figures = figures["throughput"], figures["latency"]
     lines = [
         "# Answering: figures",
         "",
         (
-            f"Made by `python benchmarks/generation.py` on {found['machine']}; Python {found['python']}. The same "
-            "numbers for machines: `generation.json`."
+            f"Command: `python benchmarks/generation.py`. Machine: {figures['machine']}; Python {figures['python']}. "
+            "The same numbers as JSON: `generation.json`."
         ),
         "",
         (
-            f"Answers a second ({speed['prompt']}; {speed['rows']} rows in batches of {found['batch']}, one at a time "
-            f"half of them; median of {ROUNDS} rounds in turn):"
+            f"Answers per second ({speed['prompt']}; {speed['rows']} rows in batches of {figures['batch']}, half of "
+            f"them one at a time; median of {ROUNDS} rounds in turn):"
         ),
         "",
         "| way | answers/s |",
@@ -144,12 +145,12 @@ def as_markdown(found: dict) -> str:
         (
             f"Batched with fast-forward is **{speed['times_one_by_one']:.1f} times** as fast as `generate` under the "
             f"grammar one row at a time, and {speed['times_one_by_one_without_grammar']:.1f} times as fast as plain "
-            f"`generate`. Constrained answers of all ways alike: {'yes' if speed['same_answers'] else 'NO'}."
+            f"`generate`. All constrained answers are equal: {'yes' if speed['same_answers'] else 'NO'}."
         ),
         "",
         (
-            f"One zero-shot inspection from the file to the parsed answer ({wait['files']} files, one at a time): "
-            f"p50 **{wait['p50_s']:.3f} s**, p95 {wait['p95_s']:.3f} s."
+            f"One zero-shot inspection, from the file to the parsed answer ({latency_figures['files']} files, one at a "
+            f"time): p50 **{latency_figures['p50_s']:.3f} s**, p95 {latency_figures['p95_s']:.3f} s."
         ),
         "",
     ]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole path on an NVIDIA GPU: train, answer and evaluate a model of 150 million parameters, then its speed by
-# either back end. Writes benchmarks/results/gpu.json and gpu.md. Takes some minutes; needs requirements-gpu.lock.
+# Train, answer and evaluate with a model of 150 million parameters on an NVIDIA GPU, then measure the speed of each
+# backend. Writes benchmarks/results/gpu.json and gpu.md. Takes a few minutes; needs requirements-gpu.lock.
 #
 #     benchmarks/gpu.sh
 set -euo pipefail

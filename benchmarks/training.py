@@ -1,11 +1,11 @@
-"""Training tokens a second: pinspect's steps against a plain Hugging Face Trainer, on the same model and rows.
+"""Compare training tokens per second of pinspect and of a plain Hugging Face Trainer, on the same model and rows.
 
     python benchmarks/training.py [--root DIR] [--steps N] [--rounds N]
 
-Both train the same LoRA adapter on the project's base and the same rows of its chat dataset, on this machine, in
-turns. The plain way is float32, batches drawn at random and padded to their longest row, images read and prepared by
-the processor, logits of every token. Counted are the tokens of prompts and answers, padding left out; the first step
-of each turn, in which libraries warm up, is not timed. Writes benchmarks/results/training_speed.json and .md.
+Both train the same LoRA adapter on the project's base and the same rows of its chat dataset, on this machine, in turns.
+The plain Trainer computes in float32, draws batches at random and pads them to their longest row, prepares images with
+the processor, and computes the logits of every token. Padding does not count as tokens. The first step of each turn is
+not timed, because libraries warm up. Writes benchmarks/results/training_speed.json and .md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class _StepTimes(TrainerCallback):
-    """When each step of the plain Trainer ended."""
+    """Records the end of each step of the plain Trainer."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -50,7 +50,7 @@ class _StepTimes(TrainerCallback):
 
 
 class _PlainCollator:
-    """Texts and images through the processor, padded, as fine-tuning scripts do; counts the tokens of each batch."""
+    """Processes and pads texts and images as fine-tuning scripts do; counts the tokens of each batch."""
 
     def __init__(self, processor, images_dir: Path) -> None:
         self.processor, self.images_dir, self.tokens = processor, images_dir, []
@@ -64,8 +64,8 @@ class _PlainCollator:
 
 
 def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) -> tuple[int, float]:
-    """Tokens and seconds of a plain Trainer over the rows of `batches`, but for its first step."""
-    asked = params.train
+    """Return tokens and seconds of a plain Trainer over the rows of `batches`, without its first step."""
+    train = params.train
     model, processor = load_base(checkpoint_of(params.model, root), dtype=torch.float32)
     encoder = RowEncoder(processor, root / "data/composited")
     rows = [row for batch in batches for row in batch]
@@ -73,10 +73,10 @@ def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) ->
     model = get_peft_model(
         model,
         LoraConfig(
-            r=asked.rank,
-            lora_alpha=asked.alpha,
-            target_modules=adapted_modules(model, asked),
-            trainable_token_indices=answer_words(rows, encoder) if asked.words else None,
+            r=train.rank,
+            lora_alpha=train.alpha,
+            target_modules=adapted_modules(model, train),
+            trainable_token_indices=answer_words(rows, encoder) if train.words else None,
             task_type="CAUSAL_LM",
         ),
     )
@@ -84,9 +84,9 @@ def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) ->
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder,
-            per_device_train_batch_size=asked.batch_size,
+            per_device_train_batch_size=train.batch_size,
             max_steps=len(batches),
-            learning_rate=asked.learning_rate,
+            learning_rate=train.learning_rate,
             logging_strategy="no",
             save_strategy="no",
             report_to=[],
@@ -99,10 +99,10 @@ def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) ->
 
 
 def our_turn(
-    params: Params, root: Path, batches: Sequence[Sequence[dict]], asked: str = "transformers"
+    params: Params, root: Path, batches: Sequence[Sequence[dict]], backend_name: str = "transformers"
 ) -> tuple[int, float]:
-    """Tokens and seconds of pinspect's own steps over `batches`, but for the first, by the back end that is `asked`."""
-    backend = open_backend(asked)
+    """Return tokens and seconds of pinspect's own steps over `batches`, without the first step."""
+    backend = open_backend(backend_name)
     model, processor = backend.load(checkpoint_of(params.model, root), params.train)
     encoder = RowEncoder(processor, root / "data/composited")
     words = answer_words([row for batch in batches for row in batch], encoder) if params.train.words else ()
@@ -118,14 +118,14 @@ def our_turn(
 
 
 def planned(params: Params, root: Path, steps: int) -> list[list[dict]]:
-    """The first batches of the project's training."""
+    """Return the first batches of the project's training."""
     encoder = RowEncoder(load_processor(checkpoint_of(params.model, root)), root / "data/composited")
-    asked = params.train.model_copy(update={"maximum_steps": steps})
-    return plan_batches(read_chat(root / "data/chat/train.jsonl"), encoder, params.contract(), asked)
+    few_steps = params.train.model_copy(update={"maximum_steps": steps})
+    return plan_batches(read_chat(root / "data/chat/train.jsonl"), encoder, params.contract(), few_steps)
 
 
 def measure(root: Path, steps: int, rounds: int) -> dict:
-    """Tokens a second both ways, the median of `rounds` turns each, and their ratio."""
+    """Measure tokens per second of both, the median of `rounds` turns each, and their ratio."""
     params = load_params(root / "params.yaml")
     batches = planned(params, root, steps)
     speeds: dict[str, list[float]] = {"pinspect": [], "plain": []}
@@ -133,7 +133,7 @@ def measure(root: Path, steps: int, rounds: int) -> dict:
         for name, turn in (("pinspect", our_turn), ("plain", plain_turn)):
             tokens, seconds = turn(params, root, batches)
             speeds[name].append(round(tokens / seconds, 1))
-    middle = {name: sorted(found)[len(found) // 2] for name, found in speeds.items()}
+    middle = {name: sorted(turns)[len(turns) // 2] for name, turns in speeds.items()}
     device = inspecting_device()
     return {
         "tokens_per_second": middle,
@@ -148,39 +148,39 @@ def measure(root: Path, steps: int, rounds: int) -> dict:
     }
 
 
-def write_results(told: dict) -> None:
-    """The figures as JSON and as a table for people."""
-    speed = told["tokens_per_second"]
+def write_results(figures: dict) -> None:
+    """Write the figures as JSON and as a table."""
+    speed = figures["tokens_per_second"]
     lines = [
         "# Training speed",
         "",
         (
-            f"`python benchmarks/training.py`: {told['steps']} steps of {told['batch_size']} rows, {told['device']}, "
-            f"{told['threads']} threads, torch {told['torch']}."
+            f"`python benchmarks/training.py`: {figures['steps']} steps of {figures['batch_size']} rows, "
+            f"{figures['device']}, {figures['threads']} threads, torch {figures['torch']}."
         ),
         "",
-        "| way | tokens a second |",
+        "| way | tokens per second |",
         "| --- | --- |",
         f"| plain Hugging Face Trainer, float32, padded | {speed['plain']:,.0f} |",
         (
-            f"| pinspect, {'bf16' if told['bfloat16'] else 'float32'}, rows of like length, logits of answers only "
-            f"| {speed['pinspect']:,.0f} |"
+            f"| pinspect, {'bf16' if figures['bfloat16'] else 'float32'}, rows of similar length, logits of answers "
+            f"only | {speed['pinspect']:,.0f} |"
         ),
-        f"| ratio | {told['ratio']:.2f} |",
+        f"| ratio | {figures['ratio']:.2f} |",
     ]
-    (RESULTS / "training_speed.json").write_text(json.dumps(told, indent=2) + "\n")
+    (RESULTS / "training_speed.json").write_text(json.dumps(figures, indent=2) + "\n")
     (RESULTS / "training_speed.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path(), help="the project's folder, after `dvc repro check`")
-    parser.add_argument("--steps", type=int, default=8, help="of each turn, the first untimed")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
-    asked = parser.parse_args()
-    told = measure(asked.root, asked.steps, asked.rounds)
-    write_results(told)
-    print(json.dumps(told["tokens_per_second"]), f"ratio {told['ratio']}")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of a project, after `dvc repro check`")
+    parser.add_argument("--steps", type=int, default=8, help="steps per turn; the first is not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    arguments = parser.parse_args()
+    figures = measure(arguments.root, arguments.steps, arguments.rounds)
+    write_results(figures)
+    print(json.dumps(figures["tokens_per_second"]), f"ratio {figures['ratio']}")
 
 
 if __name__ == "__main__":
