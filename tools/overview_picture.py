@@ -1,6 +1,6 @@
-"""Draw the README's picture from the last evaluation: `make pictures`, or `python tools/overview_picture.py`.
+"""Draw the README's picture from the latest evaluation: `make pictures`, or `python tools/overview_picture.py`.
 
-A passed reference and an inspected capture of the test split in both views, and what the model answered.
+The picture shows a passed reference and an inspected capture of the test split in both views, and the model's answer.
 """
 
 import json
@@ -19,7 +19,7 @@ INK, PAPER = (34, 34, 34), (255, 255, 255)
 
 
 def choose() -> tuple[dict[str, dict], str]:
-    """Rows (by view) of one retracted pin of the camera's, and the model's answer on its RAW view."""
+    """Return the rows (by view) of a camera capture with a retracted pin, and the model's answer to its RAW view."""
     table = predictions.read(ROOT / "reports/predictions/test.csv")
     answers = camera_else_virtual(Question(view="RAW", kind="two_image", decoding="constrained").answers(table))
     chosen = answers[answers["expected_defect_mode"] == "retract"].sort_values("id").iloc[0]
@@ -28,7 +28,7 @@ def choose() -> tuple[dict[str, dict], str]:
 
 
 def draw(rows: dict[str, dict], answer: str) -> Image.Image:
-    """The pictures in two rows of two, the answer below."""
+    """Draw the pictures in two rows of two, with the answer below."""
     small, mono = ImageFont.load_default(20), ImageFont.load_default(22)
     tiles = [
         (f"{name}, {view}", Image.open(ROOT / "data/composited" / image))

@@ -231,17 +231,23 @@ def source_files(start: Path, root: Path) -> list[Path]:
 
 def _imported_files(path: Path, root: Path) -> set[Path]:
     """Return the files of all imported names: `from a.b import c` may import a, a.b and a.b.c."""
-    names: set[str] = set()
-    for node in _nodes_that_run(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    parts = [name.split(".") for name in names]
+    parts = [name.split(".") for name in _imported_names(path.read_bytes())]
     modules = {root.joinpath(*part[:length]) for part in parts for length in range(1, len(part) + 1)}
     candidates = {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")}
     public_doors = {root / part[0] / "__init__.py" for part in parts}
     return {file for file in candidates - public_doors if file.is_file()}
+
+
+@functools.cache
+def _imported_names(source: bytes) -> frozenset[str]:
+    """Return the names that a module imports when it runs."""
+    names: set[str] = set()
+    for node in _nodes_that_run(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
 
 
 def _nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
