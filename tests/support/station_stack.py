@@ -54,7 +54,7 @@ class StationProcess:
         """Whether its model answers. AssertionError with what it said when it has ended instead."""
         assert self.process.poll() is None, self.log.read_text()[-2000:]
         try:
-            return requests.get(f"{self.url}/health", timeout=30).ok
+            return requests.get(f"{self.url}/health", timeout=600).ok
         except requests.RequestException:
             return False
 
@@ -117,6 +117,7 @@ def three_versions(evaluated_project, tmp_path_factory) -> Path:
         set_values(project, "dst", maximum_shift=shift)
         run_stage("register", project)
     (project / "params.yaml").write_text(before)
+    set_values(project, "station", timeout_seconds=300.0)  # no answer is late on a busy machine
     make_champion(project, "1")
     params = load_register_settings(project)
     with open_registry(project, params) as client:

@@ -31,7 +31,7 @@ from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 
 NAME = "pin-inspector"
-PATIENCE = 240.0  # seconds: for machines that do much else
+PATIENCE = 600.0  # seconds: for machines that do much else
 LIMIT = 8
 
 

@@ -45,11 +45,11 @@ def running(registered, tmp_path_factory):
 
 def inspect(running, *images: tuple[str, bytes], headers=None, **form) -> requests.Response:
     files = [("images", image) for image in images]
-    return requests.post(f"{running.url}/inspect", files=files, data=form, headers=headers, timeout=120)
+    return requests.post(f"{running.url}/inspect", files=files, data=form, headers=headers, timeout=600)
 
 
 def get(running, path: str, **query) -> requests.Response:
-    return requests.get(f"{running.url}{path}", params=query, timeout=120)
+    return requests.get(f"{running.url}{path}", params=query, timeout=600)
 
 
 def refusal(answer: requests.Response | httpx.Response) -> tuple[int, str]:
@@ -155,16 +155,16 @@ def test_a_correction_is_told_with_the_result(running):
     (result,) = inspect(running, ("c.jpg", line()[5].jpeg)).json()["results"]
     said = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "by": "Mori"}
     url = f"{running.url}/results/{result['id']}/correction"
-    answer = requests.post(url, json=said, timeout=120)
+    answer = requests.post(url, json=said, timeout=600)
     assert answer.status_code == 200, answer.text
     correction = answer.json()["correction"]
     assert {name: correction[name] for name in said} == said
     assert (running.root / "data/captures/images" / correction["capture"]).is_file()
     assert get(running, "/results", corrected=True).json()["results"][0]["id"] == result["id"]
     assert get(running, "/health").json()["waiting_corrections"] >= 1
-    wrong = requests.post(url, json=said | {"defect_position": "X:33, Y:U"}, timeout=120)
+    wrong = requests.post(url, json=said | {"defect_position": "X:33, Y:U"}, timeout=600)
     assert refusal(wrong)[0] == 422
-    gone = requests.post(f"{running.url}/results/nothing/correction", json=said, timeout=120)
+    gone = requests.post(f"{running.url}/results/nothing/correction", json=said, timeout=600)
     assert refusal(gone)[0] == 404
 
 
@@ -202,7 +202,7 @@ def test_nothing_that_a_client_sends_is_written_outside_of_the_data_folder(runni
         body = b'--b\r\nContent-Disposition: form-data; name="images"; filename="%s"\r\n\r\n%s\r\n--b--\r\n'
         content = body % (name.encode().replace(b"\\", b"\\\\"), JPEG)
         headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        answer = requests.post(f"{running.url}/inspect", data=content, headers=headers, timeout=120)
+        answer = requests.post(f"{running.url}/inspect", data=content, headers=headers, timeout=600)
         if answer.status_code == 200:
             shown = answer.json()["results"][0]["file"]
             assert shown.isprintable()
@@ -248,7 +248,7 @@ def test_what_is_wrong_with_a_question_is_told_in_words(running):
     assert refusal(get(running, "/results", since="0001-01-01T00:00:00+14:00")) == (422, "since: out of range")
     assert refusal(get(running, "/results/nothing")) == (404, "there is no result 'nothing'")
     assert refusal(get(running, "/nowhere")) == (404, "Not Found")
-    assert refusal(requests.delete(f"{running.url}/results", timeout=120))[0] == 405
+    assert refusal(requests.delete(f"{running.url}/results", timeout=600))[0] == 405
 
 
 # How it is
@@ -334,7 +334,7 @@ def test_every_answer_is_as_the_description_says_and_none_is_a_server_error(desc
             suppress_health_check=list(hypothesis.HealthCheck),
         )
         def holds(case):
-            case.call_and_validate(excluded_checks=excluded, timeout=120)
+            case.call_and_validate(excluded_checks=excluded, timeout=600)
 
         holds()
     except hypothesis.errors.Unsatisfiable:  # nothing can be wrong with a question that has no parameters

@@ -4,8 +4,7 @@ accessibility. No page may ask any other host, nor leave an error in the browser
 import base64
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,6 +22,7 @@ from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, read_labels
 from tests.support.station_stack import make_champion
+from tests.support.waiting import until
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = (
@@ -34,7 +34,7 @@ PINS = [f"X:{column}, Y:{row}" for row in "UCD" for column in range(1, 10)]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=600_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield started
@@ -49,7 +49,7 @@ def visit(browser, running_station):
     def opened(path: str = "/", *, expected: str = "", **options) -> Iterator[Page]:
         context = browser.new_context(base_url=running_station.url, **options)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(600_000)
         asked, told = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
@@ -77,24 +77,16 @@ def payload(number: int, name: str = "") -> dict:
 def inspected(station, number: int) -> dict:
     """The result of a capture that is sent by the API."""
     files = {"images": (f"part-{number}.jpg", captures()[number].jpeg, "image/jpeg")}
-    answer = requests.post(f"{station.url}/inspect", files=files, timeout=60)
+    answer = requests.post(f"{station.url}/inspect", files=files, timeout=600)
     return answer.json()["results"][0]
 
 
 def stored(station, id: str) -> dict:
-    return requests.get(f"{station.url}/results/{id}", timeout=60).json()
+    return requests.get(f"{station.url}/results/{id}", timeout=600).json()
 
 
 def health(station) -> dict:
-    return requests.get(f"{station.url}/health", timeout=60).json()
-
-
-def wait_until(come: Callable[[], object]) -> None:
-    for _ in range(600):
-        if come():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it has not come within a minute")
+    return requests.get(f"{station.url}/health", timeout=600).json()
 
 
 def another(result: dict) -> dict:
@@ -115,7 +107,7 @@ def labelled(station, capture: str) -> dict:
 
 def pictures_are_drawn(page: Page) -> None:
     drawn = "document.images.length && [...document.images].every(one => one.complete && one.naturalWidth > 99)"
-    wait_until(lambda: page.evaluate(drawn))
+    until(lambda: page.evaluate(drawn), "the pictures")
 
 
 def test_a_chosen_capture_shows_all_that_the_model_said(visit, running_station):
@@ -374,7 +366,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
         broken = client.create_model_version(params.model_name, (root / "nowhere").as_uri()).version
     make_champion(root, str(broken))
     try:
-        wait_until(lambda: health(running_station)["last_error"])
+        until(lambda: health(running_station)["last_error"], "the reason")
         with visit("/history") as page:
             expect(page.get_by_role("alert")).to_contain_text(f"cannot be loaded; version {good} still inspects")
         assert inspected(running_station, 0)["model_version"] == good
@@ -390,6 +382,6 @@ def test_a_line_that_has_changed_is_told_on_the_page(visit, running_station):
         dark = newest | {"brightness": 0.01 + number / 1e5, "file": f"dark-{number}.jpg"}
         results.record(dark, id=f"dark-{number}", sha256="0" * 64, source="watch", received=datetime.now(UTC))
     results.close()
-    wait_until(lambda: (health(running_station)["drift"] or {}).get("changed"))
+    until(lambda: (health(running_station)["drift"] or {}).get("changed"), "the change")
     with visit(locale="ja-JP") as page:
         expect(page.locator("#drift")).to_contain_text("ラインの状態が変化しています。画像の明るさ")

@@ -42,7 +42,7 @@ class Load:
             while not self._ends.is_set():
                 image = ("images", (f"{number}.jpg", CAPTURES[number % len(CAPTURES)]))
                 try:
-                    answer = session.post(f"{self._url}/inspect", files=[image], timeout=120)
+                    answer = session.post(f"{self._url}/inspect", files=[image], timeout=600)
                 except requests.RequestException:
                     self.broken += 1
                     return
@@ -86,11 +86,11 @@ def running(versions):
 
 
 def health(running: StationProcess) -> dict:
-    return requests.get(f"{running.url}/health", timeout=60).json()
+    return requests.get(f"{running.url}/health", timeout=600).json()
 
 
 def inspected(running: StationProcess) -> requests.Response:
-    return requests.post(f"{running.url}/inspect", files={"images": ("a.jpg", CAPTURES[0])}, timeout=120)
+    return requests.post(f"{running.url}/inspect", files={"images": ("a.jpg", CAPTURES[0])}, timeout=600)
 
 
 def table(project: Path) -> ResultsTable:
@@ -114,10 +114,10 @@ def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions)
     assert set(answered.values()) == {1}
     with station(versions) as again:
         after = again.url
-        assert requests.get(f"{after}/health", timeout=60).json()["status"] == "ok"
+        assert requests.get(f"{after}/health", timeout=600).json()["status"] == "ok"
         kept, before = [], None
         while True:
-            page = requests.get(f"{after}/results", params={"limit": 500, "before": before}, timeout=60).json()
+            page = requests.get(f"{after}/results", params={"limit": 500, "before": before}, timeout=600).json()
             kept += page["results"]
             before = page["next"]
             if before is None:
@@ -156,7 +156,7 @@ def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
     assert (told["status"], told["version"]) == ("degraded", "2")
     assert "version 3" in told["last_error"]
     assert inspected(running).json()["results"][0]["model_version"] == "2"
-    assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=60).text
+    assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=600).text
     # Neither does a model process that begins anew forget it.
     model_process(running).kill()
     until(lambda: health(running)["version"] == "2", "the last good version again")
@@ -194,7 +194,7 @@ def test_what_is_in_hand_when_the_station_ends_is_finished(running):
     answers = []
     images = [("images", (f"{number}.jpg", content)) for number, content in enumerate(CAPTURES)]
     client = threading.Thread(
-        target=lambda: answers.append(requests.post(f"{running.url}/inspect", files=images, timeout=120))
+        target=lambda: answers.append(requests.post(f"{running.url}/inspect", files=images, timeout=600))
     )
     client.start()
     until(lambda: health(running)["queue"], "captures that wait", every=0.01)
