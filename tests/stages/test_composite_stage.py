@@ -32,13 +32,13 @@ def prepare(root, captures):
     no_virtual = found.raw.model_copy(
         update={"virtual": found.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})}
     )
-    build_raw(root / "captures", root / "raw", root / "splits.csv", found.contract(), no_virtual)
+    build_raw(root / "captures", root / "raw", root / "splits.csv", found.contract(), no_virtual, workers=1)
     reading = Reading(LAYOUT, found.dst.model_copy(update={"minimum_references": 3}), 1_000_000)
     build_dst(root / "raw", root / "dst", reading, workers=1)
 
 
 def build(root, style=STYLE, stacks=0) -> pd.DataFrame:
-    build_composited(root / "raw", root / "dst", root / "composited", style, stacks_per_capture=stacks)
+    build_composited(root / "raw", root / "dst", root / "composited", style, stacks_per_capture=stacks, workers=1)
     return read_manifest(root / "composited/manifest.csv", COLUMNS)
 
 

@@ -162,7 +162,7 @@ def test_what_follows_compares_each_view_with_references_of_its_eye(finished, tm
     raw, dst, composited = (root / "data" / name for name in ("raw", "dst", "composited"))
     drawn = asked.composite
     style = Style(LAYOUT, 32, drawn.grid, drawn.jpeg_quality)
-    build_composited(raw, dst, composited, style, stacks_per_capture=1)
+    build_composited(raw, dst, composited, style, stacks_per_capture=1, workers=1)
     eyes = {row["file"].split(".")[0]: name.partition("_")[0] for name, row in read_rows(raw).items()}
     dataset = build_chat(raw, dst, composited, asked.contract(), asked.chat)
     rows = [row for of_split in dataset.rows.values() for row in of_split]

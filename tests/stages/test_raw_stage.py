@@ -29,7 +29,7 @@ def write_params(folder, **virtual) -> Params:
 def build(root) -> RawReport:
     params = load_params(root / "params.yaml")
     data = root / "data"
-    return build_raw(data / "captures", data / "raw", data / "splits.csv", params.contract(), params.raw)
+    return build_raw(data / "captures", data / "raw", data / "splits.csv", params.contract(), params.raw, workers=1)
 
 
 def run_stage(root) -> subprocess.CompletedProcess:

@@ -50,7 +50,7 @@ def sample_line(tmp_path_factory):
     write_labels(root / "captures", references)
     virtual = params().raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
     asked = params().raw.model_copy(update={"virtual": virtual})
-    build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked)
+    build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked, workers=1)
     return packed(root)
 
 

@@ -45,7 +45,15 @@ class RawReport:
     remarks: tuple[str, ...]
 
 
-def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerContract, params: RawParams) -> RawReport:
+def build_raw(
+    captures: Path,
+    out: Path,
+    split_record: Path,
+    contract: AnswerContract,
+    params: RawParams,
+    *,
+    workers: int | None = None,
+) -> RawReport:
     """Make the raw folder from the captures' folder and the virtual line.
 
     Args:
@@ -54,6 +62,7 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
         split_record: The record of decided splits; new splits are added.
         contract: The line's layout, shapes and defect modes.
         params: The parameters of the stage.
+        workers: Number of processes; by default one per core.
 
     Raises:
         CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
@@ -66,7 +75,7 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
     distinct, remarks = _distinct(contents)
     folder = IncrementalFolder(out)
     with folder:
-        copies = _copy_images(folder, distinct, images, params)
+        copies = _copy_images(folder, distinct, images, params, workers)
         problems += [
             f"{images / capture.file}: {copy['error']}"
             for (capture, _), copy in zip(distinct, copies, strict=True)
@@ -74,7 +83,7 @@ def build_raw(captures: Path, out: Path, split_record: Path, contract: AnswerCon
         ]
         if problems:
             raise CaptureError("\n".join(problems))
-        virtual = _render_virtual_line(folder, contract, params.virtual)
+        virtual = _render_virtual_line(folder, contract, params.virtual, workers)
         if not distinct and not virtual:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         split_of, more_remarks = _split(distinct, copies, split_record, params)
@@ -141,16 +150,22 @@ def _distinct(contents: Sequence[tuple[Capture, str]]) -> tuple[list[tuple[Captu
 
 
 def _copy_images(
-    folder: IncrementalFolder, contents: Sequence[tuple[Capture, str]], images: Path, params: RawParams
+    folder: IncrementalFolder,
+    contents: Sequence[tuple[Capture, str]],
+    images: Path,
+    params: RawParams,
+    workers: int | None,
 ) -> list[dict]:
     items = [
         Item(sha256, (Path(capture.file).suffix.lower(),), (str(images / capture.file), sha256, params.max_pixels))
         for capture, sha256 in contents
     ]
-    return folder.map(copy_image, items, params=params.max_pixels, title="captures")
+    return folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
 
 
-def _render_virtual_line(folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams) -> list[dict]:
+def _render_virtual_line(
+    folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams, workers: int | None
+) -> list[dict]:
     """Return the rows of the virtual line; the line is seeded, so its parameters fully determine the captures."""
     wanted = {split: getattr(params, split) for split in splits.SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
@@ -164,7 +179,9 @@ def _render_virtual_line(folder: IncrementalFolder, contract: AnswerContract, pa
         for split, part in parts.items()
     ]
     try:
-        records = folder.map(render_virtual_line, items, params=None, title="virtual line", batch_size=1)
+        records = folder.map(
+            render_virtual_line, items, params=None, title="virtual line", batch_size=1, workers=workers
+        )
     except ValueError as error:
         raise ParamsError(f"params.yaml: raw.virtual: {error}") from None
     return [row for record in records for row in record["rows"]]

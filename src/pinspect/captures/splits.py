@@ -120,7 +120,7 @@ def assign_splits(
         bits = np.bitwise_count(hashes[:age] ^ hashes[age]).sum(axis=1, dtype=np.int64)
         older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
         if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
-            older.append(oldest_of_shot[capture.shot])
+            older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
         if capture.is_reference:
             split = TRAIN
         elif capture.sha256 in recorded:

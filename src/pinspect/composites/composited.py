@@ -77,6 +77,7 @@ def build_composited(
     style: Style,
     *,
     stacks_per_capture: int = 0,
+    workers: int | None = None,
 ) -> pd.Series:
     """Make the composited folder from the raw and the dst folder.
 
@@ -87,6 +88,7 @@ def build_composited(
         style: How composites are drawn.
         stacks_per_capture: Number of references that each inspected training capture is stacked with, the best aligned
             one first. Captures of validation and test are stacked with the best aligned reference only.
+        workers: Number of processes; by default one per core.
 
     Returns:
         The number of composites of each kind.
@@ -105,7 +107,9 @@ def build_composited(
         rows: list[dict] = []
         for title, draw, groups in work:
             items = [_item(title, group) for group in groups]
-            records = folder.map(functools.partial(draw, style), items, params=asdict(style), title=title)
+            records = folder.map(
+                functools.partial(draw, style), items, params=asdict(style), title=title, workers=workers
+            )
             rows += [row for record in records for row in record["rows"]]
         manifest = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("file", ignore_index=True)
         manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
