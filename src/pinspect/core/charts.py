@@ -56,7 +56,7 @@ class Chart:
     _marks: list[str] = field(default_factory=list[str])
     _legend: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
-    _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 42
+    _RIGHT, _TOP, _BOTTOM = 12, 10, 42
 
     def line(
         self,
@@ -141,18 +141,23 @@ class Chart:
         parts += [*self._axes(), *self._marks, *self._legend_marks(legend)]
         return "\n".join([*parts, "</svg>"])
 
+    @property
+    def _margin(self) -> float:
+        """Return the left margin in px: room for the title of the axis and its longest label."""
+        return 30 + 6.5 * max((len(label) for _, label in self.y.ticks), default=0)
+
     def _left(self, x: float) -> float:
-        return self._LEFT + self.x.share(x) * (self.width - self._LEFT - self._RIGHT)
+        return self._margin + self.x.share(x) * (self.width - self._margin - self._RIGHT)
 
     def _top(self, y: float) -> float:
         return self.height - self._BOTTOM - self.y.share(y) * (self.height - self._TOP - self._BOTTOM)
 
     def _axes(self) -> list[str]:
-        left, bottom = self._LEFT, self.height - self._BOTTOM
+        left, bottom = self._margin, self.height - self._BOTTOM
         middle = (left + self.width - self._RIGHT) / 2, (bottom + self._TOP) / 2
         parts = [
             (
-                f'<path d="M{left} {self._TOP}V{bottom}H{self.width - self._RIGHT}" fill="none" stroke="{SOFT}" '
+                f'<path d="M{left:.1f} {self._TOP}V{bottom}H{self.width - self._RIGHT}" fill="none" stroke="{SOFT}" '
                 'stroke-width="0.8"/>'
             ),
             self._words(middle[0], self.height - 6, self.x.label, color=INK),
@@ -165,7 +170,7 @@ class Chart:
             parts.append(self._words(x, bottom + 16, label))
         for value, label in self.y.ticks:
             y = self._top(value)
-            parts.append(f'<path d="M{left} {y:.1f}h-4" stroke="{SOFT}" stroke-width="0.8"/>')
+            parts.append(f'<path d="M{left:.1f} {y:.1f}h-4" stroke="{SOFT}" stroke-width="0.8"/>')
             parts.append(self._words(left - 7, y + 4, label, anchor="end"))
         return parts
 
