@@ -207,7 +207,7 @@ def test_mcnemar_says_the_same_whichever_model_comes_first(first, second):
 
 
 def test_mcnemar_refuses_tables_of_different_captures():
-    with pytest.raises(ValueError, match="1 stand in one only"):
+    with pytest.raises(ValueError, match="1 are in one table only"):
         mcnemar(answered(map(chat_row, range(5))), answered(map(chat_row, range(4))))
     with pytest.raises(ValueError, match="stands twice"):
         mcnemar(answered([chat_row(0), chat_row(0)]), answered([chat_row(0)]))
@@ -317,7 +317,7 @@ def test_the_rows_of_a_capture_are_drawn_together():
 
 
 def test_predictors_without_common_rows_cannot_be_compared():
-    with pytest.raises(ValueError, match="both tables must answer the same rows; 2 stand in one only"):
+    with pytest.raises(ValueError, match="both tables must answer the same rows; 2 are in one table only"):
         compare_predictions(answered([chat_row(0)]), answered([chat_row(2)]))
 
 

@@ -38,7 +38,6 @@ COLUMNS = (
     *("p_defective", "threshold", "address_entropy", "address_probabilities"),
 )
 _PLACES = {"p_defective": 6, "threshold": 6, "address_entropy": 4}
-_NUMBERS = dict.fromkeys(_PLACES, "float64")
 
 
 def prediction(
@@ -131,7 +130,8 @@ def address_probabilities(predictions: pd.DataFrame, pins: int) -> npt.NDArray[n
 
 def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Return the predictions table of rows that `prediction` made, with the columns `COLUMNS`."""
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_NUMBERS | {"parses": bool})
+    types = dict.fromkeys(_PLACES, "float64") | {"parses": "bool"}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
 
 def write(predictions: pd.DataFrame, path: Path) -> None:
@@ -152,8 +152,8 @@ def read(path: Path) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in content.columns]
     if missing:
         raise StageInputError(f"{path}: lacks the columns {', '.join(missing)}; run dvc repro --force answer")
-    for column in _NUMBERS:
-        content[column] = pd.to_numeric(content[column].replace("", np.nan)).astype("float64")
+    for column in _PLACES:
+        content[column] = content[column].replace("", "nan").astype("float64")
     return content.assign(parses=content["parses"] == "True")
 
 

@@ -132,7 +132,7 @@ def find_misses(evaluation: Evaluation) -> list[Case]:
 
     Cases of production's prompt come before the others, and the costliest outcome first.
     """
-    answers, question = evaluation.own_answers, evaluation.question
+    answers, question = evaluation.model_answers, evaluation.question
     build = _CaseBuilder(evaluation)
     cases = [
         build.case(rows, rows[rows["answer"] != rows["expected"]])
@@ -151,7 +151,7 @@ def find_misses(evaluation: Evaluation) -> list[Case]:
 def find_hits(evaluation: Evaluation) -> list[Case]:
     """Return the cases that `first_hits` selects."""
     build = _CaseBuilder(evaluation)
-    return [build.case(rows, rows) for rows in first_hits(evaluation.own_answers, evaluation.question)]
+    return [build.case(rows, rows) for rows in first_hits(evaluation.model_answers, evaluation.question)]
 
 
 class _CaseBuilder:
@@ -195,7 +195,7 @@ class _CaseBuilder:
     def _reply(self, row: pd.Series) -> Reply:
         expected, answer = row["expected"].split("\n"), row["answer"].split("\n")
         return Reply(
-            shot=SHOT_NAMES.get(row["shot"], row["shot"]),
+            shot=SHOT_NAMES[row["shot"]],
             lines=tuple((line, n >= len(expected) or line != expected[n]) for n, line in enumerate(answer)),
             problem=row["problem"],
             p_defective=_measured(row["p_defective"]),
@@ -225,6 +225,8 @@ def embed_pictures(
         StageInputError: A picture is missing.
     """
     needed = sorted({path for case in always for path in _paths(case)})
+    jpegs: dict[str, tuple[bytes, tuple[int, int]]] = {}
+    used, (scale, quality) = 0, _ENCODINGS[0]
     for scale, quality in _ENCODINGS:
         jpegs = {path: _jpeg(folder / path, scale, quality) for path in needed}
         used = sum(len(jpeg) for jpeg, _ in jpegs.values())

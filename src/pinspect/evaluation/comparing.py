@@ -132,13 +132,13 @@ def compare_predictions(
     weights = _stratified_draws(both[0].defective, bootstrap_samples, np.random.default_rng(seed))
     differences = {}
     for metric in HEADLINE:
-        values = [table.scores(metric, np.ones((1, len(captures)))) for table in both]
-        if any(value is None for value in values):
+        # The first line of the weights counts every capture once; the others are the draws.
+        before, after = (table.scores(metric, np.vstack([np.ones((1, len(captures))), weights])) for table in both)
+        if before is None or after is None:
             continue
-        spread = both[1].scores(metric, weights) - both[0].scores(metric, weights)
-        low, high = np.quantile(spread, [0.5 - confidence / 2, 0.5 + confidence / 2])
-        (before,), (after,) = values
-        differences[metric] = Difference(float(before), float(after), float(after - before), float(low), float(high))
+        spread = after - before
+        low, high = np.quantile(spread[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
+        differences[metric] = Difference(*map(float, (before[0], after[0], spread[0], low, high)))
     return Comparison(len(first), len(captures), tests, differences)
 
 
@@ -167,7 +167,7 @@ class _ByCapture:
     """The outcomes of a table, summed by capture, so that a draw of captures is a matrix product."""
 
     def __init__(self, rows: pd.DataFrame, captures: Sequence[str]) -> None:
-        self._rows = rows.assign(place=pd.Categorical(rows["file"], categories=captures).codes)
+        self._rows = rows.assign(place=pd.Categorical(rows["file"], categories=list(captures)).codes)
         self.defective = self._rows.groupby("place")["is_defective"].first().to_numpy(bool)
 
     def scores(self, metric: str, weights: np.ndarray) -> np.ndarray | None:
@@ -178,7 +178,7 @@ class _ByCapture:
             return self._auroc(weights)
         if metric == "balanced_accuracy":
             recalls = [self._share(rows[mask], "judgement_right", weights) for mask in (defective, passed)]
-            return None if any(recall is None for recall in recalls) else (recalls[0] + recalls[1]) / 2
+            return None if recalls[0] is None or recalls[1] is None else (recalls[0] + recalls[1]) / 2
         counted, outcome = {
             "exact_match": (rows, "exact"),
             "parse_rate": (rows, "parses"),

@@ -77,7 +77,7 @@ class Evaluation:
         return self.examination.test
 
     @cached_property
-    def own_answers(self) -> pd.DataFrame:
+    def model_answers(self) -> pd.DataFrame:
         """Return the model's answers to every prompt by production's decoding."""
         table = self.predictions
         return table[(table["model"] == MODEL) & (table["decoding"] == self.question.decoding)]
@@ -90,7 +90,7 @@ class Evaluation:
     @cached_property
     def sources(self) -> list[str]:
         """Return the lines that the model was asked about."""
-        return sorted(self.own_answers["source"].unique())
+        return sorted(self.model_answers["source"].unique())
 
     def answers(self, shot: str = ZERO_SHOT, *, model: str = MODEL, source: str = "") -> pd.DataFrame:
         """Return the answers to production's question.

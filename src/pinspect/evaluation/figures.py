@@ -39,7 +39,8 @@ def roc_figure(series: Mapping[str, pd.DataFrame], operating_point: tuple[float,
     chart.line([0, 1], [0, 1], RULE, width=0.8, dash="4 3")
     # The first curve is the widest and lies below: where curves agree, all of them can still be seen.
     for number, ((name, curve), (color, dash)) in enumerate(zip(curves.items(), _SERIES, strict=False)):
-        chart.line(curve["overkill_rate"], curve["caught_rate"], color, width=3.4 - number, dash=dash, label=name)
+        xs, ys = curve["overkill_rate"].tolist(), curve["caught_rate"].tolist()
+        chart.line(xs, ys, color, width=3.4 - number, dash=dash, label=name)
     if operating_point:
         chart.dots(
             [operating_point[0]], [operating_point[1]], INK, radii=6, hollow=True, label="operating point, zero-shot"
@@ -127,10 +128,11 @@ def learning_curve_figure(curve: pd.DataFrame) -> str:
         _loss_axis(float(losses.min()), float(losses.max())),
         "Learning curve",
     )
-    chart.line(curve["step"], curve["loss"], BLUE, width=0.7, opacity=0.4)
-    chart.line(curve["step"], smooth, BLUE, width=1.7, label="training, running mean")
+    steps = curve["step"].tolist()
+    chart.line(steps, curve["loss"].tolist(), BLUE, width=0.7, opacity=0.4)
+    chart.line(steps, smooth.tolist(), BLUE, width=1.7, label="training, running mean")
     if len(checked):
-        chart.dots(checked["step"], checked["validation_loss"], RED, label="validation")
+        chart.dots(checked["step"].tolist(), checked["validation_loss"].tolist(), RED, label="validation")
     return chart.svg(legend="top right")
 
 

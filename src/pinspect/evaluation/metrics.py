@@ -151,8 +151,8 @@ def confusion(predictions: pd.DataFrame, modes: Sequence[str]) -> pd.DataFrame:
         break the contract.
     """
     names = [PASSED, *modes]
-    found = predictions["found_defect_mode"].where(predictions["parses"].astype(bool), NOT_ANSWERED)
-    counts = pd.crosstab(predictions["expected_defect_mode"], found)
+    answered = predictions["found_defect_mode"].where(predictions["parses"].astype(bool), NOT_ANSWERED)
+    counts = pd.crosstab(predictions["expected_defect_mode"], answered)
     return counts.reindex(index=names, columns=[*names, NOT_ANSWERED], fill_value=0)
 
 
@@ -167,9 +167,9 @@ def address_errors(predictions: pd.DataFrame, layout: Layout) -> pd.DataFrame:
         One line per address (the index): `defective`, how often the pin was the defective one; `wrong`, how often the
         answer then named another address or none; `named`, how often the pin was named although it was not defective.
     """
-    expected, found = predictions["expected_defect_position"], predictions["found_defect_position"]
-    missed = predictions[(expected != NO_ADDRESS) & (found != expected)]
-    named = predictions[(found != expected) & ~found.isin([NO_ADDRESS, ""])]
+    expected, answered = predictions["expected_defect_position"], predictions["found_defect_position"]
+    missed = predictions[(expected != NO_ADDRESS) & (answered != expected)]
+    named = predictions[(answered != expected) & ~answered.isin([NO_ADDRESS, ""])]
     addresses = [str(address) for address in layout.addresses]
     counts = {
         "defective": expected.value_counts(),
@@ -268,14 +268,13 @@ def _balanced_accuracy(
     n, captures = len(defective) + len(passed), defective["file"].nunique() + passed["file"].nunique()
     if defective.empty or passed.empty:
         return Estimate(None, n, captures, None, None)
-    recalls = [
-        _proportion(rows["judgement_right"].to_numpy(), rows["file"].nunique(), confidence)
-        for rows in (defective, passed)
-    ]
-    value = (recalls[0].value + recalls[1].value) / 2
-    if any(recall.value in (0.0, 1.0) for recall in recalls):
-        low = value - sqrt(sum((recall.value - recall.low) ** 2 for recall in recalls)) / 2
-        high = value + sqrt(sum((recall.high - recall.value) ** 2 for recall in recalls)) / 2
+    recalls = [float(rows["judgement_right"].mean()) for rows in (defective, passed)]
+    value = sum(recalls) / 2
+    if any(recall in (0.0, 1.0) for recall in recalls):
+        sizes = [rows["file"].nunique() for rows in (defective, passed)]
+        ends = [wilson(recall * size, size, confidence) for recall, size in zip(recalls, sizes, strict=True)]
+        low = value - sqrt(sum((recall - end[0]) ** 2 for recall, end in zip(recalls, ends, strict=True))) / 2
+        high = value + sqrt(sum((end[1] - recall) ** 2 for recall, end in zip(recalls, ends, strict=True))) / 2
         return Estimate(value, n, captures, max(0.0, low), min(1.0, high))
     random = np.random.default_rng(seed)
     resampled = (_resampled_recall(defective, samples, random) + _resampled_recall(passed, samples, random)) / 2

@@ -102,7 +102,11 @@ class Shown:
         answers = self.question.answers(evaluation.predictions, shot=None)
         self.shots = [shot for shot in SHOT_NAMES if shot in set(answers["shot"])]
         self.image_types = sorted(answers.loc[answers["source"] == self.source, "expected_image_type"].unique())
-        self._groups = {key: rows.set_index("metric") for key, rows in evaluation.scores.groupby(list(metrics.GROUP))}
+        self._groups: dict[tuple[str, ...], dict[str, Estimate]] = {}
+        for line in evaluation.scores.to_dict("records"):
+            value, low, high = (None if pd.isna(line[name]) else float(line[name]) for name in ("value", "low", "high"))
+            estimate = Estimate(value, int(line["n"]), int(line["captures"]), low, high)
+            self._groups.setdefault(tuple(line[name] for name in metrics.GROUP), {})[line["metric"]] = estimate
 
     def estimate(
         self, metric: str, shot: str = ZERO_SHOT, *, model: str = MODEL, source: str = "", image_type: str = ALL
@@ -110,7 +114,7 @@ class Shown:
         """Return a score of production's question; None where no such group was answered."""
         question = self.question
         key = (model, question.decoding, source or self.source, question.kind, shot, question.view, image_type)
-        return self._estimate(key, metric)
+        return self._groups.get(key, {}).get(metric)
 
     def baseline(self, metric: str, *, source: str = "") -> Estimate | None:
         """Return a score of the baseline, which knows neither shots nor prompts; None where it was not run."""
@@ -118,18 +122,20 @@ class Shown:
 
     def bound(self, metric: str) -> Bound | None:
         """Return the bound of `metric`, or None where `settings.yaml` has none."""
-        limit = self.evaluation.settings.bounds.get(metric)
+        limit = next((limit for name, limit in self.evaluation.settings.bounds.items() if name == metric), None)
         if limit is None:
             return None
         low_is_better = metric in BETTER_WHEN_LOW
         name = METRIC_NAMES[metric][0]
         wanted = f"{'≤' if low_is_better else '≥'} {limit:g}"
         estimate = self.estimate(metric)
-        if estimate is None or estimate.value is None:
+        if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
             return Bound(name, wanted, None, held=False, proven=False)
         if low_is_better:
-            return Bound(name, wanted, estimate.value, estimate.value <= limit, estimate.high <= limit or limit == 0)
-        return Bound(name, wanted, estimate.value, estimate.value >= limit, estimate.low >= limit or limit == 1)
+            held, proven = estimate.value <= limit, estimate.high <= limit or limit == 0
+        else:
+            held, proven = estimate.value >= limit, estimate.low >= limit or limit == 1
+        return Bound(name, wanted, estimate.value, held, proven)
 
     def is_measured(self, metric: str) -> bool:
         """Return whether `metric` was scored for the model or for the baseline."""
@@ -140,24 +146,24 @@ class Shown:
         """Return the names of the scores in which the zero-shot model is worse than the baseline."""
         names = []
         for metric in HEADLINE:
-            model, baseline = self.estimate(metric), self.baseline(metric)
-            if model and baseline and None not in (model.value, baseline.value):
-                lead = baseline.value - model.value
+            values = [estimate.value for estimate in (self.estimate(metric), self.baseline(metric)) if estimate]
+            if len(values) == 2 and values[0] is not None and values[1] is not None:
+                lead = values[1] - values[0]
                 names += [METRIC_NAMES[metric][0]] if (-lead if metric in BETTER_WHEN_LOW else lead) > 0 else []
         return names
 
     def prompts(self) -> list[PromptScores]:
         """Return every prompt that was asked, production's first."""
         question = self.question
-        asked = self.evaluation.own_answers[["kind", "shot", "view"]].drop_duplicates().itertuples(index=False)
+        groups = self.evaluation.model_answers[["kind", "shot", "view"]].drop_duplicates().itertuples(index=False)
         kinds = list(PromptKind)
         prompts = []
         for kind, shot, view in sorted(
-            asked, key=lambda key: (kinds.index(key[0]), key[1] != ZERO_SHOT, key[2] != question.view)
+            groups, key=lambda key: (kinds.index(key[0]), key[1] != ZERO_SHOT, key[2] != question.view)
         ):
             beside = VIRTUAL if self.source == CAMERA else ""
             scores, free, virtual = (
-                self._group((MODEL, decoding, source, kind, shot, view, ALL))
+                self._groups.get((MODEL, decoding, source, kind, shot, view, ALL), {})
                 for decoding, source in (
                     (question.decoding, self.source),
                     (FREE, self.source),
@@ -172,11 +178,16 @@ class Shown:
         """Return `metrics.confusion` of production's question."""
         return metrics.confusion(self.evaluation.answers(shot), self.evaluation.contract.defect_modes)
 
-    def addresses(self, source: str) -> dict[tuple[str, int], pd.Series]:
+    def addresses(self, source: str) -> dict[tuple[str, int], dict[str, int]]:
         """Return the zero-shot counts of `metrics.address_errors` by row letter and column number."""
         layout = self.evaluation.contract.layout
         counts = metrics.address_errors(self.evaluation.answers(source=source), layout)
-        return {(address.row, address.column): counts.loc[str(address)] for address in layout.addresses}
+        by_address = {address: tuple(line) for address, *line in counts.itertuples()}
+        names = [str(name) for name in counts.columns]
+        return {
+            (address.row, address.column): dict(zip(names, by_address[str(address)], strict=True))
+            for address in layout.addresses
+        }
 
     def reached(self) -> list[Reached]:
         """Return the effect of the operating point where it was chosen, and on the test split in every shot."""
@@ -201,8 +212,9 @@ class Shown:
     def reached_point(self) -> tuple[float, float] | None:
         """Return overkill rate and caught rate of the zero-shot test answers at the operating point, if measured."""
         for reached in self.reached():
-            if reached.split == "test, zero-shot" and None not in (reached.escapes.value, reached.overkills.value):
-                return reached.overkills.value, 1 - reached.escapes.value
+            escapes, overkills = reached.escapes.value, reached.overkills.value
+            if reached.split == f"test, {SHOT_NAMES[ZERO_SHOT]}" and escapes is not None and overkills is not None:
+                return overkills, 1 - escapes
         return None
 
     def verdict(self) -> str:
@@ -222,17 +234,6 @@ class Shown:
         if not n or value is None:
             return Estimate(None, 0, 0, None, None)
         return Estimate(float(value), n, n, *wilson(value * n, n, self.evaluation.settings.confidence))
-
-    def _group(self, key: tuple[str, ...]) -> dict[str, Estimate]:
-        names = self._groups[key].index if key in self._groups else ()
-        return {metric: estimate for metric in names if (estimate := self._estimate(key, metric))}
-
-    def _estimate(self, key: tuple[str, ...], metric: str) -> Estimate | None:
-        if key not in self._groups or metric not in self._groups[key].index:
-            return None
-        line = self._groups[key].loc[metric]
-        value, low, high = (None if pd.isna(line[name]) else float(line[name]) for name in ("value", "low", "high"))
-        return Estimate(value, int(line["n"]), int(line["captures"]), low, high)
 
 
 def kind_name(kind: str) -> str:

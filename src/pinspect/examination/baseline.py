@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,7 +83,8 @@ class Baseline:
             raise StageInputError(
                 f"{file}: no pin scores in data/dst/{SCORES}; see data/dst/manifest.csv for the reason"
             )
-        row = self.scores.loc[file]
+        (values,) = self.scores.loc[[file]].to_numpy(object)
+        row = dict(zip(self.scores.columns, values, strict=True))
         return self._find(row, row["shape"], row["source"], view)
 
     def inspect_gray(self, gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
@@ -123,7 +125,7 @@ class Baseline:
             )
         return predictions.table(answers)
 
-    def _find(self, row: Mapping[str, object], shape: str, source: str, view: str) -> Finding:
+    def _find(self, row: Mapping[str, Any], shape: str, source: str, view: str) -> Finding:
         threshold = self.thresholds.get(source, UNTRAINED_THRESHOLD)
         score = float(row[SCORE])
         p_defective = 1 / (1 + (threshold / max(score, 1e-6)) ** _STEEPNESS)
@@ -153,7 +155,7 @@ def fit_baseline(dst: Path, raw: Path, contract: AnswerContract) -> Baseline:
     table = scores.merge(read_manifest(raw / "manifest.csv", _RAW_COLUMNS), on="file")
     known = table[table["split"].isin((TRAIN, VALIDATION))]
     thresholds = {
-        source: choose_threshold(rows[SCORE].to_numpy(), (rows["judgement"] == DEFECTIVE).to_numpy())
+        str(source): choose_threshold(rows[SCORE].to_numpy(), (rows["judgement"] == DEFECTIVE).to_numpy())
         for source, rows in known.groupby("source")
     }
     train = known[

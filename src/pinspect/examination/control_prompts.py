@@ -192,9 +192,8 @@ def _shuffled_letters(prompts: _Prompts) -> Control:
 
     def change(row: Row, singles: list[np.ndarray]) -> Row:
         random = np.random.default_rng(int(_content_hash(row, "letters")[:16], 16))
-        marks = tuple(_derangement(random, n) for n in (prompts.layout.columns, len(prompts.layout.rows)))
-        moved = Augmentation(prompts.layout, gains=(1.0,), marks=marks)
-        columns, letters = marks
+        columns, letters = (_derangement(random, n) for n in (prompts.layout.columns, len(prompts.layout.rows)))
+        moved = Augmentation(prompts.layout, gains=(1.0,), marks=(columns, letters))
         return prompts.row(row, [moved.image(single, 0) for single in singles], columns=columns, letters=letters)
 
     return prompts.each(change)

@@ -132,6 +132,11 @@ class _Case:
         return self.label.judgement == DEFECTIVE
 
     @property
+    def located(self) -> bool:
+        """Return whether the answer to the unchanged row names the label's defective pin."""
+        return self.defective and self.plain is not None and self.plain.defect_position == self.label.defect_position
+
+    @property
     def well_judged(self) -> bool:
         """Return whether the unchanged row was judged as labeled."""
         return self.plain is not None and self.plain.judgement == self.label.judgement
@@ -182,9 +187,9 @@ def _other_shape_rule(cases: Sequence[_Case], _layout: Layout) -> list[Check]:
 
 def _shuffled_rule(cases: Sequence[_Case], layout: Layout) -> list[Check]:
     answered = [case for case in cases if case.plain is not None]
-    located = [case for case in answered if case.defective and case.plain.defect_position == case.label.defect_position]
+    located = [case for case in cases if case.located]
     return [
-        _most("judged as before", answered, lambda case: case.judged(case.plain.judgement)),
+        _most("judged as before", answered, lambda case: case.judged(case.plain and case.plain.judgement)),
         _most("the defective pin named by its place", located, _Case.names_the_pin),
         _count(
             "the defective pin named by the letters now beside it",
@@ -216,9 +221,11 @@ def _most(name: str, cases: Sequence[_Case], hit: Callable[[_Case], bool]) -> Ch
     return Check(name, sum(map(hit, cases)), len(cases), bound, at_least=True)
 
 
-def _now_called(case: _Case, layout: Layout) -> Address:
-    """Return the address that the shuffled marks give the defective pin."""
+def _now_called(case: _Case, layout: Layout) -> Address | None:
+    """Return the address that the shuffled marks give the defective pin; None for a passed capture."""
     place = case.label.defect_position
+    if place is None:
+        return None
     letter = layout.rows[case.row["letters"][layout.rows.index(place.row)]]
     return Address(case.row["columns"][place.column - 1] + 1, letter)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,12 +53,12 @@ def choose_layer(inspector: Inspector, rows: Sequence[Row], images: str | Path, 
     answers = {str(row["id"]): str(row["answer"]) for row in rows}
     by_row = _maps(inspector, rows, answers, images, contract, range(layers))
     agreements = [
-        [maps[layer].agreement for maps in by_row.values() if maps[layer].agreement is not None]
+        [agreement for maps in by_row.values() if (agreement := maps[layer].agreement) is not None]
         for layer in range(layers)
     ]
     if not agreements[0]:
         return layers - 1
-    return max(range(layers), key=lambda layer: (np.mean(agreements[layer]), layer))
+    return max(range(layers), key=lambda layer: (float(np.mean(agreements[layer])), layer))
 
 
 def attention_maps(
@@ -102,11 +103,11 @@ def evidence_table(maps: Mapping[str, EvidenceMap], rows: Sequence[Row], contrac
     """
     lines = []
     for row in rows:
-        found = maps.get(str(row["id"]))
-        if found is not None:
+        evidence = maps.get(str(row["id"]))
+        if evidence is not None:
             mode = _label(row, contract).defect_mode
-            places = (str(found.defect or ""), str(found.named), str(found.brightest))
-            lines.append((row["id"], row["file"], mode, *places, found.agreement, found.hit, found.looked))
+            places = (str(evidence.defect or ""), str(evidence.named), str(evidence.brightest))
+            lines.append((row["id"], row["file"], mode, *places, evidence.agreement, evidence.hit, evidence.looked))
     return pd.DataFrame(lines, columns=list(EVIDENCE_COLUMNS))
 
 
@@ -249,8 +250,8 @@ def _watched(inspector: Inspector, layers: Sequence[int]) -> Iterator[dict[int, 
             hook.remove()
 
 
-def _decoder(inspector: Inspector) -> torch.nn.Module:
-    """Return the language model inside; raise ModelError where its layers cannot be hooked."""
+def _decoder(inspector: Inspector) -> Any:
+    """Return the language model inside. Raise ModelError where its layers cannot be hooked."""
     model = inspector.model
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else None

@@ -63,10 +63,10 @@ class Examiner:
             The operating point and the predictions table.
         """
         decoding = self.question.decoding
-        asked = self._asked(rows, decoding)
-        answers = self._generate(asked, decoding, EVEN_ODDS)
-        point = choose_operating_point(self._table(asked, answers, decoding), self.params, weights)
-        return point, self._table(asked, [answer.judged(point.threshold) for answer in answers], decoding)
+        chosen = self._select(rows, decoding)
+        answers = self._generate(chosen, decoding, EVEN_ODDS)
+        point = choose_operating_point(self._table(chosen, answers, decoding), self.params, weights)
+        return point, self._table(chosen, [answer.judged(point.threshold) for answer in answers], decoding)
 
     def test(self, rows: Sequence[Row], threshold: float = EVEN_ODDS) -> tuple[pd.DataFrame, list[float]]:
         """Answer the test rows.
@@ -94,11 +94,11 @@ class Examiner:
             )
         tables, seconds = [], []
         for decoding in self.params.decodings:
-            asked = self._asked(rows, decoding)
-            answers = self._generate(asked, decoding, threshold)
-            tables.append(self._table(asked, answers, decoding))
+            chosen = self._select(rows, decoding)
+            answers = self._generate(chosen, decoding, threshold)
+            tables.append(self._table(chosen, answers, decoding))
             if decoding == question.decoding:
-                pairs = zip(asked, answers, strict=True)
+                pairs = zip(chosen, answers, strict=True)
                 seconds += [answer.seconds for row, answer in pairs if question.asks(row) and answer.seconds]
         return pd.concat(tables, ignore_index=True), seconds
 
@@ -149,7 +149,7 @@ class Examiner:
         except ModelError as error:
             return Evidence(reason=str(error))
         return Evidence(
-            maps={row_id: found for row_id, found in (adapted | other).items() if row_id in shown},
+            maps={row_id: evidence_map for row_id, evidence_map in (adapted | other).items() if row_id in shown},
             table=evidence.evidence_table(adapted, explained, self.contract),
             base_table=evidence.evidence_table(base, explained, self.contract),
         )
@@ -158,7 +158,7 @@ class Examiner:
         kinds = [(str(row["answer"]), AnswerKind(str(row["answer_kind"]))) for row in rows]
         return any(self.contract.parse(answer, kind).judgement == DEFECTIVE for answer, kind in kinds)
 
-    def _asked(self, rows: Sequence[Row], decoding: str) -> list[Row]:
+    def _select(self, rows: Sequence[Row], decoding: str) -> list[Row]:
         """Return the rows that are answered by `decoding`, see `test`."""
         question = self.question
         if decoding != question.decoding:

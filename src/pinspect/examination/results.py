@@ -156,7 +156,7 @@ def write_examination(examination: Examination, folder: Path) -> None:
         "reason": evidence.reason,
         "table": _records(evidence.table),
         "base_table": _records(evidence.base_table),
-        "maps": {row_id: _map_to_json(found) for row_id, found in sorted(evidence.maps.items())},
+        "maps": {row_id: _map_to_json(evidence) for row_id, evidence in sorted(evidence.maps.items())},
     }
     _write_json(content, folder / EVIDENCE)
     if examination.answer_checks is not None:
@@ -193,15 +193,15 @@ def _control_from_json(record: Mapping) -> ControlResult:
     return ControlResult(**{**record, "checks": checks, "pictures": tuple(record["pictures"])})
 
 
-def _map_to_json(found: EvidenceMap) -> dict[str, object]:
+def _map_to_json(evidence: EvidenceMap) -> dict[str, object]:
     return {
-        "weights": [[round(float(weight), _PLACES) for weight in line] for line in found.weights],
-        "looked": round(found.looked, _PLACES),
-        "brightest": str(found.brightest),
-        "named": str(found.named),
-        "defect": None if found.defect is None else str(found.defect),
-        "agreement": None if found.agreement is None else round(found.agreement, _PLACES),
-        "hit": found.hit,
+        "weights": [[round(float(weight), _PLACES) for weight in line] for line in evidence.weights],
+        "looked": round(evidence.looked, _PLACES),
+        "brightest": str(evidence.brightest),
+        "named": str(evidence.named),
+        "defect": None if evidence.defect is None else str(evidence.defect),
+        "agreement": None if evidence.agreement is None else round(evidence.agreement, _PLACES),
+        "hit": evidence.hit,
     }
 
 
@@ -211,7 +211,7 @@ def _map_from_json(record: Mapping, layout: Layout) -> EvidenceMap:
     return EvidenceMap(**{**record, **addresses, "weights": weights})
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, object]]:
+def _records(table: pd.DataFrame) -> list[dict]:
     """Return the lines of an evidence table as JSON has them; NaN becomes null."""
     rounded = table.assign(**{name: table[name].astype(float).round(_PLACES) for name in ("agreement", "looked")})
     return rounded.astype(object).where(rounded.notna(), None).to_dict("records")
