@@ -221,7 +221,8 @@ def refused(project: Path, *options: str, **environment: str) -> str:
 
 
 def test_beyond_loopback_it_does_not_start_without_a_token(registered):
-    assert refused(registered, "--host", "0.0.0.0").startswith("0.0.0.0: others can reach it, so it needs a token")
+    reason = "0.0.0.0: other machines can reach this address, so the station needs a token"
+    assert refused(registered, "--host", "0.0.0.0").startswith(reason)
     assert "the token has 5 characters" in refused(registered, "--host", "0.0.0.0", PINSPECT_STATION_TOKEN="short")
 
 
@@ -234,7 +235,8 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):
 
 
 def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
-    shutil.copy(evaluated_project / "params.yaml", tmp_path)
+    for name in ("params.yaml", "settings.yaml"):
+        shutil.copy(evaluated_project / name, tmp_path)
     assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
 
 
