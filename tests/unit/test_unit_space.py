@@ -278,3 +278,9 @@ def test_other_layouts_and_sizes_work_as_well(layout, setup):
     found = distances(space, render(rng, setup, pins, layout))
     assert found.argmax() == layout.pins - 1 and found.max() > 3
     assert distances(space, seen[6]).max() < 2
+
+
+def test_given_field_boxes_are_used_and_no_grid_is_searched(monkeypatch):
+    expected = unit_space().digest
+    monkeypatch.setattr("pinspect.nsoartc.unit_space.confident_grid", None)
+    assert built([capture("CYLN", seed) for seed in range(8)]).digest == expected

@@ -30,11 +30,13 @@ from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import paint_double_eye, paint_dst_view
+from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins, mode_features
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.nsoartc.window_beta import distance_image, double_eye
 
 SCORES = "scores.csv"
+GRID_PICTURES = "grid"  # a folder beside the dst folder
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
 EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
@@ -124,8 +126,12 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
     )
 
 
-def make_unit_space(reading: Reading, references: References, folder: Path) -> Product:
-    """Build the unit space of one line. The record tells its outliers, or as `error` why there is none."""
+def make_unit_space(reading: Reading, grid_pictures: Path, references: References, folder: Path) -> Product:
+    """Build the unit space of one line.
+
+    The record has its outliers, or as `error` why it could not be built. Where no grid of pins fits the references, a
+    picture in the folder `grid_pictures` shows the best one.
+    """
     cv2.setNumThreads(1)  # the stage runs a process a core
     try:
         unit_space = build_unit_space(
@@ -136,6 +142,10 @@ def make_unit_space(reading: Reading, references: References, folder: Path) -> P
             reading.layout,
             reading.params,
         )
+    except DoubtfulGridError as error:
+        picture = grid_pictures / f"{Path(references.line.unit_space).stem}.png"
+        _write_png(picture, error.picture[..., ::-1])
+        return Product((), {"error": f"{_name(references.line)}: {error}. {picture} shows the best grid"})
     except (ImageError, UnitSpaceError) as error:
         return Product((), {"error": f"{_name(references.line)}: {error}"})
     unit_space.save(folder / references.line.unit_space)
@@ -250,7 +260,7 @@ def _build_unit_spaces(
         for line in sorted(set(lines.values()))
     }
     items = [Item(line.unit_space, (*r.sha256, repr(r.field_boxes)), r) for line, r in references.items()]
-    make = functools.partial(make_unit_space, reading)
+    make = functools.partial(make_unit_space, reading, folder.path.parent / GRID_PICTURES)
     records = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
     problems = [record["error"] for record in records if "error" in record]
     if problems:

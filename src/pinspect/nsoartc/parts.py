@@ -61,6 +61,9 @@ class NsoartcSettings:
             raise ParamsError(f"NSOARTC: the Minkowski exponent p is {self.p:g}; use a number of at least 1")
         if self.variant not in ("distance", "difference"):
             raise ParamsError(f"NSOARTC: unknown variant {self.variant!r}; use 'distance' or 'difference'")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
         if not self.parts:
             raise ParamsError(f"NSOARTC: no part is named; name some of {', '.join(PART_NAMES)}, or own parts")
         for name in self.parts:

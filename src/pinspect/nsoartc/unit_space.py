@@ -17,6 +17,7 @@ from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.grid import confident_grid
 from pinspect.nsoartc.light import light_field
 from pinspect.nsoartc.pin_scores import (
     FEATURE_FLOORS,
@@ -164,8 +165,8 @@ def build_unit_space(
     """Make the unit space of `shape` from its references.
 
     references: float32 (H, W) each, gray in 0..1, all of one size. names: what errors and `outliers` call them.
-    field_boxes: x0, y0, x1, y1 (px, in the reference's own image) round its pins' tops; None where unknown: the pin
-    field is then found by its brightness. The references need not be aligned with one another.
+    field_boxes: x0, y0, x1, y1 (px, in the reference's own image) round its pins' tops; None where unknown: the
+    layout's grid is then fitted to the references (`grid.py`). The references need not be aligned with one another.
 
     Raises UnitSpaceError when there are fewer than `params.minimum_references`, when one differs in size or shows
     something else, or when no pin field is found.
@@ -261,13 +262,13 @@ def _field_box(
         centre, half = _middle_mean(np.array(moved)), _middle_mean(corners[:, 1] - corners[:, 0]) / 2
         box = np.concatenate([centre - half, centre + half])
     else:
-        box = _bright_box(np.median(aligned, axis=0))
+        box = np.array(confident_grid(np.median(aligned, axis=0), layout).field_box(layout))
     pitch = _pitch(box, layout)
     height, width = aligned.shape[1:]
     if not 8 <= pitch <= min(width / layout.columns, height / len(layout.rows)) * 1.3:
         raise UnitSpaceError(
-            f"shape {shape}: found no field of {len(layout.rows)} x {layout.columns} pins, bright is "
-            f"{box.round().tolist()}; give field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
+            f"shape {shape}: no field of {len(layout.rows)} x {layout.columns} pins fits into the box "
+            f"{box.round().tolist()}; correct field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
         )
     return box
 
@@ -276,21 +277,6 @@ def _middle_mean(values: np.ndarray) -> np.ndarray:
     """Mean of the middle half (by value, along the first axis): boxes are whole px, and one of them may be wrong."""
     cut = len(values) // 4
     return np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0)
-
-
-def _bright_box(mean: np.ndarray) -> np.ndarray:
-    """The box round everything bright that is of a pin's size: pins are pale, the shell is dark."""
-    levels = (mean * 255).clip(0, 255).astype(np.uint8)
-    _, bright = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    _, _, boxes, _ = cv2.connectedComponentsWithStats(bright)
-    left, top, width, height, area = boxes[1:].T
-    # A lit rim of the shell is long and thin, a speck is small: neither fills its box as pins do.
-    pins = (area > area.max(initial=0) / 20) & (np.minimum(width, height) > 0.04 * mean.shape[0])
-    if not pins.any():
-        return np.zeros(4)
-    return np.array(
-        [left[pins].min(), top[pins].min(), (left + width)[pins].max() - 1, (top + height)[pins].max() - 1], np.float64
-    )
 
 
 def _fellows(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
