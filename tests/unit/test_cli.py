@@ -68,3 +68,13 @@ def test_help_lists_the_commands_and_needs_no_heavy_library(tmp_path):
     code = "import sys, pinspect.cli; print(sorted({'torch', 'mlflow', 'pandas', 'cv2'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_a_command_without_its_packages_names_what_to_install(project):
+    code = "import sys; sys.modules['mlflow'] = None; sys.argv[1:] = ['models']; from pinspect.cli.main import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == (
+        "mlflow is not installed; run pip install 'pinspect[station]' to inspect, or 'pinspect[pipeline]' for all "
+        "commands\n"
+    )

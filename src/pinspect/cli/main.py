@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pinspect.core import environment
-from pinspect.core.errors import run
+from pinspect.core.errors import PinspectError, run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -252,7 +252,24 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(NOT_READY if report["obstacles"] else READY)
 
 
+class MissingPackageError(PinspectError):
+    """A command needs a package of an extra that is not installed."""
+
+
 def main() -> None:
     """Run the command line."""
     environment.apply()
-    run(app)
+    run(_run_command)
+
+
+def _run_command() -> None:
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "pinspect":
+            raise
+        raise MissingPackageError(
+            f"{package} is not installed; run pip install 'pinspect[station]' to inspect, or 'pinspect[pipeline]' for "
+            "all commands"
+        ) from None
