@@ -242,7 +242,7 @@ def test_a_killed_and_resumed_training_writes_the_same_bytes_in_another_process(
     assert not list((root / "build/train").iterdir())
     facts = read_run_facts(root, "train")
     assert (facts["backend"], facts["processes"]) == ("transformers", 1)
-    assert facts["seconds"] > 0 and facts["device"].startswith("CPU, ") and "commit" in facts
+    assert facts["seconds"] > 0 and facts["device"].startswith("CPU, ") and "git_commit" in facts
 
 
 def test_training_stops_when_validation_answers_get_no_better_and_keeps_the_best(line, tmp_path):
