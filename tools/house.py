@@ -32,14 +32,17 @@ def measurements(files: dict[str, str]) -> dict[str, int]:
     """Count everything the table shows."""
     python = {name: text for name, text in files.items() if name.endswith(".py")}
     arrows = import_arrows({name: text for name, text in python.items() if name.startswith("src/")})
-    rooms = {(room(a), room(b)) for a, b in arrows if room(a) != room(b)}
+    inside = [(a, b) for a, b in arrows if a != "pinspect"]  # the package's own names are its door, not a room
+    rooms = {(room(a), room(b)) for a, b in inside if room(a) != room(b)}
     counts = {f"lines of {folder}": _lines(python, f"{folder}/") for folder in ("src", "stages", "flows", "tests")}
     return counts | {
         "Python files over 450 lines": sum(text.count("\n") > 450 for text in python.values()),
         "lines of dvc.yaml": files.get("dvc.yaml", "").count("\n"),
         "import arrows between modules": len(arrows),
         "import arrows between rooms": len(rooms),
-        "most rooms that one room imports": max(Counter(a for a, b in rooms if b != "core").values()),
+        "most rooms beside core that one room imports, cli left out": max(
+            Counter(a for a, b in rooms if b != "core" and a != "cli").values()
+        ),
         "`noqa` comments": sum(len(re.findall(r"# noqa", text)) for text in python.values()),
         "tell, tells, told, telling": sum(len(UNCLEAR_VERBS.findall(text)) for text in files.values()),
         "uses of variables named " + ", ".join(sorted(UNCLEAR_NAMES)): sum(map(unclear_names, python.values())),
@@ -64,9 +67,9 @@ def import_arrows(modules: dict[str, str]) -> set[tuple[str, str]]:
 
 
 def room(module: str) -> str:
-    """Return the room of a dotted module name: the first folder below the package, `core` for its own modules."""
+    """Return the room of a dotted module name: the first folder below the package, else `core`."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 2 else "core"
+    return parts[1] if len(parts) > 2 or module == "pinspect.cli" else "core"
 
 
 def unclear_names(text: str) -> int:
