@@ -1,494 +1,315 @@
-"""What NSOARTC gives and costs, measured on this machine.
+"""Measures what NSOARTC finds and costs.
 
-    python benchmarks/nsoartc.py            everything
-    python benchmarks/nsoartc.py faults     some parts; the figures of the others stay
+    python benchmarks/nsoartc.py                                   all parts
+    python benchmarks/nsoartc.py speed                             some parts; the others keep their figures
+    python benchmarks/nsoartc.py series --series lines/series      the series line from another folder
 
-Reads data/captures (and data/splits.csv, where the raw stage has written it) and writes benchmarks/results/nsoartc.json
-and nsoartc.md. The parts are accuracy, speed, throughput_ms, increment and faults. One core, about two minutes for all.
-Nothing is fitted on the test split: the unit space comes from the references alone.
+Parts: sample (data/captures), series, speed. Writes benchmarks/results/nsoartc.json and nsoartc.md. One core, about
+five minutes. Nothing is trained: unit spaces, means and scales come from the references alone.
 """
 
-import contextlib
-import hashlib
-import io
+import argparse
 import json
 import os
 import platform
-import shutil
-import struct
-import sys
-import tempfile
 import time
-import tracemalloc
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
+import torch
+from line_captures import Group, floats, read_line
+from scipy.spatial.distance import minkowski
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from pinspect.captures.labels import FIELD_BOX
-from pinspect.captures.raw import COLUMNS, build_raw
-from pinspect.core.images import read_image, to_gray
-from pinspect.core.layout import Layout
-from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
-from pinspect.examination.baseline import fit_baseline
-from pinspect.nsoartc.alignment import align, warp
-from pinspect.nsoartc.dst import Reading, build_dst
-from pinspect.nsoartc.dst_view import dst_view, paint_dst_view
-from pinspect.nsoartc.pin_scores import measure_pins
+from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
+from pinspect.nsoartc.light import light_field
+from pinspect.nsoartc.localizer import DIRECTIONS, Localization, localize
+from pinspect.nsoartc.parts import NsoartcSettings
+from pinspect.nsoartc.pin_scores import measure_pins, top_brightness
+from pinspect.nsoartc.pixels import LUMINANCE
+from pinspect.nsoartc.reduction import reduce_dst
 from pinspect.nsoartc.unit_space import UnitSpace, even_light
-from pinspect.nsoartc.window_beta import distance_image, nsoartc
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-WINDOW = 9
-MODES = ("bend", "retract", "missing")
-DEFAULT = "default: aligned, light evened, pins measured"
+SMALL, LARGE = NsoartcSettings(size=5), NsoartcSettings(size=9)
+FRAME = NsoartcSettings(size=9, variant="difference")
+WHITE_QUANTILE = 0.995  # of the references' distances, times two: white of the pictures that stage 2 reduces
 
 
 def main() -> None:
-    cv2.setNumThreads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="sample, series, speed; default: all")
+    parser.add_argument("--series", type=Path, default=ROOT / "lines/series", help="folder of the series line")
+    arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
-    results = RESULTS / "nsoartc.json"
-    asked = sys.argv[1:] or list(PARTS)
-    if unknown := set(asked) - set(PARTS):
-        sys.exit(f"{', '.join(sorted(unknown))}: no part of this benchmark; there are {', '.join(PARTS)}")
-    found = json.loads(results.read_text(encoding="utf-8")) if sys.argv[1:] else {"machine": machine()}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stderr(nowhere),  # the progress bars
-        threadpool_limits(1),
-    ):
-        captures, raw = sample_line(Path(folder), params)
-        found |= {part: PARTS[part](captures, raw, params, Path(folder)) for part in asked}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "nsoartc.md").write_text(as_markdown(found), encoding="utf-8")
-    print(as_markdown(found))
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, one used; Python {platform.python_version()}"
-
-
-def sample_line(folder: Path, params: Params) -> tuple[pd.DataFrame, Path]:
-    """The manifest and the raw folder of the captures in data/captures, split as the project has split them; the dst
-    folder lies beside it."""
-    data = folder / "sample"
-    data.mkdir()
-    if (ROOT / "data/splits.csv").exists():
-        shutil.copy(ROOT / "data/splits.csv", data)
-    virtual = params.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
-    asked = params.raw.model_copy(update={"virtual": virtual})
-    build_raw(ROOT / "data/captures", data / "raw", data / "splits.csv", params.contract(), asked)
-    build_dst(data / "raw", data / "dst", reading_of(params), workers=1)
-    return read_manifest(data / "raw/manifest.csv", COLUMNS), data / "raw"
-
-
-def reading_of(params: Params) -> Reading:
-    return Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
-
-
-def gray_of(raw: Path, file: str, params: Params) -> np.ndarray:
-    return to_gray(read_image(raw / file, params.raw.max_pixels))
+    parts = {
+        "sample": lambda: accuracy(ROOT / "data/captures", params),
+        "series": lambda: accuracy(arguments.series, params),
+        "speed": lambda: speed(params),
+    }
+    chosen = arguments.parts or list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
+    path = RESULTS / "nsoartc.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if arguments.parts and path.exists() else {}
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        for part in chosen:
+            results[part] = parts[part]()
+    results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one used; Python {platform.python_version()}"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "nsoartc.md").write_text(as_markdown(results), encoding="utf-8")
+    print(as_markdown(results))
 
 
 # Accuracy
 
 
-def accuracy(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> list[dict]:
-    """AUROC of the judgement and accuracy of the address, per shape, variant and set of captures."""
-    rows = []
-    layout = params.layout.layout()
-    baseline = fit_baseline(raw.parent / "dst", raw, params.contract())
-    for shape, of_shape in captures.groupby("shape"):
-        space = UnitSpace.load(raw.parent / f"dst/unit_space/camera-{shape}.npz")
-        inspected = of_shape[of_shape["role"] == "inspected"]
-        references = of_shape[of_shape["role"] == "reference"]
-        grays = {file: gray_of(raw, file, params) for file in of_shape["file"]}
-        aligned = {f: warp(g, align(g, space.mean, params.dst.maximum_shift), space.size) for f, g in grays.items()}
-        evened = {file: even_light(gray, space.templates) for file, gray in aligned.items()}
-        rotated = partial(window_distance, rotation=True)
-        pictures = {
-            "window beta, unaligned": (grays, rotated, _measured_box(references)),
-            "window beta, aligned": (aligned, rotated, space.cell_box),
-            "one gain an image, aligned": (aligned, partial(window_distance, rotation=False), space.cell_box),
-            "light evened, aligned": (evened, partial(window_distance, rotation=False), space.cell_box),
-        }
-        variants = {
-            name: cell_scores(seen, distance, references, inspected, box, layout)
-            for name, (seen, distance, box) in pictures.items()
-        }
-        variants["brightness of the DST view's discs"] = np.stack(
-            [discs(aligned[file], space) for file in inspected["file"]]
-        )
-        variants[DEFAULT] = baseline.scores.loc[inspected["file"], list(map(str, layout.addresses))].to_numpy()
-        for name, scores in variants.items():
-            for split in ("test", "all"):
-                chosen = np.ones(len(inspected), bool) if split == "all" else (inspected["split"] == split).to_numpy()
-                rows.append(
-                    {"shape": shape, "variant": name, "captures": split}
-                    | rates(scores[chosen], inspected[chosen], params)
-                )
-        test = inspected[inspected["split"] == "test"]
-        right = [_is_right(baseline.inspect(row.file).answer.values(), row) for row in test.itertuples()]
-        rows[-2]["whole_answer"] = round(float(np.mean(right)), 4)
+def accuracy(folder: Path, params: Params) -> list[dict]:
+    """AUROC and address of each variant, for each group and for all groups together."""
+    rows: list[dict] = []
+    scored: dict[str, list[pd.DataFrame]] = {}
+    for group in read_line(folder, params):
+        for variant, outcome in outcomes(group):
+            rows.append({"group": group.name, "variant": variant} | rates(outcome))
+            scored.setdefault(variant, []).append(outcome)
+    if len({row["group"] for row in rows}) > 1:
+        for variant, outcomes_of_groups in scored.items():
+            rows.append({"group": "all", "variant": variant} | rates(pd.concat(outcomes_of_groups)))
     return rows
 
 
-def window_distance(y: np.ndarray, x: np.ndarray, *, rotation: bool) -> np.ndarray:
-    """DST of every pixel's window: with the window's own beta, or with one gain for the whole image."""
-    distance = nsoartc(y, x, WINDOW)[2] if rotation else distance_image(y / (np.sum(x * y) / np.sum(x * x)), x, WINDOW)
-    return np.pad(distance, WINDOW // 2, mode="edge")
+def outcomes(group: Group) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each variant's name and its score, address and direction of every inspected capture."""
+    space, is_reference = group.space, group.is_reference
+    unaligned, aligned = floats(group.images), floats(group.aligned)
+    gained, evened = one_gain_each(aligned, is_reference), [even_color(image, space) for image in aligned]
+    for name, images, settings in (
+        ("stage 1, 5 x 5, not aligned", unaligned, SMALL),
+        ("stage 1, 5 x 5, aligned", aligned, SMALL),
+        ("stage 1, 5 x 5, aligned, one gain", gained, SMALL),
+        ("stage 1, 9 x 9, aligned, one gain", gained, LARGE),
+        ("stage 1, 9 x 9, aligned, light evened", evened, LARGE),
+        ("difference variant, 9 x 9, aligned, one gain", gained, FRAME),
+    ):
+        distances = distances_of(images, is_reference, settings)
+        scores = relative(np.array([cell_means(distance, space) for distance in distances]), is_reference)
+        yield name, outcome_of(scores, group)
+        if images is gained and settings is not FRAME:
+            found = [localize(distance, space.pin_centres, space.pitch, space.layout) for distance in distances]
+            yield f"localizer, {settings.size} x {settings.size}, one gain", localized(found, group)
+        if images is gained and settings is SMALL:
+            yield "stage 2 of 5 x 5, one gain", outcome_of(relative(reduced(distances, group), is_reference), group)
+    grays = [even_light((image @ LUMINANCE).astype(np.float32), space.templates) for image in aligned]
+    baseline = np.array([space.pin_distances(measure_pins(gray, space.templates)) for gray in grays])
+    yield "per-pin Mahalanobis baseline", outcome_of(baseline, group)
 
 
-def discs(aligned: np.ndarray, space: UnitSpace) -> np.ndarray:
-    """The mean brightness (0..255) of the DST view within a fifth of a pitch of each pin's place: (pins,)."""
-    view, reach = dst_view(aligned, space).mean(axis=2), round(space.pitch / 5)
-    places = space.pin_centres.round().astype(int)
-    return np.array([view[y - reach : y + reach + 1, x - reach : x + reach + 1].mean() for x, y in places])
+def distances_of(images: list[np.ndarray], is_reference: np.ndarray, settings: NsoartcSettings) -> list[np.ndarray]:
+    reference = mean_gray(images, is_reference)
+    return [nsoartc(image, reference, settings, same_size=True) for image in images]
 
 
-def cell_scores(
-    seen: dict[str, np.ndarray],
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    references: pd.DataFrame,
-    inspected: pd.DataFrame,
-    box: tuple[float, ...],
-    layout: Layout,
-) -> np.ndarray:
-    """The mean distance in each pin's cell, as a z-score against the references' own: (captures, pins)."""
-    mean = np.mean([seen[file] for file in references["file"]], axis=0, dtype=np.float32)
-    across = np.linspace(box[0], box[2], layout.columns + 1).round().astype(int).clip(0)
-    down = np.linspace(box[1], box[3], len(layout.rows) + 1).round().astype(int).clip(0)
-
-    def cells(file: str) -> np.ndarray:
-        picture = distance(seen[file], mean)
-        rows = [picture[top:bottom] for top, bottom in pairwise(down)]
-        return np.array([row[:, left:right].mean() for row in rows for left, right in pairwise(across)])
-
-    own = np.stack([cells(file) for file in references["file"]])
-    return (np.stack([cells(file) for file in inspected["file"]]) - own.mean(axis=0)) / own.std(axis=0)
+def mean_gray(images: list[np.ndarray], is_reference: np.ndarray) -> np.ndarray:
+    references = [image for image, chosen in zip(images, is_reference, strict=True) if chosen]
+    return (np.mean(references, axis=0) @ LUMINANCE).astype(np.float32)
 
 
-def rates(scores: np.ndarray, captures: pd.DataFrame, params: Params) -> dict:
-    """AUROC and address accuracy of the highest cell, of all and of each mode."""
-    defective = (captures["judgement"] == "defective").to_numpy()
-    addresses = np.array([str(address) for address in params.layout.layout().addresses])
-    right = addresses[scores.argmax(axis=1)] == captures["defect_position"].to_numpy()
-    highest = scores.max(axis=1)
-    found = {
-        "n": len(captures),
-        "auroc": _round(roc_auc_score(defective, highest)),
-        "address": _round(right[defective].mean()),
+def one_gain_each(images: list[np.ndarray], is_reference: np.ndarray) -> list[np.ndarray]:
+    reference = mean_gray(images, is_reference)
+    return [one_gain(image, reference) for image in images]
+
+
+def even_color(image: np.ndarray, space: UnitSpace) -> np.ndarray:
+    brightness = top_brightness((image @ LUMINANCE).astype(np.float32), space.templates)
+    return image / light_field(brightness, space.templates.centres, space.size)[..., None]
+
+
+def cell_means(picture: np.ndarray, space: UnitSpace) -> np.ndarray:
+    """The mean distance in the square of one pitch around each pin: (pins,)."""
+    half = space.pitch / 2
+    corners = [(max(0, round(y - half)), max(0, round(x - half))) for x, y in space.pin_centres.tolist()]
+    side = round(space.pitch)
+    return np.array([picture[top : top + side, left : left + side].mean() for top, left in corners])
+
+
+def relative(values: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
+    """Z-scores, (captures, pins), against the references, less each capture's own median.
+
+    Each pin has its own mean; the standard deviation is pooled over the pins, because references are few.
+    """
+    references = values[is_reference]
+    spread = np.sqrt(references.var(axis=0).mean()) + 1e-9
+    scores = (values - references.mean(axis=0)) / spread
+    return scores - np.median(scores, axis=1, keepdims=True)
+
+
+def reduced(distances: list[np.ndarray], group: Group) -> np.ndarray:
+    """The mean of the stage 2 picture's windows in each pin's cell: (captures, pins)."""
+    references = [distance for distance, chosen in zip(distances, group.is_reference, strict=True) if chosen]
+    white = 2 * float(np.quantile(np.stack(references), WHITE_QUANTILE))
+    reference = np.mean([dst_picture(distance, white) for distance in references], axis=(0, 3))
+    pictures = [reduce_dst(dst_picture(distance, white), reference).astype(np.float32) for distance in distances]
+    rows, columns = (
+        np.arange(side) * step + middle for side, step, middle in zip(pictures[0].shape, (6, 10), (2, 4), strict=True)
+    )
+    half = group.space.pitch / 2
+    cells = [
+        np.ix_(np.flatnonzero(np.abs(rows - y) <= half), np.flatnonzero(np.abs(columns - x) <= half))
+        for x, y in group.space.pin_centres.tolist()
+    ]
+    return np.array([[picture[cell].mean() for cell in cells] for picture in pictures])
+
+
+def outcome_of(scores: np.ndarray, group: Group) -> pd.DataFrame:
+    addresses = np.array([str(address) for address in group.space.layout.addresses])
+    table = group.table.assign(score=scores.max(axis=1), address=addresses[scores.argmax(axis=1)], direction="")
+    return table[~group.is_reference]
+
+
+def localized(found: list[Localization], group: Group) -> pd.DataFrame:
+    table = group.table.assign(
+        score=[each.score for each in found],
+        address=[str(each.address) for each in found],
+        direction=[each.direction for each in found],
+    )
+    return table[~group.is_reference]
+
+
+def rates(outcome: pd.DataFrame) -> dict:
+    """AUROC, address and direction; per mode: AUROC against all passed captures, address, count."""
+    defective = outcome["judgement"] == "defective"
+    right = outcome["address"] == outcome["defect_position"]
+    row: dict = {
+        "n": len(outcome),
+        "auroc": rounded(roc_auc_score(defective, outcome["score"])),
+        "address": rounded(right[defective].mean()),
     }
-    for mode in MODES:
-        of_mode = (captures["defect_mode"] == mode).to_numpy()
-        if of_mode.any():
-            some = of_mode | ~defective
-            found[mode] = [
-                _round(roc_auc_score(defective[some], highest[some])),
-                _round(right[of_mode].mean()),
-                int(of_mode.sum()),
-            ]
-    return found
+    bent = outcome["defect_mode"].isin(DIRECTIONS)
+    if bent.any() and (outcome["direction"] != "").any():
+        row["direction"] = rounded((outcome["direction"] == outcome["defect_mode"])[bent].mean())
+    row["modes"] = {}
+    for mode in sorted(set(outcome.loc[defective, "defect_mode"])):
+        is_mode = outcome["defect_mode"] == mode
+        some = is_mode | ~defective
+        auroc = roc_auc_score(defective[some], outcome.loc[some, "score"])
+        row["modes"][mode] = [rounded(auroc), rounded(right[is_mode].mean()), int(is_mode.sum())]
+    return row
 
 
-def _measured_box(references: pd.DataFrame) -> tuple[float, ...]:
-    """The cells' box in unaligned px: half a pitch round the outer pins."""
-    x0, y0, x1, y1 = references[list(FIELD_BOX)].astype(float).mean()
-    pitch = ((x1 - x0) - (y1 - y0)) / 6
-    middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
-    return middle_x - 4.5 * pitch, middle_y - 1.5 * pitch, middle_x + 4.5 * pitch, middle_y + 1.5 * pitch
-
-
-def _is_right(answer: dict, row) -> bool:
-    return all(answer[name] == getattr(row, name) for name in ("judgement", "defect_mode", "defect_position"))
+def rounded(value: float) -> float:
+    return round(float(value), 4)
 
 
 # Speed
 
 
-def speed(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
-    """Milliseconds an image at 640 x 260, and ratios within this run; medians of interleaved rounds.
-
-    A line compares many captures with one unit space: NSOARTC takes them as a batch, SSIM one after the other. The
-    clock is the process's own, so that other work on the machine counts less.
-    """
-    x, *ys = (gray_of(raw, file, params) for file in captures["file"][:21])
-    batch = np.stack(ys)
-    jobs = {
-        "ssim": lambda: [structural_similarity(x, y, win_size=WINDOW, data_range=1.0, full=True) for y in ys],
-        "stride_1": lambda: nsoartc(batch, x, WINDOW, 1),
-        "stride_4": lambda: nsoartc(batch, x, WINDOW, 4),
+def speed(params: Params) -> dict:
+    """Milliseconds a capture at 640 x 260, color, float32; medians of interleaved rounds of process time."""
+    group = next(iter(read_line(ROOT / "data/captures", params)))
+    captures = np.stack(floats(group.aligned[:12]))
+    reference = mean_gray(floats(group.aligned), group.is_reference)
+    three = np.repeat(reference[..., None], 3, axis=-1)
+    jobs: dict[str, Callable[[], object]] = {
+        "ssim": lambda: [
+            structural_similarity(three, each, channel_axis=2, data_range=1.0, full=True) for each in captures
+        ],
+        "nsoartc_batch": lambda: nsoartc(captures, reference, SMALL),
+        "nsoartc_one_by_one": lambda: [nsoartc(each, reference, SMALL) for each in captures],
+        "size_11": lambda: nsoartc(captures, reference, NsoartcSettings(size=11)),
+        "size_21": lambda: nsoartc(captures, reference, NsoartcSettings(size=21)),
+        "size_11_stride_5": lambda: nsoartc(captures, reference, NsoartcSettings(size=11, stride=5)),
     }
-    taken = {name: [] for name in jobs}
-    for _ in range(15):
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(9):
         for name, job in jobs.items():
-            taken[name].append(seconds(job, time.process_time) / len(ys))
+            taken[name].append(seconds(job) / len(captures))
     ms = {name: float(np.median(times)) * 1e3 for name, times in taken.items()}
-    ms["plain_numpy"] = seconds(lambda: by_definition(ys[0], x, WINDOW), time.process_time) * 1e3
-    tracemalloc.start()
-    nsoartc(ys[0], x, WINDOW, 1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    ms["conv2d_and_scipy"] = seconds(partial(series_way, captures[0], reference)) * 1e3
     return {name: round(value, 2) for name, value in ms.items()} | {
-        "ssim_over_stride_1": round(ms["ssim"] / ms["stride_1"], 2),
-        "ssim_over_stride_4": round(ms["ssim"] / ms["stride_4"], 2),
-        "plain_numpy_over_stride_1": round(ms["plain_numpy"] / ms["stride_1"]),
-        "memory_of_images": round(peak / x.nbytes, 1),
-        "memory_mb": round(peak / 1e6, 1),
+        "ssim_over_batch": round(ms["ssim"] / ms["nsoartc_batch"], 2),
+        "ssim_over_one_by_one": round(ms["ssim"] / ms["nsoartc_one_by_one"], 2),
+        "conv2d_and_scipy_over_batch": round(ms["conv2d_and_scipy"] / ms["nsoartc_batch"]),
+        "size_21_over_size_5": round(ms["size_21"] / ms["nsoartc_batch"], 2),
     }
 
 
-def by_definition(y: np.ndarray, x: np.ndarray, window: int) -> np.ndarray:
-    """beta, delta and DST window by window, in plain NumPy."""
-    rows, columns = x.shape[0] - window + 1, x.shape[1] - window + 1
-    found = np.empty((3, rows, columns))
-    for row in range(rows):
-        for column in range(columns):
-            a, b = (image[row : row + window, column : column + window].ravel() for image in (x, y))
-            squares = a @ a
-            beta = (a @ b) / squares if squares >= 1e-5 else 1.0
-            delta = b.sum() / a.sum() - beta if squares >= 1e-5 else 0.0
-            found[:, row, column] = beta, delta, np.abs(b - beta * a).mean()
-    return found
+def series_way(capture: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Stage 1 as the public series computes it: a convolution, then SciPy's distance pixel by pixel."""
+    parts = torch.from_numpy(np.stack([SMALL.matrix(name) for name in SMALL.parts]))[:, None]
+    images = [reference, *np.moveaxis(capture, -1, 0)]
+    gray, *channels = (
+        torch.nn.functional.conv2d(torch.from_numpy(np.ascontiguousarray(image))[None, None], parts)[0].numpy()
+        for image in images
+    )
+    distance = np.empty((*gray.shape[1:], 3))
+    for channel, responses in enumerate(channels):
+        for row, column in np.ndindex(*gray.shape[1:]):
+            distance[row, column, channel] = minkowski(gray[:, row, column], responses[:, row, column], p=4)
+    return distance
 
 
-def seconds(job: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
+def seconds(job: Callable[[], object]) -> float:
+    start = time.process_time()
     job()
-    return clock() - start
-
-
-def throughput(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
-    """Milliseconds from image file to DST file, one core, by step."""
-    space = UnitSpace.load(raw.parent / "dst/unit_space/camera-CYLN.npz")
-    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:40]
-    steps = dict.fromkeys(("decode", "align", "measure", "draw", "encode"), 0.0)
-    for file in files:
-        marks = [time.process_time()]
-        gray = gray_of(raw, file, params)
-        marks.append(time.process_time())
-        aligned = warp(gray, align(gray, space.mean, params.dst.maximum_shift), space.size)
-        marks.append(time.process_time())
-        evened = even_light(aligned, space.templates)
-        measures = measure_pins(evened, space.templates)
-        marks.append(time.process_time())
-        view = paint_dst_view(evened, measures, space.pin_distances(measures), space)
-        marks.append(time.process_time())
-        cv2.imwrite(str(folder / "view.png"), view[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
-        marks.append(time.process_time())
-        for name, taken in zip(steps, np.diff(marks), strict=True):
-            steps[name] += taken / len(files) * 1e3
-    total = sum(steps.values())
-    return {name: round(value, 2) for name, value in steps.items()} | {
-        "total": round(total, 2),
-        "captures_a_second": round(1e3 / total, 1),
-        "share_of_decoding_and_encoding": round((steps["decode"] + steps["encode"]) / total, 2),
-    }
-
-
-# Adding ten captures to a thousand
-
-
-def increment(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
-    """Seconds of the dst stage: clean on 1000 captures, with ten more added, and clean on all of them."""
-    root = folder / "growing"
-    reading = reading_of(params)
-    virtual = params.raw.virtual.model_copy(update={"train": 990, "test": 0})
-    asked = params.raw.model_copy(update={"virtual": virtual})
-    (root / "captures/images").mkdir(parents=True)
-    (root / "captures/labels.csv").write_text("file,shape,judgement,defect_mode,defect_position,role\n")
-    build_raw(root / "captures", root / "raw", root / "splits.csv", params.contract(), asked)
-    manifest = pd.read_csv(root / "raw/manifest.csv", dtype=str, keep_default_na=False)
-    first = pd.concat([manifest[manifest["role"] == "reference"], manifest[manifest["role"] != "reference"][:-10]])
-    first.to_csv(root / "raw/manifest.csv", index=False)
-    clean = seconds(lambda: build_dst(root / "raw", root / "dst", reading, workers=1))
-    manifest.to_csv(root / "raw/manifest.csv", index=False)
-    added = seconds(lambda: build_dst(root / "raw", root / "dst", reading, workers=1))
-    build_dst(root / "raw", root / "again", reading, workers=1)
-    return {
-        "captures": len(first),
-        "clean_s": round(clean, 2),
-        "ten_more_s": round(added, 2),
-        "share": round(added / clean, 4),
-        "identical_to_a_clean_run": _contents(root / "dst") == _contents(root / "again"),
-    }
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# Faults
-
-
-def faults(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> list[dict]:
-    """What the dst stage makes of spoiled and of unusual files: it must handle or refuse each, and finish the others.
-
-    All are made of one defective capture. `difference`: how far, on average, a handled file's DST view is from that of
-    the capture itself, in levels of 255.
-    """
-    of_shape = captures[captures["shape"] == "CYLN"]
-    references = of_shape[of_shape["role"] == "reference"]
-    good = of_shape[(of_shape["role"] != "reference") & (of_shape["judgement"] == "defective")].iloc[:1]
-    contents = spoiled((raw / good["file"].item()).read_bytes(), params.raw.max_pixels)
-    place = folder / "faults"
-    table = pd.concat([references, good, *(good.assign(capture=name) for name in contents)], ignore_index=True)
-    for number, row in table.iterrows():
-        is_spoiled = row["capture"] in contents
-        content = contents[row["capture"]] if is_spoiled else (raw / row["file"]).read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        table.loc[number, ["file", "sha256"]] = [f"images/{sha256[:2]}/{sha256[:20]}", sha256]
-        (place / f"raw/images/{sha256[:2]}").mkdir(parents=True, exist_ok=True)
-        (place / "raw" / table.loc[number, "file"]).write_bytes(content)
-    table.to_csv(place / "raw/manifest.csv", index=False)
-    build_dst(place / "raw", place / "dst", reading_of(params), workers=1)
-    made = pd.read_csv(place / "dst/manifest.csv", keep_default_na=False).set_index(table["capture"])
-    usual = cv2.imread(str(place / "dst" / made.loc[good["capture"].item(), "dst_file"])).astype(int)
-    rows = []
-    for name in contents:
-        error = made.loc[name, "error"].removeprefix(f"{place / 'raw' / made.loc[name, 'file']}: ")
-        row = {"file": name, "outcome": "refused" if error else "handled", "told": error}
-        if not error:
-            view = cv2.imread(str(place / "dst" / made.loc[name, "dst_file"])).astype(int)
-            row["difference"] = round(float(np.abs(view - usual).mean()), 2)
-        rows.append(row)
-    return rows
-
-
-def spoiled(jpeg: bytes, max_pixels: int) -> dict[str, bytes]:
-    """One photograph as ten kinds of file."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    gray = image.convert("L")
-    turned = Image.Exif()
-    turned[0x0112] = 3  # upside down
-    side = int(max_pixels**0.5) + 1
-    return {
-        "0 bytes": b"",
-        "cut in the middle": jpeg[: len(jpeg) // 2],
-        "bomb: more pixels than raw.max_pixels": _png_header(side, side),
-        "no image": b"no image\n" * 9,
-        "1 x 1 px": _saved(Image.new("RGB", (1, 1)), "png"),
-        "16 bit": _saved(Image.fromarray(np.asarray(gray).astype(np.uint16) * 257), "png"),
-        "palette": _saved(gray.convert("P"), "png"),
-        "alpha": _saved(image.convert("RGBA"), "png"),
-        "CMYK": _saved(image.convert("CMYK"), "tiff"),
-        "turned, with its EXIF orientation": _saved(image.rotate(180), "png", exif=turned),
-    }
-
-
-def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
-
-
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG file that says how large it is and holds next to nothing."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 99))]
-    packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-PARTS = {
-    "accuracy": accuracy,
-    "speed": speed,
-    "throughput_ms": throughput,
-    "increment": increment,
-    "faults": faults,
-}
-
-
-def _round(value: float) -> float:
-    return round(float(value), 4)
+    return time.process_time() - start
 
 
 # The page
 
 
-def as_markdown(found: dict) -> str:
+def as_markdown(results: dict) -> str:
     lines = [
         "# NSOARTC: figures",
         "",
-        f"Made by `make bench-nsoartc` on {found['machine']}. The same numbers for machines: `nsoartc.json`.",
+        f"Made by `python benchmarks/nsoartc.py` on {results['machine']}. `nsoartc.json` has the same figures.",
         "",
-        "## Judgement (AUROC) and address of the highest cell",
-        "",
-        "The unit space comes from the references alone; nothing is fitted on the captures that are scored. Modes:",
-        "AUROC / address (captures of the mode).",
-        "",
-        "| shape | captures | variant | AUROC | address | " + " | ".join(MODES) + " |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * len(MODES),
+        "Nothing is trained; unit spaces and scales come from the references. Score of stage 1 and stage 2: the",
+        "highest pin's mean distance as a z-score against the references, less the capture's median. Localizer: from",
+        "the DST picture alone. Modes: AUROC against all passed captures / address (captures).",
     ]
-    for row in found["accuracy"]:
-        modes = " | ".join(f"{row[m][0]:.3f} / {row[m][1]:.3f} ({row[m][2]})" if m in row else "" for m in MODES)
-        lines.append(
-            f"| {row['shape']} | {row['captures']} ({row['n']}) | {row['variant']} | {row['auroc']:.3f} | "
-            f"{row['address']:.3f} | {modes} |"
-        )
-    answers = {row["shape"]: row["whole_answer"] for row in found["accuracy"] if "whole_answer" in row}
-    told = ", ".join(f"{shape} {share:.1%}" for shape, share in answers.items())
-    speed, flow, growth = found["speed"], found["throughput_ms"], found["increment"]
-    return "\n".join(
-        [
-            *lines,
+    for part, title in (("sample", "The sample line"), ("series", "The series line, without field boxes")):
+        if part not in results:
+            continue
+        lines += ["", f"## {title}", "", "| group | variant | n | AUROC | address | direction | modes |"]
+        lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+        for row in results[part]:
+            modes = "; ".join(f"{name} {auc:.3f} / {adr:.3f} ({n})" for name, (auc, adr, n) in row["modes"].items())
+            direction = f"{row['direction']:.3f}" if "direction" in row else ""
+            lines.append(
+                f"| {row['group']} | {row['variant']} | {row['n']} | {row['auroc']:.3f} | {row['address']:.3f} | "
+                f"{direction} | {modes} |"
+            )
+    if ms := results.get("speed"):
+        lines += [
             "",
-            f"The baseline's whole answer (judgement, mode and address) is right for {told} of the test split;",
-            "its threshold and its mode classifier come from the train and validation splits.",
+            "## Speed at 640 x 260, three channels, one core, float32",
             "",
-            "## Speed at 640 x 260, one core",
-            "",
-            "| | ms an image |",
+            "| | ms a capture |",
             "| --- | --- |",
-            f"| NSOARTC, 9 x 9, stride 1 | {speed['stride_1']} |",
-            f"| NSOARTC, 9 x 9, stride 4 | {speed['stride_4']} |",
-            f"| scikit-image SSIM, 9 x 9, full | {speed['ssim']} |",
-            f"| plain NumPy, window by window | {speed['plain_numpy']} |",
+            f"| NSOARTC 5 x 5, stride 1, a batch of 12 | {ms['nsoartc_batch']} |",
+            f"| NSOARTC 5 x 5, stride 1, one by one | {ms['nsoartc_one_by_one']} |",
+            f"| NSOARTC 11 x 11, stride 1 | {ms['size_11']} |",
+            f"| NSOARTC 21 x 21, stride 1 | {ms['size_21']} |",
+            f"| NSOARTC 11 x 11, stride 5 (the series' settings) | {ms['size_11_stride_5']} |",
+            f"| scikit-image SSIM, full, three channels | {ms['ssim']} |",
+            f"| conv2d, then SciPy's minkowski pixel by pixel, 5 x 5, stride 1 | {ms['conv2d_and_scipy']} |",
             "",
-            f"SSIM takes {speed['ssim_over_stride_1']} times as long as stride 1 and",
-            f"{speed['ssim_over_stride_4']} times as long as stride 4; plain NumPy takes",
-            f"{speed['plain_numpy_over_stride_1']} times as long as stride 1. One image at stride 1",
-            f"holds {speed['memory_mb']} MB at its peak,",
-            f"{speed['memory_of_images']} images of float32, its three results included.",
-            "",
-            "## From image file to DST file, one core",
-            "",
-            "| " + " | ".join(flow) + " |",
-            "|" + " --- |" * len(flow),
-            "| " + " | ".join(str(value) for value in flow.values()) + " |",
-            "",
-            "## Ten captures more",
-            "",
-            f"A clean run of the dst stage on {growth['captures']} captures takes {growth['clean_s']} s,",
-            (
-                f"with ten more added {growth['ten_more_s']} s: {growth['share']:.1%}. The folder is "
-                f"{'byte for byte that' if growth['identical_to_a_clean_run'] else 'NOT that'} of a clean run."
-            ),
-            "",
-            "## Spoiled and unusual files",
-            "",
-            "One defective capture as ten kinds of file, through the dst stage together with good captures. The",
-            "difference is that of the DST view from the capture's own, in levels of 255, on average.",
-            "",
-            "| file | outcome | difference | told |",
-            "| --- | --- | --- | --- |",
-            *(f"| {f['file']} | {f['outcome']} | {f.get('difference', '')} | {f['told']} |" for f in found["faults"]),
-            "",
+            f"SSIM takes {ms['ssim_over_batch']} times as long as a batch, {ms['ssim_over_one_by_one']} times as long",
+            f"as one by one; the series' way takes {ms['conv2d_and_scipy_over_batch']} times as long as a batch. Parts",
+            f"of 21 x 21 take {ms['size_21_over_size_5']} times as long as parts of 5 x 5.",
         ]
-    )
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,81 +1,119 @@
-"""Draw the pictures of docs/nsoartc.md from the sample line: `python tools/nsoartc_pictures.py`.
+"""Draw the pictures of docs/nsoartc.md: `python tools/nsoartc_pictures.py [--series lines/series]`.
 
-Reads data/captures; writes docs/pictures/nsoartc/<mode>.jpg, one for each defect mode and one for a passed capture.
+Reads data/captures and the series line. Writes four pictures to docs/pictures/nsoartc.
 """
 
+import argparse
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pinspect.captures.labels import REFERENCE, Capture, images_folder, read_captures
-from pinspect.core.answers import PASSED
-from pinspect.core.images import read_image, to_gray
-from pinspect.core.params import Params, load_params
-from pinspect.nsoartc.alignment import align, warp
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from line_captures import Group, floats, read_line
+
+from pinspect.core.params import load_params
+from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
 from pinspect.nsoartc.dst_view import dst_view
-from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
-from pinspect.nsoartc.window_beta import nsoartc
+from pinspect.nsoartc.parts import PART_NAMES, FloatImage, NsoartcSettings, default_part
+from pinspect.nsoartc.pixels import LUMINANCE
+from pinspect.nsoartc.reduction import reduce_dst
 
 ROOT = Path(__file__).resolve().parents[1]
-CAPTURES, OUT = ROOT / "data/captures", ROOT / "docs/pictures/nsoartc"
-WIDTH, HEIGHT, CAPTION = 480, 195, 22
-EXAMPLE = 3  # which of a mode's captures is shown: any would do
+OUT = ROOT / "docs/pictures/nsoartc"
+WIDTH, CAPTION = 400, 20
+EXAMPLE = 3  # which capture of a mode is shown
+SETTINGS = NsoartcSettings(size=5)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=Path, default=ROOT / "lines/series", help="folder of the series line")
+    arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
-    captures = read_captures(CAPTURES, params.contract()).captures
     OUT.mkdir(parents=True, exist_ok=True)
-    spaces = {shape: unit_space(captures, shape, params) for shape in params.answers.shapes}
-    for mode in (PASSED, *params.answers.defect_modes):
-        columns = [column(example(captures, shape, mode), spaces[shape], params) for shape in spaces]
-        sheet = Image.fromarray(np.hstack(columns))
-        sheet.save(OUT / f"{mode}.jpg", quality=85)
-        print(OUT / f"{mode}.jpg")
+    parts().save(OUT / "parts.png", optimize=True)
+    sample = next(iter(read_line(ROOT / "data/captures", params)))
+    sheet(sample, ("passed", "bend", "retract", "missing"), with_view=True).save(OUT / "sample.jpg", quality=82)
+    series = next(iter(read_line(arguments.series, params)))
+    modes = ("passed", "X-plus", "X-minus", "Y-plus", "Y-minus", "pullout")
+    sheet(series, modes, with_view=False).save(OUT / "series.jpg", quality=82)
+    stage_2(series, ("passed", "X-plus", "pullout")).save(OUT / "stage2.png", optimize=True)
 
 
-def unit_space(captures: list[Capture], shape: str, params: Params) -> UnitSpace:
-    references = [capture for capture in captures if (capture.shape, capture.role) == (shape, REFERENCE)]
-    boxes = [tuple(map(float, capture.field_box)) for capture in references]
-    grays = [gray(capture, params) for capture in references]
-    names = [capture.file for capture in references]
-    return build_unit_space(grays, names, boxes, shape, params.layout.layout(), params.dst)
+def parts() -> Image.Image:
+    """Draw the seven default parts, 5 x 5, ones in black."""
+    cells = []
+    for name in PART_NAMES:
+        squares = np.kron(255 * (1 - default_part(name, 5)), np.ones((16, 16))).astype(np.uint8)
+        squares[::16] = squares[:, ::16] = 150
+        cells.append(captioned(np.pad(squares, ((0, 1), (0, 1)), constant_values=150), name, 82))
+    return Image.fromarray(np.hstack([np.pad(cell, ((4, 4), (6, 6), (0, 0)), constant_values=255) for cell in cells]))
 
 
-def example(captures: list[Capture], shape: str, mode: str) -> Capture:
-    return [c for c in captures if (c.shape, c.defect_mode) == (shape, mode) and c.role != REFERENCE][EXAMPLE]
+def distances_of(group: Group) -> tuple[list[FloatImage], float]:
+    """Return the distances of all captures, one gain each, and a white that few passed pins reach."""
+    images = floats(group.aligned)
+    for _ in range(2):
+        chosen = [image for image, is_reference in zip(images, group.is_reference, strict=True) if is_reference]
+        reference = (np.mean(chosen, axis=0) @ LUMINANCE).astype(np.float32)
+        images = [one_gain(image, reference) for image in images]
+    distances = [nsoartc(image, reference, SETTINGS, same_size=True) for image in images]
+    passed = [distance for distance, is_reference in zip(distances, group.is_reference, strict=True) if is_reference]
+    return distances, 2 * float(np.quantile(np.stack(passed), 0.995))
 
 
-def gray(capture: Capture, params: Params) -> np.ndarray:
-    return to_gray(read_image(images_folder(CAPTURES) / capture.file, params.raw.max_pixels))
+def example(group: Group, mode: str) -> int:
+    table = group.table
+    return int(table.index[(table["defect_mode"] == mode) & (table["role"] == "inspected")][EXAMPLE])
 
 
-def column(capture: Capture, space: UnitSpace, params: Params) -> np.ndarray:
-    """The panels of one capture, one below the other."""
-    seen = gray(capture, params)
-    aligned = warp(seen, align(seen, space.mean, params.dst.maximum_shift), space.size)
-    beta, delta, distance = nsoartc(aligned, space.mean, space.window)
-    panels = {
-        f"{space.shape}, {capture.defect_mode}, {capture.defect_position}: aligned capture": aligned,
-        "beta, 0 to 2": beta / 2,
-        "delta, -1 to 1": delta / 2 + 0.5,
-        "DST with window beta": distance / space.white,
-        "the DST view": dst_view(aligned, space),
-    }
-    return np.vstack([panel(picture, caption) for caption, picture in panels.items()])
+def sheet(group: Group, modes: tuple[str, ...], *, with_view: bool) -> Image.Image:
+    """Draw a column a mode: the aligned capture, its DST picture, and the DST view if asked for."""
+    distances, white = distances_of(group)
+    columns = []
+    for mode in modes:
+        index = example(group, mode)
+        capture = group.aligned[index]
+        pictures = {
+            f"{group.name}, {mode}, {group.table['defect_position'][index]}": capture,
+            "NSOARTC, stage 1": dst_picture(distances[index], white),
+        }
+        if with_view:
+            gray = (capture.astype(np.float32) @ LUMINANCE / 255).astype(np.float32)
+            pictures["the DST view of the first release"] = dst_view(gray, group.space)
+        columns.append(np.vstack([captioned(picture, caption, WIDTH) for caption, picture in pictures.items()]))
+    half = len(columns) // 2
+    return Image.fromarray(np.vstack([np.hstack(columns[:half]), np.hstack(columns[half:])]))
 
 
-def panel(picture: np.ndarray, caption: str) -> np.ndarray:
-    """uint8 (CAPTION + HEIGHT, WIDTH, 3); `picture` is uint8 colour, or float gray in 0..1."""
-    if picture.ndim == 2:
-        picture = np.repeat((np.clip(picture, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
-    small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    framed = Image.new("RGB", (WIDTH, CAPTION + HEIGHT), "white")
-    font = ImageFont.load_default(size=14)
+def stage_2(group: Group, modes: tuple[str, ...]) -> Image.Image:
+    """Draw the reduced picture of one capture a mode, five times enlarged."""
+    distances, white = distances_of(group)
+    passed = [distance for distance, is_reference in zip(distances, group.is_reference, strict=True) if is_reference]
+    reference = np.mean([dst_picture(distance, white) for distance in passed], axis=(0, 3))
+    cells = []
+    for mode in modes:
+        index = example(group, mode)
+        small = reduce_dst(dst_picture(distances[index], white), reference)
+        large = np.kron(small, np.ones((5, 5), np.uint8))
+        cells.append(captioned(large, f"{mode}, {group.table['defect_position'][index]}", large.shape[1]))
+    return Image.fromarray(np.hstack([np.pad(cell, ((0, 0), (3, 3), (0, 0)), constant_values=255) for cell in cells]))
+
+
+def captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
+    """Return uint8 (rows, width, 3): the picture, gray or RGB, in this width below its caption."""
+    color = np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
+    if color.shape[1] != width:
+        height = round(color.shape[0] * width / color.shape[1])
+        color = np.asarray(cv2.resize(color, (width, height), interpolation=cv2.INTER_AREA))
+    framed = Image.new("RGB", (width, CAPTION + color.shape[0]), "white")
+    font = ImageFont.load_default(size=13)
     ImageDraw.Draw(framed).text((4, CAPTION / 2), caption, fill="black", font=font, anchor="lm")
-    framed.paste(Image.fromarray(small), (0, CAPTION))
+    framed.paste(Image.fromarray(color), (0, CAPTION))
     return np.asarray(framed)
 
 
