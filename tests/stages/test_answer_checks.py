@@ -29,8 +29,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("line")
     params = chat_line.make_line(root, inspected=64, stacked=True)
     data = root / "data"
-    asked = params.chat.model_copy(update={"kinds": KINDS})
-    dataset = chat.build_chat(data / "raw", data / "dst", data / "composited", params.contract(), asked)
+    chat_params = params.chat.model_copy(update={"kinds": KINDS})
+    dataset = chat.build_chat(data / "raw", data / "dst", data / "composited", params.contract(), chat_params)
     chat.write_chat(dataset, data / "chat")
     return root
 
@@ -331,8 +331,8 @@ def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
     assert "line 2: expected '27 pins' after '- number of pins->', found '28 pins'" in named
     assert "data/captures/labels.csv" in advice
     assert {file: file.read_bytes() for file in (workspace / "data").rglob("*") if file.is_file()} == before
-    told = json.loads((workspace / "reports/answers/validation.json").read_text())
-    assert (told["success"], told["failing_rows"]) == (False, 1)
+    validation = json.loads((workspace / "reports/answers/validation.json").read_text())
+    assert (validation["success"], validation["failing_rows"]) == (False, 1)
     assert row["id"] in (workspace / "reports/answers/validation.json").read_text()
 
 

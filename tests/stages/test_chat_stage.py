@@ -41,11 +41,11 @@ def test_every_answer_says_what_the_label_says(line):
     rows = all_rows(build(line, kinds={"two_image": 3, "one_image": 3}))
     assert {row["answer_kind"] for row in rows} == {AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION}
     for row in rows:
-        found = contract.parse(row["answer"], AnswerKind(row["answer_kind"])).values()
+        values = contract.parse(row["answer"], AnswerKind(row["answer_kind"])).values()
         label = labels[row["file"]]
-        assert found["image_type"] == f"{label['shape']}_{row['view']}"
+        assert values["image_type"] == f"{label['shape']}_{row['view']}"
         for field in ("judgement", "defect_mode", "defect_position"):
-            assert found[field] == label[field]
+            assert values[field] == label[field]
         assert row["messages"][-1]["content"][0]["text"] == row["answer"]
 
 
@@ -92,10 +92,10 @@ def test_the_one_shot_share_of_the_training_rows_is_kept(line, share):
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluation_asks_about_every_capture_once_per_view_kind_and_shot_with_one_reference(line, split):
     rows = build(line, kinds={"two_image": 3, "one_image": 3}).rows[split]
-    asked = Counter((row["file"], row["view"], row["kind"], row["shot"]) for row in rows)
+    counts = Counter((row["file"], row["view"], row["kind"], row["shot"]) for row in rows)
     captures = [file for shape in ("CYLN", "SQUR") for file in chat_line.files(line, shape=shape, split=split)]
     prompted = [("two_image", "zero_shot"), ("two_image", "one_shot"), ("one_image", "zero_shot")]
-    assert asked == Counter((file, view, *prompt) for file in captures for view in VIEWS for prompt in prompted)
+    assert counts == Counter((file, view, *prompt) for file in captures for view in VIEWS for prompt in prompted)
     references = defaultdict(set)
     for row in rows:
         if row["kind"] == "two_image":
@@ -186,9 +186,9 @@ def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first
         assert len(row["images"]) == (2 if row["shot"] == "one_shot" else 1)
         if row["shot"] == "one_shot":
             worked = composited[row["images"][0]]["raw_file"]
-            told = contract.parse(row["messages"][1]["content"][0]["text"])
+            example = contract.parse(row["messages"][1]["content"][0]["text"])
             assert worked != row["file"]
-            assert told.values()["defect_position"] == labels[worked]["defect_position"]
+            assert example.values()["defect_position"] == labels[worked]["defect_position"]
     assert {row["shot"] for row in rows} == {"zero_shot", "one_shot"}
 
 

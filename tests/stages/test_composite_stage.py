@@ -28,12 +28,12 @@ STYLE = Style(LAYOUT, cell=32, grid=True, jpeg_quality=95)
 def prepare(root, captures):
     """The raw and the dst folder of the captures that are in `root`, after `captures` have come in."""
     drop(root / "captures", captures)
-    found = params()
-    no_virtual = found.raw.model_copy(
-        update={"virtual": found.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})}
+    settings = params()
+    no_virtual = settings.raw.model_copy(
+        update={"virtual": settings.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})}
     )
-    build_raw(root / "captures", root / "raw", root / "splits.csv", found.contract(), no_virtual, workers=1)
-    reading = Reading(LAYOUT, found.dst.model_copy(update={"minimum_references": 3}), 1_000_000)
+    build_raw(root / "captures", root / "raw", root / "splits.csv", settings.contract(), no_virtual, workers=1)
+    reading = Reading(LAYOUT, settings.dst.model_copy(update={"minimum_references": 3}), 1_000_000)
     build_dst(root / "raw", root / "dst", reading, workers=1)
 
 
@@ -141,10 +141,10 @@ def test_test_captures_are_stacked_with_the_best_aligned_reference_only(root, ra
     scores = aligned["alignment_score"].where(raw["role"] == "reference", "0").astype(float)
     stacks = build(root, stacks=3).query("kind == 'stacked' and view == 'RAW'")
     partners = stacks.groupby("raw_file")["reference_file"].agg(set)
-    for file, found in partners.items():
-        assert scores.idxmax() in found
-        assert len(found) == (3 if raw.loc[file, "split"] == "train" else 1)
-    assert {1, 3} == {len(found) for found in partners}
+    for file, references in partners.items():
+        assert scores.idxmax() in references
+        assert len(references) == (3 if raw.loc[file, "split"] == "train" else 1)
+    assert {1, 3} == {len(references) for references in partners}
 
 
 def test_without_the_grid_the_margins_are_black(root):
@@ -181,17 +181,17 @@ def test_manifests_that_do_not_go_together_are_named(root):
         build(root)
 
 
-@pytest.mark.parametrize(("content", "told"), [("", "not readable"), ("file,colour\n", "columns .* are missing")])
-def test_a_damaged_manifest_is_named(root, content, told):
+@pytest.mark.parametrize(("content", "message"), [("", "not readable"), ("file,colour\n", "columns .* are missing")])
+def test_a_damaged_manifest_is_named(root, content, message):
     (root / "raw/manifest.csv").write_text(content)
-    with pytest.raises(StageInputError, match=told):
+    with pytest.raises(StageInputError, match=message):
         build(root)
 
 
 def test_the_stage_stacks_when_the_chat_dataset_wants_it(root):
-    found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
-    (root.parent / "params.yaml").write_text(yaml.safe_dump(found))
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
+    (root.parent / "params.yaml").write_text(yaml.safe_dump(settings))
     result = stage_process("composite", root.parent)
     assert result.returncode == 0, result.stderr
     assert set(read_manifest(root / "composited/manifest.csv", COLUMNS)["kind"]) == {"single", "star", "stacked"}

@@ -35,10 +35,10 @@ class Station:
         self.results = ResultsTable.of_project(root, StationSettings())
         self.pictures = PictureStore(root, 90)
 
-    def inspect(self, id, capture, **said):
-        """Keep the result of a capture that the model called passed, or what `said` has."""
+    def inspect(self, id, capture, **labels):
+        """Keep the result of a capture that the model called passed, with `labels` in place of the defaults."""
         sha256 = self.pictures.put(capture.jpeg, ".jpg")
-        record = {"file": capture.name, "image_type": f"{capture.shape}_RAW", "model_version": "7"} | SAID | said
+        record = {"file": capture.name, "image_type": f"{capture.shape}_RAW", "model_version": "7"} | SAID | labels
         self.results.record(record, id=id, sha256=sha256, source="station", received=datetime.now(UTC))
         return sha256
 
@@ -76,7 +76,7 @@ def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station
     sha256 = station.inspect("one", new)
     before = datetime.now(UTC).replace(microsecond=0)
 
-    said = station.correct("one", **BEND)
+    correction = station.correct("one", **BEND)
 
     name = f"station_{sha256[:12]}_BEND.jpg"
     assert station.made() == [{"file": name, "shape": new.shape, "role": "inspected"} | BEND]
@@ -88,8 +88,8 @@ def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station
         **{"file": name, "by": "Sato", "inspection": "one", "model_version": "7"},
         **{"model_judgement": "passed", "model_defect_mode": "passed", "model_defect_position": "NA"},
     }
-    assert station.results.get("one").correction == said
-    assert (said.capture, said.by) == (name, "Sato")
+    assert station.results.get("one").correction == correction
+    assert (correction.capture, correction.by) == (name, "Sato")
 
 
 def test_the_next_run_of_the_raw_stage_takes_a_correction_and_it_waits_until_then(station, new):
@@ -111,10 +111,11 @@ def test_to_confirm_is_kept_in_the_results_and_adds_no_capture(station, new):
     station.inspect("one", new)
     before = contents(station.captures)
 
-    said = station.correct("one", **PASSED)
+    correction = station.correct("one", **PASSED)
 
-    assert station.results.get("one").correction == said
-    assert (said.judgement, said.defect_mode, said.defect_position, said.capture) == (*SAID.values(), None)
+    assert station.results.get("one").correction == correction
+    assert tuple(getattr(correction, field) for field in SAID) == tuple(SAID.values())
+    assert correction.capture is None
     assert contents(station.captures) == before
 
 
@@ -130,14 +131,14 @@ def test_a_person_may_change_their_mind(station, new, after):
     station.correct("one", **BEND)
     others = [row for row in read_labels(station.captures) if not row["file"].startswith("station_")]
 
-    said = station.correct("one", by="Suzuki", **after)
+    correction = station.correct("one", by="Suzuki", **after)
 
     (row,) = station.made()
-    found = tuple(row[column] for column in ("file", *SAID))
-    assert found == (said.capture, said.judgement, said.defect_mode, said.defect_position)
+    label = tuple(row[column] for column in ("file", *SAID))
+    assert label == (correction.capture, correction.judgement, correction.defect_mode, correction.defect_position)
     assert [row for row in read_labels(station.captures) if not row["file"].startswith("station_")] == others
-    assert [path.name for path in (station.captures / "images").glob("station_*")] == [said.capture]
-    assert (station.captures / "images" / said.capture).read_bytes() == new.jpeg
+    assert [path.name for path in (station.captures / "images").glob("station_*")] == [correction.capture]
+    assert (station.captures / "images" / correction.capture).read_bytes() == new.jpeg
     assert not [path for path in (station.captures / "images").iterdir() if path.is_symlink()]
     assert not station.problems()
     assert [note["by"] for note in station.notes()] == ["Sato", "Suzuki"]
@@ -174,15 +175,15 @@ def test_a_capture_from_elsewhere_with_the_same_label_stays_the_only_one(station
     there = next(capture for capture in line(seed=8, train=10, references=5)[:-3] if capture.judgement == "defective")
     station.inspect("one", there)
     before = contents(station.captures)
-    said = station.correct(
+    correction = station.correct(
         "one", judgement="defective", defect_mode=there.defect_mode, defect_position=there.defect_position
     )
-    assert said.capture is None
+    assert correction.capture is None
     assert contents(station.captures) == before
 
 
 @pytest.mark.parametrize(
-    ("verdict", "told"),
+    ("verdict", "message"),
     [
         (BEND | {"defect_position": None}, "'NA' does not go with judgement 'defective'"),
         (BEND | {"defect_position": "X:10, Y:U"}, "no pin at X:10, Y:U"),
@@ -196,10 +197,10 @@ def test_a_capture_from_elsewhere_with_the_same_label_stays_the_only_one(station
         (BEND | {"by": "\x1b[31m"}, "by: expected the name of a person"),
     ],
 )
-def test_what_is_no_verdict_is_refused_in_words_and_changes_nothing(station, new, verdict, told):
+def test_what_is_no_verdict_is_refused_in_words_and_changes_nothing(station, new, verdict, message):
     station.inspect("one", new)
     before = station.files()
-    with pytest.raises(CorrectionError, match=told) as refused:
+    with pytest.raises(CorrectionError, match=message) as refused:
         station.correct("one", **verdict)
     assert str(station.root) not in str(refused.value)
     assert station.files() == before

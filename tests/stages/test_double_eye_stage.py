@@ -25,9 +25,9 @@ LOW = "X:6, Y:C"
 
 
 def manifest(root) -> pd.DataFrame:
-    found = read_manifest(root / "data/dst/manifest.csv", (*COLUMNS, EYES_FILE))
+    table = read_manifest(root / "data/dst/manifest.csv", (*COLUMNS, EYES_FILE))
     names = read_manifest(root / "data/raw/manifest.csv", ("file", "capture"))
-    return found.merge(names, on="file").set_index("capture")
+    return table.merge(names, on="file").set_index("capture")
 
 
 def differences(root, capture: str) -> np.ndarray:
@@ -64,13 +64,13 @@ def test_each_eye_has_a_unit_space_of_its_own_references(finished):
 
 
 def test_both_views_of_a_connector_name_one_double_eye(finished):
-    found = manifest(finished)
-    for capture, row in found.iterrows():
-        eye, _, rest = capture.partition("_")
-        left = found.loc[f"left_{rest}"]
-        assert row[EYES_FILE] == left["dst_file"].replace(".png", "-EYES.png"), (eye, rest)
-    assert len(set(found[EYES_FILE])) == len(LINE) / 2
-    assert all((finished / "data/dst" / file).is_file() for file in found[EYES_FILE])
+    table = manifest(finished)
+    for capture, row in table.iterrows():
+        eye, _, connector = capture.partition("_")
+        left = table.loc[f"left_{connector}"]
+        assert row[EYES_FILE] == left["dst_file"].replace(".png", "-EYES.png"), (eye, connector)
+    assert len(set(table[EYES_FILE])) == len(LINE) / 2
+    assert all((finished / "data/dst" / file).is_file() for file in table[EYES_FILE])
 
 
 def test_a_retracted_pin_stands_out_for_the_eyes_and_no_pin_of_a_passed_connector_does(finished):
@@ -108,10 +108,10 @@ def test_a_view_whose_partner_is_missing_is_told_by_name_and_its_double_eye_goes
     write_rows(root / "data/raw", [row for name, row in rows.items() if name != "right_low_RETRACTNG.jpg"])
     (remark,) = build(root).remarks
     assert remark.startswith("left_low_RETRACTNG.jpg: no double-eye: there is no right_low_RETRACTNG.jpg;")
-    found = manifest(root)
-    assert found.loc["left_low_RETRACTNG.jpg", EYES_FILE] == ""
-    assert found.loc["left_low_RETRACTNG.jpg", "dst_file"] != ""
-    assert (found[EYES_FILE] != "").sum() == len(LINE) - 2
+    table = manifest(root)
+    assert table.loc["left_low_RETRACTNG.jpg", EYES_FILE] == ""
+    assert table.loc["left_low_RETRACTNG.jpg", "dst_file"] != ""
+    assert (table[EYES_FILE] != "").sum() == len(LINE) - 2
     assert not (root / "data/dst" / gone).exists()
 
 
@@ -157,19 +157,19 @@ def test_captures_of_a_single_camera_have_one_unit_space_whatever_its_name(tmp_p
 
 
 def test_what_follows_compares_each_view_with_references_of_its_eye(finished, tmp_path):
-    root, asked = tmp_path / "root", params()
+    root, settings = tmp_path / "root", params()
     shutil.copytree(finished, root)
     raw, dst, composited = (root / "data" / name for name in ("raw", "dst", "composited"))
-    drawn = asked.composite
+    drawn = settings.composite
     style = Style(LAYOUT, 32, drawn.grid, drawn.jpeg_quality)
     build_composited(raw, dst, composited, style, stacks_per_capture=1, workers=1)
     eyes = {row["file"].split(".")[0]: name.partition("_")[0] for name, row in read_rows(raw).items()}
-    dataset = build_chat(raw, dst, composited, asked.contract(), asked.chat)
+    dataset = build_chat(raw, dst, composited, settings.contract(), settings.chat)
     rows = [row for of_split in dataset.rows.values() for row in of_split]
     shown = [{eyes[image.split("-")[0]] for image in row["images"]} for row in rows]
     assert len(rows) > 0 and all(len(of_row) == 1 for of_row in shown)
     assert {eye for of_row in shown for eye in of_row} == {"left", "right"}
-    baseline = fit_baseline(dst, raw, asked.contract())
+    baseline = fit_baseline(dst, raw, settings.contract())
     answers = {name: baseline.inspect(row["file"]).answer for name, row in read_rows(raw).items() if "low" in name}
     assert {str(answer.defect_position) for answer in answers.values()} == {LOW}
     pack_line(root, ["CYLN"], tmp_path / "packed")

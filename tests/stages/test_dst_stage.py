@@ -21,9 +21,9 @@ LINE = line(seed=4, train=12, references=6)
 
 
 def manifest(root) -> pd.DataFrame:
-    found = read_manifest(root / "data/dst/manifest.csv", COLUMNS)
+    table = read_manifest(root / "data/dst/manifest.csv", COLUMNS)
     names = read_manifest(root / "data/raw/manifest.csv", ("file", "capture"))
-    return found.merge(names, on="file").set_index("capture")
+    return table.merge(names, on="file").set_index("capture")
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def root(finished, tmp_path):
 
 
 def test_every_capture_has_a_view_of_the_unit_spaces_size(finished):
-    found = manifest(finished)
-    assert sorted(found.index) == sorted(capture.name for capture in LINE)
-    assert (found["error"] == "").all()
-    for capture, row in found.iterrows():
+    table = manifest(finished)
+    assert sorted(table.index) == sorted(capture.name for capture in LINE)
+    assert (table["error"] == "").all()
+    for capture, row in table.iterrows():
         with Image.open(finished / "data/dst" / row["dst_file"]) as view:
             assert (view.mode, view.size) == ("RGB", (640, 260)), capture
         assert row["dst_file"] == row["file"].replace(".jpg", ".png")
@@ -159,11 +159,11 @@ def test_what_cannot_be_used_is_set_aside_by_name_and_stops_no_other(root):
         drop_raw(root, [capture], **{name: {"content": content, "suffix": suffix}})
     report = build(root)
     assert sorted(report.set_aside) == sorted(faults)
-    found = manifest(root)
+    table = manifest(root)
     for name, (_, _, reason) in faults.items():
-        assert reason in found.loc[name, "error"] and reason in report.set_aside[name]
-        assert found.loc[name, "dst_file"] == found.loc[name, "m00"] == ""
-    assert (found.loc[[capture.name for capture in LINE], "error"] == "").all()
+        assert reason in table.loc[name, "error"] and reason in report.set_aside[name]
+        assert table.loc[name, "dst_file"] == table.loc[name, "m00"] == ""
+    assert (table.loc[[capture.name for capture in LINE], "error"] == "").all()
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_an_unusual_image_gives_the_view_that_the_usual_one_gives(root, mode, su
     twin = good.__class__(**{**good.__dict__, "name": "twin"})
     drop_raw(root, [twin], twin={"content": converted(good, mode, suffix), "suffix": suffix})
     assert build(root).set_aside == {}
-    found = manifest(root)
+    table = manifest(root)
     usual, unusual = (
-        np.asarray(Image.open(root / "data/dst" / found.loc[name, "dst_file"])).astype(int)
+        np.asarray(Image.open(root / "data/dst" / table.loc[name, "dst_file"])).astype(int)
         for name in (good.name, "twin")
     )
     assert np.abs(usual - unusual).mean() < 3
@@ -234,8 +234,8 @@ def test_the_stage_runs_after_the_raw_stage(tmp_path):
     for stage in ("raw", "dst"):
         done = stage_process(stage, tmp_path)
         assert done.returncode == 0, done.stderr
-    found = read_manifest(tmp_path / "data/dst/manifest.csv", COLUMNS)
-    assert len(found) == len(LINE) + 13 and (found["error"] == "").all()
+    table = read_manifest(tmp_path / "data/dst/manifest.csv", COLUMNS)
+    assert len(table) == len(LINE) + 13 and (table["error"] == "").all()
     assert sorted(path.name for path in (tmp_path / "data/dst/unit_space").iterdir()) == [
         "camera-CYLN.npz", "camera-SQUR.npz", "virtual-CYLN.npz", "virtual-SQUR.npz",
     ]  # fmt: skip

@@ -80,10 +80,10 @@ def test_an_examination_is_read_as_it_was_written(tmp_path):
     assert read.controls == examination.controls
     assert read.controls[0].held is True and read.controls[1].held is None
     assert read.answer_checks == examination.answer_checks
-    (found,), (expected,) = read.evidence.maps.values(), examination.evidence.maps.values()
-    assert (found.weights == expected.weights).all()
+    (evidence_map,), (expected,) = read.evidence.maps.values(), examination.evidence.maps.values()
+    assert (evidence_map.weights == expected.weights).all()
     names = ("named", "brightest", "defect", "hit", "agreement", "looked")
-    assert [getattr(found, name) for name in names] == [getattr(expected, name) for name in names]
+    assert [getattr(evidence_map, name) for name in names] == [getattr(expected, name) for name in names]
     assert read.evidence.table["agreement"].isna().tolist() == [False, True]
     write_examination(read, tmp_path / "second")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")

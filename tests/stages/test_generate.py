@@ -198,7 +198,7 @@ def test_a_star_answer_has_a_place_and_no_judgement(answers):
 
 
 def test_a_model_that_cannot_take_runs_is_read_token_by_token(untrained, rows, line, contract):
-    """For some models, such as those with bidirectional prompts, a run gives other logits than its tokens one by one."""
+    """For some models (bidirectional prompts), a run gives other logits than its tokens one by one."""
 
     def otherwise(_module, _arguments, inputs, made):
         tokens = inputs["input_ids"].shape[1]

@@ -47,7 +47,7 @@ def as_jpeg(image: np.ndarray) -> bytes:
 def root(tmp_path_factory):
     """20 captures to train on, of which one is flat, and 4 test captures in half the light; with their dst folder."""
     root = tmp_path_factory.mktemp("line")
-    changes = {one.name: {"split": "test", "content": half_lit(one.jpeg)} for one in LINE[-UNSEEN:]}
+    changes = {capture.name: {"split": "test", "content": half_lit(capture.jpeg)} for capture in LINE[-UNSEEN:]}
     changes[LINE[-UNSEEN - 1].name] = {"content": as_jpeg(np.full((260, 640, 3), 90, np.uint8))}
     drop_raw(root, LINE, **changes)
     build(root)
@@ -55,8 +55,8 @@ def root(tmp_path_factory):
 
 
 def profile_of(root, predictions=None, params=PARAMS) -> LineProfile:
-    found = answered(VALIDATION, chance=lambda row: 0.5) if predictions is None else predictions
-    return make_profile(root / "data/raw", root / "data/dst", found, params)
+    table = answered(VALIDATION, chance=lambda row: 0.5) if predictions is None else predictions
+    return make_profile(root / "data/raw", root / "data/dst", table, params)
 
 
 def test_light_and_background_are_measured_as_production_measures_them_on_what_was_trained_on(root):
@@ -68,9 +68,9 @@ def test_light_and_background_are_measured_as_production_measures_them_on_what_w
         gray = to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels))
         _, aligned = align_to_best(gray, unit_spaces, PARAMS.dst.maximum_shift)
         seen.append(line_facts(gray, aligned.alignment, aligned.unit_space))
-    found = profile_of(root)
+    profile = profile_of(root)
     for name in LINE_FACTS:
-        sample = getattr(found, name)
+        sample = getattr(profile, name)
         assert (sample.captures, sample.source) == (len(seen), "camera")
         assert sample.values == pytest.approx(sorted(facts[name] for facts in seen), abs=2e-4)
 
@@ -91,10 +91,10 @@ def test_only_a_part_is_read_where_captures_are_many_and_always_the_same_part(ro
 
 
 def test_what_the_camera_has_nothing_of_is_the_virtual_lines(tmp_path):
-    drop_raw(tmp_path, LINE, **{one.name: {"source": "virtual"} for one in LINE})
+    drop_raw(tmp_path, LINE, **{capture.name: {"source": "virtual"} for capture in LINE})
     build(tmp_path)
-    found = profile_of(tmp_path)
-    assert (found.brightness.source, found.dst_background.source, found.p_passed.source) == (
+    profile = profile_of(tmp_path)
+    assert (profile.brightness.source, profile.dst_background.source, profile.p_passed.source) == (
         "virtual",
         "virtual",
         "camera",
@@ -104,19 +104,19 @@ def test_what_the_camera_has_nothing_of_is_the_virtual_lines(tmp_path):
 
 
 def test_p_defective_is_that_of_productions_question_by_what_was_judged(root):
-    asked = {row["id"]: number / 100 for number, row in enumerate(VALIDATION)}
-    found = profile_of(root, answered(VALIDATION, chance=lambda row: asked[row["id"]]))
+    chances = {row["id"]: number / 100 for number, row in enumerate(VALIDATION)}
+    profile = profile_of(root, answered(VALIDATION, chance=lambda row: chances[row["id"]]))
     # Of the first eight rows, production's, every other one is passed.
-    assert found.p_passed.values == (0.01, 0.03, 0.05, 0.07)
-    assert found.p_defective.values == (0.0, 0.02, 0.04, 0.06)
-    assert found.defective_share == 0.5
-    missed = profile_of(root, answered(VALIDATION, escaped, chance=lambda row: asked[row["id"]]))
+    assert profile.p_passed.values == (0.01, 0.03, 0.05, 0.07)
+    assert profile.p_defective.values == (0.0, 0.02, 0.04, 0.06)
+    assert profile.defective_share == 0.5
+    missed = profile_of(root, answered(VALIDATION, escaped, chance=lambda row: chances[row["id"]]))
     assert (missed.p_passed.captures, missed.p_defective.captures, missed.defective_share) == (8, 0, 0.5)
 
 
 def test_without_validation_captures_nothing_is_known_of_p_defective(root):
-    found = profile_of(root, answered([], right, chance=lambda row: 0.5))
-    assert (found.p_passed.values, found.p_passed.source, found.defective_share) == ((), "nothing", None)
+    profile = profile_of(root, answered([], right, chance=lambda row: 0.5))
+    assert (profile.p_passed.values, profile.p_passed.source, profile.defective_share) == ((), "nothing", None)
 
 
 def test_of_many_values_quantiles_are_kept(root):

@@ -66,7 +66,7 @@ class Project:
         """`dvc repro`; returns the stages that ran."""
         result = self.run("dvc", "repro")
         assert result.returncode == 0, result.stdout + result.stderr
-        return [found.split("'")[1] for found in result.stdout.splitlines() if found.startswith("Running stage")]
+        return [text.split("'")[1] for text in result.stdout.splitlines() if text.startswith("Running stage")]
 
     def data(self) -> dict[str, bytes]:
         """Every file that the stages have made."""

@@ -20,9 +20,9 @@ from tests.support.sample import ROOT, contents, drop, line, read_labels, row, s
 
 def write_params(folder, **virtual) -> Params:
     """The shipped parameters, with a virtual line of the given size (none, if not told)."""
-    found = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
-    (folder / "params.yaml").write_text(yaml.safe_dump(found))
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     return load_params(folder / "params.yaml")
 
 
@@ -50,10 +50,10 @@ def root(tmp_path):
 
 def test_every_capture_is_copied_with_its_label_and_provenance(root):
     build(root)
-    found = manifest(root)
-    assert sorted(found["capture"]) == sorted(capture.name for capture in line()[:10])
+    table = manifest(root)
+    assert sorted(table["capture"]) == sorted(capture.name for capture in line()[:10])
     for capture in line()[:10]:
-        (copied,) = found[found["capture"] == capture.name].to_dict("records")
+        (copied,) = table[table["capture"] == capture.name].to_dict("records")
         assert (root / "data/raw" / copied["file"]).read_bytes() == capture.jpeg
         assert copied["sha256"] == hashlib.sha256(capture.jpeg).hexdigest()
         assert copied["file"] == f"images/{copied['sha256'][:2]}/{copied['sha256'][:20]}.jpg"
@@ -65,8 +65,8 @@ def test_every_capture_is_copied_with_its_label_and_provenance(root):
 
 def test_references_are_for_training(root):
     build(root)
-    found = manifest(root)
-    assert set(found.loc[found["role"] == "reference", "split"]) == {"train"}
+    table = manifest(root)
+    assert set(table.loc[table["role"] == "reference", "split"]) == {"train"}
 
 
 def test_the_boxes_of_the_labels_are_kept(root):
@@ -119,10 +119,10 @@ def test_no_capture_at_all_is_told(tmp_path):
 
 
 def test_a_mode_that_the_virtual_line_cannot_draw_is_told(root):
-    found = yaml.safe_load((root / "params.yaml").read_text())
-    found["answers"]["defect_modes"].append("rusty")
-    found["raw"]["virtual"]["train"] = 2
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+    settings = yaml.safe_load((root / "params.yaml").read_text())
+    settings["answers"]["defect_modes"].append("rusty")
+    settings["raw"]["virtual"]["train"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ParamsError, match=r"cannot draw rusty; set raw.virtual.train, .validation and .test to 0"):
         build(root)
 
@@ -227,10 +227,10 @@ def test_every_bad_capture_is_named_in_one_line_and_everything_else_stays(root):
     before = contents(root)
     result = run_stage(root)
     assert result.returncode == 2
-    told = [problem for problem in result.stderr.splitlines() if "━" not in problem]
-    assert len(told) == 5
+    problems = [problem for problem in result.stderr.splitlines() if "━" not in problem]
+    assert len(problems) == 5
     for name in (rows[0]["file"], rows[1]["file"], rows[2]["file"], rows[3]["file"], "twin.jpg"):
-        assert len([problem for problem in told if name in problem]) == 1
+        assert len([problem for problem in problems if name in problem]) == 1
     assert "Traceback" not in result.stderr
     after = {name: content for name, content in contents(root).items() if not name.startswith("data/raw.partial/")}
     assert after == before

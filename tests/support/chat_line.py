@@ -27,10 +27,10 @@ def make_line(root: Path, *, inspected: int = 16, references: int = 5, stacked: 
     `references` references and `inspected` inspected captures. The same numbers give the same files, and more captures
     leave those of fewer as they are."""
     root.mkdir(parents=True, exist_ok=True)
-    found = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    settings = yaml.safe_load((PROJECT / "params.yaml").read_text())
     if not stacked:
-        found["chat"]["kinds"] = {"two_image": 3}
-    (root / "params.yaml").write_text(yaml.safe_dump(found))
+        settings["chat"]["kinds"] = {"two_image": 3}
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
     params = load_params(root / "params.yaml")
     raw = [
         row

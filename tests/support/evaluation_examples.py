@@ -82,9 +82,9 @@ def overkilled(row: dict[str, object]) -> str:
 
 def moved(row: dict[str, object]) -> str:
     """The right mode at the address after the right one."""
-    found = CONTRACT.parse(str(row["answer"]), answer_kind_of(str(row["kind"])))
-    after = ADDRESSES[(CONTRACT.layout.index(found.defect_position) + 1) % len(ADDRESSES)]
-    return _render(row, CONTRACT.defective(found.shape, found.view, found.defect_mode, after))
+    answer = CONTRACT.parse(str(row["answer"]), answer_kind_of(str(row["kind"])))
+    after = ADDRESSES[(CONTRACT.layout.index(answer.defect_position) + 1) % len(ADDRESSES)]
+    return _render(row, CONTRACT.defective(answer.shape, answer.view, answer.defect_mode, after))
 
 
 def unreadable(row: dict[str, object]) -> str:

@@ -45,9 +45,9 @@ def set_values(root: Path, section: str, **values: object) -> None:
 @lru_cache
 def line(seed: int = 1, train: int = 12, references: int = 2, shapes: tuple[str, ...] = ("CYLN", "SQUR")):
     """Captures of a small virtual line: the references of each shape, then inspected ones."""
-    asked = VirtualParams(train=train, test=0, references=references, defective_share=0.5, seed=seed)
+    virtual = VirtualParams(train=train, test=0, references=references, defective_share=0.5, seed=seed)
     contract = params().contract()
-    return tuple(render_line(contract.layout, shapes, contract.defect_modes, asked))
+    return tuple(render_line(contract.layout, shapes, contract.defect_modes, virtual))
 
 
 def row(capture: VirtualCapture) -> dict[str, str]:

@@ -77,12 +77,12 @@ def station(project: Path, *options: str, **environment: str) -> Iterator[Statio
     """`pinspect station` with `options` on a free port, once its model answers; it ends with the context."""
     port = free_port()
     log = project.parent / f"station-{port}.log"
-    with log.open("w") as told:
+    with log.open("w") as output:
         process = subprocess.Popen(
             [PINSPECT, "station", "--port", str(port), *options],
             cwd=project,
             env=os.environ | quiet.SETTINGS | {"OMP_NUM_THREADS": "1"} | environment,
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )

@@ -55,7 +55,7 @@ def touch(folder, *names: str) -> None:
         (folder / name).write_bytes(b"")
 
 
-def found(folder, *patterns: str) -> list[str]:
+def listed(folder, *patterns: str) -> list[str]:
     return [str(path.relative_to(folder)) for path in find_images([f"{folder}/{pattern}" for pattern in patterns])]
 
 
@@ -72,22 +72,22 @@ def test_folders_mean_all_images_below_them_in_alphabetical_order(tmp_path):
         "labels.csv",
     )
     touch(tmp_path, "a/1.jpg.annotated.jpg")
-    assert found(tmp_path, "") == ["a/10.tiff", "a/2.PNG", "a/deep/er/1.webp", "b.jpg"]
+    assert listed(tmp_path, "") == ["a/10.tiff", "a/2.PNG", "a/deep/er/1.webp", "b.jpg"]
 
 
 def test_a_quoted_glob_means_the_images_that_it_matches(tmp_path):
     touch(tmp_path, "day1/1.jpg", "day1/1.txt", "day2/2.jpg", "day2/deep/3.jpg", "other/4.jpg", "[1].jpg", "1.jpg")
-    assert found(tmp_path, "day*/*.jpg") == ["day1/1.jpg", "day2/2.jpg"]
-    assert found(tmp_path, "day*") == ["day1/1.jpg", "day2/2.jpg", "day2/deep/3.jpg"]
-    assert found(tmp_path, "day2/**") == ["day2/2.jpg", "day2/deep/3.jpg"]
-    assert found(tmp_path, "[1].jpg") == ["[1].jpg"]  # a file of this name is no pattern
+    assert listed(tmp_path, "day*/*.jpg") == ["day1/1.jpg", "day2/2.jpg"]
+    assert listed(tmp_path, "day*") == ["day1/1.jpg", "day2/2.jpg", "day2/deep/3.jpg"]
+    assert listed(tmp_path, "day2/**") == ["day2/2.jpg", "day2/deep/3.jpg"]
+    assert listed(tmp_path, "[1].jpg") == ["[1].jpg"]  # a file of this name is no pattern
 
 
 def test_what_is_named_comes_in_the_order_in_which_it_is_named_there_or_not(tmp_path):
     touch(tmp_path, "folder/1.jpg", "capture.dat")
     (tmp_path / "empty").mkdir()
-    asked = ["gone.jpg", "folder", "capture.dat", "empty", "*.png"]
-    assert found(tmp_path, *asked) == ["gone.jpg", "folder/1.jpg", "capture.dat", "empty", "*.png"]
+    patterns = ["gone.jpg", "folder", "capture.dat", "empty", "*.png"]
+    assert listed(tmp_path, *patterns) == ["gone.jpg", "folder/1.jpg", "capture.dat", "empty", "*.png"]
 
 
 def test_nothing_to_inspect_at_all_is_told_before_a_model_is_loaded(tmp_path, pinspect):
@@ -104,14 +104,14 @@ def test_what_cannot_be_read_is_told_as_it_is(tmp_path):
     (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20 * MAX_PIXELS)
-    told = {
+    reasons = {
         "pipe.jpg": "a device or a pipe, not a file",
         "link.jpg": "not found",
         "huge.jpg": "20000000 bytes are more than raw.max_pixels allows",
         "": "a folder without an image",
         "a" * 300 + ".jpg": "cannot be read: File name too long",
     }
-    for name, reason in told.items():
+    for name, reason in reasons.items():
         with pytest.raises(ImageError, match=reason):
             read_photograph(tmp_path / name, MAX_PIXELS)
         assert list(find_images([str(tmp_path / name)])) == [tmp_path / name] if name else True
@@ -181,7 +181,9 @@ def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path
     inside = registered / "data/captures/images" / images[0].name
     before, kept = contents(tmp_path), inside.read_bytes()
     out = tmp_path / "out/annotated"
-    code, told, _ = pinspect("inspect", "--json", "--annotate", out, tmp_path / "monday", tmp_path / "tuesday", inside)
+    code, output, _ = pinspect(
+        "inspect", "--json", "--annotate", out, tmp_path / "monday", tmp_path / "tuesday", inside
+    )
     written = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
     assert code == 2
     assert len(written) == 5
@@ -189,7 +191,7 @@ def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path
     assert {str(path)[:6] for path in written} == {"data/c", "monday", "tuesda"}
     assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
     assert inside.read_bytes() == kept
-    records = {record["file"]: record for record in map(json.loads, told.splitlines())}
+    records = {record["file"]: record for record in map(json.loads, output.splitlines())}
     record = records[str(tmp_path / "monday/1.png")]
     place = next(path for name, path in written.items() if str(name).startswith("monday") and name.suffix == ".png")
     picture, original = (np.asarray(Image.open(path).convert("RGB")) for path in (place, tmp_path / "monday/1.png"))
@@ -203,8 +205,8 @@ def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path
     assert abs(middle[1] - (column - 0.5) / 9) < 0.08
     assert (tuple(picture[-1, -1])) == RED
 
-    code, told, _ = pinspect("inspect", "--json", "--annotate", out, tmp_path)
-    again = [json.loads(line)["file"] for line in told.splitlines()]
+    code, output, _ = pinspect("inspect", "--json", "--annotate", out, tmp_path)
+    again = [json.loads(line)["file"] for line in output.splitlines()]
     assert len(again) == 5
     assert not [name for name in again if ".annotated." in name]
 
@@ -229,8 +231,8 @@ def test_a_folder_that_takes_no_pictures_is_told_in_one_line(tmp_path, images, p
 
 def test_progress_is_shown_to_a_terminal_and_never_in_the_json(registered, images):
     ours, theirs = pty.openpty()
-    asked = [PINSPECT, "inspect", "--json", images[0], images[1]]
-    with subprocess.Popen(asked, cwd=registered, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+    command = [PINSPECT, "inspect", "--json", images[0], images[1]]
+    with subprocess.Popen(command, cwd=registered, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
         os.close(theirs)
         shown = b""
         while part := _read(ours):

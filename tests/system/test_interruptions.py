@@ -153,7 +153,7 @@ def test_nothing_is_registered_half(rounds):
 
 def test_the_run_after_a_killed_one_reports_it_to_the_server(rounds):
     with get_client(sync_client=True) as client:
-        for flow_run in (one for played, _ in rounds for one in played.died):
+        for flow_run in (dead_run for played, _ in rounds for dead_run in played.died):
             assert client.read_flow_run(flow_run).state.name == "Crashed"
 
 

@@ -123,9 +123,9 @@ def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(r
 
 
 def test_health_tells_the_version_and_what_it_learnt_from(registered, process):
-    told = health(process)
-    assert (told.version, told.alias, told.last_error, told.queue) == ("1", "challenger", None, 0)
-    assert told.profile == json.loads((registered / "models/line_profile.json").read_text())
+    status = health(process)
+    assert (status.version, status.alias, status.last_error, status.queue) == ("1", "challenger", None, 0)
+    assert status.profile == json.loads((registered / "models/line_profile.json").read_text())
 
 
 def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(registered, process):
@@ -161,10 +161,10 @@ def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(reg
     photographs = captures(registered)[:1] * 4 * LIMIT
     os.kill(process.pid, signal.SIGSTOP)  # all questions are there before the first is taken up
     try:
-        asked = [process._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
+        futures = [process._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
     finally:
         os.kill(process.pid, signal.SIGCONT)
-    errors = [future.exception(PATIENCE) for future in asked]
+    errors = [future.exception(PATIENCE) for future in futures]
     refused = [error for error in errors if error]
     assert refused and {type(error) for error in refused} == {QueueFullError}
     assert errors.count(None) >= LIMIT
@@ -174,8 +174,8 @@ def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(reg
 def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(registered, process):
     photograph = captures(registered)[0]
     before = health(process).captures
-    for told in ask_all(process, [photograph] * 4, timeout=0.001):
-        assert isinstance(told, ModelTimeoutError)
+    for error in ask_all(process, [photograph] * 4, timeout=0.001):
+        assert isinstance(error, ModelTimeoutError)
     with pytest.raises(ModelTimeoutError):
         ask(process, photograph, timeout=0.001)
     ask(process, photograph)
@@ -195,17 +195,17 @@ def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(regist
 
     monkeypatch.setattr(inspector, "prepare", prepare_and_spoil)
     batches = Batches(loaded, 16, LIMIT)
-    told: dict[str, dict] = {}
+    records: dict[str, dict] = {}
     for each in photographs:
         batches.submit(
             InspectionRequest(
-                each, None, time.monotonic() + PATIENCE, lambda record, n=each.name: told.update({n: record})
+                each, None, time.monotonic() + PATIENCE, lambda record, n=each.name: records.update({n: record})
             )
         )
     for _ in photographs:
         batches.prepare_next()
     batches.answer_next()
-    errors = [told[each.name]["error"] for each in photographs]
+    errors = [records[each.name]["error"] for each in photographs]
     assert errors[0] is None and errors[2] is None
     assert errors[1].startswith(f"{photographs[1].name}: inspection failed (UnidentifiedImageError: ")
     assert batches.waiting == 0
@@ -262,10 +262,10 @@ def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(register
     with registry(registered) as opened:
         opened.set_registered_model_alias(NAME, "champion", "3")
     wait_until(lambda: health(process).last_error)
-    told = health(process)
-    assert told.last_error.startswith(f"{NAME} version 3, the champion, cannot be loaded: ")
-    assert "adapter_model.safetensors" in told.last_error and "\n" not in told.last_error
-    assert told.version == "2"
+    status = health(process)
+    assert status.last_error.startswith(f"{NAME} version 3, the champion, cannot be loaded: ")
+    assert "adapter_model.safetensors" in status.last_error and "\n" not in status.last_error
+    assert status.version == "2"
     photograph = captures(registered)[0]
     assert ask(process, photograph)["model_version"] == "2"
 
@@ -340,6 +340,6 @@ def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path,
         os.killpg(parent.pid, number)  # as Ctrl-C does
     else:
         parent.kill()
-    _, said = parent.communicate(timeout=PATIENCE)  # both have ended when nobody can write any more
-    assert said == ""
+    _, errors = parent.communicate(timeout=PATIENCE)  # both have ended when nobody can write any more
+    assert errors == ""
     wait_until(lambda: not psutil.pid_exists(pid))

@@ -58,13 +58,15 @@ def test_mlflow_serves_the_packed_model_offline(registered, tmp_path):
     ]
     assert os.environ["MLFLOW_TRACKING_URI"] == uri
     with running(command, tmp_path / "serve.log", "/ping") as served:
-        asked = {"dataframe_split": {"columns": ["inspected", "reference"], "data": [[encoded, encoded], ["x", None]]}}
-        found = requests.post(f"{served}/invocations", json=asked, timeout=120).json()["predictions"]
+        payload = {
+            "dataframe_split": {"columns": ["inspected", "reference"], "data": [[encoded, encoded], ["x", None]]}
+        }
+        predictions = requests.post(f"{served}/invocations", json=payload, timeout=120).json()["predictions"]
     contract = load_params(registered[0] / "params.yaml").contract()
-    assert contract.parse(found[0]["answer"]).values() == {name: found[0][name] for name in FIELDS}
-    assert found[0]["error"] is None
-    assert found[1]["answer"] is None
-    assert "expected the path of an image file, or its bytes as base64" in found[1]["error"]
+    assert contract.parse(predictions[0]["answer"]).values() == {name: predictions[0][name] for name in FIELDS}
+    assert predictions[0]["error"] is None
+    assert predictions[1]["answer"] is None
+    assert "expected the path of an image file, or its bytes as base64" in predictions[1]["error"]
 
 
 def test_a_server_that_is_down_is_told_in_one_line_with_what_is_left_to_do(project, monkeypatch):

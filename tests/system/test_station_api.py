@@ -60,9 +60,9 @@ def refusal(answer: requests.Response | httpx.Response) -> tuple[int, str]:
 
 def metrics(running) -> dict[tuple, float]:
     """Value by name and labels."""
-    told = get(running, "/metrics").text
-    found = (sample for family in text_string_to_metric_families(told) for sample in family.samples)
-    return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in found}
+    text = get(running, "/metrics").text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
 
 
 # Inspection
@@ -118,8 +118,8 @@ def test_a_repeated_request_is_answered_with_what_was_found_the_first_time(runni
     other = inspect(running, ("a.jpg", line()[2].jpeg), ("b.jpg", line()[1].jpeg), headers=key)
     assert refusal(other) == (409, "this Idempotency-Key was used before with other images; use a new key")
     assert refusal(inspect(running, ("a.jpg", JPEG), headers=key))[0] == 409
-    found = [one["id"] for one in get(running, "/results", limit=500).json()["results"]]
-    assert [found.count(result["id"]) for result in first["results"]] == [1, 1]
+    ids = [entry["id"] for entry in get(running, "/results", limit=500).json()["results"]]
+    assert [ids.count(result["id"]) for result in first["results"]] == [1, 1]
 
 
 def test_more_images_than_may_wait_are_turned_away_until_later(running):
@@ -134,7 +134,8 @@ def test_more_images_than_may_wait_are_turned_away_until_later(running):
 
 def test_results_come_in_pages_and_by_filters(running):
     inspect(running, ("unique-name.jpg", JPEG), ("other.jpg", JPEG))
-    assert [one["file"] for one in get(running, "/results", text="UNIQUE-na").json()["results"]] == ["unique-name.jpg"]
+    named = get(running, "/results", text="UNIQUE-na").json()["results"]
+    assert [result["file"] for result in named] == ["unique-name.jpg"]
     whole = get(running, "/results", limit=500).json()
     assert whole["next"] is None
     paged, before = [], None
@@ -146,25 +147,25 @@ def test_results_come_in_pages_and_by_filters(running):
             break
     assert paged == whole["results"]
     for query in ({"judgement": "passed"}, {"version": "1"}, {"since": paged[0]["received"]}, {"corrected": True}):
-        found = get(running, "/results", limit=500, **query).json()["results"]
-        assert {one["id"] for one in found} <= {one["id"] for one in paged}
+        results = get(running, "/results", limit=500, **query).json()["results"]
+        assert {result["id"] for result in results} <= {result["id"] for result in paged}
     assert get(running, "/results", version="7").json() == {"results": [], "next": None}
 
 
 def test_a_correction_is_told_with_the_result(running):
     (result,) = inspect(running, ("c.jpg", line()[5].jpeg)).json()["results"]
-    said = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "by": "Mori"}
+    verdict = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "by": "Mori"}
     url = f"{running.url}/results/{result['id']}/correction"
-    answer = requests.post(url, json=said, timeout=600)
+    answer = requests.post(url, json=verdict, timeout=600)
     assert answer.status_code == 200, answer.text
     correction = answer.json()["correction"]
-    assert {name: correction[name] for name in said} == said
+    assert {name: correction[name] for name in verdict} == verdict
     assert (running.root / "data/captures/images" / correction["capture"]).is_file()
     assert get(running, "/results", corrected=True).json()["results"][0]["id"] == result["id"]
     assert get(running, "/health").json()["waiting_corrections"] >= 1
-    wrong = requests.post(url, json=said | {"defect_position": "X:33, Y:U"}, timeout=600)
+    wrong = requests.post(url, json=verdict | {"defect_position": "X:33, Y:U"}, timeout=600)
     assert refusal(wrong)[0] == 422
-    gone = requests.post(f"{running.url}/results/nothing/correction", json=said, timeout=600)
+    gone = requests.post(f"{running.url}/results/nothing/correction", json=verdict, timeout=600)
     assert refusal(gone)[0] == 404
 
 
@@ -190,9 +191,9 @@ HOSTILE_FILES = {
 
 def outside_of_the_data(running) -> dict[str, bytes]:
     """Every file of the project, and beside it, that no upload may change; the registry keeps its own."""
-    found = contents(running.root.parent)
+    files = contents(running.root.parent)
     kept = (f"{running.root.name}/data/station/", f"{running.root.name}/mlruns/")
-    return {name: content for name, content in found.items() if not name.startswith(kept)}
+    return {name: content for name, content in files.items() if not name.startswith(kept)}
 
 
 def test_nothing_that_a_client_sends_is_written_outside_of_the_data_folder(running):
@@ -220,16 +221,16 @@ def test_nothing_that_a_client_sends_is_written_outside_of_the_data_folder(runni
 @pytest.mark.parametrize("name", HOSTILE_FILES)
 def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
     content, status, reason = HOSTILE_FILES[name]
-    found, detail = refusal(inspect(running, (name, content)))
-    assert found == status
+    code, detail = refusal(inspect(running, (name, content)))
+    assert code == status
     assert detail.startswith(f"{name}: ")
     assert reason in detail
 
 
 def test_an_image_beyond_the_limit_is_turned_away(running):
     most = StationSettings().upload_bytes
-    found, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
-    assert (found, str(most) in detail) == (413, True)
+    code, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
+    assert (code, str(most) in detail) == (413, True)
 
 
 def test_a_request_that_breaks_off_leaves_the_station_as_it_was(running):
@@ -255,9 +256,10 @@ def test_what_is_wrong_with_a_question_is_told_in_words(running):
 
 
 def test_health_says_which_version_inspects(running):
-    told = get(running, "/health").json()
-    assert (told["version"], told["alias"], told["last_error"], told["results_error"]) == ("1", "champion", None, None)
-    assert told["drift"]["quantities"]
+    health = get(running, "/health").json()
+    assert (health["version"], health["alias"]) == ("1", "champion")
+    assert (health["last_error"], health["results_error"]) == (None, None)
+    assert health["drift"]["quantities"]
 
 
 def test_metrics_count_what_was_done(running):
@@ -272,9 +274,9 @@ def test_metrics_count_what_was_done(running):
     assert more("pinspect_inspections_total", ("judgement", result["judgement"]), ("version", "1")) == 1
     assert more("pinspect_inspection_seconds_count") == 1
     assert more("pinspect_refused_uploads_total", ("reason", "format")) == 1
-    asked = (("method", "POST"), ("route", "/inspect"))
-    assert more("pinspect_http_requests_total", *asked, ("status", "200")) == 1
-    assert more("pinspect_http_requests_total", *asked, ("status", "415")) == 1
+    upload = (("method", "POST"), ("route", "/inspect"))
+    assert more("pinspect_http_requests_total", *upload, ("status", "200")) == 1
+    assert more("pinspect_http_requests_total", *upload, ("status", "415")) == 1
     assert after["pinspect_model_info", ("alias", "champion"), ("version", "1")] == 1
     assert after["pinspect_model_up",] == 1
     assert after["pinspect_queue_captures",] == 0
@@ -314,7 +316,8 @@ def description(running):
 
 
 def test_every_operation_is_tried(description):
-    assert [(one.ok().method.upper(), one.ok().path) for one in description.get_all_operations()] == OPERATIONS
+    operations = [operation.ok() for operation in description.get_all_operations()]
+    assert [(operation.method.upper(), operation.path) for operation in operations] == OPERATIONS
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
@@ -346,11 +349,11 @@ def test_every_answer_is_as_the_description_says_and_none_is_a_server_error(desc
 # Who may ask; the rules need no model
 
 
-def asking(project, *, token="", hosts=(), **own) -> httpx.Client:
+def asking(project, *, token="", hosts=(), **changes) -> httpx.Client:
     """A client of a station without a model process."""
     from fastapi.testclient import TestClient
 
-    params, settings = load_params(project / "params.yaml"), StationSettings(**own)
+    params, settings = load_params(project / "params.yaml"), StationSettings(**changes)
     app = create_app(project, params, settings, ModelProcess(project, settings), token=token, hosts=hosts)
     return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
 
@@ -404,8 +407,8 @@ def test_a_page_of_another_site_changes_nothing(registered):
         {"Sec-Fetch-Site": "cross-site"},
     ):
         assert refusal(client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=headers))[0] == 403
-    own = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
-    assert client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=own).status_code == 503  # no model
+    same_site = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=same_site).status_code == 503  # no model
 
 
 def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):
@@ -435,7 +438,7 @@ def test_a_body_that_is_no_upload_may_not_be_large(registered):
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "told"),
+    ("host", "token", "message"),
     [
         ("0.0.0.0", "", "0.0.0.0: other machines can reach this address, so the station needs a token"),
         ("192.168.1.5", "", "needs a token"),
@@ -444,8 +447,8 @@ def test_a_body_that_is_no_upload_may_not_be_large(registered):
         ("127.0.0.1", "with a space in it, and long", "expected at least 16 printable ASCII characters"),
     ],
 )
-def test_a_station_that_others_reach_needs_a_token_that_cannot_be_guessed(host, token, told):
-    with pytest.raises(PinspectError, match=told):
+def test_a_station_that_others_reach_needs_a_token_that_cannot_be_guessed(host, token, message):
+    with pytest.raises(PinspectError, match=message):
         check_token(host, token)
 
 

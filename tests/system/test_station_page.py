@@ -50,15 +50,15 @@ def visit(browser, running_station):
         context = browser.new_context(base_url=running_station.url, **options)
         page = context.new_page()
         page.set_default_timeout(600_000)
-        asked, told = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: told.append(str(error)))
+        urls, complaints = [], []
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("console", lambda entry: complaints.append(entry.text) if entry.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(path)
         yield page
         context.close()
-        assert [url for url in asked if not url.startswith((f"{running_station.url}/", "blob:"))] == []
-        assert [text for text in told if not (expected and expected in text)] == []
+        assert [url for url in urls if not url.startswith((f"{running_station.url}/", "blob:"))] == []
+        assert [text for text in complaints if not (expected and expected in text)] == []
 
     return opened
 
@@ -96,8 +96,8 @@ def another(result: dict) -> dict:
     return {"judgement": "defective", "defect_mode": mode, "defect_position": place}
 
 
-def verdict(said: dict) -> dict:
-    return {name: said[name] for name in ("judgement", "defect_mode", "defect_position")}
+def verdict(label: dict) -> dict:
+    return {name: label[name] for name in ("judgement", "defect_mode", "defect_position")}
 
 
 def labelled(station, capture: str) -> dict:
@@ -166,7 +166,7 @@ def test_dropped_files_come_in_their_order_and_a_bad_one_is_told_beside_its_name
 
 def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses(visit, running_station):
     result = inspected(running_station, 4)
-    said = another(result)
+    label = another(result)
     with visit("/") as page:
         waiting = int(re.search(r"\d+", page.locator(".bar .waiting").inner_text())[0])
         page.keyboard.press("h")
@@ -179,10 +179,10 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
         page.wait_for_url(f"**/inspection/{result['id']}")
 
         page.keyboard.press("x")
-        page.keyboard.press({"bend": "2", "retract": "3"}[said["defect_mode"]])
+        page.keyboard.press({"bend": "2", "retract": "3"}[label["defect_mode"]])
         focused = page.locator(":focus")
         expect(focused).to_have_attribute("name", "defect_position")
-        move_to(page, said["defect_position"])
+        move_to(page, label["defect_position"])
         for _ in range(40):
             if focused.get_attribute("name") == "by":
                 break
@@ -194,13 +194,13 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
         expect(page.locator(".bar .waiting")).to_have_text(f"Waiting for retraining: {waiting + 1}")
         expect(page.locator("article.result")).to_be_focused()
     correction = stored(running_station, result["id"])["correction"]
-    assert verdict(correction) == said
-    assert labelled(running_station, correction["capture"]) == said
+    assert verdict(correction) == label
+    assert labelled(running_station, correction["capture"]) == label
 
     run_stage("raw", running_station.root)
 
     manifest = pd.read_csv(running_station.root / "data/raw/manifest.csv", keep_default_na=False).set_index("sha256")
-    assert verdict(manifest.loc[result["sha256"]]) == said
+    assert verdict(manifest.loc[result["sha256"]]) == label
     with visit() as page:
         expect(page.locator(".bar .waiting")).to_have_text("Waiting for retraining: 0")
 
@@ -219,22 +219,22 @@ def move_to(page: Page, position: str) -> None:
 
 def test_a_click_on_the_pin_in_the_picture_chooses_it(visit, running_station):
     result = inspected(running_station, 5)
-    said = another(result)
+    label = another(result)
     with visit(f"/inspection/{result['id']}") as page:
         pictures_are_drawn(page)
         picture = page.locator(".frame").last
         box = picture.bounding_box()
-        row, column = divmod(PINS.index(said["defect_position"]), 9)
+        row, column = divmod(PINS.index(label["defect_position"]), 9)
         picture.click(position={"x": box["width"] * (column + 1.5) / 10, "y": box["height"] * (row + 1.5) / 4})
-        expect(page.get_by_role("radio", name=said["defect_position"])).to_be_checked()
+        expect(page.get_by_role("radio", name=label["defect_position"])).to_be_checked()
         expect(page.get_by_role("radio", name="defective")).to_be_checked()
-        page.locator(f".modes [value={said['defect_mode']}]").check()
+        page.locator(f".modes [value={label['defect_mode']}]").check()
         page.locator(".correction [name=by]").fill("Suzuki")
         page.get_by_role("button", name="Save correction").click()
         expect(page.locator("p.person")).to_contain_text("Corrected by Suzuki")
         marked = page.locator(".boxes").first.locator("rect.person")
         assert (marked.get_attribute("x"), marked.get_attribute("y")) == (str(column + 1), str(row + 1))
-    assert verdict(stored(running_station, result["id"])["correction"]) == said
+    assert verdict(stored(running_station, result["id"])["correction"]) == label
 
 
 def test_confirming_by_keyboard_asks_once_for_the_name(visit, running_station):
@@ -324,12 +324,13 @@ def test_axe_finds_nothing_on_any_page(visit, running_station, language, scheme)
         with visit(path, locale=language, color_scheme=scheme) as page:
             for details in page.locator("details").all():
                 details.evaluate("details => { details.open = true; }")
-            found = Axe().run(page).response["violations"]
-            told = [
-                f"{path}: {one['impact']} {one['id']}: {one['nodes'][0]['html']}: {one['nodes'][0]['failureSummary']}"
-                for one in found
+            violations = Axe().run(page).response["violations"]
+            complaints = [
+                f"{path}: {violation['impact']} {violation['id']}: "
+                f"{violation['nodes'][0]['html']}: {violation['nodes'][0]['failureSummary']}"
+                for violation in violations
             ]
-            assert told == []
+            assert complaints == []
 
 
 def test_everything_works_without_scripts(visit, running_station):
@@ -341,21 +342,21 @@ def test_everything_works_without_scripts(visit, running_station):
         page.locator("#upload button").click()
         page.wait_for_url("**/inspection/*")
         id = page.locator("article").get_attribute("data-result")
-        said = another(stored(running_station, id))
+        label = another(stored(running_station, id))
 
         page.locator(".correct summary").click()
         page.locator(".correction [name=by]").fill("Abe")
         page.locator(".judgements [value=passed]").check()
         page.locator(".judgements [value=defective]").check()
-        page.locator(f".modes [value={said['defect_mode']}]").check()
-        row, column = divmod(PINS.index(said["defect_position"]), 9)
+        page.locator(f".modes [value={label['defect_mode']}]").check()
+        row, column = divmod(PINS.index(label["defect_position"]), 9)
         page.locator(".hits").first.locator("div").nth(row).locator("label").nth(column).click()
-        expect(page.get_by_role("radio", name=said["defect_position"])).to_be_checked()
+        expect(page.get_by_role("radio", name=label["defect_position"])).to_be_checked()
         page.locator(".save").click()
         expect(page.locator("p.person")).to_contain_text("Corrected by Abe")
     correction = stored(running_station, id)["correction"]
-    assert verdict(correction) == said
-    assert labelled(running_station, correction["capture"]) == said
+    assert verdict(correction) == label
+    assert labelled(running_station, correction["capture"]) == label
 
 
 def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on(visit, running_station):

@@ -58,14 +58,14 @@ class Load:
 @contextmanager
 def load(url: str):
     """`CLIENTS` at a time, for as long as the context lasts."""
-    found = Load(url)
-    clients = [threading.Thread(target=found.run, args=(number,)) for number in range(CLIENTS)]
+    traffic = Load(url)
+    clients = [threading.Thread(target=traffic.run, args=(number,)) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
-        yield found
+        yield traffic
     finally:
-        found.end()
+        traffic.end()
         for client in clients:
             client.join()
 
@@ -105,12 +105,12 @@ def model_process(running: StationProcess) -> psutil.Process:
 
 def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions):
     with station(versions) as running:
-        with load(running.url) as found:
-            until(lambda: len(found.results) >= 3 * CLIENTS, "answers")
+        with load(running.url) as traffic:
+            until(lambda: len(traffic.results) >= 3 * CLIENTS, "answers")
             running.kill()
-        assert found.broken == CLIENTS
-        assert not found.refused
-    answered = Counter(result["id"] for result in found.results)
+        assert traffic.broken == CLIENTS
+        assert not traffic.refused
+    answered = Counter(result["id"] for result in traffic.results)
     assert set(answered.values()) == {1}
     with station(versions) as again:
         after = again.url
@@ -131,17 +131,17 @@ def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions)
 
 
 def test_a_champion_that_is_promoted_under_load_takes_over_without_a_failed_request(running):
-    with load(running.url) as found:
-        until(lambda: len(found.results) >= CLIENTS, "answers")
+    with load(running.url) as traffic:
+        until(lambda: len(traffic.results) >= CLIENTS, "answers")
         make_champion(running.root, "2")
-        until(lambda: found.results[-1]["model_version"] == "2", "an answer of the new champion")
-        enough = len(found.results) + CLIENTS
-        until(lambda: len(found.results) >= enough, "more answers")
-    assert (found.broken, found.refused) == (0, [])
-    assert {result["model_version"] for result in found.results} == {"1", "2"}
-    assert {result["model_version"] for result in found.results[-CLIENTS // 2 :]} == {"2"}
+        until(lambda: traffic.results[-1]["model_version"] == "2", "an answer of the new champion")
+        enough = len(traffic.results) + CLIENTS
+        until(lambda: len(traffic.results) >= enough, "more answers")
+    assert (traffic.broken, traffic.refused) == (0, [])
+    assert {result["model_version"] for result in traffic.results} == {"1", "2"}
+    assert {result["model_version"] for result in traffic.results[-CLIENTS // 2 :]} == {"2"}
     kept = table(running.root)
-    assert all(kept.get(result["id"]).model_version == result["model_version"] for result in found.results)
+    assert all(kept.get(result["id"]).model_version == result["model_version"] for result in traffic.results)
     assert health(running)["version"] == "2"
 
 
@@ -152,9 +152,9 @@ def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
     content = weights.read_bytes()
     weights.unlink()
     make_champion(running.root, "3")
-    told = until(lambda: (found := health(running))["last_error"] and found, "the reason")
-    assert (told["status"], told["version"]) == ("degraded", "2")
-    assert "version 3" in told["last_error"]
+    report = until(lambda: (status := health(running))["last_error"] and status, "the reason")
+    assert (report["status"], report["version"]) == ("degraded", "2")
+    assert "version 3" in report["last_error"]
     assert inspected(running).json()["results"][0]["model_version"] == "2"
     assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=600).text
     # Neither does a model process that begins anew forget it.
@@ -172,20 +172,20 @@ def packed(project: Path, version: str) -> Path:
     params = load_register_settings(project)
     with open_registry(project, params) as client:
         model = client.get_model_version(params.model_name, version).source.rpartition("/")[2]
-    (found,) = (project / "mlruns").glob(f"**/{model}/**/adapter_model.safetensors")
-    return found
+    (weights,) = (project / "mlruns").glob(f"**/{model}/**/adapter_model.safetensors")
+    return weights
 
 
 def test_requests_get_an_answer_while_the_model_process_is_dead_and_it_is_started_again(running):
     first = model_process(running)
-    with load(running.url) as found:
-        until(lambda: found.results, "answers")
+    with load(running.url) as traffic:
+        until(lambda: traffic.results, "answers")
         first.kill()
-        until(lambda: found.refused, "a refusal")
-        assert "model process" in found.refused[0]
-        answered = len(found.results)
-        until(lambda: len(found.results) > answered, "answers of the new model process")
-    assert found.broken == 0
+        until(lambda: traffic.refused, "a refusal")
+        assert "model process" in traffic.refused[0]
+        answered = len(traffic.results)
+        until(lambda: len(traffic.results) > answered, "answers of the new model process")
+    assert traffic.broken == 0
     assert model_process(running).pid != first.pid
     assert "it is started again" in running.log.read_text()
 
@@ -205,7 +205,7 @@ def test_what_is_in_hand_when_the_station_ends_is_finished(running):
     assert len(answers[0].json()["results"]) == len(images)
     assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
     ready = f"{running.url} inspects with version "
-    assert [told for told in running.log.read_text().splitlines() if told.startswith(ready)]
+    assert [entry for entry in running.log.read_text().splitlines() if entry.startswith(ready)]
 
 
 # How it is started
@@ -216,8 +216,8 @@ def refused(project: Path, *options: str, **environment: str) -> str:
     command = [PINSPECT, "station", *options]
     done = subprocess.run(command, cwd=project, env=os.environ | environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    (told,) = done.stderr.splitlines()
-    return told
+    (message,) = done.stderr.splitlines()
+    return message
 
 
 def test_beyond_loopback_it_does_not_start_without_a_token(registered):

@@ -41,10 +41,10 @@ class Station:
     def visitor(self, **headers) -> TestClient:
         return TestClient(self.app, "http://127.0.0.1", follow_redirects=False, headers=headers)
 
-    def keep(self, id: str, said: dict, received: datetime = DAY, **more) -> str:
+    def keep(self, id: str, answer: dict, received: datetime = DAY, **more) -> str:
         """A result whose picture is there."""
         sha256 = self.pictures.put(line()[-1].jpeg, ".jpg")
-        record = KNOWN | {"file": f"{id}.jpg", "address_probabilities": [1 / 27] * 27} | said | more
+        record = KNOWN | {"file": f"{id}.jpg", "address_probabilities": [1 / 27] * 27} | answer | more
         self.results.record(record, id=id, sha256=sha256, source="station", received=received)
         return id
 
@@ -75,7 +75,7 @@ def test_the_languages_have_the_same_texts_with_the_same_gaps():
     english, *others = LANGUAGES
     gaps = {
         language: {
-            key: sorted(name for _, name, _, _ in string.Formatter().parse(told) if name) for key, told in texts.items()
+            key: sorted(name for _, name, _, _ in string.Formatter().parse(text) if name) for key, text in texts.items()
         }
         for language, texts in TEXTS.items()
     }
@@ -109,7 +109,7 @@ def test_every_text_is_used_and_every_used_one_is_there():
     unused = [
         key
         for key in TEXTS["en"]
-        if key not in named and key.removesuffix("_n") not in named and not any(one.fullmatch(key) for one in patterns)
+        if not {key, key.removesuffix("_n")} & named and not any(pattern.fullmatch(key) for pattern in patterns)
     ]
     assert unused == []
     missing = (
@@ -121,7 +121,7 @@ def test_every_text_is_used_and_every_used_one_is_there():
 
 
 @pytest.mark.parametrize(
-    ("asked", "accepted", "default", "expected"),
+    ("chosen", "accepted", "default", "expected"),
     [
         ("ja", "en", "en", "ja"),
         (None, "ja,en;q=0.8", "en", "ja"),
@@ -132,8 +132,8 @@ def test_every_text_is_used_and_every_used_one_is_there():
         (None, "en;q=nonsense", "ja", "ja"),
     ],
 )
-def test_a_reader_gets_the_language_that_they_asked_for(asked, accepted, default, expected):
-    assert chosen_language(asked, accepted, default) == expected
+def test_a_reader_gets_the_language_that_they_asked_for(chosen, accepted, default, expected):
+    assert chosen_language(chosen, accepted, default) == expected
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -187,8 +187,8 @@ def test_an_inspection_shows_all_that_the_model_said(station, visitor):
     probabilities[26] = 0.02
     station.keep("one", BEND, address_probabilities=probabilities, seconds=0.25)
     html = visitor.get("/inspection/one").text
-    for told in ("DEFECTIVE", "bend <b>X:3, Y:U</b>", "0.990", "threshold 0.500", ">7<", "0.25", "one.jpg"):
-        assert told in html
+    for words in ("DEFECTIVE", "bend <b>X:3, Y:U</b>", "0.990", "threshold 0.500", ">7<", "0.25", "one.jpg"):
+        assert words in html
     assert '<pre lang="en" tabindex="0">- image type-&gt;CYLN_RAW</pre>' in html
     assert '<td class="heat-10 chosen" title="X:3, Y:U: 0.9800">98</td>' in html
     assert '<td class="heat-1" title="X:9, Y:D: 0.0200">2</td>' in html
@@ -234,9 +234,9 @@ def test_an_upload_without_a_model_is_refused_in_words(visitor):
 
 def test_the_history_filters_and_goes_on_over_pages(station, visitor):
     for number in range(60):
-        said = BEND if number % 3 == 0 else PASSED
+        answer = BEND if number % 3 == 0 else PASSED
         at = DAY + timedelta(minutes=number) + timedelta(days=number // 30)
-        station.keep(f"n{number:02}", said, at, model_version=str(7 + number // 40))
+        station.keep(f"n{number:02}", answer, at, model_version=str(7 + number // 40))
     station.results.correct("n03", **{name: PASSED[name] for name in list(PASSED)[:3]}, by="Sato", at=DAY, capture=None)
 
     first = visitor.get("/history").text
@@ -244,20 +244,20 @@ def test_the_history_filters_and_goes_on_over_pages(station, visitor):
     older = re.search(r'href="([^"]*)" rel="next"', first)[1].replace("&amp;", "&")
     assert files(visitor.get(older).text) == [f"n{number:02}.jpg" for number in range(9, -1, -1)]
 
-    def found(**filters):
+    def count(**filters):
         return len(files(visitor.get("/history", params=filters).text))
 
-    assert found(judgement="defective") == found(mode="bend") == 20
-    assert found(version="8") == 20
+    assert count(judgement="defective") == count(mode="bend") == 20
+    assert count(version="8") == 20
     assert files(visitor.get("/history", params={"corrected": "yes"}).text) == ["n03.jpg"]
-    assert found(judgement="defective", corrected="no") == 19
+    assert count(judgement="defective", corrected="no") == 19
     assert files(visitor.get("/history", params={"text": "N4"}).text) == [
         f"n4{digit}.jpg" for digit in range(9, -1, -1)
     ]
     local = (DAY + timedelta(days=1)).astimezone().date().isoformat()
-    assert found(since=local) == 30
-    assert found(since=local, until=local) == 30
-    assert found(since="nonsense") == 50
+    assert count(since=local) == 30
+    assert count(since=local, until=local) == 30
+    assert count(since="nonsense") == 50
     assert "No inspection matches." in visitor.get("/history", params={"text": "nowhere"}).text
 
 
@@ -267,8 +267,8 @@ def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
     passed = {name: PASSED[name] for name in list(PASSED)[:3]}
     for number in range(10):
         station.keep(f"a{number}", BEND if number < 2 else PASSED, day)
-    for id, said in (("a0", passed), ("a2", escape), ("a1", escape)):
-        station.results.correct(id, **said, by="Sato", at=day, capture=None)
+    for id, verdict in (("a0", passed), ("a2", escape), ("a1", escape)):
+        station.results.correct(id, **verdict, by="Sato", at=day, capture=None)
     station.keep("b", PASSED, day + timedelta(days=1))
 
     html = visitor.get("/figures").text
@@ -284,7 +284,7 @@ def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
 def test_the_page_counts_what_waits_for_the_next_retraining(station, visitor):
     assert "Waiting for retraining: 0" in visitor.get("/").text
     station.keep("one", PASSED)
-    answer = visitor.post("/inspection/one/judgement", data=said(by="Sato"))
+    answer = visitor.post("/inspection/one/judgement", data=judgement_form(by="Sato"))
     assert (answer.status_code, answer.headers["location"]) == (303, "/inspection/one")
     html = visitor.get("/inspection/one").text
     assert "Waiting for retraining: 1" in html
@@ -293,28 +293,28 @@ def test_the_page_counts_what_waits_for_the_next_retraining(station, visitor):
     assert html.count('<rect class="person" x="3" y="1" width="1" height="1"/>') == 2
 
 
-def said(**more) -> dict:
+def judgement_form(**more) -> dict:
     form = {"says": "correct"} | {name: BEND[name] for name in ("judgement", "defect_mode", "defect_position")}
     return form | {"by": "Sato"} | more
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "message"),
     [
-        (said(defect_position=""), "Choose the pin."),
-        (said(defect_mode=""), "Choose the defect mode."),
-        (said(judgement=""), "Choose passed or defective."),
-        (said(by=" "), "Enter your name."),
-        (said(by="S" * 90), "Not saved: by: expected the name of a person"),
-        (said(defect_mode="rusty"), "Not saved: defect mode: expected one of"),
+        (judgement_form(defect_position=""), "Choose the pin."),
+        (judgement_form(defect_mode=""), "Choose the defect mode."),
+        (judgement_form(judgement=""), "Choose passed or defective."),
+        (judgement_form(by=" "), "Enter your name."),
+        (judgement_form(by="S" * 90), "Not saved: by: expected the name of a person"),
+        (judgement_form(defect_mode="rusty"), "Not saved: defect mode: expected one of"),
         ({"says": "confirm"}, "Enter your name."),
     ],
 )
-def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_chosen(station, visitor, form, told):
+def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_chosen(station, visitor, form, message):
     station.keep("one", PASSED)
     answer = visitor.post("/inspection/one/judgement", data=form)
     assert answer.status_code == 422
-    assert told in answer.text.replace("&#39;", "'")
+    assert message in answer.text.replace("&#39;", "'")
     if form.get("defect_position"):
         assert re.search(r'value="X:3, Y:U" aria-label="X:3, Y:U" checked', answer.text)
     assert station.results.get("one").correction is None
@@ -322,15 +322,15 @@ def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_ch
 
 def test_to_confirm_repeats_the_model_whatever_else_the_form_has(station, visitor):
     station.keep("one", PASSED)
-    visitor.post("/inspection/one/judgement", data=said(says="confirm"))
-    found = station.results.get("one").correction
-    assert (found.judgement, found.by, found.capture) == ("passed", "Sato", None)
+    visitor.post("/inspection/one/judgement", data=judgement_form(says="confirm"))
+    correction = station.results.get("one").correction
+    assert (correction.judgement, correction.by, correction.capture) == ("passed", "Sato", None)
     assert "Confirmed by Sato" in visitor.get("/inspection/one").text
 
 
 def test_passed_needs_no_mode_and_no_pin_even_where_a_browser_sends_them(station, visitor):
     station.keep("one", BEND)
-    visitor.post("/inspection/one/judgement", data=said(judgement="passed"))
+    visitor.post("/inspection/one/judgement", data=judgement_form(judgement="passed"))
     assert station.results.get("one").correction.judgement == "passed"
 
 
@@ -342,7 +342,7 @@ def test_the_name_is_remembered_also_in_japanese(station, visitor):
 
 def test_another_site_cannot_judge(station, visitor):
     station.keep("one", PASSED)
-    answer = visitor.post("/inspection/one/judgement", data=said(), headers={"Origin": "http://evil.example"})
+    answer = visitor.post("/inspection/one/judgement", data=judgement_form(), headers={"Origin": "http://evil.example"})
     assert answer.status_code == 403
     assert station.results.get("one").correction is None
 

@@ -43,14 +43,14 @@ class Watch:
     """A running `pinspect watch --json`."""
 
     def __init__(self, project: Path, inbox: Path, url: str, *options: str):
-        asked = [PINSPECT, "watch", inbox, "--results", url, "--json", *options]
+        command = [PINSPECT, "watch", inbox, "--results", url, "--json", *options]
         environment = os.environ | quiet.SETTINGS | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(asked, cwd=project, env=environment, stdout=-1, stderr=-1, text=True)
-        self.told: list[dict] = []
-        self.said: list[str] = []
+        self.process = subprocess.Popen(command, cwd=project, env=environment, stdout=-1, stderr=-1, text=True)
+        self.records: list[dict] = []
+        self.messages: list[str] = []
         self._readers = [
-            threading.Thread(target=lambda: self.told.extend(map(json.loads, self.process.stdout))),
-            threading.Thread(target=lambda: self.said.extend(self.process.stderr)),
+            threading.Thread(target=lambda: self.records.extend(map(json.loads, self.process.stdout))),
+            threading.Thread(target=lambda: self.messages.extend(self.process.stderr)),
         ]
         for reader in self._readers:
             reader.start()
@@ -58,8 +58,8 @@ class Watch:
     def wait_until(self, true) -> None:
         until = time.monotonic() + 600
         while not true():
-            assert time.monotonic() < until, (self.told, self.said)
-            assert self.process.poll() is None, self.said
+            assert time.monotonic() < until, (self.records, self.messages)
+            assert self.process.poll() is None, self.messages
             time.sleep(0.02)
 
     def end(self, number: int) -> int:
@@ -74,8 +74,8 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(*asked):
-    running = Watch(*asked)
+def watching(*arguments):
+    running = Watch(*arguments)
     try:
         yield running
     finally:
@@ -177,91 +177,91 @@ def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox,
     put(inbox, "empty.png", b"")
     with watching(registered, inbox, url, "--once", "--patience", "2") as watch:
         assert watch.ended() == 2
-    found = {inspection.file: inspection for inspection in kept(url)}
-    assert set(found) == {"1.jpg", "day/2.jpg", "day/3.jpg", "cut.jpg", "empty.png"}
-    assert {name for name, inspection in found.items() if inspection.error} == {"cut.jpg", "empty.png"}
-    assert {(inspection.source, inspection.model_version) for inspection in found.values()} == {("watch", "1")}
-    assert found["1.jpg"].seconds > 0
-    assert len(found["1.jpg"].address_probabilities) == 27
-    assert {record["id"] for record in watch.told} == {inspection.id for inspection in found.values()}
+    inspections = {inspection.file: inspection for inspection in kept(url)}
+    assert set(inspections) == {"1.jpg", "day/2.jpg", "day/3.jpg", "cut.jpg", "empty.png"}
+    assert {name for name, inspection in inspections.items() if inspection.error} == {"cut.jpg", "empty.png"}
+    assert {(inspection.source, inspection.model_version) for inspection in inspections.values()} == {("watch", "1")}
+    assert inspections["1.jpg"].seconds > 0
+    assert len(inspections["1.jpg"].address_probabilities) == 27
+    assert {record["id"] for record in watch.records} == {inspection.id for inspection in inspections.values()}
     store = PictureStore(registered, keep_days=90)
-    assert store.path(found["1.jpg"].sha256).read_bytes() == CAPTURES[0]
+    assert store.path(inspections["1.jpg"].sha256).read_bytes() == CAPTURES[0]
 
 
 def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(registered, inbox, url):
     with watching(registered, inbox, url, "--patience", str(PATIENCE)) as watch:
-        watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
+        watch.wait_until(lambda: watch.messages == ["version 1 inspects\n"])
         put(inbox, "whole.jpg", CAPTURES[0])
         with (inbox / "slow.jpg").open("wb") as camera:  # pauses for longer than the settle time
             camera.write(CAPTURES[1][:4000])
             camera.flush()
-            watch.wait_until(lambda: len(watch.told) == 1)
+            watch.wait_until(lambda: len(watch.records) == 1)
             put(inbox, "later.jpg", CAPTURES[2])
-            watch.wait_until(lambda: len(watch.told) == 2)
+            watch.wait_until(lambda: len(watch.records) == 2)
             camera.write(CAPTURES[1][4000:])
-        watch.wait_until(lambda: len(watch.told) == 3)
+        watch.wait_until(lambda: len(watch.records) == 3)
         put(inbox, "whole.jpg", CAPTURES[3])  # changed in place: a new capture
-        watch.wait_until(lambda: len(watch.told) == 4)
+        watch.wait_until(lambda: len(watch.records) == 4)
         second = Watch(registered, inbox, url)
         assert second.ended() == 2
-        assert second.said == [f"{inbox}: another pinspect watch is running on this folder; stop it first\n"]
+        assert second.messages == [f"{inbox}: another pinspect watch is running on this folder; stop it first\n"]
         assert watch.end(signal.SIGTERM) == 0
-    assert [record["file"] for record in watch.told] == ["whole.jpg", "later.jpg", "slow.jpg", "whole.jpg"]
-    assert [record["error"] for record in watch.told] == [None] * 4
-    assert Counter(inspection.id for inspection in kept(url)) == Counter(record["id"] for record in watch.told)
+    assert [record["file"] for record in watch.records] == ["whole.jpg", "later.jpg", "slow.jpg", "whole.jpg"]
+    assert [record["error"] for record in watch.records] == [None] * 4
+    assert Counter(inspection.id for inspection in kept(url)) == Counter(record["id"] for record in watch.records)
     assert sorted(path.name for path in inbox.iterdir()) == ["later.jpg", "slow.jpg", "whole.jpg"]
 
 
 def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(registered, inbox, url):
     for number in range(40):
         put(inbox, f"{number}.jpg", CAPTURES[number % 20] + bytes([number]))  # what follows a JPEG's end is ignored
-    told = []
+    records = []
     for _ in range(2):
         with watching(registered, inbox, url) as watch:
             before = len(kept(url))
             watch.wait_until(lambda before=before: len(kept(url)) > before)
             time.sleep(random.uniform(0, 0.5))
             watch.end(signal.SIGKILL)
-        told += watch.told
+        records += watch.records
     with watching(registered, inbox, url, "--once") as watch:
-        assert watch.ended() == (1 if watch.told else 0)
-    told += watch.told
-    found = Counter(inspection.file for inspection in kept(url))
-    assert found == {f"{number}.jpg": 1 for number in range(40)}
-    assert max(Counter(record["id"] for record in told).values()) == 1
-    assert {record["id"] for record in told} <= {inspection.id for inspection in kept(url)}
+        assert watch.ended() == (1 if watch.records else 0)
+    records += watch.records
+    counts = Counter(inspection.file for inspection in kept(url))
+    assert counts == {f"{number}.jpg": 1 for number in range(40)}
+    assert max(Counter(record["id"] for record in records).values()) == 1
+    assert {record["id"] for record in records} <= {inspection.id for inspection in kept(url)}
 
 
 def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):
     set_values(registered, "station", champion_check_seconds=0.2)
     with watching(registered, inbox, url) as watch:
-        watch.wait_until(lambda: watch.said == ["version 1 inspects\n"])
+        watch.wait_until(lambda: watch.messages == ["version 1 inspects\n"])
         put(inbox, "1.jpg", CAPTURES[0])
-        watch.wait_until(lambda: len(watch.told) == 1)
+        watch.wait_until(lambda: len(watch.records) == 1)
         make_champion(registered, "2")
-        watch.wait_until(lambda: "version 2 inspects\n" in watch.said)
+        watch.wait_until(lambda: "version 2 inspects\n" in watch.messages)
         put(inbox, "2.jpg", CAPTURES[1])
-        watch.wait_until(lambda: len(watch.told) == 2)
+        watch.wait_until(lambda: len(watch.records) == 2)
         with broken(registered, "1"):
             make_champion(registered, "1")
-            watch.wait_until(lambda: len(watch.said) == 3)
+            watch.wait_until(lambda: len(watch.messages) == 3)
             put(inbox, "3.jpg", CAPTURES[2])
-            watch.wait_until(lambda: len(watch.told) == 3)
+            watch.wait_until(lambda: len(watch.records) == 3)
         assert watch.end(signal.SIGINT) == 0
-    assert [record["model_version"] for record in watch.told] == ["1", "2", "2"]
-    assert re.search("version 1, the champion.* cannot be loaded.*; still watching\n", watch.said[2])
+    assert [record["model_version"] for record in watch.records] == ["1", "2", "2"]
+    assert re.search("version 1, the champion.* cannot be loaded.*; still watching\n", watch.messages[2])
 
 
 def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):
     (tmp_path / "text.db").write_text("no database " * 100)
-    for asked, told in (
+    for arguments, message in (
         ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: not a folder"),
         ((inbox, f"sqlite:///{tmp_path}/text.db"), "text.db: cannot be used as results table: file is not a database"),
     ):
-        with watching(registered, *asked) as watch:
+        with watching(registered, *arguments) as watch:
             assert watch.ended() == 2
-        assert len(watch.said) == 1
-        assert told in watch.said[0]
+        assert len(watch.messages) == 1
+        assert message in watch.messages[0]
 
 
 @contextlib.contextmanager

@@ -31,10 +31,10 @@ def moved(gray: np.ndarray, degrees: float = 0, scale: float = 1, shift=(0.0, 0.
     return away, cv2.invertAffineTransform(matrix)
 
 
-def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
+def largest_error(matrix: np.ndarray, expected: np.ndarray) -> float:
     """How far off, px, any pin of the field is laid."""
     corners = np.array([[40.0, 45, 1], [600, 45, 1], [40, 215, 1], [600, 215, 1]])
-    return float(np.linalg.norm(corners @ found.T - corners @ expected.T, axis=1).max())
+    return float(np.linalg.norm(corners @ matrix.T - corners @ expected.T, axis=1).max())
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
 def test_a_moved_camera_is_found_to_a_third_of_a_pixel(motion):
     gray = photograph()
     away, back = moved(gray, **motion)
-    found = align(away, gray, 40)
-    assert largest_error(found.matrix, back) < 0.3
-    assert found.score > 0.99
+    alignment = align(away, gray, 40)
+    assert largest_error(alignment.matrix, back) < 0.3
+    assert alignment.score > 0.99
 
 
 @pytest.mark.parametrize("light", ["dimmer", "brighter", "from the left", "offset"])

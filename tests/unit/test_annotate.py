@@ -47,8 +47,8 @@ def test_the_corners_of_a_pin_hold_what_the_model_sees_in_its_cell(inspector, se
     expected = field[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
     square = np.array([(0, 0), (cell, 0), (cell, cell), (0, cell)], np.float32) - 0.5
     place = cv2.getPerspectiveTransform(inspector.pin_corners(seen, address).astype(np.float32), square)
-    found = cv2.warpPerspective(seen.image, place, (cell, cell), flags=cv2.INTER_LINEAR)
-    assert np.abs(found.astype(int) - expected).mean() < 1
+    warped = cv2.warpPerspective(seen.image, place, (cell, cell), flags=cv2.INTER_LINEAR)
+    assert np.abs(warped.astype(int) - expected).mean() < 1
 
 
 def test_the_corners_of_neighbours_meet(inspector, seen):

@@ -107,7 +107,7 @@ def test_pattern_and_parser_agree_on_every_text(text, kind):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (
             "CYLN_DST",
@@ -127,8 +127,8 @@ def test_pattern_and_parser_agree_on_every_text(text, kind):
         ("X:3, Y:U", "NA", "'NA' does not go with judgement 'defective'"),
     ],
 )
-def test_a_broken_answer_is_explained(old, new, told):
-    with pytest.raises(AnswerFormatError, match=re.escape(told)):
+def test_a_broken_answer_is_explained(old, new, message):
+    with pytest.raises(AnswerFormatError, match=re.escape(message)):
         CONTRACT.parse(BENT.replace(old, new))
 
 
@@ -138,7 +138,7 @@ def test_an_answer_that_breaks_a_rule_is_never_written():
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (Answer("HEXA", "RAW", 27, PASSED, PASSED, None), "image type: expected a shape of"),
         (Answer("CYLN", "IR", 27, PASSED, PASSED, None), "image type: expected a view of"),
@@ -148,8 +148,8 @@ def test_an_answer_that_breaks_a_rule_is_never_written():
         (Answer("CYLN", "RAW", 27, PASSED, PASSED, Address(1, "U")), "'X:1, Y:U' does not go with judgement 'passed'"),
     ],
 )
-def test_each_rule_is_told_in_a_sentence(answer, told):
-    assert any(told in breach for breach in CONTRACT.rule_breaches(answer))
+def test_each_rule_is_told_in_a_sentence(answer, message):
+    assert any(message in breach for breach in CONTRACT.rule_breaches(answer))
 
 
 def test_a_star_answer_without_an_address_is_told():

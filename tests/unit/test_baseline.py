@@ -80,13 +80,13 @@ def test_a_capture_that_is_in_no_folder_gets_the_same_finding(root, baseline):
     for capture in TEST[:4]:
         space = UnitSpace.load(root / f"data/dst/unit_space/camera-{capture.shape}.npz")
         gray = to_gray(decode_image(capture.jpeg, capture.name, READING.max_pixels))
-        found = baseline.inspect_gray(gray, space, READING.params.maximum_shift, "camera")
-        assert found == baseline.inspect(rows[capture.name]["file"])
+        finding = baseline.inspect_gray(gray, space, READING.params.maximum_shift, "camera")
+        assert finding == baseline.inspect(rows[capture.name]["file"])
 
 
 def test_predictions_are_rows_of_the_predictions_table(root, baseline):
     rows = read_rows(root / "data/raw")
-    asked = [
+    chat_rows = [
         {
             "id": f"{capture.name}-{view}", "source": "camera", "shape": capture.shape, "view": view,
             "kind": "two_image", "shot": "zero_shot", "file": rows[capture.name]["file"],
@@ -94,10 +94,11 @@ def test_predictions_are_rows_of_the_predictions_table(root, baseline):
         }
         for capture in TEST[:3] for view in ("RAW", "DST")
     ]  # fmt: skip
-    found = baseline.answer(asked, "free")
-    assert found["id"].tolist() == [row["id"] for row in asked]
-    assert found["parses"].all() and (found["model"] == BASELINE).all() and (found["decoding"] == "free").all()
-    assert [row.split("\n")[0][-3:] for row in found["answer"]] == ["RAW", "DST"] * 3
+    predictions = baseline.answer(chat_rows, "free")
+    assert predictions["id"].tolist() == [row["id"] for row in chat_rows]
+    assert predictions["parses"].all()
+    assert (predictions["model"] == BASELINE).all() and (predictions["decoding"] == "free").all()
+    assert [row.split("\n")[0][-3:] for row in predictions["answer"]] == ["RAW", "DST"] * 3
 
 
 def test_a_capture_that_was_set_aside_is_refused_by_name(baseline):
@@ -110,9 +111,9 @@ def test_with_captures_of_one_judgement_it_falls_back_to_the_untrained_threshold
     shutil.copytree(root / "data", tmp_path / "data")
     rows = {n: r for n, r in read_rows(root / "data/raw").items() if r["judgement"] == kept or r["split"] == "test"}
     write_rows(tmp_path / "data/raw", rows.values())
-    found = fit_baseline(tmp_path / "data/dst", tmp_path / "data/raw", CONTRACT)
-    assert found.thresholds["camera"] == UNTRAINED_THRESHOLD
-    modes = {found.inspect(file).answer.defect_mode for file in found.scores.index}
+    fitted = fit_baseline(tmp_path / "data/dst", tmp_path / "data/raw", CONTRACT)
+    assert fitted.thresholds["camera"] == UNTRAINED_THRESHOLD
+    modes = {fitted.inspect(file).answer.defect_mode for file in fitted.scores.index}
     assert modes <= {"passed", *CONTRACT.defect_modes} and len(modes) > 1
 
 

@@ -53,11 +53,11 @@ def test_the_sample_line_is_without_a_problem():
 def test_captures_come_in_the_order_of_their_rows(new):
     rows = list(reversed(read_labels(new)))
     write_labels(new, rows)
-    assert [capture.file for capture in read_captures(new, CONTRACT).captures] == [found["file"] for found in rows]
+    assert [capture.file for capture in read_captures(new, CONTRACT).captures] == [label["file"] for label in rows]
 
 
 @pytest.mark.parametrize(
-    ("cells", "told"),
+    ("cells", "phrases"),
     [
         ({"shape": "HEXA"}, ["shape: expected CYLN or SQUR, found 'HEXA'", "correct the row"]),
         ({"judgement": "OK"}, ["judgement: expected passed or defective, found 'OK'"]),
@@ -77,12 +77,12 @@ def test_captures_come_in_the_order_of_their_rows(new):
         ({"defect_position": ""}, ["defect_position: expected NA or an address", "add it to labels.csv"]),
     ],
 )
-def test_a_wrong_cell_is_named_with_its_row_and_what_is_allowed(new, cells, told):
+def test_a_wrong_cell_is_named_with_its_row_and_what_is_allowed(new, cells, phrases):
     old = read_labels(new)[0]["file"]
     change(new, 0, **cells)
     problems = [problem for problem in read_captures(new, CONTRACT).problems if "labels.csv, row 2 (" in problem]
     assert problems
-    for words in told:
+    for words in phrases:
         assert any(words in problem for problem in problems), problems
     assert old not in [capture.file for capture in read_captures(new, CONTRACT).captures]
 
@@ -120,7 +120,7 @@ def test_an_address_without_quotes_is_explained(new):
 
 
 @pytest.mark.parametrize(
-    ("old", "found", "told"),
+    ("old", "replacement", "message"),
     [
         ("file,shape", "file,colour", r"unknown columns \['colour'\](.|\n)*columns \['shape'\] are missing"),
         ("file,shape", "file,file,shape", r"columns \['file'\] occur twice"),
@@ -128,9 +128,9 @@ def test_an_address_without_quotes_is_explained(new):
         ("inspected", '"inspected', "row 3: not readable as CSV"),
     ],
 )
-def test_a_table_of_another_form_is_refused(new, old, found, told):
-    (new / "labels.csv").write_text((new / "labels.csv").read_text().replace(old, found, 1))
-    with pytest.raises(CaptureError, match=told):
+def test_a_table_of_another_form_is_refused(new, old, replacement, message):
+    (new / "labels.csv").write_text((new / "labels.csv").read_text().replace(old, replacement, 1))
+    with pytest.raises(CaptureError, match=message):
         read_captures(new, CONTRACT)
 
 
@@ -188,8 +188,8 @@ def test_adding_appends_labels_and_copies_images(here, new):
     assert list(report.added) == [row["file"] for row in rows]
     assert not report.skipped
     assert read_labels(here) == [*before, *rows]
-    for found in rows:
-        assert (here / "images" / found["file"]).read_bytes() == (new / "images" / found["file"]).read_bytes()
+    for label in rows:
+        assert (here / "images" / label["file"]).read_bytes() == (new / "images" / label["file"]).read_bytes()
 
 
 def test_adding_twice_changes_nothing_and_says_so(here, new):
@@ -276,12 +276,12 @@ def name_taken(here, new):
     ],
 )
 def test_one_bad_capture_is_named_in_one_line_and_nothing_comes_in(here, new, spoil):
-    told = spoil(here, new)
+    phrases = spoil(here, new)
     before = contents(here)
     with pytest.raises(CaptureError) as caught:
         add(new, here)
     assert len(str(caught.value).splitlines()) == 1
-    for words in told:
+    for words in phrases:
         assert words in str(caught.value)
     assert contents(here) == before
 
@@ -301,9 +301,9 @@ def test_a_disk_that_fails_half_way_leaves_everything_as_it_was(here, new, monke
     assert not list(here.glob(".adding-*"))
 
 
-@pytest.mark.parametrize(("place", "told"), [("nowhere", "no such folder"), ("captures", "in place already")])
-def test_a_folder_that_cannot_be_added_is_named(here, place, told):
-    with pytest.raises(CaptureError, match=told):
+@pytest.mark.parametrize(("place", "message"), [("nowhere", "no such folder"), ("captures", "in place already")])
+def test_a_folder_that_cannot_be_added_is_named(here, place, message):
+    with pytest.raises(CaptureError, match=message):
         add(here.with_name(place), here)
 
 

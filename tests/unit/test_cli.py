@@ -71,7 +71,8 @@ def test_help_lists_the_commands_and_needs_no_heavy_library(tmp_path):
 
 
 def test_a_command_without_its_packages_names_what_to_install(project):
-    code = "import sys; sys.modules['mlflow'] = None; sys.argv[1:] = ['models']; from pinspect.cli.main import main; main()"
+    code = "import sys; sys.modules['mlflow'] = None; sys.argv[1:] = ['models']; "
+    code += "from pinspect.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr == (

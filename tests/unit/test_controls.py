@@ -94,12 +94,12 @@ def test_no_letter_stays_in_its_place_and_both_images_agree(controls, images):
 
 
 def test_the_reference_of_another_shape_is_one(controls, rows, images):
-    own = {row["shape"]: picture(images, row["images"][0]) for row in rows}
+    references = {row["shape"]: picture(images, row["images"][0]) for row in rows}
     for row, (_, (reference, inspected)) in zip(
         controls["other_shape"].rows, pairs_of(controls["other_shape"], images), strict=True
     ):
         (other,) = set(SHAPES) - {row["shape"]}
-        assert (reference == own[other]).all()
+        assert (reference == references[other]).all()
         assert (inspected == picture(images, f"{row['id'].removesuffix('-other_shape')}-1.png")).all()
 
 
@@ -151,7 +151,7 @@ class Looker:
         if field(single).std() == 0:
             return CONTRACT.defective(SHAPES[0], "RAW", "missing", LAYOUT.addresses[0])
         seen = look(single)
-        return max(self.known, key=lambda one: float(one[0] @ seen))[1]
+        return max(self.known, key=lambda pair: float(pair[0] @ seen))[1]
 
     @staticmethod
     def singles(row, folder):
@@ -180,26 +180,26 @@ class FindsTheOddPicture(Looker):
     """Tells a defect, whichever picture shows it."""
 
     def answer(self, row, reference, inspected):
-        found = self.recognise(reference)
-        return found if found.defect_position else self.recognise(inspected)
+        answer = self.recognise(reference)
+        return answer if answer.defect_position else self.recognise(inspected)
 
 
 class TakesTheShapeFromTheReference(Looker):
     def answer(self, row, reference, inspected):
-        found, shape = self.recognise(inspected), self.recognise(reference).shape
-        if found.defect_position is None:
+        answer, shape = self.recognise(inspected), self.recognise(reference).shape
+        if answer.defect_position is None:
             return CONTRACT.passed(shape, "RAW")
-        return CONTRACT.defective(shape, "RAW", found.defect_mode, found.defect_position)
+        return CONTRACT.defective(shape, "RAW", answer.defect_mode, answer.defect_position)
 
 
 class ReadsTheLetters(Looker):
     def answer(self, row, reference, inspected):
-        found = self.recognise(inspected)
-        if found.defect_position is None or "letters" not in row:
-            return found
-        column = row["columns"][found.defect_position.column - 1] + 1
-        letter = LAYOUT.rows[row["letters"][LAYOUT.rows.index(found.defect_position.row)]]
-        return CONTRACT.defective(found.shape, "RAW", found.defect_mode, type(found.defect_position)(column, letter))
+        answer = self.recognise(inspected)
+        if answer.defect_position is None or "letters" not in row:
+            return answer
+        column = row["columns"][answer.defect_position.column - 1] + 1
+        letter = LAYOUT.rows[row["letters"][LAYOUT.rows.index(answer.defect_position.row)]]
+        return CONTRACT.defective(answer.shape, "RAW", answer.defect_mode, type(answer.defect_position)(column, letter))
 
 
 class PassesWhatIsDark(Looker):
@@ -219,10 +219,10 @@ def examined(rows, images, predictor, kind="two_image"):
 @pytest.mark.parametrize("kind", ["two_image", "stacked"])
 def test_a_model_that_looks_keeps_every_rule(kind, images):
     rows = make_rows(images, kind)
-    found = examined(rows, images, Looker(rows, images), kind)
-    assert {name: result.held for name, result in found.items()} == dict.fromkeys(control_prompts.MAKERS, True)
-    assert all(result.captures == len(rows) and result.pictures for result in found.values())
-    assert all(check.n for result in found.values() for check in result.checks), "every count counts something"
+    results = examined(rows, images, Looker(rows, images), kind)
+    assert {name: result.held for name, result in results.items()} == dict.fromkeys(control_prompts.MAKERS, True)
+    assert all(result.captures == len(rows) and result.pictures for result in results.values())
+    assert all(check.n for result in results.values() for check in result.checks), "every count counts something"
 
 
 @pytest.mark.parametrize(
@@ -240,21 +240,21 @@ def test_a_model_that_looks_keeps_every_rule(kind, images):
 def test_not_looking_breaks_a_rule(predictor, broken, rows, images, controls):
     blind = predictor(rows, images)
     plain = dict(zip((row["id"] for row in rows), blind(rows, images), strict=True))
-    found = {
+    results = {
         name: judge_control(control, blind(control.rows, images), plain, CONTRACT) for name, control in controls.items()
     }
-    assert broken <= {name for name, result in found.items() if result.held is False}
+    assert broken <= {name for name, result in results.items() if result.held is False}
 
 
 def test_unreadable_answers_keep_no_rule_that_asks_for_an_answer(rows, images):
     looker = Looker(rows, images)
     plain = dict(zip((row["id"] for row in rows), looker(rows, images), strict=True))
 
-    def mute(asked, _folder):
-        return [""] * len(asked)
+    def mute(prompts, _folder):
+        return [""] * len(prompts)
 
-    found = run_controls(rows, images, CONTRACT, mute, plain, QUESTION)
-    assert {result.name for result in found if result.held} == {"blank"}
+    results = run_controls(rows, images, CONTRACT, mute, plain, QUESTION)
+    assert {result.name for result in results if result.held} == {"blank"}
 
 
 # --- which captures, and what cannot be made
@@ -287,22 +287,22 @@ def test_a_control_that_cannot_be_made_says_so_and_is_not_held(control, changes,
     rows = make_rows(images, **changes)
     plain = {row["id"]: row["answer"] for row in rows}
 
-    def tells_the_label(asked, _folder):
-        return [row["answer"] for row in asked]
+    def tells_the_label(prompts, _folder):
+        return [row["answer"] for row in prompts]
 
-    asked = {"view": changes.get("view", "RAW"), "kind": changes.get("kind", "two_image")}
-    results = run_controls(rows, images, CONTRACT, tells_the_label, plain, replace(QUESTION, **asked))
-    (found,) = [result for result in results if result.name == control]
-    outcome = control_outcome(found, 0.95)
-    assert found.held is None and outcome.startswith("not made") and reason in outcome
+    question = {"view": changes.get("view", "RAW"), "kind": changes.get("kind", "two_image")}
+    results = run_controls(rows, images, CONTRACT, tells_the_label, plain, replace(QUESTION, **question))
+    (control_result,) = [result for result in results if result.name == control]
+    outcome = control_outcome(control_result, 0.95)
+    assert control_result.held is None and outcome.startswith("not made") and reason in outcome
 
 
 def test_without_production_rows_no_control_is_made(images):
-    def never(asked, _folder):
+    def never(prompts, _folder):
         raise AssertionError("nothing is asked")
 
-    found = run_controls([], images, CONTRACT, never, {}, QUESTION)
-    assert [result.held for result in found] == [None] * len(control_prompts.MAKERS)
+    results = run_controls([], images, CONTRACT, never, {}, QUESTION)
+    assert [result.held for result in results] == [None] * len(control_prompts.MAKERS)
 
 
 def test_a_missing_picture_is_named(rows, tmp_path):
@@ -313,9 +313,9 @@ def test_a_missing_picture_is_named(rows, tmp_path):
 def test_the_table_of_counts_tells_share_interval_and_bound(rows, images, controls):
     passes = AlwaysPassed(rows, images)
     plain = dict(zip((row["id"] for row in rows), passes(rows, images), strict=True))
-    found = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT)
-    table = checks_table([found], 0.95).set_index(["control", "check"])
+    result = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT)
+    table = checks_table([result], 0.95).set_index(["control", "check"])
     blank = table.loc["blank", "judged passed"]
     assert (blank.hits, blank.n, blank.share, blank.bound, blank.held) == (12, 12, 1.0, 0, False)
     assert 0.7 < blank.low < blank.high == 1
-    assert "12 of 12 (76 to 100 %; at most 0 expected)" in control_outcome(found, 0.95)
+    assert "12 of 12 (76 to 100 %; at most 0 expected)" in control_outcome(result, 0.95)

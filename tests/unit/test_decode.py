@@ -45,9 +45,9 @@ def png_header_of(width: int, height: int) -> bytes:
 
 
 def test_an_ordinary_image_is_read_as_it_is(tmp_path):
-    found = read_image(saved(tmp_path, picture(), "a.png"), LIMIT)
-    assert found.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(picture()))
+    image = read_image(saved(tmp_path, picture(), "a.png"), LIMIT)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture()))
 
 
 def test_an_image_that_the_camera_turned_stands_upright(tmp_path):
@@ -62,16 +62,16 @@ def test_sixteen_bits_are_scaled_to_eight_the_same_way_for_every_image(tmp_path)
     levels[:, :16], levels[:, 16:32] = 65535, 32896
     for suffix in ("png", "tif"):
         cv2.imwrite(str(tmp_path / f"deep.{suffix}"), levels)
-        found = np.asarray(read_image(tmp_path / f"deep.{suffix}", LIMIT))
-        assert found.shape == (40, 48, 3)
-        assert [found[0, column].tolist() for column in (0, 20, 40)] == [[255] * 3, [128] * 3, [0] * 3]
+        pixels = np.asarray(read_image(tmp_path / f"deep.{suffix}", LIMIT))
+        assert pixels.shape == (40, 48, 3)
+        assert [pixels[0, column].tolist() for column in (0, 20, 40)] == [[255] * 3, [128] * 3, [0] * 3]
 
 
 def test_sixteen_bit_colour_is_read(tmp_path):
     deep = np.asarray(picture())[..., ::-1].astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    found = np.asarray(read_image(tmp_path / "deep.png", LIMIT)).astype(int)
-    assert np.abs(found - np.asarray(picture())).max() <= 1
+    pixels = np.asarray(read_image(tmp_path / "deep.png", LIMIT)).astype(int)
+    assert np.abs(pixels - np.asarray(picture())).max() <= 1
 
 
 def test_a_palette_is_resolved(tmp_path):
@@ -85,8 +85,8 @@ def test_a_palette_is_resolved(tmp_path):
 def test_what_is_transparent_is_black(tmp_path, mode):
     image = Image.new(mode, (40, 40), (200,) * (len(mode) - 1) + (255,))
     image.putpixel((3, 4), (200,) * (len(mode) - 1) + (0,))
-    found = read_image(saved(tmp_path, image, "alpha.png"), LIMIT)
-    assert found.mode == "RGB" and found.getpixel((3, 4)) == (0, 0, 0) and found.getpixel((4, 4)) == (200, 200, 200)
+    opaque = read_image(saved(tmp_path, image, "alpha.png"), LIMIT)
+    assert opaque.mode == "RGB" and opaque.getpixel((3, 4)) == (0, 0, 0) and opaque.getpixel((4, 4)) == (200, 200, 200)
 
 
 def test_printers_colours_become_the_screens(tmp_path):
@@ -97,7 +97,7 @@ def test_printers_colours_become_the_screens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("empty.jpg", b"", "the file is empty (0 bytes)"),
         ("text.jpg", b"no picture at all\n" * 20, "not an image file"),
@@ -112,11 +112,11 @@ def test_printers_colours_become_the_screens(tmp_path):
         ("float.tif", encoded(Image.new("F", (40, 40)), "tiff"), "save the image with 8 or 16 bit"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_photograph_is_refused_by_name(tmp_path, name, content, told):
+def test_a_file_that_is_no_photograph_is_refused_by_name(tmp_path, name, content, message):
     path = written(tmp_path, name, content)
     with pytest.raises(ImageError) as refused:
         read_image(path, LIMIT)
-    assert str(refused.value).startswith(f"{path}: ") and told in str(refused.value)
+    assert str(refused.value).startswith(f"{path}: ") and message in str(refused.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):

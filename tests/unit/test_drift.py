@@ -60,15 +60,15 @@ def profile(made) -> LineProfile:
 def inspected(made):
     """A function that gives the results of many passed captures, each changed by `light`, the newest first."""
     unit_space = UnitSpace.load(made / "data/dst/unit_space/camera-CYLN.npz")
-    passed = [one for one in captures(32) if one.judgement == PASSED]
-    grays = [to_gray(decode_image(one.jpeg, one.name, PARAMS.raw.max_pixels)) for one in passed]
+    passed = [capture for capture in captures(32) if capture.judgement == PASSED]
+    grays = [to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels)) for capture in passed]
     measured = {}
 
     def results(number: int, light=lambda gray: gray, seed: int = 0) -> pd.DataFrame:
         if light not in measured:
             measured[light] = [record(light(gray), unit_space) for gray in grays]
         chosen = np.random.default_rng(seed).integers(0, len(grays), number)
-        return pd.DataFrame([measured[light][one] for one in chosen], columns=list(COLUMNS), dtype=object)
+        return pd.DataFrame([measured[light][index] for index in chosen], columns=list(COLUMNS), dtype=object)
 
     return results
 
@@ -107,15 +107,15 @@ def judge(profile, latest, **changes):
 
 
 def changed(report) -> set[str]:
-    return {one.quantity for one in report.quantities if one.changed}
+    return {quantity.quantity for quantity in report.quantities if quantity.changed}
 
 
 def answers(chances: dict[str, list[float]], version: str = "1") -> pd.DataFrame:
     """Results of captures about whose light nothing is known."""
-    told = [(judgement, chance) for judgement, found in chances.items() for chance in found]
+    outcomes = [(judgement, chance) for judgement, values in chances.items() for chance in values]
     rows = [
         dict.fromkeys(COLUMNS) | {"judgement": judgement, "p_defective": chance, "model_version": version}
-        for judgement, chance in told
+        for judgement, chance in outcomes
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
@@ -125,7 +125,7 @@ def test_a_clean_day_under_the_trainings_light_is_no_drift(profile, inspected, s
     assert profile.defective_share == 0.5
     report = judge(profile, inspected(WINDOW, seed=seed))
     assert (report.changed, report.summary(), report.captures) == (False, "", WINDOW)
-    assert {one.quantity for one in report.quantities if one.distance is not None} == set(QUANTITIES)
+    assert {quantity.quantity for quantity in report.quantities if quantity.distance is not None} == set(QUANTITIES)
 
 
 @pytest.mark.parametrize(
@@ -164,16 +164,16 @@ def test_too_few_captures_tell_nothing(profile, inspected):
     minimum = SETTINGS.minimum
     report = judge(profile, inspected(minimum - 1, half))
     assert not report.changed
-    assert all(one.distance is None and one.p is None for one in report.quantities)
+    assert all(quantity.distance is None and quantity.p is None for quantity in report.quantities)
     assert judge(profile, inspected(minimum, half)).changed
     assert not judge(profile, inspected(0)).changed
 
 
 def test_a_difference_that_is_sure_and_small_is_no_matter(profile, inspected):
     mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
-    found = judge(profile, mixed, minimum_effect=0.0).quantities[0]
-    assert found.changed
-    for effect, matters in ((found.distance - 0.01, True), (found.distance + 0.01, False)):
+    brightness = judge(profile, mixed, minimum_effect=0.0).quantities[0]
+    assert brightness.changed
+    for effect, matters in ((brightness.distance - 0.01, True), (brightness.distance + 0.01, False)):
         assert judge(profile, mixed, minimum_effect=effect).quantities[0].changed == matters
 
 
@@ -212,9 +212,10 @@ def test_a_model_that_becomes_surer_is_no_drift(profile):
 
 def test_within_one_judgement_the_test_of_shares_is_fishers(profile):
     unsure = replace(profile, p_passed=sample([0.01] * 30 + [0.5] * 4))
-    found = {one.quantity: one for one in judge(unsure, answers({PASSED: [0.01] * 60 + [0.5] * 20})).quantities}
-    assert found["uncertain"].p == pytest.approx(fisher_exact([[20, 60], [4, 30]], alternative="greater").pvalue)
-    assert found["uncertain"].distance == pytest.approx(20 / 80 - 4 / 34, abs=1e-4)
+    report = judge(unsure, answers({PASSED: [0.01] * 60 + [0.5] * 20}))
+    quantities = {quantity.quantity: quantity for quantity in report.quantities}
+    assert quantities["uncertain"].p == pytest.approx(fisher_exact([[20, 60], [4, 30]], alternative="greater").pvalue)
+    assert quantities["uncertain"].distance == pytest.approx(20 / 80 - 4 / 34, abs=1e-4)
 
 
 def test_answers_of_another_version_tell_nothing_about_this_one(profile):
@@ -230,7 +231,7 @@ def test_what_the_profile_does_not_know_is_not_judged(inspected):
     empty = LineProfile(nothing, nothing, nothing, nothing, defective_share=None, set_aside_share=None)
     report = judge(empty, inspected(WINDOW, half))
     assert not report.changed
-    assert all(one.distance is None for one in report.quantities)
+    assert all(quantity.distance is None for quantity in report.quantities)
 
 
 def test_captures_that_were_set_aside_in_training_are_reckoned_with(profile, inspected):
@@ -251,10 +252,10 @@ def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
 
 def test_a_report_goes_through_json(profile, inspected):
     report = judge(profile, inspected(WINDOW, half))
-    told = json.loads(json.dumps(report.to_dict()))
-    assert (told["changed"], told["summary"]["en"], told["captures"]) == (True, report.summary(), WINDOW)
-    assert [one["quantity"] for one in told["quantities"]] == list(QUANTITIES)
-    assert [one["changed"] for one in told["quantities"]] == [True, False, False, False, False]
+    stored = json.loads(json.dumps(report.to_dict()))
+    assert (stored["changed"], stored["summary"]["en"], stored["captures"]) == (True, report.summary(), WINDOW)
+    assert [quantity["quantity"] for quantity in stored["quantities"]] == list(QUANTITIES)
+    assert [quantity["changed"] for quantity in stored["quantities"]] == [True, False, False, False, False]
 
 
 def test_a_profile_may_come_as_json_and_one_that_is_none_is_a_problem_and_no_crash(profile, inspected):

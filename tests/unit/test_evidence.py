@@ -86,7 +86,7 @@ def test_planted_attention_is_found_where_it_lies(kind, images, untrained):
     layer = len(untrained.model.get_decoder().layers) - 1
     where = defects(rows)
     encoder, tokenizer = RowEncoder(untrained.processor, images), untrained.processor.tokenizer
-    asked = {tuple(encoder.chat(row).input_ids): row for row in rows if row["id"] in where}
+    prompts = {tuple(encoder.chat(row).input_ids): row for row in rows if row["id"] in where}
     colon = tokenizer.convert_tokens_to_ids(":")
     seen = {}
 
@@ -94,10 +94,10 @@ def test_planted_attention_is_found_where_it_lies(kind, images, untrained):
         seen["ids"] = kwargs["input_ids"]
 
     def plant(_module, _inputs, output):
-        told, weights = output
+        hidden, weights = output
         weights = torch.full_like(weights, 1e-9)
         for chat, ids in enumerate(seen["ids"].tolist()):
-            (row,) = [row for known, row in asked.items() if ids[: len(known)] == list(known)]
+            (row,) = [row for known, row in prompts.items() if ids[: len(known)] == list(known)]
             start = encoder.chat(row).prompt_length
             column_at, row_at = [place for place in range(start, len(ids)) if ids[place] == colon]
             visual = [place for place, token in enumerate(ids) if token == untrained.processor.image_token_id][-40:]
@@ -105,7 +105,7 @@ def test_planted_attention_is_found_where_it_lies(kind, images, untrained):
             letter = LAYOUT.rows.index(defect.row)
             weights[chat, :, column_at, visual[(letter + 1) * 10 + defect.column]] = 0.6
             weights[chat, :, row_at, visual[(3 - letter) * 10 + 10 - defect.column]] = 0.2
-        return told, weights
+        return hidden, weights
 
     hooks = [
         untrained.model.register_forward_pre_hook(note_ids, with_kwargs=True),
@@ -117,22 +117,22 @@ def test_planted_attention_is_found_where_it_lies(kind, images, untrained):
         for hook in hooks:
             hook.remove()
     assert set(maps) == set(where)
-    for identity, found in maps.items():
+    for identity, evidence_map in maps.items():
         defect = where[identity]
         alone = defect.column == 5 and LAYOUT.rows.index(defect.row) == 1  # its own opposite
-        assert found.agreement == pytest.approx(1 if alone else 0.75, abs=1e-3)
-        assert found.looked == pytest.approx(0.4, abs=1e-3)
-        assert found.hit and found.brightest == found.named == found.defect == defect
-        assert found.weights.sum() == pytest.approx(1, abs=1e-5)
-        assert found.weights.shape == ((8, 10) if kind == "stacked" else (4, 10))
+        assert evidence_map.agreement == pytest.approx(1 if alone else 0.75, abs=1e-3)
+        assert evidence_map.looked == pytest.approx(0.4, abs=1e-3)
+        assert evidence_map.hit and evidence_map.brightest == evidence_map.named == evidence_map.defect == defect
+        assert evidence_map.weights.sum() == pytest.approx(1, abs=1e-5)
+        assert evidence_map.weights.shape == ((8, 10) if kind == "stacked" else (4, 10))
 
 
 def test_an_untrained_model_looks_nowhere_in_particular(images, untrained):
     rows = rows_of(images)
-    for found in attention_maps(untrained, rows, labels(rows), images, CONTRACT, layer=0).values():
-        assert found.weights.sum() == pytest.approx(1, abs=1e-5)
-        assert 0 < found.looked < 1
-        assert found.agreement < 0.2
+    for evidence_map in attention_maps(untrained, rows, labels(rows), images, CONTRACT, layer=0).values():
+        assert evidence_map.weights.sum() == pytest.approx(1, abs=1e-5)
+        assert 0 < evidence_map.looked < 1
+        assert evidence_map.agreement < 0.2
 
 
 def test_the_shipped_base_looks_at_the_defective_pin(images):
@@ -186,18 +186,18 @@ def test_a_family_without_a_token_grid_says_so_in_one_line(images, tmp_path):
     folder = tiny.save(tmp_path / "base")
     inspector = load_inspector(Checkpoint(FAMILIES[tiny.family], str(folder), folder))
     rows = rows_of(images, few=2)
-    with pytest.raises(ModelError, match="llava: no evidence maps") as told:
+    with pytest.raises(ModelError, match="llava: no evidence maps") as refused:
         attention_maps(inspector, rows, labels(rows), images, CONTRACT, layer=0)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_summary_counts_hits_against_chance(images, untrained):
     rows = rows_of(images)
     table = evidence_table(attention_maps(untrained, rows, labels(rows), images, CONTRACT, layer=0), rows, CONTRACT)
     table = table.assign(hit=[True, True, True, False, False, False], agreement=0.25)
-    told = evidence_summary(Evidence(table=table, base_table=table.assign(hit=False)), LAYOUT, 0.95)
-    assert "3 of 6 defective captures (19 to 81 %)" in told and "25 % of its attention" in told
-    assert "1 capture in 27" in told and "0 of 6" in told.split("The base without the adapter")[1]
+    summary = evidence_summary(Evidence(table=table, base_table=table.assign(hit=False)), LAYOUT, 0.95)
+    assert "3 of 6 defective captures (19 to 81 %)" in summary and "25 % of its attention" in summary
+    assert "1 capture in 27" in summary and "0 of 6" in summary.split("The base without the adapter")[1]
     nothing = table.assign(agreement=None, hit=None)
     assert "no map can be compared" in evidence_summary(Evidence(table=nothing), LAYOUT, 0.95)
     assert evidence_summary(Evidence(table=table[:0]), LAYOUT, 0.95) == ""

@@ -32,7 +32,7 @@ def take(inbox, folder):
 def test_good_captures_move_in_and_the_inbox_is_empty(there, inbox):
     expected = [capture.name for capture in captures()[:9]]
     assert take(inbox, there).added == tuple(expected[4:])
-    assert [one["file"] for one in read_labels(there)] == expected
+    assert [label["file"] for label in read_labels(there)] == expected
     assert all((there / IMAGES / capture.name).read_bytes() == capture.jpeg for capture in captures()[:9])
     assert not list((inbox / IMAGES).iterdir())
     assert read_labels(inbox) == []
@@ -41,7 +41,7 @@ def test_good_captures_move_in_and_the_inbox_is_empty(there, inbox):
 def test_a_bad_capture_is_named_and_stays_with_its_row_as_it_is(there, inbox):
     bad, wrong = captures()[4], captures()[5]
     (inbox / IMAGES / bad.name).write_bytes(bad.jpeg[:500])
-    rows = [one | {"judgement": "maybe"} if one["file"] == wrong.name else one for one in read_labels(inbox)]
+    rows = [label | {"judgement": "maybe"} if label["file"] == wrong.name else label for label in read_labels(inbox)]
     write_labels(inbox, rows)
     report = take(inbox, there)
     assert report.added == tuple(capture.name for capture in captures()[6:9])
@@ -56,14 +56,14 @@ def test_a_bad_capture_is_named_and_stays_with_its_row_as_it_is(there, inbox):
 
 
 def test_a_picture_with_two_labels_stays_with_both(there, inbox):
-    one, other = captures()[4], captures()[5]
-    (inbox / IMAGES / other.name).write_bytes(one.jpeg)
-    passed = row(one) | {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "role": "inspected"}
+    first, second = captures()[4], captures()[5]
+    (inbox / IMAGES / second.name).write_bytes(first.jpeg)
+    passed = row(first) | {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "role": "inspected"}
     bent = passed | {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:1, Y:U"}
-    write_labels(inbox, [passed, bent | {"file": other.name}, *read_labels(inbox)[2:]])
+    write_labels(inbox, [passed, bent | {"file": second.name}, *read_labels(inbox)[2:]])
     report = take(inbox, there)
-    assert not {one.name, other.name} & {*report.added, *report.skipped}
-    assert {path.name for path in (inbox / IMAGES).iterdir()} == {one.name, other.name}
+    assert not {first.name, second.name} & {*report.added, *report.skipped}
+    assert {path.name for path in (inbox / IMAGES).iterdir()} == {first.name, second.name}
     assert any("another label" in problem for problem in report.refused)
 
 
@@ -98,7 +98,7 @@ def test_a_kill_while_captures_come_in_is_made_good(there, inbox):
     report = take(inbox, there)
     assert (report.refused, len(report.added)) == ((), 5)
     assert not place.exists()
-    assert [one["file"] for one in read_labels(there)] == [capture.name for capture in captures()[:9]]
+    assert [label["file"] for label in read_labels(there)] == [capture.name for capture in captures()[:9]]
 
 
 def test_an_inbox_that_is_not_there_is_an_empty_one(there, tmp_path):

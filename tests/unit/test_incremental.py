@@ -194,9 +194,9 @@ def test_the_code_of_a_stage_is_all_that_it_imports(tmp_path):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = [str(path.relative_to(tmp_path)) for path in source_files(tmp_path / "line/start.py", tmp_path)]
-    assert found[0] == "line/start.py"
-    assert set(found[1:]) == {  # line/__init__.py only offers names to users
+    sources = [str(path.relative_to(tmp_path)) for path in source_files(tmp_path / "line/start.py", tmp_path)]
+    assert sources[0] == "line/start.py"
+    assert set(sources[1:]) == {  # line/__init__.py only offers names to users
         "line/near.py",
         "line/inside.py",
         "line/far/__init__.py",

@@ -49,8 +49,8 @@ def sample_line(tmp_path_factory):
         shutil.copy(CAPTURES / "images" / row["file"], root / "captures/images")
     write_labels(root / "captures", references)
     virtual = params().raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
-    asked = params().raw.model_copy(update={"virtual": virtual})
-    build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), asked, workers=1)
+    raw_params = params().raw.model_copy(update={"virtual": virtual})
+    build_raw(root / "captures", root / "data/raw", root / "splits.csv", params().contract(), raw_params, workers=1)
     return packed(root)
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_shape_is_refused_with_those_that_are_known(sample_inspector)
 
 @pytest.mark.parametrize("eye", ["left", "right"])
 def test_a_view_is_compared_with_its_own_eye(stereo_inspector, eye):
-    capture = next(one for one in stereo("new", passed_pins(80), 180) if one.name.startswith(eye))
+    capture = next(view for view in stereo("new", passed_pins(80), 180) if view.name.startswith(eye))
     assert stereo_inspector.see(photograph_of(capture, f"some/folder/{capture.name}")).aspect == f"CYLN-{eye}"
     assert stereo_inspector.see(photograph_of(capture), "CYLN").aspect == f"CYLN-{eye}"
 
@@ -124,11 +124,11 @@ def test_a_packed_line_that_lacks_a_shape_is_refused(stereo_inspector, tmp_path)
 
 def test_a_record_tells_how_sure_the_model_is_of_judgement_and_place(model, sample_line):
     """The same photograph at three thresholds: how it is judged follows, what the model thinks of it does not."""
-    asked = params()
+    settings = params()
     row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
     task = Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes()), shape=row["shape"])
-    records = [CaptureInspector(model, sample_line, asked, limit).inspect([task])[0] for limit in (0.0, 0.5, 1.1)]
-    contract = asked.contract()
+    records = [CaptureInspector(model, sample_line, settings, limit).inspect([task])[0] for limit in (0.0, 0.5, 1.1)]
+    contract = settings.contract()
     for record, limit in zip(records, (0.0, 0.5, 1.1), strict=True):
         assert record["error"] is None and record["threshold"] == limit
         assert (record["judgement"] == "defective") == (record["p_defective"] >= limit)

@@ -30,7 +30,7 @@ def test_every_address_is_read_back_and_found_at_its_index(layout):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("X:0, Y:U", "no pin at X:0, Y:U: the layout has rows U,C,D and columns 1..9"),
         ("X:10, Y:U", "no pin at X:10, Y:U"),
@@ -44,8 +44,8 @@ def test_every_address_is_read_back_and_found_at_its_index(layout):
         ("X:٣, Y:U", "expected 'X:3, Y:U'"),
     ],
 )
-def test_another_spelling_is_no_address(text, told):
-    with pytest.raises(ValueError, match="^" + told.replace(".", r"\.")):
+def test_another_spelling_is_no_address(text, message):
+    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.")):
         LAYOUT.address(text)
 
 
@@ -56,7 +56,7 @@ def test_a_pin_that_is_not_there_has_no_index(address):
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "told"),
+    ("rows", "columns", "message"),
     [
         (("U", "C"), 0, "columns must be at least 1"),
         ((), 9, "at least one row"),
@@ -65,6 +65,6 @@ def test_a_pin_that_is_not_there_has_no_index(address):
         (("U", "C", "U"), 9, "named twice"),
     ],
 )
-def test_what_is_no_layout_is_refused(rows, columns, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_is_no_layout_is_refused(rows, columns, message):
+    with pytest.raises(ValueError, match=message):
         Layout(rows, columns)

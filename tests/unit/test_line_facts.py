@@ -28,10 +28,10 @@ def gray_of(seed: int) -> np.ndarray:
 
 
 def test_passed_captures_of_the_line_tell_the_same(unit_space):
-    told = [facts_of(gray_of(seed), unit_space) for seed in range(20, 26)]
-    assert {tuple(facts) for facts in told} == {LINE_FACTS}
-    assert all(0.05 < facts["brightness"] < 0.7 for facts in told)
-    assert all(0.05 < facts["dst_background"] < 0.6 for facts in told)
+    samples = [facts_of(gray_of(seed), unit_space) for seed in range(20, 26)]
+    assert {tuple(facts) for facts in samples} == {LINE_FACTS}
+    assert all(0.05 < facts["brightness"] < 0.7 for facts in samples)
+    assert all(0.05 < facts["dst_background"] < 0.6 for facts in samples)
 
 
 def test_brightness_is_the_mean_of_the_pin_field_alone(unit_space):
@@ -58,9 +58,9 @@ def test_one_empty_cell_moves_neither(unit_space):
     for x, y in unit_space.pin_centres[[0, 13, 26]].round().astype(int):
         emptied = gray.copy()
         emptied[y - half : y + half, x - half : x + half] = 0.05
-        told = facts_of(emptied, unit_space)
-        assert told["brightness"] == pytest.approx(passed["brightness"], rel=0.1)
-        assert told["dst_background"] == pytest.approx(passed["dst_background"], rel=0.25)
+        facts = facts_of(emptied, unit_space)
+        assert facts["brightness"] == pytest.approx(passed["brightness"], rel=0.1)
+        assert facts["dst_background"] == pytest.approx(passed["dst_background"], rel=0.25)
 
 
 def test_a_lens_out_of_focus_moves_the_background(unit_space):

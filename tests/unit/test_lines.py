@@ -38,8 +38,8 @@ def test_a_line_without_eyes_is_called_by_its_source_and_shape():
 
 
 def test_eyes_count_shape_by_shape_and_only_where_there_are_both():
-    found = line_by_name(manifest(*BOTH_EYES, ("left_1.jpg", "CYLN", "inspected"), ("left_2.jpg", "SQUR", "reference")))
-    assert found == {
+    lines = line_by_name(manifest(*BOTH_EYES, ("left_1.jpg", "CYLN", "inspected"), ("left_2.jpg", "SQUR", "reference")))
+    assert lines == {
         "left_ok.jpg": "camera CYLN left", "right_ok.jpg": "camera CYLN right", "left_1.jpg": "camera CYLN left",
         "left_2.jpg": "camera SQUR",
     }  # fmt: skip

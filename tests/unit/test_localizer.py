@@ -61,9 +61,9 @@ def test_the_score_separates_defective_from_passed_captures():
 
 def test_the_result_does_not_depend_on_the_pictures_scale():
     view = picture(photograph(52, shifts={4: (9, 0)})).astype(np.float32)
-    one, other = (localize(view * gain, CENTERS, PITCH, LAYOUT) for gain in (1, 0.01))
-    assert one.score == pytest.approx(other.score, rel=1e-4)
-    assert (one.address, one.direction) == (other.address, other.direction)
+    first, second = (localize(view * gain, CENTERS, PITCH, LAYOUT) for gain in (1, 0.01))
+    assert first.score == pytest.approx(second.score, rel=1e-4)
+    assert (first.address, first.direction) == (second.address, second.direction)
 
 
 def test_gray_pins_have_an_address_and_no_direction():

@@ -94,10 +94,10 @@ def test_every_defective_capture_is_caught_escaped_or_not_answered(choices):
 @given(some_answers)
 @settings(max_examples=25, deadline=None)
 def test_every_interval_holds_its_figure_and_stays_within_0_and_1(choices):
-    for name, found in metrics.score(one_answer_each(choices), bootstrap_samples=200).items():
-        if found.value is not None:
-            assert 0 <= found.low <= found.value + 1e-12, name
-            assert found.value - 1e-12 <= found.high <= 1, name
+    for name, score in metrics.score(one_answer_each(choices), bootstrap_samples=200).items():
+        if score.value is not None:
+            assert 0 <= score.low <= score.value + 1e-12, name
+            assert score.value - 1e-12 <= score.high <= 1, name
 
 
 @given(some_answers, st.randoms())
@@ -107,8 +107,8 @@ def test_the_order_of_rows_does_not_matter(choices, random):
     order = list(range(len(table)))
     random.shuffle(order)
     shuffled = metrics.score(table.iloc[order], bootstrap_samples=100)
-    for name, found in metrics.score(table, bootstrap_samples=100).items():
-        assert shuffled[name].value == pytest.approx(found.value), name
+    for name, score in metrics.score(table, bootstrap_samples=100).items():
+        assert shuffled[name].value == pytest.approx(score.value), name
 
 
 @given(hits=st.integers(0, 60), more=st.integers(0, 60))
@@ -142,17 +142,17 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = 0
     for draw in range(draws):
         choices = [right if random.random() < 0.85 else (overkilled if n % 2 else escaped) for n in range(40)]
-        found = metrics.score(one_answer_each(choices), bootstrap_samples=200, seed=draw)["balanced_accuracy"]
-        held += found.low <= 0.85 <= found.high
+        score = metrics.score(one_answer_each(choices), bootstrap_samples=200, seed=draw)["balanced_accuracy"]
+        held += score.low <= 0.85 <= score.high
     assert binom.cdf(held, draws, 0.90) > 0.001
 
 
 def test_the_auroc_is_the_chance_that_a_defective_capture_scores_higher():
     rows = [chat_row(number) for number in range(6)]  # defective: 0, 2, 4
     chances = {0: 0.9, 2: 0.4, 4: 0.8, 1: 0.1, 3: 0.5, 5: 0.2}
-    found = metrics.score(answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])]))["auroc"]
-    assert found.value == pytest.approx(8 / 9)
-    assert found.low < found.value < found.high < 1
+    auroc = metrics.score(answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])]))["auroc"]
+    assert auroc.value == pytest.approx(8 / 9)
+    assert auroc.low < auroc.value < auroc.high < 1
 
 
 def test_a_perfect_auroc_of_few_captures_is_no_certainty():
@@ -190,9 +190,9 @@ def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
     rows = [chat_row(number) for number in range(20)]
     better = answered(rows)
     worse = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
-    found = mcnemar(better, worse)
-    assert (found.n, found.only_first, found.only_second) == (20, 4, 0)
-    assert found.p_value == pytest.approx(2 * 0.5**4)
+    result = mcnemar(better, worse)
+    assert (result.n, result.only_first, result.only_second) == (20, 4, 0)
+    assert result.p_value == pytest.approx(2 * 0.5**4)
     assert mcnemar(better, better.sample(frac=1, random_state=1)).p_value == 1.0
 
 
@@ -202,8 +202,9 @@ def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
 )
 @settings(max_examples=15, deadline=None)
 def test_mcnemar_says_the_same_whichever_model_comes_first(first, second):
-    one, other = mcnemar(a := one_answer_each(first), b := one_answer_each(second)), mcnemar(b, a)
-    assert (one.only_first, one.only_second, one.p_value) == (other.only_second, other.only_first, other.p_value)
+    forward, backward = mcnemar(a := one_answer_each(first), b := one_answer_each(second)), mcnemar(b, a)
+    assert (forward.only_first, forward.only_second) == (backward.only_second, backward.only_first)
+    assert forward.p_value == backward.p_value
 
 
 def test_mcnemar_refuses_tables_of_different_captures():
@@ -255,15 +256,15 @@ def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not():
 
 
 def test_the_calibration_error_is_the_gap_of_the_reliability_table():
-    told = answered(map(chat_row, range(40)), chance=chance_of(0.05, 0.8))
-    table = metrics.reliability(told)
+    answers = answered(map(chat_row, range(40)), chance=chance_of(0.05, 0.8))
+    table = metrics.reliability(answers)
     assert table["n"].sum() == 40
     assert ((table["low"] <= table["mean_probability"]) & (table["mean_probability"] <= table["high"])).all()
     gaps = (table["defective_share"] - table["mean_probability"]).abs() * table["n"]
-    found = metrics.score(told)["ece"]
-    assert found.value == pytest.approx(gaps.sum() / 40)
-    assert found.low <= found.value <= found.high
-    assert (found.n, found.captures) == (40, 40)
+    ece = metrics.score(answers)["ece"]
+    assert ece.value == pytest.approx(gaps.sum() / 40)
+    assert ece.low <= ece.value <= ece.high
+    assert (ece.n, ece.captures) == (40, 40)
 
 
 def test_a_probability_of_one_lies_in_the_last_bin():
@@ -279,16 +280,16 @@ def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, secon
     tables = [one_answer_each(choices[:size]) for choices in (first, second)]
     tables[1] = tables[1].assign(p_defective=[chance_of(*span)(row) for row in map(chat_row, range(size))])
     tables[0] = tables[0].assign(p_defective=[chance_of(0.2, 0.4)(row) for row in map(chat_row, range(size))])
-    found = compare_predictions(*tables, bootstrap_samples=50)
+    comparison = compare_predictions(*tables, bootstrap_samples=50)
     scores = [metrics.score(table, bootstrap_samples=10) for table in tables]
-    assert list(found.differences) == list(metrics.HEADLINE)
-    for metric, difference in found.differences.items():
+    assert list(comparison.differences) == list(metrics.HEADLINE)
+    for metric, difference in comparison.differences.items():
         assert difference.first == pytest.approx(scores[0][metric].value)
         assert difference.second == pytest.approx(scores[1][metric].value)
         assert difference.difference == pytest.approx(difference.second - difference.first)
         assert difference.low - 1e-9 <= difference.high
-    assert found.mcnemar["exact_match"] == mcnemar(*tables)
-    assert (found.n, found.captures) == (size, size)
+    assert comparison.mcnemar["exact_match"] == mcnemar(*tables)
+    assert (comparison.n, comparison.captures) == (size, size)
 
 
 def test_a_clear_difference_excludes_nothing_and_none_says_so():
@@ -310,8 +311,8 @@ def test_the_rows_of_a_capture_are_drawn_together():
     def width(rows):
         half = len(rows) // 2
         worse = pd.concat([answered(rows[:half], escaped), answered(rows[half:])])
-        found = compare_predictions(answered(rows), worse, bootstrap_samples=500).differences["exact_match"]
-        return found.high - found.low
+        difference = compare_predictions(answered(rows), worse, bootstrap_samples=500).differences["exact_match"]
+        return difference.high - difference.low
 
     assert width(twice) == pytest.approx(width(once))
 
@@ -323,35 +324,35 @@ def test_predictors_without_common_rows_cannot_be_compared():
 
 def test_a_score_that_one_of_both_lacks_is_not_compared():
     rows = [chat_row(number) for number in range(4)]
-    found = compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
-    assert "auroc" not in found.differences
+    comparison = compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
+    assert "auroc" not in comparison.differences
     passed_only = [chat_row(1), chat_row(3)]
-    found = compare_predictions(answered(passed_only), answered(passed_only), bootstrap_samples=10)
-    assert set(found.differences) == {"exact_match", "overkill_rate", "parse_rate"}
+    comparison = compare_predictions(answered(passed_only), answered(passed_only), bootstrap_samples=10)
+    assert set(comparison.differences) == {"exact_match", "overkill_rate", "parse_rate"}
 
 
 def test_a_predictions_table_survives_its_file(tmp_path):
     table = pd.concat([answered(map(chat_row, range(6)), chance=lambda row: 0.25), answered([chat_row(6)], unreadable)])
     predictions.write(table, tmp_path / "predictions.csv")
-    found = predictions.read(tmp_path / "predictions.csv")
-    pd.testing.assert_frame_equal(found, table.reset_index(drop=True), check_dtype=False)
-    assert found.loc[1, "expected_defect_position"] == "NA"
+    stored = predictions.read(tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(stored, table.reset_index(drop=True), check_dtype=False)
+    assert stored.loc[1, "expected_defect_position"] == "NA"
 
 
 def test_what_was_generated_stands_in_the_table(tmp_path):
     shares = [0.5, 0.25, 0.25, *[0.0] * 24]
     row = chat_row(0)
-    told = predictions.prediction(
+    record = predictions.prediction(
         row, row["answer"], CONTRACT, model="m", threshold=0.4, address_entropy=1.5, address_probabilities=shares
     )
     predictions.write(
-        predictions.table([told, predictions.prediction(row, "", CONTRACT, model="m")]), tmp_path / "p.csv"
+        predictions.table([record, predictions.prediction(row, "", CONTRACT, model="m")]), tmp_path / "p.csv"
     )
-    found = predictions.read(tmp_path / "p.csv")
-    assert found["threshold"].tolist()[0] == 0.4 and found["address_entropy"].tolist()[0] == 1.5
-    probabilities = predictions.address_probabilities(found, CONTRACT.layout.pins)
+    stored = predictions.read(tmp_path / "p.csv")
+    assert stored["threshold"].tolist()[0] == 0.4 and stored["address_entropy"].tolist()[0] == 1.5
+    probabilities = predictions.address_probabilities(stored, CONTRACT.layout.pins)
     assert probabilities[0].tolist() == shares
-    assert np.isnan(probabilities[1]).all() and np.isnan(found["threshold"][1])
+    assert np.isnan(probabilities[1]).all() and np.isnan(stored["threshold"][1])
 
 
 def test_a_predictions_table_that_is_missing_or_foreign_is_named(tmp_path):

@@ -24,8 +24,8 @@ def rates(p_defective, defective, threshold):
 
 
 def point_of(rows, chance, **changes):
-    asked = PARAMS.evaluate.model_copy(update=changes)
-    return choose_operating_point(answered(rows, chance=chance), asked, "0123")
+    settings = PARAMS.evaluate.model_copy(update=changes)
+    return choose_operating_point(answered(rows, chance=chance), settings, "0123")
 
 
 @given(judged, st.sampled_from([0.0, 0.03, 0.2, 0.5]))
@@ -66,14 +66,14 @@ def test_a_wanted_escape_buys_less_overkill():
 def test_only_productions_prompt_on_the_cameras_captures_decides():
     misled = [chat_row(n, view="RAW") for n in range(8)] + [chat_row(n, shot="one_shot") for n in range(8)]
     misled += [chat_row(n, source="virtual") for n in range(8)]
-    asked = [chat_row(number) for number in range(8)]
-    ids = {row["id"] for row in asked}
+    deciding = [chat_row(number) for number in range(8)]
+    ids = {row["id"] for row in deciding}
 
     def chance(row):
         defective = "defective" in row["answer"]
         return (0.8 if defective else 0.6) if row["id"] in ids else 0.1
 
-    point = point_of([*misled, *asked], chance)
+    point = point_of([*misled, *deciding], chance)
     assert (point.chosen_on, point.defective, point.passed) == ("camera", 4, 4)
     assert (point.escape_rate, point.overkill_rate) == (0, 0)
     assert 0.6 < point.threshold < 0.8

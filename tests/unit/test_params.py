@@ -19,8 +19,8 @@ def shipped() -> dict:
     return yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def load(tmp_path, found: object) -> Params:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(found))
+def load(tmp_path, content: object) -> Params:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     return load_params(tmp_path / "params.yaml")
 
 
@@ -37,7 +37,7 @@ def test_the_sections_are_the_product_the_model_and_every_stage_that_changes_an_
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("raw.test_shere", 0.3, "raw.test_shere: unknown key; remove it or correct its spelling"),
         ("raw.test_share", 1.2, "raw.test_share: input should be less than or equal to 1, found 1.2"),
@@ -61,7 +61,7 @@ def test_the_sections_are_the_product_the_model_and_every_stage_that_changes_an_
         ("color", {}, "color: unknown key"),
     ],
 )
-def test_a_key_or_value_that_cannot_be_used_is_named(tmp_path, shipped, key, value, told):
+def test_a_key_or_value_that_cannot_be_used_is_named(tmp_path, shipped, key, value, message):
     *path, last = key.split(".")
     section = shipped
     for name in path:
@@ -69,7 +69,7 @@ def test_a_key_or_value_that_cannot_be_used_is_named(tmp_path, shipped, key, val
     section[last] = value
     with pytest.raises(ParamsError) as caught:
         load(tmp_path, shipped)
-    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {told}")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {message}")
 
 
 def test_an_adapter_that_would_change_nothing_is_refused(tmp_path, shipped):
@@ -90,7 +90,7 @@ def test_several_problems_are_told_at_once(tmp_path, shipped):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"raw: [", "not readable as YAML"),
         (b"\xff\xfe", "not readable as YAML"),
@@ -98,9 +98,9 @@ def test_several_problems_are_told_at_once(tmp_path, shipped):
         (b"", "expected sections such as 'train:', found NoneType"),
     ],
 )
-def test_what_is_no_params_file_is_refused(tmp_path, content, told):
+def test_what_is_no_params_file_is_refused(tmp_path, content, message):
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(ParamsError, match=told):
+    with pytest.raises(ParamsError, match=message):
         load_params(tmp_path / "params.yaml")
 
 

@@ -72,8 +72,8 @@ def shown(row):
 
 
 def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
-    asked = [(n, view, kind, shot) for n in numbers for view in views for kind, shot in kinds]
-    rows = [chat_row(n, view=view, shot=shot, kind=kind, source=source) for n, view, kind, shot in asked]
+    prompts = [(n, view, kind, shot) for n in numbers for view in views for kind, shot in kinds]
+    rows = [chat_row(n, view=view, shot=shot, kind=kind, source=source) for n, view, kind, shot in prompts]
     return [row | {"images": shown(row), "messages": messages(row)} for row in rows]
 
 
@@ -129,10 +129,10 @@ class Page(HTMLParser):
         self.handle_startendtag(tag, attributes)
 
     def handle_startendtag(self, tag, attributes):
-        found = dict(attributes)
-        self.loads += [found[name] for name in ("src", "href", "xlink:href") if name in found]
-        self.used |= {found[name][1:] for name in ("href", "xlink:href") if found.get(name, "").startswith("#")}
-        self.ids += [found["id"]] if "id" in found else []
+        values = dict(attributes)
+        self.loads += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+        self.used |= {values[name][1:] for name in ("href", "xlink:href") if values.get(name, "").startswith("#")}
+        self.ids += [values["id"]] if "id" in values else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -164,8 +164,8 @@ def everything(rows, predictions, images):
 def test_the_report_stands_alone(images):
     rows = chat_rows(*range(8), kinds=KINDS)
     even = [1 / len(ADDRESSES)] * len(ADDRESSES)
-    told = answered(rows, escaped, chance=lambda row: 0.4, shares=lambda row: even)
-    page = Page(text := render_report(everything(rows, told, images)))
+    predictions = answered(rows, escaped, chance=lambda row: 0.4, shares=lambda row: even)
+    page = Page(text := render_report(everything(rows, predictions, images)))
     assert page.open == []
     assert all(load.startswith(("data:", "#")) for load in page.loads)
     assert page.used <= set(page.ids)
@@ -193,28 +193,28 @@ def test_every_camera_miss_stands_in_the_report_with_the_models_own_words(tmp_pa
 
 def test_misses_of_every_kind_of_prompt_are_shown(images):
     rows = chat_rows(0, kinds=KINDS)
-    given = evaluation_of(rows, answered(rows, escaped), images)
-    cards = cards_of(render_report(given))
+    evaluation = evaluation_of(rows, answered(rows, escaped), images)
+    cards = cards_of(render_report(evaluation))
     assert len(cards) == len(PromptKind) * 2
-    told = {(kind, view): [card for card in cards if f"_{view} · {kind}" in card] for kind in
+    by_prompt = {(kind, view): [card for card in cards if f"_{view} · {kind}" in card] for kind in
             ("two-image", "one-image", "stacked") for view in ("RAW", "DST")}  # fmt: skip
-    assert all(len(found) == 1 for found in told.values())
-    assert "quantity of pins" in told["one-image", "RAW"][0]
-    stacked = re.findall(r"<figcaption>(.*?)<", told["stacked", "DST"][0])
+    assert all(len(matches) == 1 for matches in by_prompt.values())
+    assert "quantity of pins" in by_prompt["one-image", "RAW"][0]
+    stacked = re.findall(r"<figcaption>(.*?)<", by_prompt["stacked", "DST"][0])
     assert stacked == ["worked example", "reference above, inspected below"]
 
 
 def test_a_one_shot_miss_is_told_with_all_turns_of_its_chat(images):
     rows = chat_rows(0, views=("DST",))
-    given = evaluation_of(rows, answered(rows, escaped), images)
-    (card,) = cards_of(render_report(given))
-    star, asked = card.split('<section class="turn')[1:]
+    evaluation = evaluation_of(rows, answered(rows, escaped), images)
+    (card,) = cards_of(render_report(evaluation))
+    star, question = card.split('<section class="turn')[1:]
     assert STAR_INSTRUCTION in star
     assert "- defect position-&gt;X:1, Y:U" in words_of(star)
     assert re.findall(r"<figcaption>(.*?)<", star) == ["star"]
-    assert INSTRUCTIONS[PromptKind.TWO_IMAGE, "DST"] in asked
-    assert re.findall(r"<figcaption>(.*?)<", asked) == ["reference", "inspected"]
-    assert "- defect mode-&gt;bend" in asked.split("expected</h5>")[1]
+    assert INSTRUCTIONS[PromptKind.TWO_IMAGE, "DST"] in question
+    assert re.findall(r"<figcaption>(.*?)<", question) == ["reference", "inspected"]
+    assert "- defect mode-&gt;bend" in question.split("expected</h5>")[1]
 
 
 def test_a_miss_in_one_shot_only_says_that_the_other_was_right(tmp_path, images):
@@ -240,14 +240,14 @@ def test_a_report_without_misses_says_so_and_shows_hits_of_every_mode(tmp_path, 
 
 def test_evidence_is_asked_for_just_the_rows_that_the_report_shows(images):
     rows = chat_rows(*range(8), kinds=KINDS)
-    told = pd.concat([answered(rows[:10], moved), answered(rows[10:])], ignore_index=True)
-    wanted, maps = shown_row_ids(told, QUESTION), evidence_for(rows)
+    predictions = pd.concat([answered(rows[:10], moved), answered(rows[10:])], ignore_index=True)
+    wanted, maps = shown_row_ids(predictions, QUESTION), evidence_for(rows)
     assert len(wanted) == len(set(wanted))
-    text = render_report(evaluation_of(rows, told, images, evidence=Evidence(maps)))
+    text = render_report(evaluation_of(rows, predictions, images, evidence=Evidence(maps)))
     cards = [*cards_of(text), *cards_of(text, "hit")]
     assert sum(card.count("<h5>model, ") for card in cards) == len(wanted)
     fewer = Evidence({row_id: maps[row_id] for row_id in wanted})
-    assert render_report(evaluation_of(rows, told, images, evidence=fewer)) == text
+    assert render_report(evaluation_of(rows, predictions, images, evidence=fewer)) == text
 
 
 def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
@@ -264,8 +264,8 @@ def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
 
 def test_the_evidence_map_lies_over_the_inspected_picture(images):
     rows = chat_rows(0, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
-    given = evaluation_of(rows, answered(rows, moved), images, evidence=Evidence(evidence_for(rows)))
-    text = render_report(given)
+    evaluation = evaluation_of(rows, answered(rows, moved), images, evidence=Evidence(evidence_for(rows)))
+    text = render_report(evaluation)
     (card,) = cards_of(text)
     inspected = re.search(r'aria-label="inspected[^>]*><use href="#(\w+)"', card)[1]
     drawn = card.split('aria-label="evidence map')[1].split("</svg>")[0]
@@ -286,17 +286,17 @@ def test_the_figures_of_the_report_are_those_of_the_tables(tmp_path, images):
     rows = chat_rows(*range(10))
     headline_rows = QUESTION.rows(rows)
     model = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
-    told = pd.concat([model, baseline(headline_rows, unreadable)])
-    headline, text = written(tmp_path, images, rows, told)
+    predictions = pd.concat([model, baseline(headline_rows, unreadable)])
+    headline, text = written(tmp_path, images, rows, predictions)
     assert (headline["zero_shot"]["exact_match"], headline["baseline"]["exact_match"]) == (0.9, 0.0)
     assert "Of 10 captures that it has never seen, the model answered <b>9</b> exactly right" in text
     assert "<b>1</b> of 5 defective captures pass" in text
     low, high = wilson(9, 10)
     assert f'<b>0.900</b> <span class="n">9/10</span><br><span class="ci">{low:.2f}–{high:.2f}</span>' in text
-    told = words_of(text).replace("\u00a0", " ")
-    assert "right by the model alone on 9 and by the baseline alone on 0 of 10 captures, p = 0.004" in told
+    words = words_of(text).replace("\u00a0", " ")
+    assert "right by the model alone on 9 and by the baseline alone on 0 of 10 captures, p = 0.004" in words
     for fact in ("1.73 MB", "b99729e74cb610799ad42bd2503cd8e7.dir", "camera0_far_off.jpg the connector lies 57 px"):
-        assert fact in told
+        assert fact in words
 
 
 def verdict_of(text):
@@ -338,9 +338,9 @@ def test_the_verdict_tells_of_controls_that_fail(images):
 
 def test_a_model_behind_the_baseline_is_said_to_be(images):
     rows = chat_rows(*range(8))
-    asked = QUESTION.rows(rows)
-    told = pd.concat([answered(rows[:4], moved), answered(rows[4:]), baseline(asked)], ignore_index=True)
-    text = words_of(render_report(evaluation_of(rows, told, images)))
+    headline_rows = QUESTION.rows(rows)
+    predictions = pd.concat([answered(rows[:4], moved), answered(rows[4:]), baseline(headline_rows)], ignore_index=True)
+    text = words_of(render_report(evaluation_of(rows, predictions, images)))
     assert "answered 8 of 8 exactly right: the model does not beat it." in text
     assert "The model is worse in: Exact match, Address." in text
 
@@ -348,8 +348,8 @@ def test_a_model_behind_the_baseline_is_said_to_be(images):
 def test_every_kind_of_prompt_has_its_line_with_free_generation_beside(images):
     rows = chat_rows(*range(4), kinds=KINDS)
     free = answered([row for row in rows if row["kind"] == "two_image"], unreadable, decoding="free")
-    told = pd.concat([answered(rows), free], ignore_index=True)
-    text = section_of(render_report(evaluation_of(rows, told, images)), "prompts")
+    predictions = pd.concat([answered(rows), free], ignore_index=True)
+    text = section_of(render_report(evaluation_of(rows, predictions, images)), "prompts")
     lines = lines_of(text)
     assert len(lines) == 2 * len(KINDS)
     assert [line[:3] for line in lines[:2]] == [["two-image", "zero-shot,", "DST"], ["two-image", "one-shot,", "DST"]]
@@ -362,8 +362,8 @@ def test_the_operating_point_is_told_for_validation_and_for_test(images):
     rows = chat_rows(*range(12), views=("DST",))
     # Two defective captures lie below the threshold of 0.25 and one passed capture above it.
     chances = [0.1, 0.9, 0.2, 0.0, *[0.8, 0.1] * 4]
-    told = answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])])
-    text = section_of(render_report(everything(rows, told, images)), "score")
+    predictions = answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])])
+    text = section_of(render_report(everything(rows, predictions, images)), "score")
     lines = lines_of(text)
     assert [line[-6:] for line in lines] == [
         *([["0.050", "1/20", "0.01–0.24", "0.100", "1/10", "0.02–0.40"]]),
@@ -383,12 +383,12 @@ def test_the_answer_checks_of_the_dataset_and_of_the_model_are_shown_rule_by_rul
 def test_what_was_not_measured_is_said_not_to_be(images):
     rows = chat_rows(0, 1)
     text = words_of(render_report(evaluation_of(rows, answered(rows), images)))
-    for said in (
+    for note in (
         "ROC not measured", "Calibration not measured", "Operating point not measured", "Controls not measured",
         "Attention not measured", "Free generation was not measured", "Facts about the adapter not recorded",
         "Chat dataset, before training: not measured", "Model, answers to the test split: not measured",
     ):  # fmt: skip
-        assert said in text
+        assert note in text
 
 
 @pytest.mark.parametrize(
@@ -480,11 +480,11 @@ def test_the_same_evaluation_is_told_in_the_same_bytes(images):
 
 def test_figures_follow_the_page_into_the_dark():
     rows = [chat_row(number) for number in range(6)]
-    told = answered(rows, chance=lambda row: 0.9 if "defective" in row["answer"] else 0.2)
+    predictions = answered(rows, chance=lambda row: 0.9 if "defective" in row["answer"] else 0.2)
     drawn = (
-        figures.roc_figure({"zero-shot": told}, (0.0, 1.0)),
-        figures.separation_figure(told, 0.5),
-        figures.reliability_figure(metrics.reliability(told)),
+        figures.roc_figure({"zero-shot": predictions}, (0.0, 1.0)),
+        figures.separation_figure(predictions, 0.5),
+        figures.reliability_figure(metrics.reliability(predictions)),
         figures.learning_curve_figure(CURVE),
     )
     for figure in drawn:

@@ -31,12 +31,12 @@ def table(tmp_path):
 
 
 def keep(table, id: str, received: datetime = NOON, **record) -> bool:
-    told = {"file": f"{id}.jpg", "error": None, "model_version": "3"} | GOOD | record
-    return table.record(told, id=id, sha256=SHA256, source="station", received=received)
+    result = {"file": f"{id}.jpg", "error": None, "model_version": "3"} | GOOD | record
+    return table.record(result, id=id, sha256=SHA256, source="station", received=received)
 
 
-def judge(table, id: str, said: dict, capture: str | None = None) -> None:
-    table.correct(id, **said, by="Sato", at=NOON, capture=capture)
+def judge(table, id: str, verdict: dict, capture: str | None = None) -> None:
+    table.correct(id, **verdict, by="Sato", at=NOON, capture=capture)
 
 
 def ids(inspections) -> list[str]:
@@ -51,14 +51,14 @@ def test_a_result_comes_back_as_it_was_kept(table):
         **{"dst_background": 0.03, "model_version": "12", "seconds": 0.07, "error": None},
     }
     assert table.record(record, id="a", sha256=SHA256, source="watch", received=NOON)
-    found = table.get("a")
-    assert {name: getattr(found, name) for name in record} == record | {"address_probabilities": (1 / 27,) * 27}
-    assert (found.id, found.source, found.sha256, found.received, found.correction) == (
+    result = table.get("a")
+    assert {name: getattr(result, name) for name in record} == record | {"address_probabilities": (1 / 27,) * 27}
+    assert (result.id, result.source, result.sha256, result.received, result.correction) == (
         *("a", "watch", SHA256, NOON, None),
     )
-    assert found.received.tzinfo is UTC
-    assert found.to_dict()["received"] == "2026-03-01T12:00:00+00:00"
-    assert found.to_dict()["address_probabilities"] == [1 / 27] * 27
+    assert result.received.tzinfo is UTC
+    assert result.to_dict()["received"] == "2026-03-01T12:00:00+00:00"
+    assert result.to_dict()["address_probabilities"] == [1 / 27] * 27
     assert table.get("b") is None
 
 
@@ -86,9 +86,9 @@ def test_an_id_that_many_processes_write_at_the_same_moment_is_kept_by_one_of_th
     for writer in writers:  # all of them open a database that is not there yet
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    told = [writer.communicate()[0] for writer in writers]
+    outputs = [writer.communicate()[0] for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 4
-    assert sum(map(int, told)) == 40
+    assert sum(map(int, outputs)) == 40
     table = ResultsTable(url)
     assert sorted(ids(table.list(limit=100)), key=int) == [str(i) for i in range(40)]
 
@@ -146,7 +146,7 @@ def test_filters_choose_what_they_say(table):
         "": {"text": "100_1"},
         "  bent": {"judgement": "defective", "since": NOON, "corrected": False},
     }
-    assert {key: ids(table.list(**asked)) for key, asked in chosen.items()} == {key: key.split() for key in chosen}
+    assert {key: ids(table.list(**filters)) for key, filters in chosen.items()} == {key: key.split() for key in chosen}
 
 
 def test_times_are_kept_in_utc_wherever_they_were_taken(table):
@@ -204,10 +204,10 @@ def test_the_latest_captures_come_as_a_table_without_those_that_could_not_be_ins
     for number in range(5):
         keep(table, str(number), NOON + timedelta(seconds=number), p_defective=number / 10, brightness=None)
     keep(table, "unread", NOON + timedelta(minutes=1), error="0 bytes")
-    found = table.latest(3, ["p_defective", "brightness"])
-    assert list(found.columns) == ["p_defective", "brightness"]
-    assert list(found["p_defective"]) == [0.4, 0.3, 0.2]
-    assert found["brightness"].isna().all()
+    latest = table.latest(3, ["p_defective", "brightness"])
+    assert list(latest.columns) == ["p_defective", "brightness"]
+    assert list(latest["p_defective"]) == [0.4, 0.3, 0.2]
+    assert latest["brightness"].isna().all()
     assert list(table.latest(2, ["id", "error"])["id"]) == ["unread", "4"]
     assert list(table.latest(0, ["id"])["id"]) == []
 
@@ -226,10 +226,10 @@ def test_thousands_of_ids_are_looked_up(table):
 
 def test_a_watched_capture_is_known_by_its_name_and_its_bytes():
     shas = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2")]
-    told = {watch_id(name, sha256) for name in ("a.jpg", "b/a.jpg", "\udcff.jpg") for sha256 in shas}
-    assert len(told) == 6
-    assert all(re.fullmatch(r"[\w-]{1,255}", id) for id in told)
-    assert watch_id("a.jpg", shas[0]) in told
+    identities = {watch_id(name, sha256) for name in ("a.jpg", "b/a.jpg", "\udcff.jpg") for sha256 in shas}
+    assert len(identities) == 6
+    assert all(re.fullmatch(r"[\w-]{1,255}", id) for id in identities)
+    assert watch_id("a.jpg", shas[0]) in identities
 
 
 def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path):
@@ -242,7 +242,7 @@ def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("nonsense", "cannot be used as results table"),
         ("nosuch://x", "cannot be used as results table"),
@@ -251,9 +251,9 @@ def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path
         ("sqlite:///{folder}/text.db/results.db", "cannot be used as results table"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path, url, told):
+def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path, url, message):
     (tmp_path / "text.db").write_text("no database " * 100)
-    with pytest.raises(ResultsError, match=told) as caught:
+    with pytest.raises(ResultsError, match=message) as caught:
         ResultsTable(url.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)

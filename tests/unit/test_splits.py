@@ -41,14 +41,14 @@ def sample_images():
     return [Image.open(path) for path in sorted((ROOT / "data/captures/images").glob("*.jpg"))]
 
 
-def distance(one: str, other: str) -> int:
-    return (int(one, 16) ^ int(other, 16)).bit_count()
+def distance(first: str, second: str) -> int:
+    return (int(first, 16) ^ int(second, 16)).bit_count()
 
 
 def test_distinct_captures_of_the_sample_line_are_no_near_duplicates(sample_images):
     hashes = [perceptual_hash(image) for image in sample_images]
     bits = params().raw.near_duplicate_bits
-    assert min(distance(one, other) for one, other in itertools.combinations(hashes, 2)) > bits
+    assert min(distance(first, second) for first, second in itertools.combinations(hashes, 2)) > bits
 
 
 def stored_again(image, quality):
@@ -77,9 +77,9 @@ def test_copies_of_captures_are_near_duplicates(sample_images, copied):
 
 
 def test_the_shares_hold():
-    found = list(splits_of([candidate(number) for number in range(2000)]).values())
-    assert found.count("test") / 2000 == pytest.approx(0.28, abs=0.03)
-    assert found.count("validation") / 2000 == pytest.approx(0.12, abs=0.03)
+    splits = list(splits_of([candidate(number) for number in range(2000)]).values())
+    assert splits.count("test") / 2000 == pytest.approx(0.28, abs=0.03)
+    assert splits.count("validation") / 2000 == pytest.approx(0.12, abs=0.03)
 
 
 def test_references_are_for_training():
@@ -89,14 +89,15 @@ def test_references_are_for_training():
 def test_near_duplicates_stay_together():
     originals = [candidate(number) for number in range(100)]
     copies = [candidate(f"copy of {number}", bits=5, like=str(number)) for number in range(100)]
-    found = splits_of([*originals, *copies])
-    assert len({found[original.sha256] for original in originals}) == 3
-    assert all(found[one.sha256] == found[two.sha256] for one, two in zip(originals, copies, strict=True))
+    splits = splits_of([*originals, *copies])
+    assert len({splits[original.sha256] for original in originals}) == 3
+    for original, duplicate in zip(originals, copies, strict=True):
+        assert splits[original.sha256] == splits[duplicate.sha256]
 
 
 def test_a_copy_of_a_reference_is_not_tested_with():
     pairs = [(candidate(f"copy {n}", bits=3, like=str(n)), candidate(n, reference=True)) for n in range(30)]
-    assert set(splits_of([one for pair in pairs for one in pair]).values()) == {TRAIN}
+    assert set(splits_of([capture for pair in pairs for capture in pair]).values()) == {TRAIN}
 
 
 captures = st.lists(
@@ -109,7 +110,7 @@ captures = st.lists(
         bits=st.integers(0, 30),
         reference=st.booleans(),
     ),
-    unique_by=lambda one: one.sha256,
+    unique_by=lambda capture: capture.sha256,
     min_size=1,
     max_size=12,
 )
@@ -126,7 +127,7 @@ def test_adding_captures_never_moves_old_ones_across_the_split(captures, data):
 
 @given(captures=captures, data=st.data())
 def test_captures_added_at_the_end_need_no_record(captures, data):
-    inspected = [one for one in captures if not one.is_reference]
+    inspected = [capture for capture in captures if not capture.is_reference]
     count = data.draw(st.integers(0, len(inspected)))
     before, after = splits_of(inspected[:count]), splits_of(inspected)
     assert {sha256: after[sha256] for sha256 in before} == before
@@ -134,13 +135,13 @@ def test_captures_added_at_the_end_need_no_record(captures, data):
 
 @given(captures=captures)
 def test_every_capture_gets_one_of_the_three_splits(captures):
-    assert set(splits_of(captures)) == {one.sha256 for one in captures}
+    assert set(splits_of(captures)) == {capture.sha256 for capture in captures}
     assert set(splits_of(captures).values()) <= set(SPLITS)
 
 
 def test_names_do_not_matter():
-    one = candidate("a")
-    assert splits_of([one]) == splits_of([Candidate("b", one.sha256, one.perceptual_hash, False)])
+    first = candidate("a")
+    assert splits_of([first]) == splits_of([Candidate("b", first.sha256, first.perceptual_hash, False)])
 
 
 def test_another_salt_splits_anew():
@@ -156,8 +157,8 @@ def test_a_picture_between_two_splits_is_remarked_on():
         candidate("right", bits=24, like="left"),
         candidate("between", bits=12, like="left"),
     ]
-    found, remarks = assign_splits(captures, RULE, old)
-    assert found[captures[2].sha256] == "train"
+    splits, remarks = assign_splits(captures, RULE, old)
+    assert splits[captures[2].sha256] == "train"
     assert remarks == ["between (train) shows the same as right in another split; remove one of them"]
 
 
@@ -173,9 +174,9 @@ def test_a_blank_picture_has_a_perceptual_hash():
 
 
 def test_the_record_is_read_back(tmp_path):
-    found = splits_of([candidate(number) for number in range(20)])
-    write_splits(tmp_path / "splits.csv", found.items(), RULE)
-    assert read_splits(tmp_path / "splits.csv", RULE) == found
+    splits = splits_of([candidate(number) for number in range(20)])
+    write_splits(tmp_path / "splits.csv", splits.items(), RULE)
+    assert read_splits(tmp_path / "splits.csv", RULE) == splits
     assert read_splits(tmp_path / "none.csv", RULE) == {}
 
 

@@ -30,7 +30,7 @@ def repository(tmp_path_factory):
     for name in ("params.yaml", "settings.yaml"):
         (root / name).write_text((ROOT / name).read_text())
     drop(root / "data/captures", line()[:4])
-    (root / "seen.csv").write_text("capture,source\n" + "".join(f"{one.name},camera\n" for one in line()[:4]))
+    (root / "seen.csv").write_text("capture,source\n" + "".join(f"{capture.name},camera\n" for capture in line()[:4]))
     commands = {name: f"echo made > {out}" for name, (_, out) in STAGES.items()}
     commands["raw"] = "mkdir -p data/raw && cp seen.csv data/raw/manifest.csv"
     stages = {name: {"cmd": commands[name], "deps": [dep], "outs": [out]} for name, (dep, out) in STAGES.items()}

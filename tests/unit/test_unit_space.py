@@ -32,9 +32,9 @@ def capture(shape: str, seed: int, mode: str = "", address: str = "") -> Rendere
 
 def built(references: list[Rendered], shape: str = "CYLN", boxes: bool = True, **changes) -> UnitSpace:
     grays, names = [to_gray(each.image) for each in references], [f"r{n}.jpg" for n in range(len(references))]
-    asked = params().dst.model_copy(update=changes)
+    settings = params().dst.model_copy(update=changes)
     return build_unit_space(
-        grays, names, [each.field_box for each in references] if boxes else None, shape, LAYOUT, asked
+        grays, names, [each.field_box for each in references] if boxes else None, shape, LAYOUT, settings
     )
 
 
@@ -83,10 +83,10 @@ def test_the_same_references_give_the_same_bytes(tmp_path):
 def test_a_unit_space_is_read_back_as_it_was_written(tmp_path):
     space = unit_space()
     space.save(tmp_path / "x/space.npz")
-    found = UnitSpace.load(tmp_path / "x/space.npz")
-    assert found.digest == space.digest
+    loaded = UnitSpace.load(tmp_path / "x/space.npz")
+    assert loaded.digest == space.digest
     for field in dataclasses.fields(UnitSpace):
-        ours, theirs = getattr(space, field.name), getattr(found, field.name)
+        ours, theirs = getattr(space, field.name), getattr(loaded, field.name)
         assert type(ours) is type(theirs)
         np.testing.assert_array_equal(ours, theirs) if isinstance(ours, np.ndarray) else None
         assert isinstance(ours, np.ndarray) or ours == theirs
@@ -170,9 +170,9 @@ def test_references_that_are_alike_are_all_kept(shape):
 def test_a_defective_pin_is_the_furthest_and_passed_pins_are_near(shape, mode):
     space = unit_space(shape)
     for number, address in enumerate(("X:1, Y:U", "X:5, Y:C", "X:9, Y:D", "X:3, Y:D")):
-        found = distances(space, capture(shape, 100 + number, mode, address))
-        assert found.argmax() == LAYOUT.index(LAYOUT.address(address))
-        assert found.max() > 1.8 > np.median(found)
+        values = distances(space, capture(shape, 100 + number, mode, address))
+        assert values.argmax() == LAYOUT.index(LAYOUT.address(address))
+        assert values.max() > 1.8 > np.median(values)
         assert distances(space, capture(shape, 200 + number)).max() < 1.8
 
 
@@ -199,9 +199,9 @@ def test_what_all_pins_share_is_no_defect_of_any():
     places = unit_space().pin_centres
     values = np.stack([0.01 * places[:, 0] - 2, np.full(27, 3.0)], axis=1)
     values[13, 0] += 5
-    found = without_trend(values, places, (640, 260), np.array([0.1, 0.1]))
-    assert abs(found[13, 0] - 5) < 0.1
-    assert np.abs(np.delete(found, 13, axis=0)).max() < 0.1
+    residuals = without_trend(values, places, (640, 260), np.array([0.1, 0.1]))
+    assert abs(residuals[13, 0] - 5) < 0.1
+    assert np.abs(np.delete(residuals, 13, axis=0)).max() < 0.1
 
 
 def test_a_pins_features_are_what_was_done_to_it():
@@ -210,23 +210,23 @@ def test_a_pins_features_are_what_was_done_to_it():
     changed = space.mean.copy()
     part = np.s_[place[1] - 32 : place[1] + 33, place[0] - 32 : place[0] + 33]
     changed[part] = np.roll(space.mean[part], (1, 2), axis=(0, 1)) * 0.9
-    found = dict(zip(FEATURES, measure_pins(changed, space.templates)[pin], strict=True))
-    assert found["brightness"] == pytest.approx(-0.1, abs=0.02)
-    assert (found["shift_x"], found["shift_y"]) == pytest.approx((2, 1), abs=0.15)
-    assert found["size"] == pytest.approx(0, abs=0.01)
+    features = dict(zip(FEATURES, measure_pins(changed, space.templates)[pin], strict=True))
+    assert features["brightness"] == pytest.approx(-0.1, abs=0.02)
+    assert (features["shift_x"], features["shift_y"]) == pytest.approx((2, 1), abs=0.15)
+    assert features["size"] == pytest.approx(0, abs=0.01)
     assert np.abs(np.delete(measure_pins(space.mean, space.templates), 5, axis=1)).max() < 0.01
 
 
 def test_modes_differ_in_where_the_top_went():
     space = unit_space()
-    told = {}
+    features = {}
     for mode, address in (("bend", "X:2, Y:U"), ("retract", "X:2, Y:U"), ("missing", "X:2, Y:U")):
         measures = measure_pins(evened(space, capture("CYLN", 300, mode, address)), space.templates)
-        told[mode] = mode_features(measures, space.templates, LAYOUT.index(LAYOUT.address(address)))
-    _, size, likeness, _, inward, across, _, sink = told["retract"]
+        features[mode] = mode_features(measures, space.templates, LAYOUT.index(LAYOUT.address(address)))
+    _, size, likeness, _, inward, across, _, sink = features["retract"]
     assert inward > 0.03 and across < 0.1 * inward + 0.02
     assert sink == pytest.approx(-size, abs=0.04) and likeness > 0.85
-    assert told["missing"][2] < 0.8 < told["bend"][2]
+    assert features["missing"][2] < 0.8 < features["bend"][2]
 
 
 @pytest.mark.parametrize("shape", SETUPS)
@@ -275,8 +275,8 @@ def test_other_layouts_and_sizes_work_as_well(layout, setup):
     space = build_unit_space(grays[:6], names, boxes[:6], "CYLN", layout, params().dst)
     pins = tolerated_pins(rng, setup, layout)
     DEFECTS["missing"](pins, layout.pins - 1, rng, layout)
-    found = distances(space, render(rng, setup, pins, layout))
-    assert found.argmax() == layout.pins - 1 and found.max() > 3
+    values = distances(space, render(rng, setup, pins, layout))
+    assert values.argmax() == layout.pins - 1 and values.max() > 3
     assert distances(space, seen[6]).max() < 2
 
 

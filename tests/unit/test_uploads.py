@@ -101,7 +101,7 @@ def test_a_file_that_is_damaged_anywhere_is_taken_or_turned_away_and_nothing_els
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("name", "shown"),
     [
         ("left_001_OK.jpg", "left_001_OK.jpg"),
         ("../../../etc/passwd", "passwd"),
@@ -117,8 +117,8 @@ def test_a_file_that_is_damaged_anywhere_is_taken_or_turned_away_and_nothing_els
         ("\ud800.png", "?.png"),
     ],
 )
-def test_of_a_name_only_what_can_be_shown_is_kept(given, shown):
-    assert shown_name(given) == shown
+def test_of_a_name_only_what_can_be_shown_is_kept(name, shown):
+    assert shown_name(name) == shown
 
 
 def test_a_name_that_is_too_long_keeps_its_suffix():
@@ -158,11 +158,11 @@ def app():
     return app
 
 
-def post(app, **given) -> httpx.Response:
+def post(app, **fields) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://station") as client:
-            return await client.post("/", **given)
+            return await client.post("/", **fields)
 
     return anyio.run(send)
 
@@ -204,8 +204,8 @@ def test_images_and_their_shape_are_read(app):
     ],
 )
 def test_a_request_of_another_form_is_turned_away_with_the_reason(app, request_, status, reason):
-    found, detail = refusal(post(app, **request_))
-    assert (found, reason in detail) == (status, True), detail
+    code, detail = refusal(post(app, **request_))
+    assert (code, reason in detail) == (status, True), detail
 
 
 def test_a_request_that_says_it_is_too_long_is_not_read(app):
