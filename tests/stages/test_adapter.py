@@ -187,7 +187,7 @@ def _shipped(preset: str) -> dict:
     return settings
 
 
-def test_a_batch_in_parts_teaches_what_it_teaches_whole(line, plain, tmp_path):
+def test_gradient_accumulation_gives_the_same_training(line, plain, tmp_path):
     train(line, tmp_path / "adapter", precision="float32", accumulation=3)
     assert losses(tmp_path / "adapter") == pytest.approx(losses(plain), abs=1e-4)
 
@@ -197,7 +197,7 @@ def test_gradient_checkpointing_saves_memory_and_changes_nothing(line, plain, tm
     assert losses(tmp_path / "adapter") == pytest.approx(losses(plain), abs=1e-4)
 
 
-def test_bf16_teaches_what_float32_does(line, plain, tmp_path):
+def test_bf16_training_follows_float32_training(line, plain, tmp_path):
     """Rounding errors grow with the steps, so the first losses are closer than the last."""
     train(line, tmp_path / "adapter", precision="bf16")
     bf16, float32 = losses(tmp_path / "adapter"), losses(plain)
@@ -206,7 +206,7 @@ def test_bf16_teaches_what_float32_does(line, plain, tmp_path):
     assert bf16[-1] == pytest.approx(float32[-1], rel=0.1)
 
 
-def test_two_processes_learn_what_one_does(line, plain, tmp_path):
+def test_two_processes_train_the_same_adapter_as_one(line, plain, tmp_path):
     """torchrun starts the processes as `accelerate launch` does for several GPUs; on CPUs accelerate would need MPI."""
     root = project_at(line, tmp_path / "project", precision="float32")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -245,7 +245,7 @@ def test_a_killed_and_resumed_training_writes_the_same_bytes_in_another_process(
     assert facts["seconds"] > 0 and facts["device"].startswith("CPU, ") and "git_commit" in facts
 
 
-def test_training_stops_when_validation_answers_get_no_better_and_keeps_the_best(line, tmp_path):
+def test_training_stops_without_improvement_and_keeps_the_best_weights(line, tmp_path):
     """At a learning rate near zero no check is better than the first."""
     facts = train(line, tmp_path / "adapter", learning_rate=1e-12, maximum_steps=12, patience=2)
     assert facts.stopped_early

@@ -215,7 +215,7 @@ def test_the_dataset_as_it_is_made_keeps_every_rule(rows, contract):
     result.require_success("Nothing to correct.")
 
 
-def test_an_id_that_stands_twice_is_named_with_both_lines(rows, contract):
+def test_an_error_about_a_repeated_id_names_both_lines(rows, contract):
     rows["test"][1]["id"] = rows["test"][0]["id"]
     failures = [failure for failure in check(rows, contract).failures if failure.rule == "no id occurs twice"]
     assert [failure.line for failure in failures] == ["test.jsonl, line 1", "test.jsonl, line 2"]
@@ -260,7 +260,7 @@ def test_an_expectation_that_great_expectations_drops_is_noticed(rows, contract,
         check(rows, contract)
 
 
-def test_two_expectations_with_one_name_are_noticed_since_only_one_would_be_told(rows, contract):
+def test_two_expectations_with_the_same_name_are_an_error(rows, contract):
     table = answer_checks.tabulate(rows, contract)
     twice = [gxe.ExpectColumnValuesToBeUnique(column=column, description="a rule") for column in ("id", "line")]
     with pytest.raises(AnswerCheckFailed, match="ran 1 of 2 answer checks"):

@@ -35,7 +35,7 @@ def line(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_answer_says_what_the_label_says(line):
+def test_every_answer_matches_its_label(line):
     contract = load_params(line / "params.yaml").contract()
     labels = {row["file"]: row for row in chat_line.manifest(line, "raw")}
     rows = all_rows(build(line, kinds={"two_image": 3, "one_image": 3}))
@@ -90,7 +90,7 @@ def test_the_one_shot_share_of_the_training_rows_is_kept(line, share):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_evaluation_asks_about_every_capture_once_per_view_kind_and_shot_with_one_reference(line, split):
+def test_every_capture_has_one_evaluation_row_per_view_kind_and_shot(line, split):
     rows = build(line, kinds={"two_image": 3, "one_image": 3}).rows[split]
     counts = Counter((row["file"], row["view"], row["kind"], row["shot"]) for row in rows)
     captures = [file for shape in ("CYLN", "SQUR") for file in chat_line.files(line, shape=shape, split=split)]
@@ -155,7 +155,7 @@ def test_captures_set_aside_by_dst_have_no_rows_and_are_counted_with_the_reason(
     assert file not in {row["file"] for row in all_rows(dataset)}
 
 
-def test_a_line_that_has_only_references_yet_gives_an_empty_dataset(tmp_path):
+def test_a_line_with_references_only_gives_an_empty_dataset(tmp_path):
     chat_line.make_line(tmp_path, inspected=0)
     assert run_stage(tmp_path).returncode == 0
     assert read_chat(tmp_path / "data/chat/train.jsonl") == []
@@ -175,7 +175,7 @@ def test_a_line_without_a_usable_reference_is_named(line):
         build(line)
 
 
-def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first(line):
+def test_a_stacked_row_shows_one_composite_after_an_example_if_one_shot(line):
     chat_line.add_stacked(line)
     composited = {row["file"]: row for row in chat_line.manifest(line, "composited")}
     labels = {row["file"]: row for row in chat_line.manifest(line, "raw")}
@@ -192,7 +192,7 @@ def test_stacked_rows_show_one_composite_and_one_shot_ones_another_capture_first
     assert {row["shot"] for row in rows} == {"zero_shot", "one_shot"}
 
 
-def test_a_young_line_without_a_defective_training_capture_has_stacked_prompts_without_an_example(line):
+def test_without_a_defective_training_capture_stacked_prompts_have_no_example(line):
     chat_line.add_stacked(line)
     for row in chat_line.manifest(line, "raw"):
         if (row["split"], row["judgement"]) == ("train", "defective"):
@@ -208,7 +208,7 @@ def test_stacked_prompts_without_stacked_composites_are_refused(line):
         build(line, kinds={"stacked": 3})
 
 
-def test_the_stage_writes_the_same_bytes_again_and_tells_how_many_rows_of_which_mode(line):
+def test_the_stage_writes_the_same_bytes_again_and_prints_rows_per_mode(line):
     first = run_stage(line)
     assert first.returncode == 0, first.stderr
     written = {path.name: path.read_bytes() for path in (line / "data/chat").iterdir()}
@@ -232,7 +232,7 @@ def test_a_missing_composite_is_named_and_the_old_dataset_stays(line):
     assert (line / "data/chat/train.jsonl").read_bytes() == before
 
 
-def test_a_stage_started_too_early_says_which_file_is_missing(line):
+def test_an_error_about_a_missing_input_names_the_file(line):
     (line / "data/dst/manifest.csv").unlink()
     failed = run_stage(line)
     assert failed.returncode == StageInputError.exit_code

@@ -97,7 +97,7 @@ def test_pins_of_all_captures_fall_on_the_same_cells(root):
     assert middle.min() > border.max() + 20
 
 
-def test_star_images_show_a_red_star_where_the_manifest_says(root, raw):
+def test_star_images_show_a_red_star_at_the_address_of_the_manifest(root, raw):
     composited = build(root)
     stars = composited.query("kind == 'star'")
     references = raw[raw["role"] == "reference"]
@@ -118,7 +118,7 @@ def test_stars_lie_on_many_addresses(root):
     assert build(root).query("kind == 'star'")["star_position"].nunique() > 6
 
 
-def test_there_are_no_stacked_composites_unless_they_are_asked_for(root):
+def test_stacked_composites_are_drawn_only_if_requested(root):
     assert set(build(root)["kind"]) == {"single", "star"}
 
 
@@ -168,13 +168,13 @@ def test_new_captures_leave_the_old_composites_alone_and_the_folder_equals_a_cle
     assert before.items() <= contents(tmp_path / "grown/composited/images").items()
 
 
-def test_a_stage_that_has_not_run_is_named(root):
+def test_an_error_about_a_missing_manifest_shows_what_to_run(root):
     (root / "dst/manifest.csv").unlink()
     with pytest.raises(StageInputError, match=r"dst/manifest.csv: not found; run `dvc repro`"):
         build(root)
 
 
-def test_manifests_that_do_not_go_together_are_named(root):
+def test_an_error_names_manifests_that_do_not_match(root):
     manifest = root / "raw/manifest.csv"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(StageInputError, match=r"is not in .*raw/manifest.csv; run `dvc repro`"):
@@ -188,7 +188,7 @@ def test_a_damaged_manifest_is_named(root, content, message):
         build(root)
 
 
-def test_the_stage_stacks_when_the_chat_dataset_wants_it(root):
+def test_the_stage_draws_stacks_if_the_chat_dataset_uses_them(root):
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
     (root.parent / "params.yaml").write_text(yaml.safe_dump(settings))

@@ -72,7 +72,7 @@ def new():
     return line(seed=8, train=10, references=5)[-1]
 
 
-def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station, new):
+def test_a_correction_becomes_a_labelled_capture_with_person_and_time(station, new):
     sha256 = station.inspect("one", new)
     before = datetime.now(UTC).replace(microsecond=0)
 
@@ -92,7 +92,7 @@ def test_a_correction_becomes_a_labelled_capture_that_names_who_and_when(station
     assert (correction.capture, correction.by) == (name, "Sato")
 
 
-def test_the_next_run_of_the_raw_stage_takes_a_correction_and_it_waits_until_then(station, new):
+def test_a_correction_counts_as_waiting_until_the_raw_stage_runs(station, new):
     assert waiting(station.root) == 0
     sha256 = station.inspect("one", new)
     station.correct("one", **BEND)
@@ -107,7 +107,7 @@ def test_the_next_run_of_the_raw_stage_takes_a_correction_and_it_waits_until_the
     assert waiting(station.root) == 1, "another label is news to the next run"
 
 
-def test_to_confirm_is_kept_in_the_results_and_adds_no_capture(station, new):
+def test_a_confirmation_is_stored_in_the_results_and_adds_no_capture(station, new):
     station.inspect("one", new)
     before = contents(station.captures)
 
@@ -119,14 +119,14 @@ def test_to_confirm_is_kept_in_the_results_and_adds_no_capture(station, new):
     assert contents(station.captures) == before
 
 
-def test_overkill_becomes_a_passed_capture(station, new):
+def test_correcting_overkill_adds_a_passed_capture(station, new):
     sha256 = station.inspect("one", new, **BEND)
     station.correct("one", **PASSED)
     assert station.made() == [{"file": f"station_{sha256[:12]}_OK.jpg", "shape": new.shape, "role": "inspected"} | SAID]
 
 
 @pytest.mark.parametrize("after", [RETRACT, BEND | {"defect_position": "X:4, Y:C"}, PASSED], ids=str)
-def test_a_person_may_change_their_mind(station, new, after):
+def test_a_correction_can_be_changed(station, new, after):
     station.inspect("one", new)
     station.correct("one", **BEND)
     others = [row for row in read_labels(station.captures) if not row["file"].startswith("station_")]
@@ -144,7 +144,7 @@ def test_a_person_may_change_their_mind(station, new, after):
     assert [note["by"] for note in station.notes()] == ["Sato", "Suzuki"]
 
 
-def test_the_same_correction_twice_is_one_capture(station, new):
+def test_repeating_a_correction_adds_no_second_capture(station, new):
     station.inspect("one", new)
     station.correct("one", **BEND)
     station.correct("one", by="Suzuki", **BEND)
@@ -152,7 +152,7 @@ def test_the_same_correction_twice_is_one_capture(station, new):
     assert station.results.get("one").correction.by == "Suzuki"
 
 
-def test_the_same_picture_inspected_twice_is_one_capture_with_the_later_label(station, new):
+def test_a_picture_inspected_twice_becomes_one_capture_with_the_later_label(station, new):
     station.inspect("one", new)
     station.inspect("two", new)
     station.correct("one", **BEND)
@@ -161,7 +161,7 @@ def test_the_same_picture_inspected_twice_is_one_capture_with_the_later_label(st
     assert row["defect_mode"] == "retract"
 
 
-def test_a_capture_from_elsewhere_with_another_label_is_refused_with_the_reason(station):
+def test_correcting_a_capture_that_the_project_labels_differently_is_refused(station):
     there = next(capture for capture in line(seed=8, train=10, references=5)[:-3] if capture.role == "inspected")
     other = BEND if there.defect_mode != "bend" else RETRACT
     station.inspect("one", there, judgement=None, defect_mode=None, defect_position=None)
@@ -171,7 +171,7 @@ def test_a_capture_from_elsewhere_with_another_label_is_refused_with_the_reason(
     assert station.files() == before
 
 
-def test_a_capture_from_elsewhere_with_the_same_label_stays_the_only_one(station):
+def test_a_capture_that_the_project_has_with_the_same_label_is_not_added_again(station):
     there = next(capture for capture in line(seed=8, train=10, references=5)[:-3] if capture.judgement == "defective")
     station.inspect("one", there)
     before = contents(station.captures)
@@ -197,7 +197,7 @@ def test_a_capture_from_elsewhere_with_the_same_label_stays_the_only_one(station
         (BEND | {"by": "\x1b[31m"}, "by: expected the name of a person"),
     ],
 )
-def test_what_is_no_verdict_is_refused_in_words_and_changes_nothing(station, new, verdict, message):
+def test_an_invalid_verdict_is_refused_with_a_message_and_changes_nothing(station, new, verdict, message):
     station.inspect("one", new)
     before = station.files()
     with pytest.raises(CorrectionError, match=message) as refused:
@@ -206,18 +206,18 @@ def test_what_is_no_verdict_is_refused_in_words_and_changes_nothing(station, new
     assert station.files() == before
 
 
-def test_an_unknown_inspection_is_told_apart(station):
+def test_correcting_an_unknown_inspection_raises_its_own_error(station):
     with pytest.raises(UnknownInspectionError, match="no inspection 'nowhere'"):
         station.correct("nowhere", **BEND)
 
 
-def test_what_could_not_be_inspected_cannot_be_corrected(station, new):
+def test_a_failed_inspection_cannot_be_corrected(station, new):
     station.inspect("one", new, image_type=None, error="too far off")
     with pytest.raises(CorrectionError, match="could not be inspected"):
         station.correct("one", **BEND)
 
 
-def test_a_picture_that_is_kept_no_longer_can_be_confirmed_but_not_corrected(station, new):
+def test_a_result_without_its_picture_can_be_confirmed_but_not_corrected(station, new):
     station.inspect("one", new)
     station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
     with pytest.raises(CorrectionError, match="has expired"):
@@ -240,7 +240,7 @@ def test_a_project_whose_labels_are_wrong_refuses_with_their_problems(station, n
 
 
 @pytest.mark.parametrize("earlier", [None, RETRACT], ids=["first", "changed"])
-def test_what_a_kill_left_between_image_and_label_is_made_good(station, new, earlier):
+def test_a_correction_killed_between_image_and_label_is_completed_later(station, new, earlier):
     sha256 = station.inspect("one", new)
     if earlier:
         station.correct("one", **earlier)
@@ -264,7 +264,7 @@ def test_the_first_correction_makes_the_captures_folder(tmp_path, new):
     assert not station.problems()
 
 
-def test_people_who_correct_at_the_same_moment_lose_nothing(station):
+def test_simultaneous_corrections_are_all_stored(station):
     from concurrent.futures import ThreadPoolExecutor
 
     captures = line(seed=8, train=10, references=5)[-3:]

@@ -85,13 +85,13 @@ def test_the_scale_is_a_constant_of_the_unit_spaces(finished):
     assert 3 < np.median(good) < 40  # a picture stretched to its own extremes would have no quiet pins
 
 
-def test_a_second_run_makes_nothing_and_changes_nothing(root):
+def test_a_second_run_changes_nothing(root):
     before = contents(root / "data/dst")
     assert build(root).made == 0
     assert contents(root / "data/dst") == before
 
 
-def test_adding_a_pair_makes_only_its_own_and_ends_as_a_clean_run(root, tmp_path):
+def test_adding_a_pair_draws_only_that_pair_and_equals_a_clean_run(root, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (root / "data/dst/images").rglob("*.png")}
     drop_raw(root, stereo("more", passed_pins(70), 170))
     assert build(root).made == 2
@@ -102,7 +102,7 @@ def test_adding_a_pair_makes_only_its_own_and_ends_as_a_clean_run(root, tmp_path
     assert contents(root / "data/dst") == contents(clean / "data/dst")
 
 
-def test_a_view_whose_partner_is_missing_is_told_by_name_and_its_double_eye_goes(root):
+def test_a_view_without_its_partner_is_reported_and_has_no_double_eye(root):
     rows = read_rows(root / "data/raw")
     gone = manifest(root).loc["left_low_RETRACTNG.jpg", EYES_FILE]
     write_rows(root / "data/raw", [row for name, row in rows.items() if name != "right_low_RETRACTNG.jpg"])
@@ -115,7 +115,7 @@ def test_a_view_whose_partner_is_missing_is_told_by_name_and_its_double_eye_goes
     assert not (root / "data/dst" / gone).exists()
 
 
-def test_partners_of_different_labels_are_told_with_both_labels_and_make_no_pair(root):
+def test_partners_with_different_labels_are_reported_and_not_paired(root):
     rows = read_rows(root / "data/raw")
     rows["right_low_RETRACTNG.jpg"] |= {"defect_mode": "bend"}
     write_rows(root / "data/raw", rows.values())
@@ -128,7 +128,7 @@ def test_partners_of_different_labels_are_told_with_both_labels_and_make_no_pair
     assert (manifest(root).loc[["left_low_RETRACTNG.jpg", "right_low_RETRACTNG.jpg"], EYES_FILE] == "").all()
 
 
-def test_a_partner_that_was_set_aside_is_told_and_stops_no_other(root):
+def test_a_partner_that_was_set_aside_is_reported_and_other_pairs_are_drawn(root):
     left, right = stereo("dark", passed_pins(71), 171)
     drop_raw(root, [left, right], **{right.name: {"content": b""}})
     report = build(root)
@@ -156,7 +156,7 @@ def test_captures_of_a_single_camera_have_one_unit_space_whatever_its_name(tmp_p
     assert left["manifest.csv"].splitlines()[0].decode() == ",".join(COLUMNS)  # no eyes, no column for them
 
 
-def test_what_follows_compares_each_view_with_references_of_its_eye(finished, tmp_path):
+def test_later_stages_compare_each_view_with_references_of_its_eye(finished, tmp_path):
     root, settings = tmp_path / "root", params()
     shutil.copytree(finished, root)
     raw, dst, composited = (root / "data" / name for name in ("raw", "dst", "composited"))

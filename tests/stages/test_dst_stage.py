@@ -54,7 +54,7 @@ def test_every_capture_has_a_view_of_the_unit_spaces_size(finished):
         assert np.isfinite(row[[*MATRIX, "shift_x", "shift_y"]].astype(float)).all()
 
 
-def test_each_line_has_its_unit_space_of_its_references(finished):
+def test_each_line_has_a_unit_space_of_its_own_references(finished):
     for shape in ("CYLN", "SQUR"):
         space = UnitSpace.load(finished / f"data/dst/unit_space/camera-{shape}.npz")
         assert space.shape == shape
@@ -79,13 +79,13 @@ def test_the_scores_name_the_defective_pin(finished):
             assert float(row["score"]) < 1.8
 
 
-def test_a_second_run_makes_nothing_and_changes_nothing(root):
+def test_a_second_run_changes_nothing(root):
     before = contents(root / "data/dst")
     assert build(root).made == 0
     assert contents(root / "data/dst") == before
 
 
-def test_adding_captures_makes_only_theirs_and_ends_as_a_clean_run(root, tmp_path):
+def test_adding_captures_draws_only_those_and_equals_a_clean_run(root, tmp_path):
     more = [capture for capture in line(seed=9, train=6, references=2) if capture.role == "inspected"]
     more = [capture for capture in more if capture.name not in {known.name for known in LINE}] or more
     more = [capture.__class__(**{**capture.__dict__, "name": f"more-{capture.name}"}) for capture in more]
@@ -97,7 +97,7 @@ def test_adding_captures_makes_only_theirs_and_ends_as_a_clean_run(root, tmp_pat
     assert contents(root / "data/dst") == contents(clean / "data/dst")
 
 
-def test_a_new_reference_makes_its_own_line_again_and_no_other(root):
+def test_a_new_reference_redoes_only_its_own_line(root):
     inspected = next(c for c in LINE if c.shape == "SQUR" and c.role == "inspected" and c.judgement == "passed")
     drop_raw(root, [inspected], **{inspected.name: {"role": "reference"}})
     assert build(root).made == sum(capture.shape == "SQUR" for capture in LINE)
@@ -137,7 +137,7 @@ def converted(capture, mode: str, suffix: str, **options) -> bytes:
     return content.getvalue()
 
 
-def test_what_cannot_be_used_is_set_aside_by_name_and_stops_no_other(root):
+def test_an_unusable_capture_is_set_aside_by_name_and_the_others_are_processed(root):
     good = next(capture for capture in LINE if capture.role == "inspected")
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (260, 640, 3)).astype(np.uint8)).save(noise, "png")
@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_set_aside_by_name_and_stops_no_other(root):
 @pytest.mark.parametrize(
     ("mode", "suffix"), [("I;16", ".png"), ("P", ".png"), ("RGBA", ".png"), ("CMYK", ".tiff"), ("turned", ".png")]
 )
-def test_an_unusual_image_gives_the_view_that_the_usual_one_gives(root, mode, suffix):
+def test_other_image_modes_and_formats_give_the_same_view(root, mode, suffix):
     good = next(capture for capture in LINE if capture.role == "inspected" and capture.judgement == "defective")
     twin = good.__class__(**{**good.__dict__, "name": "twin"})
     drop_raw(root, [twin], twin={"content": converted(good, mode, suffix), "suffix": suffix})
@@ -182,7 +182,7 @@ def test_an_unusual_image_gives_the_view_that_the_usual_one_gives(root, mode, su
     assert np.abs(usual - unusual).mean() < 3
 
 
-def test_a_reference_that_differs_from_its_fellows_is_told_by_name(root):
+def test_a_reference_unlike_the_other_references_is_reported_by_name(root):
     spoiled = next(c for c in LINE if c.role == "inspected" and c.defect_mode == "missing")
     drop_raw(root, [spoiled], **{spoiled.name: {"role": "reference", "judgement": "passed"}})
     assert build(root).outliers == (spoiled.name,)
@@ -202,7 +202,7 @@ def test_a_reference_of_the_other_shape_is_refused_by_name(root):
         build(root)
 
 
-def test_every_shape_without_enough_references_is_told_and_nothing_is_changed(root):
+def test_every_shape_without_enough_references_is_reported_and_nothing_changes(root):
     before = contents(root / "data/dst")
     rows = {name: row for name, row in read_rows(root / "data/raw").items() if row["role"] != "reference"}
     write_rows(root / "data/raw", rows.values())
@@ -215,12 +215,12 @@ def test_every_shape_without_enough_references_is_told_and_nothing_is_changed(ro
     assert contents(root / "data/dst") == before
 
 
-def test_without_a_raw_folder_it_says_what_to_run(tmp_path):
+def test_an_error_about_a_missing_raw_folder_shows_which_stage_to_run(tmp_path):
     with pytest.raises(StageInputError, match=r"raw/manifest\.csv: not found; run `dvc repro`"):
         build(tmp_path)
 
 
-def test_another_window_makes_everything_again(root):
+def test_another_window_redoes_every_capture(root):
     wider = Reading(READING.layout, READING.params.model_copy(update={"window": 11}), READING.max_pixels)
     assert build(root, wider).made == len(LINE)
 

@@ -224,7 +224,7 @@ def test_free_answers_are_not_judged_by_a_threshold(untrained, rows, line, contr
     assert answer.judged(0.0) == answer
 
 
-def test_no_rows_are_no_work(inspector, line, contract):
+def test_answering_no_rows_returns_no_answers(inspector, line, contract):
     assert answer_rows(inspector, [], line / "data/composited", contract, batch_size=4) == []
 
 

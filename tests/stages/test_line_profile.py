@@ -59,7 +59,7 @@ def profile_of(root, predictions=None, params=PARAMS) -> LineProfile:
     return make_profile(root / "data/raw", root / "data/dst", table, params)
 
 
-def test_light_and_background_are_measured_as_production_measures_them_on_what_was_trained_on(root):
+def test_the_profile_measures_training_captures_as_production_does(root):
     unit_spaces = {
         shape: UnitSpace.load(root / f"data/dst/unit_space/camera-{shape}.npz") for shape in ("CYLN", "SQUR")
     }
@@ -79,7 +79,7 @@ def test_a_training_capture_that_was_set_aside_counts_as_such(root):
     assert profile_of(root).set_aside_share == pytest.approx(1 / (len(LINE) - UNSEEN), abs=1e-4)
 
 
-def test_only_a_part_is_read_where_captures_are_many_and_always_the_same_part(root, tmp_path, monkeypatch):
+def test_of_many_captures_always_the_same_sample_is_read(root, tmp_path, monkeypatch):
     monkeypatch.setattr(line_profile, "MEASURED", 7)
     first = profile_of(root)
     shutil.copytree(root, tmp_path / "turned")
@@ -90,7 +90,7 @@ def test_only_a_part_is_read_where_captures_are_many_and_always_the_same_part(ro
     assert 6 <= first.brightness.captures <= 7
 
 
-def test_what_the_camera_has_nothing_of_is_the_virtual_lines(tmp_path):
+def test_without_camera_captures_the_profile_describes_the_virtual_line(tmp_path):
     drop_raw(tmp_path, LINE, **{capture.name: {"source": "virtual"} for capture in LINE})
     build(tmp_path)
     profile = profile_of(tmp_path)
@@ -103,7 +103,7 @@ def test_what_the_camera_has_nothing_of_is_the_virtual_lines(tmp_path):
     assert profile_of(tmp_path, only_virtual).p_defective.source == "virtual"
 
 
-def test_p_defective_is_that_of_productions_question_by_what_was_judged(root):
+def test_the_profile_groups_p_defective_of_productions_prompt_by_judgement(root):
     chances = {row["id"]: number / 100 for number, row in enumerate(VALIDATION)}
     profile = profile_of(root, answered(VALIDATION, chance=lambda row: chances[row["id"]]))
     # Of the first eight rows, production's, every other one is passed.
@@ -114,12 +114,12 @@ def test_p_defective_is_that_of_productions_question_by_what_was_judged(root):
     assert (missed.p_passed.captures, missed.p_defective.captures, missed.defective_share) == (8, 0, 0.5)
 
 
-def test_without_validation_captures_nothing_is_known_of_p_defective(root):
+def test_without_validation_captures_the_profile_has_no_p_defective(root):
     profile = profile_of(root, answered([], right, chance=lambda row: 0.5))
     assert (profile.p_passed.values, profile.p_passed.source, profile.defective_share) == ((), "nothing", None)
 
 
-def test_of_many_values_quantiles_are_kept(root):
+def test_many_values_are_reduced_to_quantiles(root):
     rows = [chat_row(2 * number + 1) for number in range(3001)]
     chances = {row["id"]: number / 3000 for number, row in enumerate(rows)}
     kept = profile_of(root, answered(rows, chance=lambda row: chances[row["id"]])).p_passed
@@ -127,7 +127,7 @@ def test_of_many_values_quantiles_are_kept(root):
     assert np.quantile(kept.values, [0, 0.1, 0.5, 1]) == pytest.approx([0, 0.1, 0.5, 1], abs=1e-3)
 
 
-def test_what_is_written_is_read_and_the_same_line_gives_the_same_bytes(root, tmp_path):
+def test_a_profile_survives_its_file_and_the_same_line_gives_the_same_bytes(root, tmp_path):
     for name in ("a.json", "b.json"):
         write_line_profile(profile_of(root), tmp_path / "models" / name)
     assert read_line_profile(tmp_path / "models/a.json") == profile_of(root)
@@ -146,7 +146,7 @@ def test_what_is_written_is_read_and_the_same_line_gives_the_same_bytes(root, tm
         ({"set_aside_share": "few"}, "set_aside_share: expected a share, found 'few'"),
     ],
 )
-def test_a_profile_that_cannot_be_used_is_told_with_what_to_do(root, tmp_path, text, problem):
+def test_an_error_about_an_unusable_profile_shows_what_to_do(root, tmp_path, text, problem):
     path = tmp_path / "line_profile.json"
     if isinstance(text, dict):
         text = json.dumps(profile_of(root).to_dict() | text)
@@ -156,7 +156,7 @@ def test_a_profile_that_cannot_be_used_is_told_with_what_to_do(root, tmp_path, t
         read_line_profile(path)
 
 
-def test_a_version_packs_the_profile_of_its_training_and_another_profile_makes_another_package(project):
+def test_a_version_packs_its_profile_and_another_profile_gives_another_package(project):
     params = load_params(project / "params.yaml")
     candidate = read_candidate(project, checkpoint_of(params.model, project))
     path = project / "models/line_profile.json"

@@ -164,7 +164,7 @@ def test_pre_text_answers_name_at_most_one_pin(line):
     assert pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON) is None
 
 
-def test_a_rendered_set_up_holds_what_its_labels_say(line, tmp_path):
+def test_a_rendered_lesson_matches_its_labels(line, tmp_path):
     _, params = line
     layout = params.layout.layout()
     plan = pretext.PoolPlan(setups=1, unit_space_references=5, references=1, inspected=10)
@@ -182,7 +182,7 @@ def test_a_rendered_set_up_holds_what_its_labels_say(line, tmp_path):
             assert pretext.decode(picture)[middle].mean() < 0.6 * reference[middle].mean()
 
 
-def test_lessons_teach_the_base(line, tmp_path):
+def test_pre_training_improves_the_base(line, tmp_path):
     _, params = line
     layout = params.layout.layout()
     plan = pretext.PoolPlan(setups=2, unit_space_references=5, references=2, inspected=12)

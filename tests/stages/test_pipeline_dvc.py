@@ -121,7 +121,7 @@ def test_every_stage_script_is_a_stage():
     assert scripts == sorted([*STAGES, "__init__"])
 
 
-def test_the_pipeline_is_read_at_a_glance():
+def test_dvc_yaml_is_short():
     lines = (ROOT / "dvc.yaml").read_text().splitlines()
     assert len(lines) <= 250
 
@@ -138,7 +138,7 @@ def listed_params(stage: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_param_that_a_stage_lists_is_there(stage):
+def test_every_param_that_a_stage_lists_exists(stage):
     for file, keys in listed_params(stage).items():
         content = yaml.safe_load((ROOT / file).read_text())
         for key in keys:
@@ -179,7 +179,7 @@ def test_every_artifact_is_an_output_or_committed():
         assert artifact["path"] in outs or (ROOT / artifact["path"] / "config.json").is_file()
 
 
-def test_what_is_kept_between_runs_is_what_is_made_batch_by_batch():
+def test_only_incremental_folders_persist_between_runs():
     persistent = {
         path for stage in STAGES.values() for path, options in paths(stage["outs"]).items() if options.get("persist")
     }
@@ -283,7 +283,7 @@ def test_a_lost_output_is_made_again(project):
     assert project.data() == before
 
 
-def test_a_sweep_runs_as_experiments_each_with_its_own_params_and_none_redoes_what_did_not_change(project):
+def test_experiments_of_a_sweep_use_their_own_params_and_rerun_only_changed_stages(project):
     project.commit()
     widths = {}
     for cell in (128, 192):

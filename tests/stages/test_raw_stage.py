@@ -111,14 +111,14 @@ def test_more_virtual_captures_leave_the_first_ones_alone(root):
     assert set(before["sha256"]) < set(after["sha256"])
 
 
-def test_no_capture_at_all_is_told(tmp_path):
+def test_a_project_without_any_capture_is_an_error(tmp_path):
     write_params(tmp_path)
     with pytest.raises(CaptureError, match=r"no captures, and raw.virtual asks for none; run `pinspect add DIR`"):
         build(tmp_path)
     assert not (tmp_path / "data/splits.csv").exists()
 
 
-def test_a_mode_that_the_virtual_line_cannot_draw_is_told(root):
+def test_an_error_names_a_mode_that_the_virtual_line_cannot_draw(root):
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["answers"]["defect_modes"].append("rusty")
     settings["raw"]["virtual"]["train"] = 2
@@ -135,7 +135,7 @@ def test_an_unchanged_run_makes_nothing(root):
     assert contents(root) == before
 
 
-def test_adding_captures_costs_the_work_of_those_and_equals_a_clean_run_byte_for_byte(root, tmp_path_factory):
+def test_adding_captures_processes_only_those_and_equals_a_clean_run(root, tmp_path_factory):
     build(root)
     drop(root / "data/captures", line()[10:14])
     assert build(root).made == 4
@@ -147,7 +147,7 @@ def test_adding_captures_costs_the_work_of_those_and_equals_a_clean_run_byte_for
     assert contents(root / "data")["splits.csv"] == contents(clean / "data")["splits.csv"]
 
 
-def test_a_capture_that_is_taken_out_leaves_nothing_behind(root):
+def test_a_removed_capture_leaves_nothing_behind(root):
     build(root)
     rows = read_labels(root / "data/captures")
     (root / "data/captures/images" / rows[-1]["file"]).unlink()
@@ -182,7 +182,7 @@ def test_near_duplicates_join_the_split_of_the_capture_that_came_first(root):
     assert all(after[f"again-{capture.name}"] == before[capture.name] for capture in captures)
 
 
-def test_the_same_picture_twice_is_kept_once_and_said_so(root):
+def test_a_duplicate_picture_is_stored_once_and_reported(root):
     first = line()[0]
     drop(root / "data/captures", [dataclasses.replace(first, name="twin.jpg")])
     assert build(root).remarks == (f"twin.jpg: the same picture as {first.name}, left out",)
@@ -208,7 +208,7 @@ def test_pictures_of_other_formats_keep_their_suffix(root):
     assert file.endswith(".png")
 
 
-def test_every_bad_capture_is_named_in_one_line_and_everything_else_stays(root):
+def test_every_bad_capture_is_one_line_of_the_error_and_the_folder_stays(root):
     build(root)
     captures = root / "data/captures"
     rows = read_labels(captures)
@@ -236,7 +236,7 @@ def test_every_bad_capture_is_named_in_one_line_and_everything_else_stays(root):
     assert after == before
 
 
-def test_a_bad_image_is_told_by_the_name_that_it_has_now(root):
+def test_an_error_about_a_renamed_bad_image_uses_its_new_name(root):
     captures = root / "data/captures"
     rows = read_labels(captures)
     (captures / "images" / rows[0]["file"]).write_bytes(b"no picture")
@@ -250,7 +250,7 @@ def test_a_bad_image_is_told_by_the_name_that_it_has_now(root):
         assert str(caught.value).count(".jpg") == 1
 
 
-def test_once_the_bad_capture_is_mended_the_run_goes_on(root):
+def test_the_stage_succeeds_after_the_bad_capture_is_replaced(root):
     captures = root / "data/captures"
     name = read_labels(captures)[0]["file"]
     good = (captures / "images" / name).read_bytes()

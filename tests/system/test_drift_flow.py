@@ -99,7 +99,7 @@ def test_a_changed_line_brings_the_project_up_to_date_and_again_only_when_there_
     assert (project / "model.txt").read_text() == "bright and dark"
 
 
-def test_what_a_stage_fails_of_is_the_flows_end(project, station):
+def test_a_failed_stage_fails_the_flow(project, station):
     station.report(DARKER)
     (project / "train.py").write_text("import sys; print('row 7: unknown mode'); sys.exit(2)")
     state = ask(project, station)
@@ -107,7 +107,7 @@ def test_what_a_stage_fails_of_is_the_flows_end(project, station):
     assert "row 7: unknown mode" in state.message
 
 
-def test_while_another_run_works_in_the_checkout_it_gives_way(project, station):
+def test_the_drift_flow_skips_while_another_run_uses_the_checkout(project, station):
     station.report(DARKER)
     with one_per_checkout(project):
         assert ask(project, station).is_cancelled()
@@ -152,7 +152,7 @@ def test_an_address_without_a_station_is_reported_in_one_line(project, prefect_a
     assert "/nowhere/health: " in state.message
 
 
-def test_one_call_prints_what_became_of_the_stages(project, station, capsys):
+def test_running_the_flow_prints_the_state_of_the_stages(project, station, capsys):
     station.report(DARKER)
     main(str(project), station.url)
     assert CHANGE in capsys.readouterr().out

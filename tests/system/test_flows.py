@@ -86,7 +86,7 @@ def test_stages_before_the_change_are_not_even_run_and_the_cache_gives_back_what
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_pipeline_that_dvc_cannot_read_is_reported_in_its_words(repository):
+def test_a_pipeline_that_dvc_cannot_read_is_reported_with_dvcs_message(repository):
     root = repository(gather=("pass", [], []))
     (root / "dvc.yaml").write_text("stages: {gather: {deps: [a]}}")
     state = retrain(str(root), return_state=True)
@@ -95,7 +95,7 @@ def test_a_pipeline_that_dvc_cannot_read_is_reported_in_its_words(repository):
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_fault_of_the_surroundings_is_tried_again_and_bad_data_is_not(repository):
+def test_environment_errors_are_retried_and_data_errors_are_not(repository):
     root = repository(
         fetch=(
             tries("fetch")
@@ -113,7 +113,7 @@ def test_a_fault_of_the_surroundings_is_tried_again_and_bad_data_is_not(reposito
     assert (root / "check.tries").read_text() == "x"
 
 
-def test_a_stage_that_was_killed_is_worth_another_try(repository):
+def test_a_killed_stage_is_retried(repository):
     root = repository(train=("import os; os.kill(os.getpid(), 9)", [], []))
     with pytest.raises(InfrastructureError):
         run_stage("train", root, print)

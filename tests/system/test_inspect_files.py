@@ -83,14 +83,14 @@ def test_a_quoted_glob_means_the_images_that_it_matches(tmp_path):
     assert listed(tmp_path, "[1].jpg") == ["[1].jpg"]  # a file of this name is no pattern
 
 
-def test_what_is_named_comes_in_the_order_in_which_it_is_named_there_or_not(tmp_path):
+def test_files_keep_the_order_of_the_arguments_even_if_missing(tmp_path):
     touch(tmp_path, "folder/1.jpg", "capture.dat")
     (tmp_path / "empty").mkdir()
     patterns = ["gone.jpg", "folder", "capture.dat", "empty", "*.png"]
     assert listed(tmp_path, *patterns) == ["gone.jpg", "folder/1.jpg", "capture.dat", "empty", "*.png"]
 
 
-def test_nothing_to_inspect_at_all_is_told_before_a_model_is_loaded(tmp_path, pinspect):
+def test_no_files_to_inspect_is_an_error_before_a_model_is_loaded(tmp_path, pinspect):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CaptureError, match=r"empty, .*png: no image found; expected .*\.jpg"):
         find_images([f"{tmp_path}/empty", f"{tmp_path}/*.png"])
@@ -99,7 +99,7 @@ def test_nothing_to_inspect_at_all_is_told_before_a_model_is_loaded(tmp_path, pi
     assert "no image found" in err
 
 
-def test_what_cannot_be_read_is_told_as_it_is(tmp_path):
+def test_each_unreadable_file_has_its_own_reason(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_told_as_it_is(tmp_path):
         assert list(find_images([str(tmp_path / name)])) == [tmp_path / name] if name else True
 
 
-def test_one_that_cannot_be_inspected_is_one_record_and_the_others_go_on(tmp_path, images, pinspect):
+def test_a_capture_that_cannot_be_inspected_gives_an_error_record_and_the_others_answers(tmp_path, images, pinspect):
     shutil.copy(images[-1], tmp_path / "a.jpg")
     shutil.copy(images[-2], tmp_path / "z.jpg")
     (tmp_path / "b-text.jpg").write_text("no picture")
@@ -141,7 +141,7 @@ def test_one_that_cannot_be_inspected_is_one_record_and_the_others_go_on(tmp_pat
             assert record["seconds"] > 0
 
 
-def test_the_table_tells_the_same(tmp_path, images, pinspect):
+def test_the_table_shows_the_same_as_json(tmp_path, images, pinspect):
     shutil.copy(images[-1], tmp_path / "[bold]1.jpg")
     code, out, err = pinspect("inspect", tmp_path)
     assert (code, err) == (1, "")  # an adapter of two steps calls everything defective
@@ -150,7 +150,7 @@ def test_the_table_tells_the_same(tmp_path, images, pinspect):
     assert "[bold]1.jpg" in "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
 
 
-def test_files_are_taken_as_records_are_wanted(registered, images):
+def test_files_are_read_only_as_records_are_consumed(registered, images):
     taken = []
     endless = (taken.append(number) or images[number % len(images)] for number in count())
     records = inspect_files(load_inspector(project=registered), endless)
@@ -160,7 +160,7 @@ def test_files_are_taken_as_records_are_wanted(registered, images):
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_records_are_printed_while_they_come_and_passed_on(as_json, capsys):
+def test_records_are_printed_as_they_arrive_and_returned(as_json, capsys):
     endless = (
         {"file": f"{number}.jpg", "judgement": "passed", "defect_mode": "", "defect_position": "", "error": None}
         | {"p_defective": 0.25}
@@ -222,7 +222,7 @@ def test_no_two_captures_share_an_annotated_picture(tmp_path, monkeypatch):
     assert pictures.place(tmp_path / "here/a/1.jpg") == places[4]
 
 
-def test_a_folder_that_takes_no_pictures_is_told_in_one_line(tmp_path, images, pinspect):
+def test_an_unwritable_output_folder_is_reported_in_one_line(tmp_path, images, pinspect):
     (tmp_path / "file").write_text("in the way")
     code, out, err = pinspect("inspect", images[0], "--annotate", tmp_path / "file/out")
     assert (code, out) == (2, "")

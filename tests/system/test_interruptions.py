@@ -134,7 +134,7 @@ def test_no_orphan_keeps_writing(rounds):
     assert [played.orphans for played, _ in rounds] == [[]] * len(ROUNDS)
 
 
-def test_nothing_is_registered_half(rounds):
+def test_no_version_is_half_registered(rounds):
     for played, _ in rounds:
         root = played.checkout.root
         client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)

@@ -122,13 +122,13 @@ def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(r
         assert record == alone
 
 
-def test_health_tells_the_version_and_what_it_learnt_from(registered, process):
+def test_health_reports_the_version_and_its_line_profile(registered, process):
     status = health(process)
     assert (status.version, status.alias, status.last_error, status.queue) == ("1", "challenger", None, 0)
     assert status.profile == json.loads((registered / "models/line_profile.json").read_text())
 
 
-def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(registered, process):
+def test_only_the_capture_that_cannot_be_inspected_gets_an_error(registered, process):
     good = captures(registered)[0]
     flat = io.BytesIO()
     Image.new("RGB", (640, 260), "grey").save(flat, "PNG")
@@ -139,7 +139,7 @@ def test_a_capture_that_cannot_be_inspected_is_told_apart_from_those_beside_it(r
     assert {record["model_version"] for record in records} == {"1"}
 
 
-def test_a_given_shape_is_kept_and_an_unknown_one_is_told(registered, process):
+def test_a_specified_shape_is_used_and_an_unknown_shape_is_an_error(registered, process):
     photograph = captures(registered)[0]
     record = ask(process, photograph, "HEXA")
     assert "expected a shape of ['CYLN', 'SQUR'], found 'HEXA'" in record["error"]
@@ -157,7 +157,7 @@ def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, pr
     assert asyncio.run(process.pictures("text.jpg", b"no picture", None)) == {}
 
 
-def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(registered, process):
+def test_captures_beyond_the_queue_are_refused_and_the_others_answered(registered, process):
     photographs = captures(registered)[:1] * 4 * LIMIT
     os.kill(process.pid, signal.SIGSTOP)  # all questions are there before the first is taken up
     try:
@@ -171,7 +171,7 @@ def test_more_captures_than_may_wait_are_turned_away_and_the_others_answered(reg
     assert "the queue is full (" in str(refused[0])
 
 
-def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(registered, process):
+def test_a_late_answer_times_out_and_the_model_skips_its_capture(registered, process):
     photograph = captures(registered)[0]
     before = health(process).captures
     for error in ask_all(process, [photograph] * 4, timeout=0.001):
@@ -182,7 +182,7 @@ def test_an_answer_that_does_not_come_in_time_is_given_up_and_the_model_spared(r
     assert health(process).captures == before + 1
 
 
-def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(registered, loaded, monkeypatch):
+def test_a_failing_capture_does_not_affect_the_others_of_its_batch(registered, loaded, monkeypatch):
     """The composite of one capture is spoilt on its way to the model, as by a full disk."""
     inspector, photographs = loaded.version.inspector, captures(registered)[:3]
     prepare = inspector.prepare
@@ -211,7 +211,7 @@ def test_a_capture_on_which_the_model_fails_costs_no_other_one_its_answer(regist
     assert batches.waiting == 0
 
 
-def test_a_killed_process_fails_what_waits_and_is_started_again(registered, process, capfd):
+def test_waiting_captures_fail_when_the_process_is_killed_and_it_restarts(registered, process, capfd):
     photograph, pid = captures(registered)[0], process.pid
     os.kill(pid, signal.SIGSTOP)
     waiting = [process._ask("inspect", photograph.name, photograph.content, None, PATIENCE) for _ in range(3)]
@@ -258,7 +258,7 @@ def test_a_champion_promoted_under_load_takes_over_between_batches(registered, p
     assert (health(process).version, health(process).alias) == ("2", "champion")
 
 
-def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(registered, process):
+def test_a_broken_champion_is_reported_and_the_last_good_version_stays(registered, process):
     with registry(registered) as opened:
         opened.set_registered_model_alias(NAME, "champion", "3")
     wait_until(lambda: health(process).last_error)
@@ -270,7 +270,7 @@ def test_a_broken_champion_leaves_the_last_good_one_at_work_and_is_told(register
     assert ask(process, photograph)["model_version"] == "2"
 
 
-def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(registered, process, tmp_path):
+def test_a_process_that_starts_with_a_broken_champion_loads_the_last_good_version(registered, process, tmp_path):
     assert health(process).last_error  # the champion is still broken
     champion = champion_of(registered, registered / STATION_FOLDER)
     champion.check()
@@ -281,14 +281,14 @@ def test_a_process_that_starts_on_a_broken_champion_takes_the_last_good_one(regi
     assert nothing_known.version is None and "version 3" in str(nothing_known.failure)
 
 
-def test_a_champion_that_is_mended_in_the_registry_is_taken(registered, process):
+def test_a_repaired_champion_is_loaded(registered, process):
     with registry(registered) as opened:
         opened.set_registered_model_alias(NAME, "champion", "1")
     wait_until(lambda: health(process).version == "1")
     assert health(process).last_error is None
 
 
-def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded, monkeypatch):
+def test_the_last_good_version_stays_while_the_registry_is_down(loaded, monkeypatch):
     version = loaded.version
     with monkeypatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -299,7 +299,7 @@ def test_a_registry_that_does_not_answer_leaves_the_last_good_one_at_work(loaded
     assert loaded.failure is None
 
 
-def test_a_project_without_a_registered_version_is_told_what_to_do(registered, settings, tmp_path):
+def test_an_error_about_a_missing_version_shows_what_to_do(registered, settings, tmp_path):
     (tmp_path / "settings.yaml").write_bytes((registered / "settings.yaml").read_bytes())
     process = ModelProcess(tmp_path, settings)
     with pytest.raises(RegistryError, match="no version of pin-inspector has the alias challenger; run dvc repro"):
@@ -325,7 +325,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_process_ends_with_its_parent_and_says_nothing(registered, tmp_path, number):
+def test_the_process_ends_with_its_parent_without_output(registered, tmp_path, number):
     script = tmp_path / "parent.py"
     script.write_text(SCRIPT)
     parent = subprocess.Popen(

@@ -69,7 +69,7 @@ def test_mlflow_serves_the_packed_model_offline(registered, tmp_path):
     assert "expected the path of an image file, or its bytes as base64" in predictions[1]["error"]
 
 
-def test_a_server_that_is_down_is_told_in_one_line_with_what_is_left_to_do(project, monkeypatch):
+def test_a_server_that_is_down_is_reported_in_one_line_with_the_next_step(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     before = (project / "reports/registration.json").read_bytes()
     with pytest.raises(RegistryUnreachableError, match=r"no MLflow server answers.*only this stage is left") as caught:

@@ -101,7 +101,7 @@ def test_a_worse_exact_match_is_refused_beyond_chance_only():
     assert broken(evidence(), evidence(first_wrong(20, moved), version="1")) == {}
 
 
-def test_controls_have_to_be_there_and_to_hold():
+def test_required_controls_must_be_measured_and_hold():
     assert broken(evidence(), tags={})["controls"] == "none was made that holds; run dvc repro evaluate"
     tags = HELD | {"controls.blank": "false", "controls.other_shape": "null"}
     assert broken(evidence(), tags=tags) == {"controls": "1 of 2 do not hold: blank"}
@@ -120,7 +120,7 @@ def test_a_control_that_is_not_required_is_reported_and_stops_nothing():
     assert rule.found == "1 hold; not required, and not held: swapped"
 
 
-def test_a_person_approves_where_params_ask_for_one_and_after_a_rollback():
+def test_approval_is_needed_if_configured_and_after_a_rollback():
     assert list(broken(evidence(), approval_required=True)) == ["approval"]
     assert broken(evidence(), approval_required=True, approve_by="K. Sato") == {}
     back = {"rolled_back": json.dumps({"rolled_back_at": "2026-11-20T10:00:00+00:00", "why": "3 escapes at line 2"})}
@@ -128,7 +128,7 @@ def test_a_person_approves_where_params_ask_for_one_and_after_a_rollback():
     assert broken(evidence(), tags=HELD | back, approve_by="K. Sato") == {}
 
 
-def test_a_test_set_is_the_photographs_and_what_is_right_for_each():
+def test_the_test_set_digest_covers_photographs_and_labels():
     digest = provenance.digest_of_test_set(answered(rows()))
     assert provenance.digest_of_test_set(answered(reversed(rows(view="DST")), escaped)) == digest
     assert provenance.digest_of_test_set(answered(rows()[1:])) != digest
@@ -308,7 +308,7 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
         assert line.aliases == {"champion": "1", "challenger": "3"}
 
 
-def test_an_evaluation_that_was_renewed_by_half_decides_nothing(line):
+def test_a_partly_updated_evaluation_is_not_used_for_promotion(line):
     line.set(champion="1", challenger="2")
     line.client.set_model_version_tag(NAME, "2", "evaluation_sha256", "0" * 64)
     with pytest.raises(RegistryError, match="has renewed its evaluation in part; run dvc repro register"):

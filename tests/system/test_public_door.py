@@ -45,7 +45,7 @@ def test_the_example_of_the_readme_runs(registered, captures, tmp_path):
     assert run.stdout.startswith(("passed passed passed ", "defective "))
 
 
-def test_an_inspection_has_all_that_a_record_needs(inspector, captures):
+def test_an_inspection_has_every_field_of_a_record(inspector, captures):
     inspection = inspector(captures[-1])
     assert isinstance(inspection, pinspect.Inspection)
     assert inspection.error is None
@@ -76,7 +76,7 @@ def test_an_array_of_16_bits_is_a_photograph_too(inspector, captures):
     assert sixteen.p_defective == pytest.approx(eight.p_defective, abs=1e-5)
 
 
-def test_a_list_gives_one_inspection_each_and_goes_on_after_one_that_fails(inspector, captures):
+def test_a_list_gives_one_inspection_per_photograph_even_if_some_fail(inspector, captures):
     inspections = inspector([captures[-1], "gone.jpg", b"text", captures[-2]])
     assert [bool(inspection.error) for inspection in inspections] == [False, True, True, False]
     assert inspections[1].error == "gone.jpg: not found"
@@ -115,7 +115,7 @@ def test_a_downloaded_version_needs_no_project_and_no_registry(downloaded, captu
         assert inspection.answer == inspector(captures[-1]).answer
 
 
-def test_a_folder_that_is_no_model_is_named_with_what_is_missing(tmp_path):
+def test_an_error_about_an_invalid_model_folder_names_the_missing_file(tmp_path):
     with pytest.raises(pinspect.ModelError, match=r"not a packed model of pinspect: adapter, line,"):
         pinspect.load_inspector(tmp_path)
     with pytest.raises(pinspect.ModelError, match="no such folder"):

@@ -186,7 +186,7 @@ def test_the_exit_code_is_the_worst_of_all_captures(judgements, errors, code):
     assert exit_code(records + [{"judgement": None, "error": error} for error in errors]) == code
 
 
-def test_a_new_evaluation_of_the_same_adapter_renews_the_scores_of_its_version(registered, client):
+def test_a_new_evaluation_updates_the_scores_of_its_version(registered, client):
     project, _ = registered
     reports = project / "reports"
     files = {"metrics.json": reports / "eval/metrics.json", "test.csv": reports / "predictions/test.csv"}
@@ -239,7 +239,7 @@ def test_another_view_of_the_same_adapter_is_another_version_and_leaves_the_firs
     client.set_registered_model_alias(NAME, "challenger", first)
 
 
-def test_params_that_no_answer_hangs_on_make_no_other_version(registered):
+def test_parameters_that_change_no_answer_make_no_new_version(registered):
     project, _ = registered
     params = load_params(project / "params.yaml")
     candidate = read_candidate(project, checkpoint_of(params.model, project))
@@ -278,7 +278,7 @@ def test_a_server_that_does_not_answer_is_reported_in_one_line(registered):
     assert (project / "reports/registration.json").read_bytes() == before
 
 
-def test_a_registry_that_is_none_is_a_registry_error(registered, tmp_path, monkeypatch):
+def test_an_invalid_registry_is_a_registry_error(registered, tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_text("this is no database")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(RegistryError), open_registry(registered[0], load_register_settings(ROOT)):
@@ -297,7 +297,7 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
         config.write_text(kept)
 
 
-def test_one_projects_registry_is_not_taken_for_the_users_choice_by_the_next(registered, tmp_path, monkeypatch):
+def test_the_registry_of_one_project_is_not_used_for_the_next(registered, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = load_register_settings(registered[0])
     with open_registry(registered[0], settings):

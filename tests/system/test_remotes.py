@@ -51,7 +51,7 @@ def test_data_and_adapter_come_back_from_an_s3_remote_into_a_fresh_clone(s3, pre
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_registry_that_is_down_costs_nothing_but_its_stage(prepared, tmp_path):
+def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_path):
     checkout = prepared.copy(tmp_path / "line")
     address = f"http://127.0.0.1:{free_port()}"
     checkout.set_param("register", tracking_uri=address)

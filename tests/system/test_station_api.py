@@ -5,7 +5,6 @@ import io
 import socket
 from pathlib import Path
 
-import httpx
 import hypothesis
 import pytest
 import requests
@@ -16,13 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from pinspect.core.errors import PinspectError
-from pinspect.core.params import load_params
-from pinspect.station.access import COOKIE, check_token, cookie_of
-from pinspect.station.api import create_app
-from pinspect.station.model_process import ModelProcess
-from pinspect.station.problems import MEDIA_TYPE
 from pinspect.station.settings import StationSettings
+from tests.support.problem_answers import refusal
 from tests.support.sample import contents, line, set_values
 from tests.support.station_stack import station
 from tests.unit.test_uploads import HTML, JPEG, SVG, encoded, png_header
@@ -50,12 +44,6 @@ def inspect(running, *images: tuple[str, bytes], headers=None, **form) -> reques
 
 def get(running, path: str, **query) -> requests.Response:
     return requests.get(f"{running.url}{path}", params=query, timeout=600)
-
-
-def refusal(answer: requests.Response | httpx.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == MEDIA_TYPE
-    assert answer.json()["status"] == answer.status_code
-    return answer.status_code, answer.json()["detail"]
 
 
 def metrics(running) -> dict[tuple, float]:
@@ -89,7 +77,7 @@ def test_images_of_one_request_are_answered_in_their_order(running):
     assert len({result["id"] for result in results}) == 3
 
 
-def test_an_image_that_cannot_be_laid_over_the_line_is_answered_with_the_reason(running):
+def test_an_image_that_cannot_be_aligned_gets_an_error_with_the_reason(running):
     answer = inspect(running, ("grey.png", encoded("PNG", size=(640, 260))))
     assert answer.status_code == 200
     (result,) = answer.json()["results"]
@@ -110,7 +98,7 @@ def test_a_16_bit_capture_is_inspected_as_its_8_bit_original(running):
     assert sixteen["answer"] == eight["answer"]
 
 
-def test_a_repeated_request_is_answered_with_what_was_found_the_first_time(running):
+def test_a_repeated_request_gets_the_first_answer(running):
     key = {"Idempotency-Key": "shift-3/0001"}
     first = inspect(running, ("a.jpg", JPEG), ("b.jpg", line()[1].jpeg), headers=key).json()
     again = inspect(running, ("a.jpg", JPEG), ("b.jpg", line()[1].jpeg), headers=key)
@@ -122,7 +110,7 @@ def test_a_repeated_request_is_answered_with_what_was_found_the_first_time(runni
     assert [ids.count(result["id"]) for result in first["results"]] == [1, 1]
 
 
-def test_more_images_than_may_wait_are_turned_away_until_later(running):
+def test_images_beyond_the_queue_get_429_with_retry_after(running):
     before = metrics(running)
     images = [(f"{number}.jpg", JPEG) for number in range(3 * QUEUE)]
     answer = inspect(running, *images)
@@ -152,7 +140,7 @@ def test_results_come_in_pages_and_by_filters(running):
     assert get(running, "/results", version="7").json() == {"results": [], "next": None}
 
 
-def test_a_correction_is_told_with_the_result(running):
+def test_a_result_includes_its_correction(running):
     (result,) = inspect(running, ("c.jpg", line()[5].jpeg)).json()["results"]
     verdict = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "by": "Mori"}
     url = f"{running.url}/results/{result['id']}/correction"
@@ -219,7 +207,7 @@ def test_nothing_that_a_client_sends_is_written_outside_of_the_data_folder(runni
 
 
 @pytest.mark.parametrize("name", HOSTILE_FILES)
-def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
+def test_a_hostile_file_is_rejected_with_a_reason(running, name):
     content, status, reason = HOSTILE_FILES[name]
     code, detail = refusal(inspect(running, (name, content)))
     assert code == status
@@ -227,13 +215,13 @@ def test_a_hostile_file_is_turned_away_with_the_reason(running, name):
     assert reason in detail
 
 
-def test_an_image_beyond_the_limit_is_turned_away(running):
+def test_an_image_beyond_the_size_limit_is_rejected(running):
     most = StationSettings().upload_bytes
     code, detail = refusal(inspect(running, ("large.bmp", b"BM" + bytes(most))))
     assert (code, str(most) in detail) == (413, True)
 
 
-def test_a_request_that_breaks_off_leaves_the_station_as_it_was(running):
+def test_an_aborted_request_leaves_nothing_behind(running):
     before = len(get(running, "/results", limit=500).json()["results"])
     head = "POST /inspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
@@ -243,7 +231,7 @@ def test_a_request_that_breaks_off_leaves_the_station_as_it_was(running):
     assert "Traceback" not in running.log.read_text()
 
 
-def test_what_is_wrong_with_a_question_is_told_in_words(running):
+def test_an_invalid_request_gets_a_readable_message(running):
     assert refusal(get(running, "/results", limit=0)) == (422, "limit: input should be greater than or equal to 1")
     assert refusal(get(running, "/results", since="yesterday"))[0] == 422
     assert refusal(get(running, "/results", since="0001-01-01T00:00:00+14:00")) == (422, "since: out of range")
@@ -255,14 +243,14 @@ def test_what_is_wrong_with_a_question_is_told_in_words(running):
 # How it is
 
 
-def test_health_says_which_version_inspects(running):
+def test_health_reports_the_version_that_inspects(running):
     health = get(running, "/health").json()
     assert (health["version"], health["alias"]) == ("1", "champion")
     assert (health["last_error"], health["results_error"]) == (None, None)
     assert health["drift"]["quantities"]
 
 
-def test_metrics_count_what_was_done(running):
+def test_metrics_count_requests_and_inspections(running):
     before = metrics(running)
     (result,) = inspect(running, ("m.jpg", JPEG)).json()["results"]
     inspect(running, ("m.png", HTML))
@@ -283,7 +271,7 @@ def test_metrics_count_what_was_done(running):
     assert after["pinspect_drift_changed", ("quantity", "brightness")] in (0, 1)
 
 
-def test_the_api_page_needs_nothing_from_elsewhere(running):
+def test_the_api_page_loads_nothing_from_other_hosts(running):
     page = get(running, "/docs")
     assert page.status_code == 200
     for path in get(running, "/openapi.json").json()["paths"]:
@@ -292,7 +280,7 @@ def test_the_api_page_needs_nothing_from_elsewhere(running):
     assert get(running, "/static/openapi.css").headers["content-type"].startswith("text/css")
 
 
-def test_every_answer_keeps_browsers_to_the_stations_own(running):
+def test_every_answer_has_the_security_headers(running):
     for answer in (get(running, "/"), get(running, "/health"), get(running, "/nowhere"), get(running, "/docs")):
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
         assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
@@ -315,14 +303,14 @@ def description(running):
     return schemathesis.openapi.from_url(f"{running.url}/openapi.json")
 
 
-def test_every_operation_is_tried(description):
+def test_the_fuzz_test_covers_every_operation(description):
     operations = [operation.ok() for operation in description.get_all_operations()]
     assert [(operation.method.upper(), operation.path) for operation in operations] == OPERATIONS
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_every_answer_is_as_the_description_says_and_none_is_a_server_error(description, running, method, path, mode):
+def test_every_answer_matches_the_openapi_description(description, running, method, path, mode):
     try:
         cases = description[path][method].as_strategy(generation_mode=mode)
         # Which inspections there are, and whether a person may say so, is not in the description.
@@ -344,114 +332,3 @@ def test_every_answer_is_as_the_description_says_and_none_is_a_server_error(desc
         assert mode is GenerationMode.NEGATIVE
         assert path in ("/health", "/metrics")
     assert "Traceback" not in running.log.read_text()
-
-
-# Who may ask; the rules need no model
-
-
-def asking(project, *, token="", hosts=(), **changes) -> httpx.Client:
-    """A client of a station without a model process."""
-    from fastapi.testclient import TestClient
-
-    params, settings = load_params(project / "params.yaml"), StationSettings(**changes)
-    app = create_app(project, params, settings, ModelProcess(project, settings), token=token, hosts=hosts)
-    return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
-
-
-def test_without_a_model_the_station_says_so(registered):
-    client = asking(registered)
-    health = client.get("/health")
-    assert (health.status_code, health.json()["status"], health.json()["version"]) == (503, "unavailable", None)
-    answer = client.post("/inspect", files={"images": ("a.jpg", JPEG)})
-    assert refusal(answer)[0] == 503
-    assert "Retry-After" in answer.headers
-    assert client.get("/results").status_code == 200
-
-
-def test_with_a_token_only_health_is_open(registered):
-    client = asking(registered, token=TOKEN)
-    assert client.get("/health").status_code == 503
-    for path in ("/results", "/results/1", "/metrics", "/docs", "/openapi.json", "/"):
-        answer = client.get(path)
-        assert refusal(answer)[0] == 401
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert refusal(client.post("/inspect", files={"images": ("a.jpg", JPEG)}))[0] == 401
-    for wrong in ("Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN):
-        assert client.get("/results", headers={"Authorization": wrong}).status_code == 401
-    assert client.get("/results", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-
-
-def test_a_reader_logs_in_by_the_page(registered):
-    client = asking(registered, token=TOKEN)
-    led = client.get("/history", headers={"Accept": "text/html"})
-    assert (led.status_code, led.headers["location"]) == (303, "/login?next=/history")
-    assert client.post("/login", data={"token": "wrong"}).status_code == 403
-    done = client.post("/login", data={"token": TOKEN, "next": "//elsewhere.example"})
-    assert (done.status_code, done.headers["location"]) == (303, "/")
-    cookie = done.headers["set-cookie"].lower()
-    assert "httponly" in cookie
-    assert "samesite=strict" in cookie
-    assert TOKEN not in cookie
-    assert client.get("/results").status_code == 200
-    client.cookies.clear()
-    client.cookies.set(COOKIE, cookie_of("another token altogether"))
-    assert client.get("/results").status_code == 401
-
-
-def test_a_page_of_another_site_changes_nothing(registered):
-    client = asking(registered)
-    for headers in (
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Origin": "http://127.0.0.1:9999"},
-        {"Sec-Fetch-Site": "cross-site"},
-    ):
-        assert refusal(client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=headers))[0] == 403
-    same_site = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
-    assert client.post("/inspect", files={"images": ("a.jpg", JPEG)}, headers=same_site).status_code == 503  # no model
-
-
-def test_on_loopback_a_name_from_elsewhere_is_not_answered(registered):
-    client = asking(registered)
-    for host in ("evil.example", "evil.example:8000", "", "127.0.0.1.evil.example"):
-        assert client.get("/results", headers={"Host": host}).status_code == 400
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
-        assert client.get("/results", headers={"Host": host}).status_code == 200
-    proxied = asking(registered, hosts=["station.example"])
-    assert proxied.get("/results", headers={"Host": "station.example"}).status_code == 200
-
-
-def test_who_asks_too_often_is_told_when_to_come_back(registered):
-    client = asking(registered, requests_a_minute=5)
-    answers = [client.get("/results") for _ in range(7)]
-    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
-    assert "more than 5 requests per minute" in refusal(answers[-1])[1]
-    assert client.get("/health").status_code == 503  # a monitor is not counted
-
-
-def test_a_body_that_is_no_upload_may_not_be_large(registered):
-    client = asking(registered)
-    large = b"[" + b"0," * 600_000
-    assert client.post("/results/1/correction", content=large).status_code == 413
-    assert client.post("/results/1/correction", content=iter([large])).status_code == 413
-
-
-@pytest.mark.parametrize(
-    ("host", "token", "message"),
-    [
-        ("0.0.0.0", "", "0.0.0.0: other machines can reach this address, so the station needs a token"),
-        ("192.168.1.5", "", "needs a token"),
-        ("station.example", "", "needs a token"),
-        ("0.0.0.0", "short", "the token has 5 characters"),
-        ("127.0.0.1", "with a space in it, and long", "expected at least 16 printable ASCII characters"),
-    ],
-)
-def test_a_station_that_others_reach_needs_a_token_that_cannot_be_guessed(host, token, message):
-    with pytest.raises(PinspectError, match=message):
-        check_token(host, token)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]"])
-def test_on_loopback_no_token_is_needed(host):
-    check_token(host, "")

@@ -110,7 +110,7 @@ def pictures_are_drawn(page: Page) -> None:
     until(lambda: page.evaluate(drawn), "the pictures")
 
 
-def test_a_chosen_capture_shows_all_that_the_model_said(visit, running_station):
+def test_an_uploaded_capture_shows_the_whole_answer(visit, running_station):
     with visit() as page:
         page.set_input_files("#images", payload(0))
         article = page.locator("article.result")
@@ -136,7 +136,7 @@ def test_a_chosen_capture_shows_all_that_the_model_said(visit, running_station):
         expect(page.locator("article.result")).to_have_count(1)
 
 
-def test_dropped_files_come_in_their_order_and_a_bad_one_is_told_beside_its_name(visit):
+def test_dropped_files_keep_their_order_and_a_bad_file_shows_its_error(visit):
     hostile = "<img src=x onerror=alert(1)>.jpg"
     files = [payload(1), payload(2, hostile), {"name": "report.png", "buffer": b"<html></html>"}, payload(3)]
     with visit(expected="415") as page:
@@ -284,7 +284,7 @@ def test_shortcuts_can_be_switched_off(visit):
         assert page.url.endswith("/history")
 
 
-def test_the_tab_key_comes_through_every_page_and_out_again(visit, running_station):
+def test_the_tab_key_passes_through_every_page(visit, running_station):
     result = inspected(running_station, 9)
     for path in ("/", "/history", "/figures", f"/inspection/{result['id']}"):
         with visit(path) as page:
@@ -317,7 +317,7 @@ def test_the_language_is_switched_on_the_page(visit, running_station):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["en-GB", "ja-JP"])
-def test_axe_finds_nothing_on_any_page(visit, running_station, language, scheme):
+def test_axe_finds_no_violation_on_any_page(visit, running_station, language, scheme):
     results = [inspected(running_station, number) for number in (11, 12)]
     shown = "&".join(f"id={result['id']}" for result in results)
     for path in ("/", f"/?{shown}", f"/inspection/{results[0]['id']}", "/history", "/figures", "/login"):
@@ -359,7 +359,7 @@ def test_everything_works_without_scripts(visit, running_station):
     assert labelled(running_station, correction["capture"]) == label
 
 
-def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on(visit, running_station):
+def test_every_page_shows_a_broken_champion_while_the_last_good_version_works(visit, running_station):
     root = running_station.root
     params = load_register_settings(root)
     good = health(running_station)["version"]
@@ -375,7 +375,7 @@ def test_a_broken_champion_is_told_on_every_page_while_the_last_good_one_goes_on
         make_champion(root, good)
 
 
-def test_a_line_that_has_changed_is_told_on_the_page(visit, running_station):
+def test_the_page_shows_that_the_line_has_changed(visit, running_station):
     """The lamp dies: the last test of the module, since it darkens the line of all others."""
     results = ResultsTable.of_project(running_station.root, StationSettings())
     newest = results.list(limit=1)[0].to_dict()

@@ -103,7 +103,7 @@ def model_process(running: StationProcess) -> psutil.Process:
     return max(children, key=lambda child: child.memory_info().rss)
 
 
-def test_whatever_was_answered_before_a_power_cut_is_in_the_table_once(versions):
+def test_every_answer_before_a_power_cut_is_stored_once(versions):
     with station(versions) as running:
         with load(running.url) as traffic:
             until(lambda: len(traffic.results) >= 3 * CLIENTS, "answers")
@@ -145,7 +145,7 @@ def test_a_champion_that_is_promoted_under_load_takes_over_without_a_failed_requ
     assert health(running)["version"] == "2"
 
 
-def test_a_broken_champion_leaves_the_last_good_one_and_health_says_so(running):
+def test_health_reports_a_broken_champion_and_the_last_good_version_stays(running):
     make_champion(running.root, "2")
     until(lambda: health(running)["version"] == "2", "version 2")
     weights = packed(running.root, "3")
@@ -176,7 +176,7 @@ def packed(project: Path, version: str) -> Path:
     return weights
 
 
-def test_requests_get_an_answer_while_the_model_process_is_dead_and_it_is_started_again(running):
+def test_requests_are_refused_while_the_model_process_restarts(running):
     first = model_process(running)
     with load(running.url) as traffic:
         until(lambda: traffic.results, "answers")
@@ -190,7 +190,7 @@ def test_requests_get_an_answer_while_the_model_process_is_dead_and_it_is_starte
     assert "it is started again" in running.log.read_text()
 
 
-def test_what_is_in_hand_when_the_station_ends_is_finished(running):
+def test_requests_in_progress_are_finished_when_the_station_ends(running):
     answers = []
     images = [("images", (f"{number}.jpg", content)) for number, content in enumerate(CAPTURES)]
     client = threading.Thread(
@@ -220,13 +220,13 @@ def refused(project: Path, *options: str, **environment: str) -> str:
     return message
 
 
-def test_beyond_loopback_it_does_not_start_without_a_token(registered):
+def test_a_station_beyond_loopback_needs_a_token(registered):
     reason = "0.0.0.0: other machines can reach this address, so the station needs a token"
     assert refused(registered, "--host", "0.0.0.0").startswith(reason)
     assert "the token has 5 characters" in refused(registered, "--host", "0.0.0.0", PINSPECT_STATION_TOKEN="short")
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(registered):
+def test_a_port_in_use_is_reported_in_one_line(registered):
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
@@ -234,13 +234,13 @@ def test_a_port_that_is_taken_is_told_in_one_line(registered):
         assert f"127.0.0.1:{port}: cannot listen: Address already in use" in refused(registered, "--port", str(port))
 
 
-def test_a_project_without_a_registered_version_is_told_what_to_do(evaluated_project, tmp_path):
+def test_an_error_about_a_missing_version_shows_what_to_do(evaluated_project, tmp_path):
     for name in ("params.yaml", "settings.yaml"):
         shutil.copy(evaluated_project / name, tmp_path)
     assert "run dvc repro, which registers one" in refused(tmp_path, "--port", "0")
 
 
-def test_a_results_table_that_cannot_be_used_is_told_before_anything_starts(registered, tmp_path):
+def test_an_unusable_results_table_is_reported_before_the_station_starts(registered, tmp_path):
     for name in ("params.yaml", "settings.yaml"):
         shutil.copy(registered / name, tmp_path)
     set_values(tmp_path, "station", results="nonsense://")

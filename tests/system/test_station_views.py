@@ -71,7 +71,7 @@ def files(html: str) -> list[str]:
     return re.findall(r'<td class="file">(.*?)</td>', html)
 
 
-def test_the_languages_have_the_same_texts_with_the_same_gaps():
+def test_both_languages_have_the_same_texts_and_placeholders():
     english, *others = LANGUAGES
     gaps = {
         language: {
@@ -86,7 +86,7 @@ def test_the_languages_have_the_same_texts_with_the_same_gaps():
 
 
 @pytest.mark.parametrize("template", OURS, ids=lambda path: path.name)
-def test_templates_hold_no_word_themselves(template):
+def test_templates_contain_no_text(template):
     html = re.sub(r"{#.*?#}|{%.*?%}|{{.*?}}|<kbd>.*?</kbd>", " ", template.read_text(), flags=re.DOTALL)
     words = re.sub(r"<!DOCTYPE html>|<[^<>]*>", " ", html)
     assert not re.search(r"[^\W\d_]", words), words.split()
@@ -94,13 +94,13 @@ def test_templates_hold_no_word_themselves(template):
     assert not attributes
 
 
-def test_scripts_hold_no_word_that_is_shown():
+def test_scripts_contain_no_visible_text():
     script = (TEMPLATES.parent / "static/station.js").read_text()
     shown = re.findall(r'(?:textContent|innerText|innerHTML|alert)\s*[=(]\s*["`](.*?)["`]', script)
     assert not shown
 
 
-def test_every_text_is_used_and_every_used_one_is_there():
+def test_every_text_is_used_and_every_used_text_exists():
     sources = " ".join(path.read_text() for path in [*OURS, Path(page.__file__)])
     named = set(re.findall(r'["\'](\w+)["\']', sources))
     patterns = [
@@ -132,7 +132,7 @@ def test_every_text_is_used_and_every_used_one_is_there():
         (None, "en;q=nonsense", "ja", "ja"),
     ],
 )
-def test_a_reader_gets_the_language_that_they_asked_for(chosen, accepted, default, expected):
+def test_the_language_follows_choice_then_accept_language_then_default(chosen, accepted, default, expected):
     assert chosen_language(chosen, accepted, default) == expected
 
 
@@ -159,20 +159,20 @@ def test_the_language_links_keep_the_filters(visitor):
     assert 'href="?judgement=passed&amp;text=a%26b&amp;lang=ja"' in html
 
 
-def test_without_a_model_every_page_says_so(visitor):
+def test_without_a_model_every_page_shows_a_notice(visitor):
     for address in ("/", "/history", "/figures"):
         html = visitor.get(address).text
         assert "Captures cannot be inspected at present. the model process has ended or is still starting" in html
         assert "No model" in html
 
 
-def test_a_missing_inspection_is_told_and_not_found(visitor):
+def test_a_missing_inspection_is_a_404_page(visitor):
     answer = visitor.get("/inspection/%3Cb%3E")
     assert answer.status_code == 404
     assert "There is no inspection &lt;b&gt;." in answer.text
 
 
-def test_file_names_and_answers_are_text_and_nothing_else(station, visitor):
+def test_file_names_and_answers_are_escaped(station, visitor):
     hostile = '"><script>alert(1)</script>.jpg'
     station.keep("one", BEND | {"file": hostile, "answer": hostile, "model_version": hostile})
     for address in ("/", "/history", "/inspection/one", "/?id=one"):
@@ -181,7 +181,7 @@ def test_file_names_and_answers_are_text_and_nothing_else(station, visitor):
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
 
 
-def test_an_inspection_shows_all_that_the_model_said(station, visitor):
+def test_an_inspection_page_shows_the_whole_answer(station, visitor):
     probabilities = [0.0] * 27
     probabilities[2] = 0.98
     probabilities[26] = 0.02
@@ -196,7 +196,7 @@ def test_an_inspection_shows_all_that_the_model_said(station, visitor):
     assert html.count('<rect class="model" x="3" y="1" width="1" height="1"/>') == 2, "in RAW and in DST"
 
 
-def test_what_could_not_be_inspected_has_its_reason_and_no_judgement_to_give(station, visitor):
+def test_a_failed_inspection_shows_its_reason_and_no_form(station, visitor):
     nothing = dict.fromkeys((*PASSED, "image_type", "threshold", "answer", "address_probabilities"))
     station.keep("one", nothing | {"error": "too far off the unit space"})
     html = visitor.get("/inspection/one").text
@@ -208,21 +208,21 @@ def test_what_could_not_be_inspected_has_its_reason_and_no_judgement_to_give(sta
     assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
 
 
-def test_pictures_that_the_model_cannot_draw_now_are_told_as_that(station, visitor):
+def test_without_a_model_a_view_gets_503_and_an_unknown_picture_404(station, visitor):
     station.keep("one", BEND)
     assert visitor.get("/inspection/one/picture/RAW").status_code == 503
     assert visitor.get("/inspection/one/picture/passwd").status_code == 404
     assert visitor.get("/inspection/none/picture/RAW").status_code == 404
 
 
-def test_a_picture_that_is_kept_no_longer_is_told(station, visitor):
+def test_a_deleted_picture_is_marked_as_deleted(station, visitor):
     station.keep("one", BEND)
     station.pictures.prune(datetime(2100, 1, 1, tzinfo=UTC))
     assert "The picture has expired." in visitor.get("/inspection/one").text
     assert visitor.get("/inspection/one/picture/RAW").status_code == 404
 
 
-def test_an_upload_without_a_model_is_refused_in_words(visitor):
+def test_an_upload_without_a_model_is_refused_with_a_message(visitor):
     files = {"images": ("a.jpg", line()[-1].jpeg, "image/jpeg")}
     answer = visitor.post("/upload", files=files)
     assert answer.status_code == 503
@@ -232,7 +232,7 @@ def test_an_upload_without_a_model_is_refused_in_words(visitor):
     assert "a.png: expected JPEG, PNG, BMP, TIFF or WebP, but the file has another format" in refused.text
 
 
-def test_the_history_filters_and_goes_on_over_pages(station, visitor):
+def test_the_history_has_filters_and_pages(station, visitor):
     for number in range(60):
         answer = BEND if number % 3 == 0 else PASSED
         at = DAY + timedelta(minutes=number) + timedelta(days=number // 30)
@@ -261,7 +261,7 @@ def test_the_history_filters_and_goes_on_over_pages(station, visitor):
     assert "No inspection matches." in visitor.get("/history", params={"text": "nowhere"}).text
 
 
-def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
+def test_every_rate_shows_its_counts(station, visitor):
     day = datetime.now(UTC).replace(hour=1) - timedelta(days=3)
     escape = {name: BEND[name] for name in list(BEND)[:3]}
     passed = {name: PASSED[name] for name in list(PASSED)[:3]}
@@ -281,7 +281,7 @@ def test_the_figures_say_of_how_many_each_rate_is(station, visitor):
     assert 'role="img" aria-label="Daily yield, escape rate and overkill rate' in html
 
 
-def test_the_page_counts_what_waits_for_the_next_retraining(station, visitor):
+def test_the_page_counts_corrections_waiting_for_retraining(station, visitor):
     assert "Waiting for retraining: 0" in visitor.get("/").text
     station.keep("one", PASSED)
     answer = visitor.post("/inspection/one/judgement", data=judgement_form(by="Sato"))
@@ -310,7 +310,7 @@ def judgement_form(**more) -> dict:
         ({"says": "confirm"}, "Enter your name."),
     ],
 )
-def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_chosen(station, visitor, form, message):
+def test_an_incomplete_judgement_shows_a_message_and_keeps_the_form(station, visitor, form, message):
     station.keep("one", PASSED)
     answer = visitor.post("/inspection/one/judgement", data=form)
     assert answer.status_code == 422
@@ -320,7 +320,7 @@ def test_an_incomplete_judgement_is_told_beside_the_form_which_keeps_what_was_ch
     assert station.results.get("one").correction is None
 
 
-def test_to_confirm_repeats_the_model_whatever_else_the_form_has(station, visitor):
+def test_confirming_stores_the_models_answer_and_ignores_other_fields(station, visitor):
     station.keep("one", PASSED)
     visitor.post("/inspection/one/judgement", data=judgement_form(says="confirm"))
     correction = station.results.get("one").correction
@@ -328,13 +328,13 @@ def test_to_confirm_repeats_the_model_whatever_else_the_form_has(station, visito
     assert "Confirmed by Sato" in visitor.get("/inspection/one").text
 
 
-def test_passed_needs_no_mode_and_no_pin_even_where_a_browser_sends_them(station, visitor):
+def test_passed_ignores_mode_and_pin(station, visitor):
     station.keep("one", BEND)
     visitor.post("/inspection/one/judgement", data=judgement_form(judgement="passed"))
     assert station.results.get("one").correction.judgement == "passed"
 
 
-def test_the_name_is_remembered_also_in_japanese(station, visitor):
+def test_a_japanese_name_is_remembered(station, visitor):
     station.keep("one", PASSED)
     visitor.post("/inspection/one/judgement", data={"says": "confirm", "by": "佐藤 花子"})
     assert 'name="by" value="佐藤 花子"' in visitor.get("/inspection/one").text
@@ -347,7 +347,7 @@ def test_another_site_cannot_judge(station, visitor):
     assert station.results.get("one").correction is None
 
 
-def test_the_token_opens_the_page_and_nothing_else_does(tmp_path):
+def test_the_page_opens_only_with_the_token(tmp_path):
     visitor = Station(tmp_path, TOKEN).visitor(accept="text/html")
     refused = visitor.get("/history")
     assert (refused.status_code, refused.headers["location"]) == (303, "/login?next=/history")
@@ -363,7 +363,7 @@ def test_the_token_opens_the_page_and_nothing_else_does(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
-def test_a_login_leads_nowhere_else(tmp_path, target):
+def test_a_login_never_redirects_to_another_site(tmp_path, target):
     visitor = Station(tmp_path, TOKEN).visitor()
     answer = visitor.post("/login", data={"token": TOKEN, "next": target})
     assert answer.headers["location"] == "/"

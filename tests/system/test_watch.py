@@ -99,7 +99,7 @@ def put(inbox: Path, name: str, content: bytes) -> None:
 # Looking: which files are whole.
 
 
-def test_a_file_is_ready_when_two_looks_the_settle_time_apart_found_it_unchanged(inbox):
+def test_a_file_is_ready_once_unchanged_for_the_settle_time(inbox):
     watched = Inbox(inbox, settle=0.3, patience=10)
     put(inbox, "a.jpg", b"1")
     assert watched.scan() == []
@@ -117,7 +117,7 @@ def test_a_file_is_ready_when_two_looks_the_settle_time_apart_found_it_unchanged
     assert watched.scan() == ["a.jpg"]
 
 
-def test_a_file_that_changes_before_it_is_read_is_not_ready_any_more(inbox):
+def test_a_file_that_changes_before_it_is_read_is_not_ready(inbox):
     watched = Inbox(inbox, settle=0, patience=10)
     put(inbox, "a.jpg", b"1")
     assert watched.scan() == ["a.jpg"]
@@ -131,7 +131,7 @@ def test_a_file_that_changes_before_it_is_read_is_not_ready_any_more(inbox):
     assert watched.scan() == watched.unfinished == []
 
 
-def test_a_damaged_file_is_given_time_until_patience_is_over_and_at_once_when_it_changes(inbox):
+def test_a_damaged_file_is_retried_until_patience_ends_or_it_changes(inbox):
     watched = Inbox(inbox, settle=0, patience=3)
     put(inbox, "a.jpg", b"half")
     assert watched.scan() == ["a.jpg"]
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_given_time_until_patience_is_over_and_at_once_when_it
     assert watched.gives_up("a.jpg")
 
 
-def test_temporary_names_and_what_is_no_image_do_not_count_and_folders_do(inbox):
+def test_temporary_names_and_other_files_are_ignored_and_folders_are_searched(inbox):
     for name in ("1.jpg.part", "2.tmp", ".3.jpg", ".git/4.jpg", "5.txt", "6.jpg.tmp"):
         put(inbox, name, b"1")
     put(inbox, "day/shift/7.JPG", b"1")
@@ -155,7 +155,7 @@ def test_temporary_names_and_what_is_no_image_do_not_count_and_folders_do(inbox)
     assert Inbox(inbox, settle=0, patience=0).scan() == ["8.png", "day/shift/7.JPG"]  # the oldest first
 
 
-def test_an_inbox_that_goes_away_is_told(inbox):
+def test_a_vanished_inbox_is_an_error(inbox):
     watched = Inbox(inbox, settle=0, patience=0)
     put(inbox, "1.jpg", b"1")
     assert watched.scan() == ["1.jpg"]
@@ -169,7 +169,7 @@ def test_an_inbox_that_goes_away_is_told(inbox):
 # Watching: whole processes.
 
 
-def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox, url):
+def test_once_inspects_the_inbox_and_ends_with_the_exit_code_of_inspect(registered, inbox, url):
     put(inbox, "1.jpg", CAPTURES[0])
     put(inbox, "day/2.jpg", CAPTURES[1])
     put(inbox, "day/3.jpg", CAPTURES[1])  # the same bytes under another name
@@ -188,7 +188,7 @@ def test_once_inspects_what_is_there_and_ends_as_inspect_does(registered, inbox,
     assert store.path(inspections["1.jpg"].sha256).read_bytes() == CAPTURES[0]
 
 
-def test_a_watcher_takes_what_comes_as_it_becomes_whole_and_ends_by_a_signal(registered, inbox, url):
+def test_a_watcher_inspects_each_complete_file_and_ends_by_a_signal(registered, inbox, url):
     with watching(registered, inbox, url, "--patience", str(PATIENCE)) as watch:
         watch.wait_until(lambda: watch.messages == ["version 1 inspects\n"])
         put(inbox, "whole.jpg", CAPTURES[0])
@@ -252,7 +252,7 @@ def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, 
     assert re.search("version 1, the champion.* cannot be loaded.*; still watching\n", watch.messages[2])
 
 
-def test_an_inbox_that_is_none_and_a_table_that_is_none_are_told_in_one_line(registered, tmp_path, inbox):
+def test_an_invalid_inbox_or_results_table_is_reported_in_one_line(registered, tmp_path, inbox):
     (tmp_path / "text.db").write_text("no database " * 100)
     for arguments, message in (
         ((tmp_path / "nowhere", "sqlite://"), f"{tmp_path}/nowhere: not a folder"),

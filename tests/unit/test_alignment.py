@@ -77,7 +77,7 @@ def test_one_missing_pin_does_not_move_the_alignment():
         assert largest_error(align(away, mean, 40).matrix, back) < 0.4
 
 
-def test_the_regular_field_is_not_laid_a_pin_too_far():
+def test_alignment_is_not_off_by_a_whole_pin():
     mean = np.mean([photograph(seed=seed) for seed in range(20, 26)], axis=0)
     for seed in range(2, 12):
         away, back = moved(photograph(seed=seed), shift=(28.0, -24.0))
@@ -93,13 +93,13 @@ def test_the_aligned_capture_lies_over_the_mean():
     assert np.abs(laid[inner] - gray[inner]).mean() < 0.004
 
 
-def test_the_found_shift_is_told():
+def test_the_shift_is_reported():
     gray = photograph()
     away, _ = moved(gray, shift=(8.0, -5.0))
     np.testing.assert_allclose(align(away, gray, 40).shift, (-8, 5), atol=0.1)
 
 
-def test_what_shows_something_else_is_refused():
+def test_a_picture_of_something_else_is_refused():
     mean, rng = photograph(), np.random.default_rng(0)
     noise = rng.random(mean.shape, np.float32)
     wood = cv2.GaussianBlur(noise, (0, 0), 15)

@@ -81,7 +81,7 @@ def test_a_box_is_drawn_along_the_corners_and_nothing_else_of_the_photograph_cha
     assert (image == 90).all()
 
 
-def test_a_picture_without_a_box_shows_the_photograph_untouched_above_a_strip_with_the_caption():
+def test_a_picture_without_a_box_is_the_photograph_above_a_caption():
     image = np.random.default_rng(1).integers(0, 256, (120, 160, 3), np.uint8)
     picture = np.asarray(annotate(image, None, "passed", GREEN))
     assert (picture[:120] == image).all()

@@ -37,7 +37,7 @@ def test_a_defective_answer_is_written_as_the_contract_words_it():
     assert CONTRACT.render(CONTRACT.defective("CYLN", "DST", "bend", Address(3, "U"))) == BENT
 
 
-def test_a_passed_answer_says_passed_twice_and_no_address():
+def test_a_passed_answer_has_passed_twice_and_no_address():
     assert CONTRACT.render(CONTRACT.passed("SQUR", "RAW"), AnswerKind.DISCRIMINATION) == (
         "- image type->SQUR_RAW\n- quantity of pins->27 pins\n- your judgement->passed\n"
         "- defect mode->passed\n- defect position->NA"
@@ -51,7 +51,7 @@ def test_a_star_answer_has_three_lines():
 
 
 @given(written)
-def test_what_is_written_is_read_back(case):
+def test_a_written_answer_is_parsed_back(case):
     answer, kind = case
     assert CONTRACT.parse(CONTRACT.render(answer, kind), kind) == answer
 
@@ -61,7 +61,7 @@ SERIES_MODES = ("X-plus", "X-minus", "Y-plus", "Y-minus", "pullout", "mode-3b")
 
 @pytest.mark.parametrize("mode", SERIES_MODES)
 @pytest.mark.parametrize("kind", FULL_KINDS)
-def test_modes_may_be_any_words_of_the_line(mode, kind):
+def test_defect_modes_can_be_any_words(mode, kind):
     contract = AnswerContract(LAYOUT, ("CYLN",), SERIES_MODES)
     answer = contract.defective("CYLN", "DST", mode, Address(2, "D"))
     text = contract.render(answer, kind)
@@ -74,7 +74,7 @@ def test_modes_may_be_any_words_of_the_line(mode, kind):
 
 
 @given(written)
-def test_the_pattern_matches_what_is_written_and_nothing_that_a_newline_follows(case):
+def test_the_pattern_matches_a_written_answer_and_no_trailing_newline(case):
     answer, kind = case
     text = CONTRACT.render(answer, kind)
     assert re.search(CONTRACT.pattern(kind), text)
@@ -148,11 +148,11 @@ def test_an_answer_that_breaks_a_rule_is_never_written():
         (Answer("CYLN", "RAW", 27, PASSED, PASSED, Address(1, "U")), "'X:1, Y:U' does not go with judgement 'passed'"),
     ],
 )
-def test_each_rule_is_told_in_a_sentence(answer, message):
+def test_each_broken_rule_has_its_message(answer, message):
     assert any(message in breach for breach in CONTRACT.rule_breaches(answer))
 
 
-def test_a_star_answer_without_an_address_is_told():
+def test_a_star_answer_without_an_address_breaks_a_rule():
     star = Answer("CYLN", "RAW", 27, None, None, None)
     assert CONTRACT.rule_breaches(star, AnswerKind.STAR) == [
         "defect position: a star answer must name the pin under the star"

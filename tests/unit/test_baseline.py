@@ -33,7 +33,7 @@ def baseline(root):
     return fit_baseline(root / "data/dst", root / "data/raw", CONTRACT)
 
 
-def test_it_finds_the_defects_of_captures_that_it_was_not_fitted_on(root, baseline):
+def test_the_baseline_finds_defects_in_unseen_captures(root, baseline):
     rows = read_rows(root / "data/raw")
     answers = {capture.name: baseline.inspect(rows[capture.name]["file"]).answer.values() for capture in TEST}
     assert {capture.judgement for capture in TEST} == {"passed", "defective"}
@@ -125,7 +125,7 @@ def test_the_threshold_has_the_fewest_errors_and_the_widest_gap():
     assert 2.0 < mixed < 3.0
 
 
-def test_a_missing_table_says_what_to_run(tmp_path):
+def test_an_error_about_a_missing_table_shows_what_to_run(tmp_path):
     with pytest.raises(StageInputError, match=r"scores\.csv: not found; run `dvc repro`"):
         fit_baseline(tmp_path, tmp_path, CONTRACT)
 

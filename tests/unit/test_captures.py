@@ -87,7 +87,7 @@ def test_a_wrong_cell_is_named_with_its_row_and_what_is_allowed(new, cells, phra
     assert old not in [capture.file for capture in read_captures(new, CONTRACT).captures]
 
 
-def test_all_problems_are_told_at_once(new):
+def test_all_problems_are_reported_at_once(new):
     change(new, 0, shape="HEXA", role="golden")
     change(new, 2, judgement="maybe")
     problems = read_captures(new, CONTRACT).problems
@@ -128,7 +128,7 @@ def test_an_address_without_quotes_is_explained(new):
         ("inspected", '"inspected', "row 3: not readable as CSV"),
     ],
 )
-def test_a_table_of_another_form_is_refused(new, old, replacement, message):
+def test_a_malformed_table_is_refused(new, old, replacement, message):
     (new / "labels.csv").write_text((new / "labels.csv").read_text().replace(old, replacement, 1))
     with pytest.raises(CaptureError, match=message):
         read_captures(new, CONTRACT)
@@ -154,7 +154,7 @@ def test_a_byte_order_mark_and_spaces_do_no_harm(new):
         ("camera0_CT004_308_588_101_0_0_RETRACT.jpg", "defective", "retract"),
     ],
 )
-def test_names_of_the_public_series_label_where_a_row_does_not(new, name, judgement, mode):
+def test_names_of_the_public_series_fill_empty_labels(new, name, judgement, mode):
     old = new / "images" / read_labels(new)[0]["file"]
     old.rename(old.with_name(name))
     change(new, 0, file=name, judgement="", defect_mode="", defect_position="X:3, Y:U" if mode != "passed" else "")
@@ -176,7 +176,7 @@ def test_a_defective_capture_without_an_address_cannot_come_in_by_its_name(tmp_p
     assert "defect_position: expected NA or an address, found nothing" in one_problem(tmp_path, shape="CYLN")
 
 
-def test_a_name_that_says_nothing_leaves_the_label_open(tmp_path):
+def test_a_name_without_facts_gives_no_label(tmp_path):
     (tmp_path / "IMG_0001.jpg").write_bytes(line()[0].jpeg)
     problems = read_captures(tmp_path, CONTRACT, shape="CYLN").problems
     assert any("judgement: expected passed or defective, found nothing" in problem for problem in problems)
@@ -192,7 +192,7 @@ def test_adding_appends_labels_and_copies_images(here, new):
         assert (here / "images" / label["file"]).read_bytes() == (new / "images" / label["file"]).read_bytes()
 
 
-def test_adding_twice_changes_nothing_and_says_so(here, new):
+def test_adding_twice_changes_nothing_and_reports_skipped_captures(here, new):
     add(new, here)
     before = contents(here)
     report = add(new, here)

@@ -46,7 +46,7 @@ def pairs_of(control, images):
 # --- what is changed
 
 
-def test_a_blank_shows_no_pin_and_leaves_all_else(controls, images):
+def test_the_blank_control_hides_every_inspected_pin_and_changes_nothing_else(controls, images):
     for (reference, inspected), (same, blank) in pairs_of(controls["blank"], images):
         assert field(blank).std() == 0
         assert abs(float(field(blank).mean()) - float(field(inspected).mean())) <= 0.5
@@ -93,7 +93,7 @@ def test_no_letter_stays_in_its_place_and_both_images_agree(controls, images):
         assert (now == then).all()
 
 
-def test_the_reference_of_another_shape_is_one(controls, rows, images):
+def test_the_other_shape_control_shows_a_reference_of_another_shape(controls, rows, images):
     references = {row["shape"]: picture(images, row["images"][0]) for row in rows}
     for row, (_, (reference, inspected)) in zip(
         controls["other_shape"].rows, pairs_of(controls["other_shape"], images), strict=True
@@ -103,7 +103,7 @@ def test_the_reference_of_another_shape_is_one(controls, rows, images):
         assert (inspected == picture(images, f"{row['id'].removesuffix('-other_shape')}-1.png")).all()
 
 
-def test_other_light_falls_on_the_inspected_pins_alone(controls, rows, images):
+def test_the_light_control_changes_only_the_inspected_pins(controls, rows, images):
     lighting = controls["lighting"]
     assert len(lighting.rows) == len(LIGHTS) * len(rows)
     for row, ((reference, inspected), (same, relit)) in zip(lighting.rows, pairs_of(lighting, images), strict=True):
@@ -217,7 +217,7 @@ def examined(rows, images, predictor, kind="two_image"):
 
 
 @pytest.mark.parametrize("kind", ["two_image", "stacked"])
-def test_a_model_that_looks_keeps_every_rule(kind, images):
+def test_a_model_that_compares_the_pictures_holds_every_control(kind, images):
     rows = make_rows(images, kind)
     results = examined(rows, images, Looker(rows, images), kind)
     assert {name: result.held for name, result in results.items()} == dict.fromkeys(control_prompts.MAKERS, True)
@@ -237,7 +237,7 @@ def test_a_model_that_looks_keeps_every_rule(kind, images):
         (PassesWhatIsDark, {"lighting"}),
     ],
 )
-def test_not_looking_breaks_a_rule(predictor, broken, rows, images, controls):
+def test_a_model_that_ignores_a_picture_fails_a_control(predictor, broken, rows, images, controls):
     blind = predictor(rows, images)
     plain = dict(zip((row["id"] for row in rows), blind(rows, images), strict=True))
     results = {
@@ -246,7 +246,7 @@ def test_not_looking_breaks_a_rule(predictor, broken, rows, images, controls):
     assert broken <= {name for name, result in results.items() if result.held is False}
 
 
-def test_unreadable_answers_keep_no_rule_that_asks_for_an_answer(rows, images):
+def test_unreadable_answers_fail_every_control_that_needs_an_answer(rows, images):
     looker = Looker(rows, images)
     plain = dict(zip((row["id"] for row in rows), looker(rows, images), strict=True))
 
@@ -283,7 +283,7 @@ def test_camera_captures_come_before_virtual_ones_and_are_capped_evenly(rows, mo
         ("lighting", {"view": "DST"}, "distance image"),
     ],
 )
-def test_a_control_that_cannot_be_made_says_so_and_is_not_held(control, changes, reason, images):
+def test_a_control_that_cannot_be_made_reports_the_reason_and_does_not_hold(control, changes, reason, images):
     rows = make_rows(images, **changes)
     plain = {row["id"]: row["answer"] for row in rows}
 
@@ -310,7 +310,7 @@ def test_a_missing_picture_is_named(rows, tmp_path):
         make_controls(rows, tmp_path, tmp_path, LAYOUT)
 
 
-def test_the_table_of_counts_tells_share_interval_and_bound(rows, images, controls):
+def test_the_table_of_checks_shows_share_interval_and_bound(rows, images, controls):
     passes = AlwaysPassed(rows, images)
     plain = dict(zip((row["id"] for row in rows), passes(rows, images), strict=True))
     result = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT)

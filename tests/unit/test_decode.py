@@ -50,7 +50,7 @@ def test_an_ordinary_image_is_read_as_it_is(tmp_path):
     np.testing.assert_array_equal(np.asarray(image), np.asarray(picture()))
 
 
-def test_an_image_that_the_camera_turned_stands_upright(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     path = saved(tmp_path, picture(), "turned.png", exif=exif)
@@ -82,14 +82,14 @@ def test_a_palette_is_resolved(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_is_black(tmp_path, mode):
+def test_transparent_pixels_become_black(tmp_path, mode):
     image = Image.new(mode, (40, 40), (200,) * (len(mode) - 1) + (255,))
     image.putpixel((3, 4), (200,) * (len(mode) - 1) + (0,))
     opaque = read_image(saved(tmp_path, image, "alpha.png"), LIMIT)
     assert opaque.mode == "RGB" and opaque.getpixel((3, 4)) == (0, 0, 0) and opaque.getpixel((4, 4)) == (200, 200, 200)
 
 
-def test_printers_colours_become_the_screens(tmp_path):
+def test_cmyk_is_converted_to_rgb(tmp_path):
     path = saved(tmp_path, Image.new("CMYK", (40, 40), (0, 0, 0, 0)), "white.jpg")
     assert read_image(path, LIMIT).getpixel((20, 20)) == (255, 255, 255)
     path = saved(tmp_path, Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "red.tif")

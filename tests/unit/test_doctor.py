@@ -26,7 +26,7 @@ def ask_doctor(root, monkeypatch, *options: str, **model: object):
     return CliRunner().invoke(app, ["doctor", *options])
 
 
-def test_nothing_stands_in_the_way_of_the_default_model(tmp_path, monkeypatch):
+def test_the_default_model_has_no_obstacle(tmp_path, monkeypatch):
     done = ask_doctor(tmp_path, monkeypatch, "--json")
     report = json.loads(done.stdout)
     assert (done.exit_code, report["obstacles"]) == (READY, [])
@@ -35,7 +35,7 @@ def test_nothing_stands_in_the_way_of_the_default_model(tmp_path, monkeypatch):
     assert report["backends"]["transformers"] == ""
 
 
-def test_a_person_reads_the_same_as_a_table(tmp_path, monkeypatch):
+def test_doctor_prints_the_same_facts_as_a_table(tmp_path, monkeypatch):
     done = ask_doctor(tmp_path, monkeypatch)
     assert done.exit_code == READY
     assert all(name in done.stdout for name in FAMILIES)
@@ -57,7 +57,7 @@ def test_unsloth_without_a_gpu_is_an_obstacle(tmp_path, monkeypatch):
     assert "unsloth needs an NVIDIA GPU" in obstacle
 
 
-def test_a_base_that_is_not_there_is_an_obstacle(tmp_path):
+def test_a_missing_base_is_an_obstacle(tmp_path):
     params = load_params(ROOT / "params.yaml")
     (tmp_path / "models").mkdir()
     (obstacle,) = machine_report(tmp_path, params)["obstacles"]

@@ -121,7 +121,7 @@ def answers(chances: dict[str, list[float]], version: str = "1") -> pd.DataFrame
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_clean_day_under_the_trainings_light_is_no_drift(profile, inspected, seed):
+def test_captures_under_the_training_light_are_not_drift(profile, inspected, seed):
     assert profile.defective_share == 0.5
     report = judge(profile, inspected(WINDOW, seed=seed))
     assert (report.changed, report.summary(), report.captures) == (False, "", WINDOW)
@@ -160,7 +160,7 @@ def test_a_few_captures_of_the_changed_line_are_not_enough_to_have_learnt_it(pro
     assert changed(judge(learnt, inspected(WINDOW, half, seed=1))) == {"brightness"}
 
 
-def test_too_few_captures_tell_nothing(profile, inspected):
+def test_too_few_captures_are_not_judged(profile, inspected):
     minimum = SETTINGS.minimum
     report = judge(profile, inspected(minimum - 1, half))
     assert not report.changed
@@ -169,7 +169,7 @@ def test_too_few_captures_tell_nothing(profile, inspected):
     assert not judge(profile, inspected(0)).changed
 
 
-def test_a_difference_that_is_sure_and_small_is_no_matter(profile, inspected):
+def test_a_significant_but_small_difference_is_not_drift(profile, inspected):
     mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
     brightness = judge(profile, mixed, minimum_effect=0.0).quantities[0]
     assert brightness.changed
@@ -177,7 +177,7 @@ def test_a_difference_that_is_sure_and_small_is_no_matter(profile, inspected):
         assert judge(profile, mixed, minimum_effect=effect).quantities[0].changed == matters
 
 
-def test_surer_than_sure_is_no_difference(profile):
+def test_p_defective_closer_to_zero_or_one_is_not_a_change(profile):
     certain = replace(profile, p_passed=sample([0.0] * 20))
     assert not judge(certain, answers({PASSED: [1e-9 * (number + 1) for number in range(WINDOW)]})).changed
 
@@ -190,7 +190,7 @@ def test_the_significance_is_shared_among_the_quantities(profile, inspected):
         assert report.quantities[0].changed == matters
 
 
-def test_how_many_captures_are_defective_is_no_drift(profile):
+def test_a_changed_share_of_defective_captures_is_not_drift(profile):
     # In validation the model is sure of what it passes, and unsure of half of what it calls defective.
     unsure = replace(profile, p_defective=sample([0.99] * 10 + [0.6] * 10))
     passed = [0.001 * (number % 20) for number in range(WINDOW)]
@@ -218,7 +218,7 @@ def test_within_one_judgement_the_test_of_shares_is_fishers(profile):
     assert quantities["uncertain"].distance == pytest.approx(20 / 80 - 4 / 34, abs=1e-4)
 
 
-def test_answers_of_another_version_tell_nothing_about_this_one(profile):
+def test_answers_of_another_version_are_not_judged(profile):
     sure_now = answers({PASSED: [0.001 * (number % 20) for number in range(50)]}, version="2")
     unsure_then = answers({PASSED: [0.3] * 150}, version="1")
     latest = pd.concat([sure_now, unsure_then], ignore_index=True)
@@ -226,7 +226,7 @@ def test_answers_of_another_version_tell_nothing_about_this_one(profile):
     assert judge(profile, latest.assign(model_version="2")).changed
 
 
-def test_what_the_profile_does_not_know_is_not_judged(inspected):
+def test_quantities_missing_from_the_profile_are_not_judged(inspected):
     nothing = Sample((), 0, "nothing")
     empty = LineProfile(nothing, nothing, nothing, nothing, defective_share=None, set_aside_share=None)
     report = judge(empty, inspected(WINDOW, half))
@@ -234,13 +234,13 @@ def test_what_the_profile_does_not_know_is_not_judged(inspected):
     assert all(quantity.distance is None for quantity in report.quantities)
 
 
-def test_captures_that_were_set_aside_in_training_are_reckoned_with(profile, inspected):
+def test_the_share_set_aside_in_training_is_taken_into_account(profile, inspected):
     half_lost = pd.concat([inspected(100, dark), inspected(100)], ignore_index=True)
     assert changed(judge(profile, half_lost)) == {"set_aside"}
     assert not judge(replace(profile, set_aside_share=0.4), half_lost).changed
 
 
-def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
+def test_a_change_is_described_in_both_languages(profile, inspected):
     report = judge(profile, inspected(WINDOW, half))
     now, before = report.quantities[0].now, report.quantities[0].before
     assert now < 0.6 * before
@@ -250,7 +250,7 @@ def test_a_change_is_told_in_words_of_both_languages(profile, inspected):
     assert dark_day.told() == "captures that cannot be inspected: 100%, 0% in training"
 
 
-def test_a_report_goes_through_json(profile, inspected):
+def test_a_report_survives_json(profile, inspected):
     report = judge(profile, inspected(WINDOW, half))
     stored = json.loads(json.dumps(report.to_dict()))
     assert (stored["changed"], stored["summary"]["en"], stored["captures"]) == (True, report.summary(), WINDOW)
@@ -258,7 +258,7 @@ def test_a_report_goes_through_json(profile, inspected):
     assert [quantity["changed"] for quantity in stored["quantities"]] == [True, False, False, False, False]
 
 
-def test_a_profile_may_come_as_json_and_one_that_is_none_is_a_problem_and_no_crash(profile, inspected):
+def test_a_profile_can_be_json_and_an_invalid_profile_is_reported(profile, inspected):
     latest = inspected(WINDOW, half)
     assert judge(json.loads(json.dumps(profile.to_dict())), latest) == judge(profile, latest)
     report = judge({"brightness": 1}, latest)

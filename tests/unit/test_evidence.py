@@ -68,7 +68,7 @@ def test_a_token_across_cells_is_divided_by_area():
     assert even == pytest.approx(np.full((4, 10), 1 / 40))
 
 
-def test_of_a_stacked_picture_the_inspected_half_counts():
+def test_only_the_inspected_half_of_a_stacked_picture_counts():
     weights = np.zeros((8, 10), np.float32)
     weights[1, 3], weights[6, 2] = 3, 1
     shares = cell_shares(weights, LAYOUT, composites=2)
@@ -181,7 +181,7 @@ def test_without_a_defective_validation_row_the_last_layer_is_taken(images, untr
     assert choose_layer(untrained, passed, images, CONTRACT) == len(untrained.model.get_decoder().layers) - 1
 
 
-def test_a_family_without_a_token_grid_says_so_in_one_line(images, tmp_path):
+def test_an_error_names_a_family_without_a_token_grid(images, tmp_path):
     tiny = next(tiny for tiny in TINY_FAMILIES.values() if tiny.family == "llava-1.5-7b")
     folder = tiny.save(tmp_path / "base")
     inspector = load_inspector(Checkpoint(FAMILIES[tiny.family], str(folder), folder))

@@ -54,7 +54,7 @@ def other_image(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["noise", "wood", "stripes", "another layout"])
-def test_what_shows_no_such_field_is_doubtful_and_shown(name):
+def test_a_picture_without_a_pin_field_is_marked_doubtful(name):
     image = other_image(name)
     with pytest.raises(DoubtfulGridError, match=r"found no field of 3 x 9 pins .* give field_x0") as caught:
         confident_grid(image, LAYOUT)
@@ -107,7 +107,7 @@ def test_images_without_a_possible_grid_are_refused(image, layout, message):
         find_grid(image, layout)
 
 
-def test_a_single_row_is_found_as_well():
+def test_a_single_row_of_pins_is_found():
     look = Look(layout=Layout(("A",), 7), pitch=70)
     image, centers = draw(look)
     grid = find_grid(image, look.layout)

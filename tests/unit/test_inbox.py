@@ -67,14 +67,14 @@ def test_a_picture_with_two_labels_stays_with_both(there, inbox):
     assert any("another label" in problem for problem in report.refused)
 
 
-def test_what_is_there_already_leaves_the_inbox(there, inbox):
+def test_a_capture_that_the_project_has_leaves_the_inbox(there, inbox):
     drop(inbox, captures()[:2])
     assert take(inbox, there).skipped == tuple(capture.name for capture in captures()[:2])
     assert not list((inbox / IMAGES).iterdir())
 
 
 @pytest.mark.parametrize("left", ["images and rows", "rows"])
-def test_a_kill_between_coming_in_and_leaving_is_made_good(there, inbox, left):
+def test_an_import_killed_before_the_inbox_is_emptied_is_completed(there, inbox, left):
     take_a_copy = contents(inbox)
     take(inbox, there)
     for name, content in take_a_copy.items():
@@ -87,7 +87,7 @@ def test_a_kill_between_coming_in_and_leaving_is_made_good(there, inbox, left):
     assert not list((inbox / IMAGES).iterdir())
 
 
-def test_a_kill_while_captures_come_in_is_made_good(there, inbox):
+def test_an_import_killed_halfway_is_completed(there, inbox):
     first, second = captures()[4:6]
     place = there / ".adding-killed"
     place.mkdir()
@@ -101,5 +101,5 @@ def test_a_kill_while_captures_come_in_is_made_good(there, inbox):
     assert [label["file"] for label in read_labels(there)] == [capture.name for capture in captures()[:9]]
 
 
-def test_an_inbox_that_is_not_there_is_an_empty_one(there, tmp_path):
+def test_a_missing_inbox_counts_as_empty(there, tmp_path):
     assert take(tmp_path / "nowhere", there).added == ()

@@ -52,7 +52,7 @@ def test_an_unchanged_run_makes_nothing(tmp_path):
     assert run(tmp_path / "out", ["pin", "row"]) == []
 
 
-def test_a_new_item_costs_one_item_of_work(tmp_path):
+def test_a_new_item_is_the_only_one_made(tmp_path):
     run(tmp_path / "out", ["pin", "row"])
     assert run(tmp_path / "out", ["pin", "column", "row"]) == ["column"]
 
@@ -182,7 +182,7 @@ def test_a_killed_run_is_resumed_and_ends_with_the_same_bytes(tmp_path, workers)
     assert contents(tmp_path / "killed/out") == contents(tmp_path / "clean/out")
 
 
-def test_the_code_of_a_stage_is_all_that_it_imports(tmp_path):
+def test_the_code_version_covers_every_imported_module(tmp_path):
     for name, text in {
         "line/__init__.py": "",
         "line/start.py": "import numpy\nfrom line import near\nfrom line.far.deep import thing",
@@ -204,5 +204,5 @@ def test_the_code_of_a_stage_is_all_that_it_imports(tmp_path):
     }
 
 
-def test_the_code_version_is_that_of_the_function_in_a_partial():
+def test_the_code_version_of_a_partial_is_its_functions():
     assert code_version(functools.partial(make_upper_case, folder=Path())) == code_version(make_upper_case)

@@ -78,7 +78,7 @@ def photograph_of(capture, name: str = "") -> Photograph:
     return Photograph(name or capture.name, capture.jpeg)
 
 
-def test_every_capture_of_the_sample_line_is_taken_for_the_shape_that_it_has(sample_inspector):
+def test_the_shape_of_every_sample_capture_is_recognized(sample_inspector):
     rows = [row for row in read_labels(CAPTURES) if row["role"] == "inspected"]
     taken = {
         row["file"]: sample_inspector.see(
@@ -90,7 +90,7 @@ def test_every_capture_of_the_sample_line_is_taken_for_the_shape_that_it_has(sam
     assert taken == {row["file"]: row["shape"] for row in rows}
 
 
-def test_a_shape_that_is_given_is_kept(sample_inspector):
+def test_a_specified_shape_is_used(sample_inspector):
     capture = line(seed=4, train=2, references=5, shapes=("CYLN",))[0]
     assert sample_inspector.see(photograph_of(capture), "SQUR").aspect == "SQUR"
 
@@ -107,7 +107,7 @@ def test_a_view_is_compared_with_its_own_eye(stereo_inspector, eye):
     assert stereo_inspector.see(photograph_of(capture), "CYLN").aspect == f"CYLN-{eye}"
 
 
-def test_a_photograph_whose_name_tells_no_eye_is_compared_with_the_eye_that_it_fits(stereo_inspector):
+def test_a_photograph_without_an_eye_in_its_name_uses_the_better_fitting_eye(stereo_inspector):
     for capture in stereo("new", passed_pins(81), 181):
         seen = stereo_inspector.see(photograph_of(capture, "image 0"))
         assert seen.aspect == f"CYLN-{capture.name.partition('_')[0]}"
@@ -122,7 +122,7 @@ def test_a_packed_line_that_lacks_a_shape_is_refused(stereo_inspector, tmp_path)
         CaptureInspector(None, tmp_path, params(), 0.5)
 
 
-def test_a_record_tells_how_sure_the_model_is_of_judgement_and_place(model, sample_line):
+def test_a_record_has_the_probabilities_of_judgement_and_address(model, sample_line):
     """The same photograph at three thresholds: how it is judged follows, what the model thinks of it does not."""
     settings = params()
     row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
@@ -150,7 +150,7 @@ def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
     assert list(record) == ["file", *FIELDS, "answer", *SCORES, *LINE_FACTS, "error"]
 
 
-def test_captures_that_were_prepared_by_several_threads_are_answered_as_if_inspected_one_by_one(model, sample_line):
+def test_captures_prepared_by_several_threads_get_the_same_answers(model, sample_line):
     inspector = CaptureInspector(model, sample_line, params(), 0.5)
     rows = [row for row in read_labels(CAPTURES) if row["role"] == "inspected"][:4]
     tasks = [Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())) for row in rows]
@@ -164,7 +164,7 @@ def test_captures_that_were_prepared_by_several_threads_are_answered_as_if_inspe
     assert inspector.answer([]) == []
 
 
-def test_a_record_tells_what_the_capture_tells_of_its_line(model, sample_line):
+def test_a_record_has_the_line_facts_of_the_capture(model, sample_line):
     inspector = CaptureInspector(model, sample_line, params(), 0.5)
     row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
     photograph = Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes())
@@ -185,7 +185,7 @@ def test_a_photograph_is_shown_in_both_views_and_the_model_is_shown_one_of_them(
     assert list(prepared.pictures) == prepared.row["images"] == ["reference", "inspected"]
 
 
-def test_an_inspector_that_cannot_answer_says_so_before_anything_relies_on_it(model, sample_line):
+def test_an_inspector_that_cannot_answer_fails_its_check(model, sample_line):
     CaptureInspector(model, sample_line, params(), 0.5).try_out()
     with pytest.raises(AttributeError):
         CaptureInspector(None, sample_line, params(), 0.5).try_out()

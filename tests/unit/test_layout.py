@@ -44,13 +44,13 @@ def test_every_address_is_read_back_and_found_at_its_index(layout):
         ("X:٣, Y:U", "expected 'X:3, Y:U'"),
     ],
 )
-def test_another_spelling_is_no_address(text, message):
+def test_an_address_in_another_spelling_is_refused(text, message):
     with pytest.raises(ValueError, match="^" + message.replace(".", r"\.")):
         LAYOUT.address(text)
 
 
 @pytest.mark.parametrize("address", [Address(0, "U"), Address(10, "U"), Address(1, "X")])
-def test_a_pin_that_is_not_there_has_no_index(address):
+def test_a_pin_outside_the_layout_has_no_index(address):
     with pytest.raises(ValueError, match="no pin at"):
         LAYOUT.index(address)
 
@@ -65,6 +65,6 @@ def test_a_pin_that_is_not_there_has_no_index(address):
         (("U", "C", "U"), 9, "named twice"),
     ],
 )
-def test_what_is_no_layout_is_refused(rows, columns, message):
+def test_an_invalid_layout_is_refused(rows, columns, message):
     with pytest.raises(ValueError, match=message):
         Layout(rows, columns)

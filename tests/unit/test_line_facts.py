@@ -27,7 +27,7 @@ def gray_of(seed: int) -> np.ndarray:
     return to_gray(capture("CYLN", seed).image)
 
 
-def test_passed_captures_of_the_line_tell_the_same(unit_space):
+def test_passed_captures_of_a_line_have_similar_facts(unit_space):
     samples = [facts_of(gray_of(seed), unit_space) for seed in range(20, 26)]
     assert {tuple(facts) for facts in samples} == {LINE_FACTS}
     assert all(0.05 < facts["brightness"] < 0.7 for facts in samples)
@@ -52,7 +52,7 @@ def test_a_lamp_that_dims_moves_brightness_by_its_share_and_leaves_the_backgroun
     assert after["dst_background"] == pytest.approx(before["dst_background"], rel=0.1)
 
 
-def test_one_empty_cell_moves_neither(unit_space):
+def test_a_missing_pin_changes_neither_fact(unit_space):
     gray = gray_of(31)
     passed, half = facts_of(gray, unit_space), round(unit_space.pitch / 2)
     for x, y in unit_space.pin_centres[[0, 13, 26]].round().astype(int):
@@ -70,6 +70,6 @@ def test_a_lens_out_of_focus_moves_the_background(unit_space):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (9, 3), (15, 4), (31, 16)])
-def test_windows_of_any_size_and_step_tell_of_the_pin_field(window, stride):
+def test_windows_of_any_size_and_step_measure_the_pin_field(window, stride):
     space = built([capture("CYLN", seed) for seed in range(6)], window=window, stride=stride)
     assert 0 < facts_of(gray_of(35), space)["dst_background"] < 1

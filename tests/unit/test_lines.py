@@ -45,7 +45,7 @@ def test_eyes_count_shape_by_shape_and_only_where_there_are_both():
     }  # fmt: skip
 
 
-def test_references_without_an_eye_serve_an_eye_that_has_none():
+def test_references_without_an_eye_are_used_for_eyes_without_references():
     views = [(f"{eye}_1.jpg", "CYLN", "inspected") for eye in ("left", "right")]
     captures = manifest(("ok.jpg", "CYLN", "reference"), *views)
     assert set(line_by_name(captures).values()) == {"camera CYLN"}

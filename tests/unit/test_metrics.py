@@ -73,7 +73,7 @@ def test_a_wrong_address_is_an_address_error_only():
     assert (scores["judgement_accuracy"].value, scores["exact_match"].value) == (1.0, 0.0)
 
 
-def test_a_class_that_is_not_there_leaves_its_figures_blank():
+def test_without_captures_of_a_class_its_scores_are_blank():
     scores = metrics.score(answered([chat_row(1), chat_row(3)]))
     for name in ("escape_rate", "address_on_defective", "balanced_accuracy", "auroc"):
         assert scores[name].value is None
@@ -125,7 +125,7 @@ def test_more_captures_make_the_interval_narrower(n):
     assert many[1] - many[0] < few[1] - few[0]
 
 
-def test_wilson_refuses_what_is_no_proportion():
+def test_wilson_refuses_invalid_counts():
     with pytest.raises(ValueError, match="hits=3, n=2"):
         wilson(3, 2)
 
@@ -137,7 +137,7 @@ def test_two_answers_to_one_capture_are_not_two_captures():
     assert pooled["exact_match"].low == alone["exact_match"].low
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_cover_the_true_value_at_their_confidence():
     random, draws = np.random.default_rng(3), 50
     held = 0
     for draw in range(draws):
@@ -186,7 +186,7 @@ def test_groups_are_scored_apart_and_together():
     assert ("NSOARTC baseline", "constrained", "camera", "all", "all", "all", "all", "exact_match") in table.index
 
 
-def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
+def test_mcnemar_counts_only_captures_on_which_the_models_differ():
     rows = [chat_row(number) for number in range(20)]
     better = answered(rows)
     worse = pd.concat([answered(rows[:8], escaped), answered(rows[8:])])
@@ -201,7 +201,7 @@ def test_mcnemar_weighs_only_the_captures_on_which_two_models_differ():
     st.lists(st.sampled_from(ANSWERS), min_size=6, max_size=6),
 )
 @settings(max_examples=15, deadline=None)
-def test_mcnemar_says_the_same_whichever_model_comes_first(first, second):
+def test_mcnemar_is_symmetric(first, second):
     forward, backward = mcnemar(a := one_answer_each(first), b := one_answer_each(second)), mcnemar(b, a)
     assert (forward.only_first, forward.only_second) == (backward.only_second, backward.only_first)
     assert forward.p_value == backward.p_value
@@ -210,7 +210,7 @@ def test_mcnemar_says_the_same_whichever_model_comes_first(first, second):
 def test_mcnemar_refuses_tables_of_different_captures():
     with pytest.raises(ValueError, match="1 are in one table only"):
         mcnemar(answered(map(chat_row, range(5))), answered(map(chat_row, range(4))))
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         mcnemar(answered([chat_row(0), chat_row(0)]), answered([chat_row(0)]))
     with pytest.raises(ValueError, match="found 'mood'"):
         mcnemar(answered([chat_row(0)]), answered([chat_row(0)]), "mood")
@@ -225,7 +225,7 @@ def test_the_confusion_matrix_counts_every_answer_once():
     assert counts.loc[truth(2).defect_mode, "passed"] == 1
 
 
-def test_the_address_map_tells_where_defects_were_missed_and_where_they_were_seen_instead():
+def test_the_address_map_counts_missed_and_wrongly_named_addresses():
     counts = metrics.address_errors(answered([chat_row(0), chat_row(2)], moved), CONTRACT.layout)
     first, second, third = map(str, ADDRESSES[:3])
     assert counts.loc[first].tolist() == [1, 1, 0]
@@ -247,7 +247,7 @@ def chance_of(low, high):
     return lambda row: low + (high - low) * int(str(row["file"]).split("/")[-1].removesuffix(".jpg")) / 40
 
 
-def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not():
+def test_a_confident_right_model_is_calibrated_and_a_confident_wrong_model_is_not():
     rows = [chat_row(number) for number in range(8)]
     right_odds = metrics.score(answered(rows, chance=lambda row: float("defective" in row["answer"])))
     wrong_odds = metrics.score(answered(rows, chance=lambda row: float("defective" not in row["answer"])))
@@ -275,7 +275,7 @@ def test_a_probability_of_one_lies_in_the_last_bin():
 
 @given(some_answers, some_answers, st.sampled_from([(0.0, 1.0), (0.9, 0.1)]))
 @settings(max_examples=6)
-def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, second, span):
+def test_a_comparison_has_both_scores_and_their_difference(first, second, span):
     size = min(len(first), len(second))
     tables = [one_answer_each(choices[:size]) for choices in (first, second)]
     tables[1] = tables[1].assign(p_defective=[chance_of(*span)(row) for row in map(chat_row, range(size))])
@@ -292,7 +292,7 @@ def test_a_comparison_tells_the_scores_of_both_and_their_difference(first, secon
     assert (comparison.n, comparison.captures) == (size, size)
 
 
-def test_a_clear_difference_excludes_nothing_and_none_says_so():
+def test_the_interval_of_a_clear_difference_excludes_zero():
     rows = [chat_row(number) for number in range(40)]
     same = compare_predictions(answered(rows), answered(rows))
     assert {(d.difference, d.low, d.high) for d in same.differences.values()} == {(0, 0, 0)}
@@ -322,7 +322,7 @@ def test_predictors_without_common_rows_cannot_be_compared():
         compare_predictions(answered([chat_row(0)]), answered([chat_row(2)]))
 
 
-def test_a_score_that_one_of_both_lacks_is_not_compared():
+def test_a_score_missing_from_one_table_is_not_compared():
     rows = [chat_row(number) for number in range(4)]
     comparison = compare_predictions(answered(rows, chance=lambda row: 0.5), answered(rows), bootstrap_samples=10)
     assert "auroc" not in comparison.differences
@@ -339,7 +339,7 @@ def test_a_predictions_table_survives_its_file(tmp_path):
     assert stored.loc[1, "expected_defect_position"] == "NA"
 
 
-def test_what_was_generated_stands_in_the_table(tmp_path):
+def test_the_predictions_table_holds_the_generated_probabilities(tmp_path):
     shares = [0.5, 0.25, 0.25, *[0.0] * 24]
     row = chat_row(0)
     record = predictions.prediction(

@@ -58,7 +58,7 @@ def test_older_labels_count_rows_from_zero():
         ("OK_camera0_0_375_421_89_0_p1_OK.jpg", "shift y: expected a share such as 016 or m02, found 'p1'"),
     ],
 )
-def test_any_other_name_is_refused_with_the_part_that_is_wrong(name, problem):
+def test_an_error_about_another_name_shows_the_wrong_part(name, problem):
     with pytest.raises(ValueError, match=problem):
         SeriesName.parse(name)
     assert series_name(name) is None

@@ -191,7 +191,7 @@ def test_a_gray_capture_counts_as_three_equal_channels():
     assert nsoartc(gray[None, ..., None], reference).shape == (1, *expected.shape)
 
 
-def test_transparency_is_laid_over_black():
+def test_transparent_pixels_are_blended_with_black():
     capture, reference = pair(12)
     alpha = np.random.default_rng(0).random(reference.shape, np.float32)[..., None]
     with_alpha = np.concatenate([capture, alpha], axis=-1)
@@ -228,7 +228,7 @@ def test_a_color_reference_is_taken_by_its_luminance():
         (np.zeros((20, 20, 3)), np.full((20, 20), np.inf), "the reference holds NaN or infinite"),
     ],
 )
-def test_what_is_no_capture_is_refused_in_one_line(capture, reference, message):
+def test_an_invalid_capture_is_refused_in_one_line(capture, reference, message):
     with pytest.raises(ImageError, match=message):
         nsoartc(capture, reference)
 
@@ -247,7 +247,7 @@ def test_what_is_no_capture_is_refused_in_one_line(capture, reference, message):
         ({"size": 1, "own_parts": {"dot": ((float("nan"),),)}}, "no finite number"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(values, message):
+def test_invalid_settings_are_refused_in_one_line(values, message):
     with pytest.raises(ParamsError, match=message):
         NsoartcSettings(**values)
 

@@ -40,30 +40,30 @@ def test_no_threshold_with_so_few_escapes_has_less_overkill(captures, wanted):
     assert overkill <= min(other for escaped, other in others if escaped <= wanted) + 1e-12
 
 
-def test_even_odds_stay_where_nothing_speaks_against_them():
+def test_the_threshold_is_one_half_if_it_separates_the_judgements():
     p_defective = np.array([0.001, 0.03, 0.9999])
     assert choose_threshold(p_defective, p_defective > 0.5, 0.0) == 0.5
 
 
 @pytest.mark.parametrize(("passed", "defective"), [(0.6, 0.99), (0.01, 0.4), (0.01, 0.5)])
-def test_where_the_judgements_part_beside_even_odds_the_middle_of_the_gap_in_logits_is_taken(passed, defective):
+def test_outside_one_half_the_threshold_is_the_middle_of_the_gap_in_logits(passed, defective):
     p_defective = np.array([0.001, passed, defective, 0.999])
     odds = np.sqrt(passed / (1 - passed) * defective / (1 - defective))
     assert choose_threshold(p_defective, p_defective >= defective, 0.0) == pytest.approx(odds / (1 + odds))
 
 
-def test_an_escape_that_is_wanted_for_no_gain_is_not_taken():
+def test_an_allowed_escape_without_less_overkill_is_not_used():
     p_defective, defective = np.array([0.1, 0.6, 0.7, 0.8]), np.array([False, True, True, True])
     assert 0.1 < choose_threshold(p_defective, defective, 0.5) < 0.6
 
 
-def test_a_wanted_escape_buys_less_overkill():
+def test_an_allowed_escape_reduces_overkill():
     p_defective, defective = np.array([0.2, 0.4, 0.9, 0.3, 0.5]), np.array([True, True, True, False, False])
     assert rates(p_defective, defective, choose_threshold(p_defective, defective, 0.0)) == (0, 1)
     assert rates(p_defective, defective, choose_threshold(p_defective, defective, 0.7)) == (pytest.approx(2 / 3), 0)
 
 
-def test_only_productions_prompt_on_the_cameras_captures_decides():
+def test_only_camera_captures_with_productions_prompt_decide():
     misled = [chat_row(n, view="RAW") for n in range(8)] + [chat_row(n, shot="one_shot") for n in range(8)]
     misled += [chat_row(n, source="virtual") for n in range(8)]
     deciding = [chat_row(number) for number in range(8)]
@@ -86,7 +86,7 @@ def test_the_virtual_line_decides_where_the_camera_has_one_judgement_only():
     assert (point.chosen_on, point.defective, point.passed) == ("virtual", 3, 3)
 
 
-def test_without_both_judgements_the_threshold_is_even_odds_and_says_so():
+def test_without_both_judgements_the_threshold_is_one_half_with_a_note():
     point = point_of([chat_row(1), chat_row(3)], lambda row: 0.9)
     assert (point.threshold, point.chosen_on) == (0.5, NOTHING)
     assert point.escape_rate is point.overkill_rate is None

@@ -78,7 +78,7 @@ def test_an_adapter_that_would_change_nothing_is_refused(tmp_path, shipped):
         load(tmp_path, shipped)
 
 
-def test_several_problems_are_told_at_once(tmp_path, shipped):
+def test_several_problems_are_reported_at_once(tmp_path, shipped):
     del shipped["dst"]
     shipped["raw"]["color"] = "red"
     with pytest.raises(ParamsError) as caught:
@@ -98,7 +98,7 @@ def test_several_problems_are_told_at_once(tmp_path, shipped):
         (b"", "expected sections such as 'train:', found NoneType"),
     ],
 )
-def test_what_is_no_params_file_is_refused(tmp_path, content, message):
+def test_an_invalid_params_file_is_refused(tmp_path, content, message):
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(ParamsError, match=message):
         load_params(tmp_path / "params.yaml")
@@ -164,7 +164,7 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path, settings, key, value, 
     assert str(caught.value).startswith(f"{tmp_path / SETTINGS_FILE}: {message}")
 
 
-def test_a_room_reads_its_section_whatever_is_wrong_in_the_others(tmp_path, settings):
+def test_a_section_is_read_even_if_other_sections_are_invalid(tmp_path, settings):
     settings["station"]["port"] = "eight thousand"
     write_settings(tmp_path, settings)
     assert load_register_settings(tmp_path).model_name == "pin-inspector"

@@ -43,7 +43,7 @@ def test_messages_have_the_hugging_face_form(kind, view):
         (prompts.stacked("DST", worked="w"), 2),
     ],
 )
-def test_every_prompt_shows_as_many_images_as_the_design_says(messages, images):
+def test_every_prompt_kind_has_its_number_of_images(messages, images):
     assert prompts.image_count(messages) == images
 
 
@@ -73,7 +73,7 @@ def test_only_one_image_prompts_ask_for_a_discrimination():
     }
 
 
-def test_only_distance_images_are_said_to_show_a_white_circle():
+def test_only_prompts_about_distance_images_mention_a_white_circle():
     for (kind, view), text in prompts.INSTRUCTIONS.items():
         assert ("solid white circle" in text) == (view == "DST"), kind
 

@@ -28,7 +28,7 @@ def by_definition(y: np.ndarray, x: np.ndarray, window: tuple[int, int], step: t
 
 
 @pytest.mark.parametrize(("window", "step"), [((5, 9), (6, 10)), ((3, 3), (1, 1)), ((40, 63), (1, 1))])
-def test_soart3_has_what_the_definition_says(window, step):
+def test_soart3_matches_the_definition(window, step):
     picture, reference = images()
     y, x = picture / 255, reference / 255
     for ours, theirs in zip(soart3(y, x, window, step), by_definition(y, x, window, step), strict=True):
@@ -64,7 +64,7 @@ def test_a_white_spot_shows_where_it_is():
     assert 12 <= row * 6 < 24 and 30 <= column * 10 < 50
 
 
-def test_what_cannot_be_reduced_is_refused_in_one_line():
+def test_invalid_input_is_refused_in_one_line():
     picture, reference = images(4)
     with pytest.raises(ImageError, match=r"found \(40, 63, 3\) and \(39, 63\)"):
         reduce_dst(picture, reference[1:])

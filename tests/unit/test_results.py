@@ -43,7 +43,7 @@ def ids(inspections) -> list[str]:
     return [inspection.id for inspection in inspections]
 
 
-def test_a_result_comes_back_as_it_was_kept(table):
+def test_a_result_is_read_back_as_it_was_stored(table):
     record = {
         **({"file": "left/1.jpg", "image_type": "CYLN_RAW", "number_of_pins": "27 pins"} | BEND),
         **{"answer": "- your judgement->defective\n", "p_defective": 0.1 + 0.2, "threshold": 0.5},
@@ -62,14 +62,14 @@ def test_a_result_comes_back_as_it_was_kept(table):
     assert table.get("b") is None
 
 
-def test_an_id_is_kept_once_and_the_first_one_stays(table):
+def test_a_repeated_id_keeps_the_first_result(table):
     assert keep(table, "a")
     assert not keep(table, "a", **BEND)
     assert table.get("a").judgement == "passed"
     assert table.counts()["inspected"] == 1
 
 
-def test_an_id_that_many_processes_write_at_the_same_moment_is_kept_by_one_of_them(tmp_path):
+def test_an_id_written_by_many_processes_is_stored_once(tmp_path):
     url = f"sqlite:///{tmp_path}/results.db"
     code = (
         "import sys; from datetime import UTC, datetime; from pinspect.station.results import ResultsTable\n"
@@ -128,7 +128,7 @@ def test_pages_follow_each_other_newest_first_with_nothing_lost_or_doubled(table
     assert table.list(before="no such id") == []
 
 
-def test_filters_choose_what_they_say(table):
+def test_filters_select_the_matching_results(table):
     keep(table, "good", NOON)
     keep(table, "bent", NOON + timedelta(hours=1), **BEND, file="Left_100%_1.JPG", model_version="4")
     keep(table, "unread", NOON + timedelta(hours=2), judgement=None, defect_mode=None, error="0 bytes")
@@ -149,7 +149,7 @@ def test_filters_choose_what_they_say(table):
     assert {key: ids(table.list(**filters)) for key, filters in chosen.items()} == {key: key.split() for key in chosen}
 
 
-def test_times_are_kept_in_utc_wherever_they_were_taken(table):
+def test_times_are_stored_in_utc(table):
     tokyo = timezone(timedelta(hours=9))
     keep(table, "a", datetime(2026, 3, 2, 1, 30, tzinfo=tokyo))
     assert table.get("a").received == datetime(2026, 3, 1, 16, 30, tzinfo=UTC)
@@ -158,7 +158,7 @@ def test_times_are_kept_in_utc_wherever_they_were_taken(table):
     assert ids(table.list(until=datetime(2026, 3, 1, 16, 0))) == []
 
 
-def test_the_latest_correction_counts_and_confirming_is_one(table):
+def test_the_latest_correction_or_confirmation_counts(table):
     keep(table, "a")
     keep(table, "b")
     judge(table, "a", BEND, capture="station_a_bend.jpg")
@@ -171,7 +171,7 @@ def test_the_latest_correction_counts_and_confirming_is_one(table):
         judge(table, "c", GOOD)
 
 
-def test_outcomes_tell_yield_escapes_and_overkill_of_each_day_and_month(table):
+def test_outcomes_count_yield_escapes_and_overkill_per_day_and_month(table):
     for number in range(8):
         keep(table, f"1-{number}", NOON, **(BEND if number < 2 else GOOD))
     keep(table, "1-unread", NOON, judgement=None, error="0 bytes")
@@ -212,7 +212,7 @@ def test_the_latest_captures_come_as_a_table_without_those_that_could_not_be_ins
     assert list(table.latest(0, ["id"])["id"]) == []
 
 
-def test_text_that_no_database_takes_is_kept_readable(table):
+def test_text_that_a_database_cannot_store_is_replaced_readably(table):
     keep(table, "a", file="camera \udcff\0.jpg", error="\ud800")
     assert table.get("a").file == "camera \\udcff\\0.jpg"
     assert table.get("a").error == "\\ud800"
@@ -232,7 +232,7 @@ def test_a_watched_capture_is_known_by_its_name_and_its_bytes():
     assert watch_id("a.jpg", shas[0]) in identities
 
 
-def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path):
+def test_results_are_stored_in_the_project_unless_the_settings_name_a_database(tmp_path):
     table = ResultsTable.of_project(tmp_path, StationSettings())
     keep(table, "a")
     assert (tmp_path / "data/station/results.db").is_file()
@@ -251,7 +251,7 @@ def test_results_lie_in_the_project_unless_the_parameters_say_otherwise(tmp_path
         ("sqlite:///{folder}/text.db/results.db", "cannot be used as results table"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path, url, message):
+def test_an_unusable_database_is_reported_in_one_line(tmp_path, url, message):
     (tmp_path / "text.db").write_text("no database " * 100)
     with pytest.raises(ResultsError, match=message) as caught:
         ResultsTable(url.format(folder=tmp_path))
@@ -268,7 +268,7 @@ def test_a_database_of_a_newer_pinspect_is_left_alone(tmp_path):
         ResultsTable(url)
 
 
-def test_a_database_that_goes_away_is_told_in_one_line_and_its_return_noticed(tmp_path):
+def test_a_lost_database_is_reported_in_one_line_and_used_again_once_it_is_back(tmp_path):
     table = ResultsTable(f"sqlite:///{tmp_path}/place/results.db")
     keep(table, "a")
     table.close()
@@ -280,7 +280,7 @@ def test_a_database_that_goes_away_is_told_in_one_line_and_its_return_noticed(tm
     assert table.get("a").id == "a"
 
 
-def test_a_picture_is_kept_once_under_the_hash_of_its_bytes(tmp_path):
+def test_a_picture_is_stored_once_under_its_sha256(tmp_path):
     store = PictureStore(tmp_path, keep_days=90)
     sha256 = store.put(b"picture", ".JPG")
     assert sha256 == hashlib.sha256(b"picture").hexdigest()
@@ -291,20 +291,20 @@ def test_a_picture_is_kept_once_under_the_hash_of_its_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../../../params", "0" * 63, "0" * 64, "*" * 64, "0" * 63 + "/"])
-def test_what_is_no_hash_of_a_picture_finds_none(tmp_path, name):
+def test_an_invalid_hash_finds_no_picture(tmp_path, name):
     store = PictureStore(tmp_path, keep_days=90)
     store.put(b"picture", ".jpg")
     assert store.path(name) is None
 
 
 @pytest.mark.parametrize("suffix", ["", "jpg", "./x", ".jpg/../../x", ".a b"])
-def test_a_suffix_that_is_none_is_refused(tmp_path, suffix):
+def test_an_invalid_suffix_is_refused(tmp_path, suffix):
     with pytest.raises(ValueError, match="expected a suffix"):
         PictureStore(tmp_path, keep_days=90).put(b"picture", suffix)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_go_when_they_are_old_and_one_that_came_again_stays(tmp_path):
+def test_old_pictures_are_deleted_unless_they_were_stored_again(tmp_path):
     store = PictureStore(tmp_path, keep_days=30)
     old, again, new = store.put(b"old", ".jpg"), store.put(b"again", ".jpg"), store.put(b"new", ".jpg")
     now = datetime.now(UTC)
@@ -320,7 +320,7 @@ def test_pictures_go_when_they_are_old_and_one_that_came_again_stays(tmp_path):
     assert store.prune(now) == 0
 
 
-def test_a_picture_that_cannot_be_written_is_told_in_one_line(tmp_path):
+def test_a_picture_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/station").write_text("in the way")
     with pytest.raises(ResultsError, match="data/station/pictures: cannot write a picture: Not a directory"):

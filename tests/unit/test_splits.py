@@ -144,13 +144,13 @@ def test_names_do_not_matter():
     assert splits_of([first]) == splits_of([Candidate("b", first.sha256, first.perceptual_hash, False)])
 
 
-def test_another_salt_splits_anew():
+def test_another_salt_gives_another_split():
     captures = [candidate(number) for number in range(100)]
     other = SplitRule("another", 0.12, 0.28, 16)
     assert splits_of(captures) != splits_of(captures, rule=other)
 
 
-def test_a_picture_between_two_splits_is_remarked_on():
+def test_a_picture_near_two_splits_causes_a_remark():
     old = {candidate("left").sha256: "train", candidate("right", bits=24, like="left").sha256: "test"}
     captures = [
         candidate("left"),
@@ -162,7 +162,7 @@ def test_a_picture_between_two_splits_is_remarked_on():
     assert remarks == ["between (train) shows the same as right in another split; remove one of them"]
 
 
-def test_a_threshold_too_wide_for_the_line_is_remarked_on():
+def test_a_threshold_too_wide_for_the_line_causes_a_remark():
     captures = [candidate(number, bits=number % 7, like="the same") for number in range(40)]
     _, remarks = assign_splits(captures, RULE, {})
     assert "39 of 40 captures count as near-duplicates of one capture: lower raw.near_duplicate_bits" in remarks[-1]
@@ -180,7 +180,7 @@ def test_the_record_is_read_back(tmp_path):
     assert read_splits(tmp_path / "none.csv", RULE) == {}
 
 
-def test_the_record_of_another_rule_does_not_bind(tmp_path):
+def test_the_record_of_another_rule_is_ignored(tmp_path):
     write_splits(tmp_path / "splits.csv", splits_of([candidate("a")]).items(), RULE)
     assert read_splits(tmp_path / "splits.csv", SplitRule("pinspect", 0.12, 0.4, 16)) == {}
 

@@ -72,7 +72,7 @@ def test_a_new_capture_runs_the_stages_after_it_and_is_named(repository, monkeyp
     assert line()[4].name in " ".join(people)
 
 
-def test_a_capture_that_is_gone_is_named(repository):
+def test_a_removed_capture_is_named(repository):
     (repository / "data/captures/images" / line()[0].name).rename(repository / "away")
     try:
         assert new_captures(repository)[1] == [line()[0].name]

@@ -161,7 +161,7 @@ def test_a_capture_fits_its_own_shape_best(mode):
 
 
 @pytest.mark.parametrize("shape", SETUPS)
-def test_references_that_are_alike_are_all_kept(shape):
+def test_similar_references_are_all_used(shape):
     assert unit_space(shape).outliers == ()
 
 
@@ -176,7 +176,7 @@ def test_a_defective_pin_is_the_furthest_and_passed_pins_are_near(shape, mode):
         assert distances(space, capture(shape, 200 + number)).max() < 1.8
 
 
-def test_light_from_elsewhere_is_evened():
+def test_a_light_gradient_is_removed():
     space = unit_space()
     gray = (
         space.mean
@@ -195,7 +195,7 @@ def test_one_dark_pin_does_not_bend_the_light_field():
     np.testing.assert_allclose(light_field(brightness, places, (640, 260)), field, atol=0.01)
 
 
-def test_what_all_pins_share_is_no_defect_of_any():
+def test_a_trend_over_all_pins_is_removed():
     places = unit_space().pin_centres
     values = np.stack([0.01 * places[:, 0] - 2, np.full(27, 3.0)], axis=1)
     values[13, 0] += 5
@@ -204,7 +204,7 @@ def test_what_all_pins_share_is_no_defect_of_any():
     assert np.abs(np.delete(residuals, 13, axis=0)).max() < 0.1
 
 
-def test_a_pins_features_are_what_was_done_to_it():
+def test_features_measure_the_change_of_a_pin():
     space = unit_space()
     place, pin = space.pin_centres[20].round().astype(int), 20
     changed = space.mean.copy()
@@ -217,7 +217,7 @@ def test_a_pins_features_are_what_was_done_to_it():
     assert np.abs(np.delete(measure_pins(space.mean, space.templates), 5, axis=1)).max() < 0.01
 
 
-def test_modes_differ_in_where_the_top_went():
+def test_features_separate_the_defect_modes():
     space = unit_space()
     features = {}
     for mode, address in (("bend", "X:2, Y:U"), ("retract", "X:2, Y:U"), ("missing", "X:2, Y:U")):
@@ -246,7 +246,7 @@ def test_the_defective_pin_is_a_white_disc_and_normal_pins_are_not(shape, mode):
     assert discs.max() > 120 and np.delete(discs, discs.argmax()).max() < 60
 
 
-def test_the_brightness_of_a_view_does_not_depend_on_what_else_is_in_it():
+def test_the_brightness_of_a_pin_does_not_depend_on_other_pins():
     space = unit_space()
     passed, defective = space.mean.copy(), space.mean.copy()
     passed[100:110, 200:210] += 0.05
@@ -267,7 +267,7 @@ def test_the_brightness_of_a_view_does_not_depend_on_what_else_is_in_it():
     ],
     ids=["2 x 6", "3 x 3", "1 x 5", "twice the size"],
 )
-def test_other_layouts_and_sizes_work_as_well(layout, setup):
+def test_other_layouts_and_sizes_work_too(layout, setup):
     rng = np.random.default_rng(3)
     seen = [render(rng, setup, tolerated_pins(rng, setup, layout), layout) for _ in range(7)]
     grays, boxes = [to_gray(each.image) for each in seen], [each.field_box for each in seen]

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pinspect.station.problems import MEDIA_TYPE, Problem
+from pinspect.station.problems import Problem
 from pinspect.station.settings import StationSettings
 from pinspect.station.uploads import LONGEST_NAME, checked_image, read_uploads, shown_name
+from tests.support.problem_answers import refusal
 from tests.support.sample import line, params
 
 JPEG = line()[0].jpeg
@@ -44,7 +45,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("JPEG", ".jpg"), ("PNG", ".png"), ("BMP", ".bmp"), ("TIFF", ".tif"), ("WEBP", ".webp")]
 )
-def test_a_format_is_known_by_its_content_whatever_its_name_says(kind, suffix):
+def test_a_format_is_detected_by_content_not_by_suffix(kind, suffix):
     content = encoded(kind)
     upload = checked_image(content, "picture.html", MAX_PIXELS)
     assert (upload.content, upload.suffix, upload.name) == (content, suffix, "picture.html")
@@ -75,7 +76,7 @@ def test_a_16_bit_image_is_taken():
         (encoded("TIFF", "F"), 422, "floating-point pixels have no agreed white"),
     ],
 )
-def test_what_is_no_photograph_is_turned_away_with_the_reason(content, status, reason):
+def test_an_invalid_image_is_rejected_with_a_reason(content, status, reason):
     with pytest.raises(Problem) as caught:
         checked_image(content, "evil.png", MAX_PIXELS)
     assert (caught.value.status, str(caught.value).startswith("evil.png: ")) == (status, True)
@@ -83,7 +84,7 @@ def test_what_is_no_photograph_is_turned_away_with_the_reason(content, status, r
 
 
 @given(st.sampled_from([JPEG, encoded("PNG"), encoded("BMP"), encoded("TIFF"), encoded("WEBP")]), st.data())
-def test_a_file_that_is_damaged_anywhere_is_taken_or_turned_away_and_nothing_else(content, data):
+def test_a_damaged_file_is_accepted_or_rejected_but_never_crashes(content, data):
     place = data.draw(st.integers(0, len(content) - 1))
     damaged = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place + 1 :]
     cut = damaged[: data.draw(st.integers(0, len(damaged)))]
@@ -117,7 +118,7 @@ def test_a_file_that_is_damaged_anywhere_is_taken_or_turned_away_and_nothing_els
         ("\ud800.png", "?.png"),
     ],
 )
-def test_of_a_name_only_what_can_be_shown_is_kept(name, shown):
+def test_unprintable_characters_are_removed_from_a_name(name, shown):
     assert shown_name(name) == shown
 
 
@@ -167,12 +168,6 @@ def post(app, **fields) -> httpx.Response:
     return anyio.run(send)
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == MEDIA_TYPE
-    assert answer.json()["status"] == answer.status_code
-    return answer.status_code, answer.json()["detail"]
-
-
 def files(*contents: bytes, field: str = "images") -> list:
     return [(field, (f"{number}.jpg", content)) for number, content in enumerate(contents)]
 
@@ -203,12 +198,12 @@ def test_images_and_their_shape_are_read(app):
         ),
     ],
 )
-def test_a_request_of_another_form_is_turned_away_with_the_reason(app, request_, status, reason):
+def test_a_malformed_request_is_rejected_with_a_reason(app, request_, status, reason):
     code, detail = refusal(post(app, **request_))
     assert (code, reason in detail) == (status, True), detail
 
 
-def test_a_request_that_says_it_is_too_long_is_not_read(app):
+def test_a_request_with_a_too_large_content_length_is_not_read(app):
     read = []
 
     async def content():
@@ -220,7 +215,7 @@ def test_a_request_that_says_it_is_too_long_is_not_read(app):
     assert not read
 
 
-def test_a_request_that_lies_about_its_length_is_broken_off_when_it_grows(app):
+def test_a_request_longer_than_its_content_length_is_cut_off(app):
     sent = []
 
     async def content():
@@ -234,7 +229,7 @@ def test_a_request_that_lies_about_its_length_is_broken_off_when_it_grows(app):
     assert len(sent) == 3
 
 
-def test_a_request_that_does_not_end_is_not_waited_for(app):
+def test_a_request_that_never_ends_times_out(app):
     async def content():
         yield b"--b\r\n"
         await anyio.sleep(60)

@@ -50,7 +50,7 @@ def assert_equal(results, expected):
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 9, 11])
 @pytest.mark.parametrize("window", [1, 5, 9])
-def test_every_window_has_what_the_definition_says(window, stride):
+def test_every_window_matches_the_definition(window, stride):
     y, x = picture(1), picture(2)
     assert_equal(nsoartc(y, x, window, stride), by_definition(y, x, window, stride))
 
@@ -77,7 +77,7 @@ def test_a_batch_gives_what_its_images_give():
             np.testing.assert_array_equal(of_batch[number], alone)
 
 
-def test_a_dark_window_compares_nothing_but_still_sees_light():
+def test_a_dark_reference_window_has_no_ratio_but_still_shows_light():
     x, y = np.zeros((20, 20), np.float32), np.full((20, 20), 0.25, np.float32)
     beta, delta, distance = nsoartc(y, x, 9)
     assert (beta == 1).all() and (delta == 0).all()
@@ -155,7 +155,7 @@ def distances_of_both_eyes(pins: Pins) -> tuple[np.ndarray, np.ndarray]:
     return np.array([difference[cell].mean() for cell in cells]), np.array(left)
 
 
-def test_what_both_eyes_see_alike_cancels_and_another_height_does_not():
+def test_equal_differences_of_both_eyes_cancel_and_a_height_difference_remains():
     layout = params().layout.layout()
     stained, low = layout.index(layout.address("X:3, Y:C")), layout.index(layout.address("X:6, Y:C"))
     pins = tolerated_pins(np.random.default_rng(5), LineSetup("CYLN", tilt_tolerance=0.2), layout)
