@@ -11,7 +11,7 @@ from tests.support.shared_project import evaluated_project, prepared, project
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
 environment.apply()
-hypothesis.settings.register_profile("any machine", deadline=None)  # no test asserts how fast it runs
+hypothesis.settings.register_profile("any machine", deadline=None)  # no test asserts a speed
 hypothesis.settings.load_profile("any machine")
 
 # Groups of files that share a Prefect server, and so a worker. They take longest and come first.

@@ -62,7 +62,7 @@ def of(
     judged: str = "",
     not_in: Sequence[str] = (),
 ) -> dict:
-    """The first test row of a kind and shot, and judgement if given, whose line is not in `not_in`."""
+    """Return the first test row of a kind, a shot and (optionally) a judgement whose line is not in `not_in`."""
     return next(
         row
         for number, row in enumerate(rows["test"], start=1)
@@ -73,7 +73,7 @@ def of(
 
 
 def answer(row: dict, text: object) -> None:
-    """Let `row` expect `text`, in its messages too."""
+    """Set the expected answer of `row` to `text`, in its messages too."""
     row["answer"] = text
     row["messages"][-1]["content"][0]["text"] = text
 
@@ -170,7 +170,7 @@ RULES = [
 
 @pytest.fixture(scope="module")
 def spoilt(line: Path, contract: AnswerContract) -> tuple[CheckResult, list[str]]:
-    """The result of one validation in which every entry of RULES has spoilt a row of its own, and these rows' lines."""
+    """One validation in which every entry of RULES breaks a row of its own, and the lines of these rows."""
     rows = {split: read_chat(line / f"data/chat/{split}.jsonl") for split in SPLITS}
     lines = []
     for _, where, spoil in RULES:
@@ -294,7 +294,7 @@ def test_the_fields_of_an_answer_are_found_even_where_it_breaks_the_contract(con
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A line whose chat dataset is made by the stage itself."""
+    """A line whose chat dataset was made by the stage script."""
     chat_line.make_line(tmp_path)
     assert run_stage("chat", tmp_path).returncode == 0
     return tmp_path

@@ -26,7 +26,7 @@ STYLE = Style(LAYOUT, cell=32, grid=True, jpeg_quality=95)
 
 
 def prepare(root, captures):
-    """The raw and the dst folder of the captures that are in `root`, after `captures` have come in."""
+    """Add `captures` to `root` and update its raw and dst folders."""
     drop(root / "captures", captures)
     settings = params()
     no_virtual = settings.raw.model_copy(
@@ -88,7 +88,7 @@ def test_every_aligned_capture_has_a_single_of_each_view(root, raw):
 
 
 def test_pins_of_all_captures_fall_on_the_same_cells(root):
-    """Pins are pale, the shell is dark: in the mean of all RAW composites each cell's middle is its brightest part."""
+    """Pins are bright, the housing is dark: in the mean of all RAW composites each cell is brightest in its middle."""
     singles = build(root).query("kind == 'single' and view == 'RAW'")
     mean = np.mean([picture(root, file) for file in singles["file"]], axis=(0, 3))[32:, 32:]
     cells = mean.reshape(3, 32, 9, 32).swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Corrections: what a person says becomes a capture by the checks of `pinspect add`, and nothing is half done."""
+"""Corrections: a person's judgement becomes a capture, with the checks of `pinspect add`, completely or not at all."""
 
 import csv
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ PASSED = {"judgement": "passed", "defect_mode": "", "defect_position": ""}
 
 
 class Station:
-    """A project with a few captures, its results and pictures, and what a person does there."""
+    """A project with a few captures, results and pictures, and the actions of a person at its station."""
 
     def __init__(self, root):
         root.mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ class Station:
         self.pictures = PictureStore(root, 90)
 
     def inspect(self, id, capture, **labels):
-        """Keep the result of a capture that the model called passed, with `labels` in place of the defaults."""
+        """Store the result of a capture; the model's answer is passed unless `labels` changes it."""
         sha256 = self.pictures.put(capture.jpeg, ".jpg")
         record = {"file": capture.name, "image_type": f"{capture.shape}_RAW", "model_version": "7"} | SAID | labels
         self.results.record(record, id=id, sha256=sha256, source="station", received=datetime.now(UTC))
@@ -50,14 +50,14 @@ class Station:
         return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
     def made(self):
-        """The rows of `labels.csv` that corrections made."""
+        """Return the rows of `labels.csv` that corrections added."""
         return [row for row in read_labels(self.captures) if row["file"].startswith("station_")]
 
     def problems(self):
         return read_captures(self.captures, self.params.contract()).problems
 
     def files(self):
-        """Everything that a refused correction must not change."""
+        """Return all files that a refused correction must not change."""
         return contents(self.captures), self.results.counts()
 
 
@@ -68,11 +68,11 @@ def station(tmp_path):
 
 @pytest.fixture
 def new():
-    """A capture that the project does not have."""
+    """A capture that is not in the project."""
     return line(seed=8, train=10, references=5)[-1]
 
 
-def test_a_correction_becomes_a_labelled_capture_with_person_and_time(station, new):
+def test_a_correction_becomes_a_labeled_capture_with_person_and_time(station, new):
     sha256 = station.inspect("one", new)
     before = datetime.now(UTC).replace(microsecond=0)
 
@@ -104,7 +104,7 @@ def test_a_correction_counts_as_waiting_until_the_raw_stage_runs(station, new):
     assert manifest.loc[sha256, ["judgement", "defect_mode", "defect_position"]].tolist() == list(BEND.values())
     assert waiting(station.root) == 0
     station.correct("one", **RETRACT)
-    assert waiting(station.root) == 1, "another label is news to the next run"
+    assert waiting(station.root) == 1, "a changed label counts as new for the next run"
 
 
 def test_a_confirmation_is_stored_in_the_results_and_adds_no_capture(station, new):
@@ -236,7 +236,7 @@ def test_a_project_whose_labels_are_wrong_refuses_with_their_problems(station, n
     assert station.files() == before
     with (station.captures / "labels.csv").open("ab") as file:
         file.write(b"much,too,many,cells,in,this,row,\xff\n")
-    assert waiting(station.root) == 0, "the page still opens"
+    assert waiting(station.root) == 0, "the page can still be opened"
 
 
 @pytest.mark.parametrize("earlier", [None, RETRACT], ids=["first", "changed"])

@@ -1,4 +1,4 @@
-"""Two cameras over one connector: each eye has its unit space, and each connector the difference of what they see."""
+"""Two cameras above one connector: each eye has its unit space, each connector the difference of both views."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def manifest(root) -> pd.DataFrame:
 
 
 def differences(root, capture: str) -> np.ndarray:
-    """How far from mid-grey the double-eye of a capture is in each pin's cell: (pins,)."""
+    """Return the distance from mid-gray of a capture's double-eye picture in each pin's cell, shape (pins,)."""
     space = UnitSpace.load(root / "data/dst/unit_space/camera-CYLN-left.npz")
     with Image.open(root / "data/dst" / manifest(root).loc[capture, EYES_FILE]) as picture:
         assert (picture.mode, picture.size) == ("L", space.size)
@@ -82,7 +82,7 @@ def test_a_retracted_pin_stands_out_for_the_eyes_and_no_pin_of_a_passed_connecto
 
 def test_the_scale_is_a_constant_of_the_unit_spaces(finished):
     good = differences(finished, "left_good_OK.jpg")
-    assert 3 < np.median(good) < 40  # a picture stretched to its own extremes would have no quiet pins
+    assert 3 < np.median(good) < 40  # if each picture were stretched to its own extremes, no pin would be near mid-gray
 
 
 def test_a_second_run_changes_nothing(root):
@@ -153,7 +153,7 @@ def test_captures_of_a_single_camera_have_one_unit_space_whatever_its_name(tmp_p
     plain, left = (contents(tmp_path / name / "data/dst") for name in ("plain", "left"))
     assert "unit_space/camera-CYLN.npz" in left
     assert left["manifest.csv"] == plain["manifest.csv"]
-    assert left["manifest.csv"].splitlines()[0].decode() == ",".join(COLUMNS)  # no eyes, no column for them
+    assert left["manifest.csv"].splitlines()[0].decode() == ",".join(COLUMNS)  # no column for eyes
 
 
 def test_later_stages_compare_each_view_with_references_of_its_eye(finished, tmp_path):

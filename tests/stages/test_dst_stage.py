@@ -1,4 +1,4 @@
-"""The dst stage: every capture laid over its unit space and drawn, nothing stopped by a bad one, nothing done twice."""
+"""The dst stage: every capture is aligned and drawn once, and a bad capture does not stop the others."""
 
 import io
 import shutil
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def root(finished, tmp_path):
-    """A copy of it."""
+    """A copy of the finished project."""
     shutil.copytree(finished, tmp_path / "root")
     return tmp_path / "root"
 
@@ -188,7 +188,7 @@ def test_a_reference_unlike_the_other_references_is_reported_by_name(root):
     assert build(root).outliers == (spoiled.name,)
 
 
-def test_a_reference_that_is_labelled_defective_is_refused_by_name(root):
+def test_a_reference_that_is_labeled_defective_is_refused_by_name(root):
     defective = next(c for c in LINE if c.role == "inspected" and c.judgement == "defective")
     drop_raw(root, [defective], **{defective.name: {"role": "reference"}})
     with pytest.raises(UnitSpaceError, match=f"reference {defective.name} is labelled defective"):

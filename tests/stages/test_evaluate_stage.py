@@ -91,7 +91,7 @@ def test_an_examination_is_read_as_it_was_written(tmp_path):
 
 @pytest.fixture
 def project(tmp_path):
-    """The files that the stage reads, without those of any model but its configuration and weights."""
+    """A project with only the files that the stage reads; of the model these are configuration and weights."""
     rows = [chat_row(number) for number in range(4)]
     for name in ("data/chat", "data/composited", "data/raw", "data/dst", "models/adapter", "reports/answers"):
         (tmp_path / name).mkdir(parents=True)

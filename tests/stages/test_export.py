@@ -1,4 +1,4 @@
-"""A merged adapter is a checkpoint like any other, and answers as the adapter did."""
+"""A merged adapter is an ordinary checkpoint and gives the answers of the adapter."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_an_export_answers_as_its_adapter_does(trained, tmp_path):
     assert [answer.text for answer in merged] == [answer.text for answer in adapted]
     scores = np.array([[answer.p_defective for answer in group] for group in (merged, adapted, bare)])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-    assert np.abs(scores[1] - scores[2]).max() > 1e-3, "the adapter does change the base's answers"
+    assert np.abs(scores[1] - scores[2]).max() > 1e-3, "the adapter must change the base's answers"
 
 
 def test_an_export_is_a_whole_checkpoint_for_transformers_alone(trained, tmp_path):

@@ -1,4 +1,4 @@
-"""The line profile: what the model learnt from, measured as production measures, packed with the version."""
+"""The line profile: the training captures, measured as production measures, packed with the version."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from tests.support.evaluation_examples import PARAMS, answered, chat_row, escape
 from tests.support.sample import line
 
 LINE = line(seed=31, train=12, references=6)
-UNSEEN = 4  # of them, the last ones, are test captures, and darker
+UNSEEN = 4  # the last captures of the line; they are test captures, and darker
 VALIDATION = [
     *(chat_row(number) for number in range(8)),
     *(chat_row(number, source="virtual") for number in range(6)),
@@ -45,7 +45,7 @@ def as_jpeg(image: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """20 captures to train on, of which one is flat, and 4 test captures in half the light; with their dst folder."""
+    """20 training captures (one is flat) and 4 test captures at half the light, with their dst folder."""
     root = tmp_path_factory.mktemp("line")
     changes = {capture.name: {"split": "test", "content": half_lit(capture.jpeg)} for capture in LINE[-UNSEEN:]}
     changes[LINE[-UNSEEN - 1].name] = {"content": as_jpeg(np.full((260, 640, 3), 90, np.uint8))}
@@ -106,7 +106,7 @@ def test_without_camera_captures_the_profile_describes_the_virtual_line(tmp_path
 def test_the_profile_groups_p_defective_of_productions_prompt_by_judgement(root):
     chances = {row["id"]: number / 100 for number, row in enumerate(VALIDATION)}
     profile = profile_of(root, answered(VALIDATION, chance=lambda row: chances[row["id"]]))
-    # Of the first eight rows, production's, every other one is passed.
+    # The first eight rows have production's prompt; every second row is passed.
     assert profile.p_passed.values == (0.01, 0.03, 0.05, 0.07)
     assert profile.p_defective.values == (0.0, 0.02, 0.04, 0.06)
     assert profile.defective_share == 0.5
@@ -168,6 +168,6 @@ def test_a_version_packs_its_profile_and_another_profile_gives_another_package(p
     write_line_profile(LineProfile.from_dict(profile.to_dict() | {"defective_share": 0.25}), path)
     with pack(candidate, params) as other:
         assert other.sha256 != packed.sha256
-    path.unlink()  # as after an evaluation from before there was a profile
+    path.unlink()  # as after an evaluation by a version without profiles
     with pytest.raises(StageInputError, match="run dvc repro answer"), pack(candidate, params):
         pass

@@ -1,4 +1,4 @@
-"""The model's promises: it sees what the processor sees, answers under the grammar, learns, and resumes."""
+"""The model: its encoding equals the processor's, its answers follow the grammar, and it learns."""
 
 import importlib.util
 import json

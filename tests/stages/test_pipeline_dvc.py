@@ -1,4 +1,4 @@
-"""The pipeline under a real DVC, in a project of its own: what changed is redone, and nothing else."""
+"""The pipeline under a real DVC, in its own project: only changed stages and captures are redone."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ STAGES = PIPELINE["stages"]
 
 
 def paths(outs: list) -> dict[str, dict]:
-    """Outputs of a stage with their options."""
+    """Return the outputs of a stage with their options."""
     return {path: options for out in outs for path, options in (out if isinstance(out, dict) else {out: {}}).items()}
 
 
@@ -63,13 +63,13 @@ class Project:
         assert self.run("git", *identity, "commit", "--quiet", "--message", "Start").returncode == 0
 
     def repro(self) -> list[str]:
-        """`dvc repro`; returns the stages that ran."""
+        """Run `dvc repro`; return the stages that ran."""
         result = self.run("dvc", "repro")
         assert result.returncode == 0, result.stdout + result.stderr
         return [text.split("'")[1] for text in result.stdout.splitlines() if text.startswith("Running stage")]
 
     def data(self) -> dict[str, bytes]:
-        """Every file that the stages have made."""
+        """Return every file that the stages have made."""
         return {
             name: content
             for name, content in contents(self.root / "data").items()
@@ -83,7 +83,7 @@ def captures(shape: str = "CYLN") -> list:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Project:
-    """A project whose data is made. Tests that change it work on a copy."""
+    """A project whose stages have run. Tests that change it work on a copy."""
     project = Project(tmp_path_factory.mktemp("made"))
     drop(project.root / "data/captures", captures()[:8])
     assert project.repro() == list(IMAGING_STAGES)
@@ -100,7 +100,7 @@ def project(made, tmp_path) -> Project:
 
 
 def has_code(module: Path) -> bool:
-    """Whether a module holds more than a docstring."""
+    """Return whether a module contains more than a docstring."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(module.read_text()).body)
 
 
@@ -127,7 +127,7 @@ def test_dvc_yaml_is_short():
 
 
 def listed_params(stage: str) -> dict[str, list[str]]:
-    """The keys that a stage depends on, by file."""
+    """Return the keys that a stage depends on, by file."""
     listed: dict[str, list[str]] = {"params.yaml": []}
     for entry in STAGES[stage]["params"]:
         if isinstance(entry, str):
@@ -252,7 +252,7 @@ def test_a_bad_capture_stops_the_pipeline_and_nothing_is_lost(project):
 
 
 def test_a_stage_runs_the_code_of_the_checkout_that_it_lies_in(project):
-    """The installed pinspect is another one, and PYTHONPATH is not set."""
+    """Another pinspect is installed, and PYTHONPATH is not set."""
     module = project.root / "src/pinspect/composites/composited.py"
     module.write_text(module.read_text() + "\nprint('this is the code of', __file__)\n")
     result = project.run("dvc", "repro")

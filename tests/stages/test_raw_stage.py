@@ -19,7 +19,7 @@ from tests.support.sample import ROOT, contents, drop, line, read_labels, row, s
 
 
 def write_params(folder, **virtual) -> Params:
-    """The shipped parameters, with a virtual line of the given size (none, if not told)."""
+    """Write the shipped parameters with a virtual line of size `virtual` (default: no virtual captures)."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
@@ -42,7 +42,7 @@ def manifest(root) -> pd.DataFrame:
 
 @pytest.fixture
 def root(tmp_path):
-    """A project's folder with ten captures and no virtual line."""
+    """A project folder with ten captures and no virtual line."""
     write_params(tmp_path)
     drop(tmp_path / "data/captures", line()[:10])
     return tmp_path
@@ -159,7 +159,7 @@ def test_a_removed_capture_leaves_nothing_behind(root):
 
 
 def brighter(capture, name):
-    """The same picture, stored anew and brightened."""
+    """Return the picture brightened and encoded again."""
     file = io.BytesIO()
     ImageEnhance.Brightness(Image.open(io.BytesIO(capture.jpeg))).enhance(1.06).save(file, "JPEG", quality=90)
     return dataclasses.replace(capture, name=name, jpeg=file.getvalue())
@@ -173,7 +173,7 @@ def test_near_duplicates_join_the_split_of_the_capture_that_came_first(root):
     copies = [brighter(capture, f"again-{capture.name}") for capture in captures]
     labels = read_labels(root / "data/captures")
     drop(root / "data/captures", copies)
-    # Whoever keeps the labels sorted puts the copies before the captures that they resemble.
+    # In a sorted labels.csv the copies can come before their originals.
     write_labels(root / "data/captures", [*map(row, copies), *labels])
     build(root)
     after = manifest(root).set_index("capture")["split"]

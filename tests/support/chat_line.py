@@ -75,7 +75,7 @@ def files(root: Path, *, role: str = "inspected", shape: str = "CYLN", split: st
 
 
 def add_stacked(root: Path) -> None:
-    """Stack every inspected capture below each reference of its shape."""
+    """Add a stacked composite of every inspected capture below each reference of its shape."""
     captures = {row["file"]: row for row in manifest(root, "raw")}
     rows = manifest(root, "composited")
     singles = {(row["raw_file"], row["view"]): row["file"] for row in rows if row["kind"] == "single"}

@@ -39,13 +39,13 @@ class Checkout:
         )
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess:
-        """Run a command in the checkout; keep its output, do not judge its exit code."""
+        """Run a command in the checkout and capture its output; any exit code is accepted."""
         return subprocess.run(
             command, cwd=self.root, env=self.environment | variables, capture_output=True, text=True, check=False
         )
 
     def must(self, *command: str, **variables: str) -> str:
-        """Run a command that has to end with 0, and return what it printed."""
+        """Run a command that must exit with 0, and return its output."""
         done = self.run(*command, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -59,7 +59,7 @@ class Checkout:
             )
 
     def copy(self, root: Path) -> Checkout:
-        """Copy the project to another place; the copy has a registry of its own, which is empty."""
+        """Copy the project; the copy has its own empty registry."""
         shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlruns", "site", "retrain"))
         return Checkout(root)
 
@@ -81,7 +81,7 @@ class Checkout:
         return [process for process in psutil.process_iter() if _works_in(process, self.root)]
 
     def files(self) -> dict[str, int]:
-        """Return when each file was written last."""
+        """Return the modification time of each file."""
         return {str(path): path.stat().st_mtime_ns for path in self.root.rglob("*") if path.is_file()}
 
 

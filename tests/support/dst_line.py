@@ -11,7 +11,7 @@ READING = Reading(params().layout.layout(), params().dst, params().raw.max_pixel
 
 
 def drop_raw(root, captures, **changes) -> None:
-    """A raw folder of `captures` as the raw stage leaves it. changes: columns by capture name."""
+    """Write a raw folder of `captures` as the raw stage does. `changes`: columns by capture name."""
     raw = root / "data/raw"
     rows = read_rows(raw)
     for capture in captures:

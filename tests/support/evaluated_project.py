@@ -1,4 +1,4 @@
-"""A whole project for tests, made by the project's own stages: a small camera line, a base that was never trained, an
+"""A whole project for tests, made by the product's own stages: a small camera line, a base that was never trained, an
 adapter of two steps, and its evaluation. Its answers are poor, and everything about them is real."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def make_project(root: Path) -> Path:
 
 
 def run_stage(stage: str, root: Path) -> None:
-    """Do in this process what `python -m stages.<stage>` does."""
+    """Run `python -m stages.<stage>` in this process."""
     importlib.import_module(f"stages.{stage}").main(root)
 
 

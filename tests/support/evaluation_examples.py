@@ -25,7 +25,7 @@ ADDRESSES = CONTRACT.layout.addresses
 
 
 def truth(number: int, view: str = "DST") -> Answer:
-    """What capture `number` shows: every other one is passed, the others show all modes at all addresses in turn."""
+    """Return the label of capture `number`: odd captures are passed, the others cycle through modes and addresses."""
     shape = CONTRACT.shapes[number // 2 % len(CONTRACT.shapes)]
     if number % 2:
         return CONTRACT.passed(shape, view)
@@ -71,24 +71,24 @@ def right(row: dict[str, object]) -> str:
 
 
 def escaped(row: dict[str, object]) -> str:
-    """Passed, whatever there is."""
+    """Answer passed to every capture."""
     return _render(row, CONTRACT.passed(str(row["shape"]), str(row["view"])))
 
 
 def overkilled(row: dict[str, object]) -> str:
-    """A bend at the first address, whatever there is."""
+    """Answer a bend at the first address to every capture."""
     return _render(row, CONTRACT.defective(str(row["shape"]), str(row["view"]), "bend", ADDRESSES[0]))
 
 
 def moved(row: dict[str, object]) -> str:
-    """The right mode at the address after the right one."""
+    """Answer the right mode at the address after the right address."""
     answer = CONTRACT.parse(str(row["answer"]), answer_kind_of(str(row["kind"])))
     after = ADDRESSES[(CONTRACT.layout.index(answer.defect_position) + 1) % len(ADDRESSES)]
     return _render(row, CONTRACT.defective(answer.shape, answer.view, answer.defect_mode, after))
 
 
 def unreadable(row: dict[str, object]) -> str:
-    """An answer that stops in the middle of its third line."""
+    """Return an answer that stops in the middle of its third line."""
     return str(row["answer"])[:70]
 
 
@@ -120,7 +120,7 @@ def answered(
 
 
 def baseline(rows: Iterable[dict[str, object]], answer=right, chance=None) -> pd.DataFrame:
-    """As `answered`, by the NSOARTC baseline."""
+    """Return `answered` as predictions of the NSOARTC baseline."""
     return answered(rows, answer, model=BASELINE, chance=chance)
 
 

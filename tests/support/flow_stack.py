@@ -23,7 +23,7 @@ POOL = "pinspect"
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
-    """The address of a real Prefect server on loopback, which flows in this process use, too."""
+    """The address of a real Prefect server on loopback; flows in this process use it too."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
@@ -69,7 +69,7 @@ def scheduled_run(deployed):
 
 @contextmanager
 def working(checkout: Checkout, log: Path) -> Iterator[subprocess.Popen]:
-    """Run a worker of the pool for as long as the context lasts."""
+    """Run a worker of the pool during the context."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
     with log.open("w") as output:
         worker = subprocess.Popen(
@@ -88,7 +88,7 @@ def working(checkout: Checkout, log: Path) -> Iterator[subprocess.Popen]:
 
 
 def _begun(client, deployment_id) -> list:
-    """Return the runs that the schedule has started, the first one first."""
+    """Return the runs that the schedule has started, oldest first."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
     runs = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])))

@@ -16,7 +16,7 @@ from tests.support.sample import params
 
 CONTRACT = params().contract()
 LAYOUT = CONTRACT.layout
-CELL = 32  # px a pin, unless a test asks for another
+CELL = 32  # default pixels per pin
 MODES = ("passed", "bend", "passed", "retract", "passed", "missing")
 
 
@@ -32,7 +32,7 @@ def picture(folder: Path, name: str) -> np.ndarray:
 
 
 def field(picture: np.ndarray) -> np.ndarray:
-    """The pin field of a single composite."""
+    """Return the pin field of a single composite."""
     cell = picture.shape[1] // (LAYOUT.columns + 1)
     return picture[cell:, cell:]
 

@@ -15,7 +15,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Look:
-    """One look: the colors, the pins and what else is in the picture."""
+    """One look: colors, pins and background of the picture."""
 
     pin: Color = (0.8, 0.8, 0.8)
     ground: Color = (0.12, 0.12, 0.12)
@@ -26,7 +26,7 @@ class Look:
     layout: Layout = field(default_factory=lambda: Layout(("U", "C", "D"), 9))
     middle: tuple[float, float] = (320.0, 150.0)
     degrees: float = 0.0
-    perspective: float = 0.0  # by how much the left edge is taller than the right one
+    perspective: float = 0.0  # relative height difference of left and right edge
     noise: float = 0.004
     add: Callable[[np.ndarray, np.random.Generator], None] | None = None
     light: Callable[[np.ndarray], np.ndarray] | None = None
@@ -50,7 +50,7 @@ def texture(image: np.ndarray, rng: np.random.Generator) -> None:
 
 def print_and_cable(image: np.ndarray, rng: np.random.Generator) -> None:
     cv2.line(image, (0, 290), (640, 262), (0.7, 0.2, 0.15), 12, cv2.LINE_AA)
-    letters = np.zeros(image.shape[:2], np.uint8)  # OpenCV 5 writes on 8-bit images alone
+    letters = np.zeros(image.shape[:2], np.uint8)  # OpenCV 5 writes text on 8-bit images only
     cv2.putText(letters, "CONNECTOR 27P  0815", (60, 36), cv2.FONT_HERSHEY_SIMPLEX, 1.1, 255, 3)
     image[letters > 0] = 0.9
 
@@ -105,7 +105,7 @@ def draw(look: Look, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _placed(look: Look, nodes: np.ndarray) -> np.ndarray:
-    """Columns and rows, (n, 2), as px: turned and in perspective."""
+    """Return the pixel positions of grid points, (n, 2), rotated and in perspective."""
     relative = (nodes - ((look.layout.columns - 1) / 2, (len(look.layout.rows) - 1) / 2)) * look.pitch
     angle = np.radians(look.degrees)
     turned = relative @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -114,5 +114,5 @@ def _placed(look: Look, nodes: np.ndarray) -> np.ndarray:
 
 
 def _px(places: np.ndarray) -> np.ndarray:
-    """With four fractional bits, as OpenCV's drawing takes them."""
+    """Convert px to OpenCV's fixed point with four fractional bits."""
     return np.rint(places * 16).astype(np.int32)

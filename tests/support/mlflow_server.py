@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback for tests: database and artifacts lie in a temporary folder, it serves both."""
+"""A real MLflow server on loopback for tests; database and artifacts lie in a temporary folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mlflow_server(tmp_path_factory) -> Iterator[str]:
 
 @contextmanager
 def running_server(folder: Path) -> Iterator[str]:
-    """An MLflow server that keeps everything in `folder`, for as long as the context lasts. Gives its URI."""
+    """Run an MLflow server that stores everything in `folder` during the context; yield its URI."""
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port())),
         *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files")),
@@ -41,7 +41,7 @@ def running_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def running(command: list[str], log: Path, path: str) -> Iterator[str]:
-    """A server, `command` with `--port PORT` in it, once `path` answers. Its process group ends with the context."""
+    """Run `command` with `--port PORT`; yield once `path` answers. Its process group ends with the context."""
     uri = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
     with log.open("w") as output:
         process = subprocess.Popen(

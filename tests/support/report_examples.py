@@ -60,7 +60,7 @@ def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
 
 
 def evaluation_of(rows, predictions, images, *, controls=(), evidence=None, answer_checks=None, bounds=None, **more):
-    """An evaluation in which everything that may be missing is missing, unless a test gives it."""
+    """Return an evaluation without any optional part, except those in the arguments."""
     settings = REPORT.model_copy(update={"bounds": bounds or {}, "bootstrap_samples": 10})
     examination = Examination(answered([]), predictions, controls, evidence or Evidence(), answer_checks)
     return Evaluation(examination, CONTRACT, PARAMS.evaluate, settings, rows, images, **more)
@@ -77,7 +77,7 @@ def written(tmp_path, images, rows, predictions):
 
 
 def cards_of(text, outcome="miss"):
-    """The cards of captures, each up to where the next thing begins."""
+    """Return the cards of captures with `outcome`."""
     return [re.split(r"</article>", part)[0] for part in text.split(f'<article class="case {outcome}">')[1:]]
 
 
@@ -86,18 +86,18 @@ def section_of(text, name):
 
 
 def words_of(text):
-    """What a reader of the page sees of it, on one line."""
+    """Return the visible text of the page on one line."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
 
 
 def lines_of(section):
-    """The words of every line of the first table in a section, without its head."""
+    """Return the words of every body row of the first table in a section."""
     body = section.split("<tbody>")[1].split("</tbody>")[0]
     return [words_of(line.split(">", 1)[1]).split() for line in body.split("<tr")[1:]]
 
 
 def evidence_for(rows):
-    """Maps on the tokens of a composite, everything on its lowest right one."""
+    """Return evidence maps whose weight is all on the bottom right token."""
     shares = np.zeros((4, 10), np.float32)
     shares[-1, -1] = 1
     pin = ADDRESSES[0]
@@ -105,7 +105,7 @@ def evidence_for(rows):
 
 
 def everything(rows, predictions, images):
-    """An evaluation in which nothing is missing."""
+    """Return an evaluation with every optional part."""
     uri = "data:image/jpeg;base64,AAAA"
     return evaluation_of(
         rows, predictions, images, bounds=REPORT.bounds, operating_point=POINT, learning_curve=CURVE, facts=FACTS,

@@ -1,4 +1,4 @@
-"""Captures for tests: pictures of the virtual line, dropped in as a user drops them in."""
+"""Captures for tests: pictures of the virtual line, in folders as a user provides them."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def params() -> Params:
-    """The parameters that the repository ships."""
+    """Return the shipped parameters."""
     return load_params(ROOT / "params.yaml")
 
 
@@ -30,12 +30,12 @@ def stage_process(stage: str, root: Path, **environment: str) -> subprocess.Comp
 
 
 def stage_environment(**values: str) -> dict[str, str]:
-    """The environment in which `stages` of this checkout can be run in any folder."""
+    """Return an environment in which this checkout's `stages` run from any folder."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | values
 
 
 def set_values(root: Path, section: str, **values: object) -> None:
-    """Change values in a section of `params.yaml` or `settings.yaml`, whichever has it."""
+    """Change values in a section of `params.yaml` or `settings.yaml`, depending on which file has the section."""
     path = root / (SETTINGS_FILE if section in SETTINGS_SECTIONS else "params.yaml")
     content = yaml.safe_load(path.read_text())
     content[section] |= values
@@ -44,14 +44,14 @@ def set_values(root: Path, section: str, **values: object) -> None:
 
 @lru_cache
 def line(seed: int = 1, train: int = 12, references: int = 2, shapes: tuple[str, ...] = ("CYLN", "SQUR")):
-    """Captures of a small virtual line: the references of each shape, then inspected ones."""
+    """Return captures of a small virtual line: the references of each shape, then the inspected captures."""
     virtual = VirtualParams(train=train, test=0, references=references, defective_share=0.5, seed=seed)
     contract = params().contract()
     return tuple(render_line(contract.layout, shapes, contract.defect_modes, virtual))
 
 
 def row(capture: VirtualCapture) -> dict[str, str]:
-    """The row of `labels.csv` of a capture."""
+    """Return the row of `labels.csv` for a capture."""
     return {
         "file": capture.name,
         "shape": capture.shape,
@@ -63,7 +63,7 @@ def row(capture: VirtualCapture) -> dict[str, str]:
 
 
 def drop(folder: Path, captures: Iterable[VirtualCapture]) -> Path:
-    """Put captures and their labels into `folder`, after those that are there."""
+    """Add captures and their labels to `folder`, after the existing rows."""
     captures = list(captures)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for capture in captures:
@@ -73,7 +73,7 @@ def drop(folder: Path, captures: Iterable[VirtualCapture]) -> Path:
 
 
 def read_labels(folder: Path) -> list[dict[str, str]]:
-    """The rows of `labels.csv`; none where there is no such file."""
+    """Return the rows of `labels.csv`; empty if the file does not exist."""
     path = folder / "labels.csv"
     if not path.exists():
         return []
@@ -82,7 +82,7 @@ def read_labels(folder: Path) -> list[dict[str, str]]:
 
 
 def write_labels(folder: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write `labels.csv` with the columns that the rows have."""
+    """Write `labels.csv` with the columns of the rows."""
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -91,5 +91,5 @@ def write_labels(folder: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` with its bytes."""
+    """Return every file below `folder` with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -41,7 +41,7 @@ def evaluated_project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(evaluated_project, tmp_path_factory) -> Path:
-    """An evaluated project of a test module's own."""
+    """A test module's own copy of the evaluated project."""
     return shutil.copytree(evaluated_project, tmp_path_factory.mktemp("module") / "project")
 
 

@@ -51,7 +51,7 @@ class StationProcess:
     log: Path
 
     def answers(self) -> bool:
-        """Whether its model answers. AssertionError with what it said when it has ended instead."""
+        """Return whether its model answers; raise AssertionError with the log's end if the process has exited."""
         assert self.process.poll() is None, self.log.read_text()[-2000:]
         try:
             return requests.get(f"{self.url}/health", timeout=600).ok
@@ -59,7 +59,7 @@ class StationProcess:
             return False
 
     def kill(self) -> None:
-        """What a power cut does: every process of the station ends at once."""
+        """Kill every process of the station at once, as a power cut does."""
         members = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         for member in members:
             member.kill()
@@ -67,7 +67,7 @@ class StationProcess:
         psutil.wait_procs(members)
 
     def stop(self) -> int:
-        """Ask it to end, as a service manager does. Returns its exit code."""
+        """Terminate the station as a service manager does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=600)
 
@@ -96,7 +96,7 @@ def station(project: Path, *options: str, **environment: str) -> Iterator[Statio
 
 
 def make_champion(project: Path, reference: str) -> str:
-    """Move the alias to the version that `reference`, a number or an alias, means. Returns its number."""
+    """Move the champion alias to version `reference` (a number or an alias); return the version number."""
     params = load_register_settings(project)
     with open_registry(project, params) as client:
         if not reference.isdecimal():
@@ -127,7 +127,7 @@ def three_versions(evaluated_project, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def registered(three_versions, tmp_path_factory) -> Path:
-    """`three_versions`, as a test module's own: its registry knows nothing of the original."""
+    """A test module's own copy of `three_versions`, with its own registry."""
     project = shutil.copytree(three_versions, tmp_path_factory.mktemp("station") / "project")
     with contextlib.closing(sqlite3.connect(project / "mlruns/mlflow.db")) as database, database:
         for table, column in _LOCATIONS.items():
@@ -138,6 +138,6 @@ def registered(three_versions, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def running_station(registered) -> Iterator[StationProcess]:
-    """A station on `registered`, for all tests of a module."""
+    """A running station on `registered`, shared by the tests of a module."""
     with station(registered) as running:
         yield running

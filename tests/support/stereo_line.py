@@ -1,4 +1,4 @@
-"""Captures of the virtual line as two cameras see it, one from the left and one from the right."""
+"""Captures of the virtual line by two cameras, one at the left and one at the right."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ from pinspect.virtual_line import DEFECTS, LineSetup, Pins, VirtualCapture, enco
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()
-TILTS = {"left": -3.0, "right": 3.0}  # degrees off to the side
+TILTS = {"left": -3.0, "right": 3.0}  # degrees from the vertical
 
 
 def stereo(name: str, pins: Pins, seed: int, *, mode: str = "passed", position: str = "NA", role: str = "inspected"):
-    """The left and the right capture of one connector; `name` follows the eye in theirs."""
+    """Return the left and the right capture of one connector, named `<eye>_<name>`."""
     return [
         _capture(f"{eye}_{name}.jpg", tilt, pins, [seed, number], mode, position, role)
         for number, (eye, tilt) in enumerate(TILTS.items())
@@ -24,7 +24,7 @@ def passed_pins(seed: int) -> Pins:
 
 
 def stereo_line(references: int = 5) -> list[VirtualCapture]:
-    """References of both eyes, a passed connector and one with a pin retracted."""
+    """Return references of both eyes, a passed connector, and a connector with a retracted pin."""
     captures = [
         capture
         for number in range(references)

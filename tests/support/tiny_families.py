@@ -202,7 +202,7 @@ def _mllama(tokenizer):
     model = hf.MllamaForConditionalGeneration(config)
     for name, gate in model.named_parameters():
         if name.endswith("gate"):
-            torch.nn.init.ones_(gate)  # a new gate is 0 and would hide every picture
+            torch.nn.init.ones_(gate)  # a new gate is 0, so that no picture would reach the model
     pictures = MllamaImageProcessorPil(size={"height": 32, "width": 32}, max_image_tiles=4)
     return model, hf.MllamaProcessor(pictures, tokenizer, chat_template=_LLAMA)
 
@@ -300,7 +300,7 @@ def _gemma(tokenizer):
     pictures = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     processor = hf.Gemma3Processor(pictures, tokenizer, image_seq_length=4, chat_template=_GEMMA)
     model = hf.Gemma3ForConditionalGeneration(config)
-    # New weights are 0 and would hide every picture.
+    # New weights are 0, so that no picture would reach the model.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
     return model, processor
 

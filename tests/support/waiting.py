@@ -1,4 +1,4 @@
-"""Waits for a state, with a limit that a slow and busy machine keeps."""
+"""Waits for a state, with a limit that suits a slow and busy machine."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 class Station:
-    """Answers /health as a station does, with a report that the test chooses."""
+    """A server that answers /health like a station, with a report set by the test."""
 
     def __init__(self):
         self.url = f"http://127.0.0.1:{free_port()}"

@@ -40,14 +40,14 @@ def repository(tmp_path):
 
 
 def tries(name: str) -> str:
-    """Code that counts how often a stage was started, in a file that DVC does not know."""
+    """Return code that counts the starts of a stage in a file unknown to DVC."""
     return f"tries = open('{name}.tries', 'a'); tries.write('x'); tries.close()\n"
 
 
 @pytest.mark.usefixtures("prefect_api")
 def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(repository):
     root = repository(
-        # In the file the last comes first: the order is the pipeline's, not the file's.
+        # dvc.yaml lists the last stage first: the order of the run follows the dependencies.
         score=("open('reports.txt', 'w').write(open('model.txt').read())", ["model.txt"], ["reports.txt"]),
         train=("open('model.txt', 'w').write(open('data.txt').read() + '!')", ["data.txt"], ["model.txt"]),
         gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
@@ -127,7 +127,7 @@ def pid_in(line: str) -> int | None:
     return int(line.split()[1]) if line.startswith("pid ") else None
 
 
-def test_a_stage_that_is_cancelled_leaves_no_process_behind(repository):
+def test_a_stage_that_is_canceled_leaves_no_process_behind(repository):
     root = repository(train=(SLEEPER, [], []))
     started = []
 
@@ -166,7 +166,7 @@ def test_a_kill_of_the_flow_leaves_no_stage_running(repository, dvc_dies_first):
     started = next(pid for line in flow.stdout if (pid := pid_in(line)))
     if dvc_dies_first:
         dvc = os.getpgid(started)
-        flow.send_signal(signal.SIGSTOP)  # it does not get to see that dvc has died
+        flow.send_signal(signal.SIGSTOP)  # the session process cannot notice that dvc has died
         os.kill(dvc, signal.SIGKILL)
         until(lambda: is_gone(dvc), "the end of dvc")
     flow.kill()

@@ -31,13 +31,13 @@ MAX_PIXELS = 1_000_000
 
 @pytest.fixture(scope="module")
 def images(registered):
-    """Captures of the project, the references first."""
+    """Images of the project's captures, references first."""
     return sorted((registered / "data/captures/images").iterdir())
 
 
 @pytest.fixture
 def pinspect(registered, monkeypatch, capsys):
-    """The command line in the project's folder: gives exit code, standard output and standard error."""
+    """Run the command line in the project folder; return exit code, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.chdir(registered)
@@ -80,7 +80,7 @@ def test_a_quoted_glob_means_the_images_that_it_matches(tmp_path):
     assert listed(tmp_path, "day*/*.jpg") == ["day1/1.jpg", "day2/2.jpg"]
     assert listed(tmp_path, "day*") == ["day1/1.jpg", "day2/2.jpg", "day2/deep/3.jpg"]
     assert listed(tmp_path, "day2/**") == ["day2/2.jpg", "day2/deep/3.jpg"]
-    assert listed(tmp_path, "[1].jpg") == ["[1].jpg"]  # a file of this name is no pattern
+    assert listed(tmp_path, "[1].jpg") == ["[1].jpg"]  # an existing file of this name is not treated as a pattern
 
 
 def test_files_keep_the_order_of_the_arguments_even_if_missing(tmp_path):
@@ -144,7 +144,7 @@ def test_a_capture_that_cannot_be_inspected_gives_an_error_record_and_the_others
 def test_the_table_shows_the_same_as_json(tmp_path, images, pinspect):
     shutil.copy(images[-1], tmp_path / "[bold]1.jpg")
     code, out, err = pinspect("inspect", tmp_path)
-    assert (code, err) == (1, "")  # an adapter of two steps calls everything defective
+    assert (code, err) == (1, "")  # an adapter of two steps answers defective to everything
     flat = "".join(out.split()).replace("│", "")
     assert "P(defective)" in flat
     assert "[bold]1.jpg" in "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
@@ -198,7 +198,7 @@ def test_annotated_pictures_box_the_defect_and_leave_the_captures_alone(tmp_path
     boxed = np.argwhere((picture[: original.shape[0]] != original).any(axis=2))
     assert len(boxed) > 100
     assert {tuple(picture[y, x]) for y, x in boxed} == {RED}
-    # The virtual line's pins stand in even rows and columns: the box's middle lies in the third of its row.
+    # Pins are evenly spaced, so the middle of the box lies in the third of the picture that holds its row.
     column, row = int(record["defect_position"][2]), "UCD".index(record["defect_position"][-1])
     middle = boxed.mean(axis=0) / original.shape[:2]
     assert int(middle[0] * 3) == row
@@ -247,5 +247,5 @@ def test_progress_is_shown_to_a_terminal_and_never_in_the_json(registered, image
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # the other end is closed
+    except OSError:  # the terminal's other end is closed
         return b""

@@ -1,4 +1,4 @@
-"""Kill -9 at random moments: of the flow, of dvc, of the training. What is left is whole; the next run completes."""
+"""Kill -9 of flow, dvc or training at random moments: files stay complete, and the next run succeeds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.checkout import Checkout, captures
 from tests.support.sample import drop
 from tests.support.waiting import until
 
-SESSION = "-S"  # of the command line of flows/session.py, which holds dvc's
+SESSION = "-S"  # part of the command line of flows/session.py, which contains dvc's
 RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.', 2, 0)")
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-# Ten kills. A killed stage is tried again by the flow; after a killed flow comes another one.
+# Ten kills. The flow retries a killed stage; after a killed flow another flow is started.
 ROUNDS = [
     ("flow", "training", "dvc", "flow", "dvc"),  # the first of them in the imaging stages
     ("training", "flow", "training", "dvc", "flow"),
@@ -35,7 +35,7 @@ ROUNDS = [
 
 
 class Round:
-    """One checkout in which something has changed, and kills in it."""
+    """A checkout with a change, and the processes to kill in it."""
 
     def __init__(self, checkout: Checkout, number: int):
         self.checkout = checkout
@@ -46,12 +46,12 @@ class Round:
         self.died: list[str] = []
 
     def play(self, kills: tuple[str, ...]) -> subprocess.CompletedProcess:
-        """Kill one after the other in a flow that is under way. Returns the run after them, at its end."""
-        longest = 6.0  # s from the start of what is killed to the kill
+        """Kill the processes one after the other while a flow runs; return the run that follows, once it has ended."""
+        longest = 6.0  # seconds from a process's start to its kill
         flow = self._start()
         try:
             for kind in kills:
-                while not self._kill(kind, flow, longest):  # it was over before its moment came
+                while not self._kill(kind, flow, longest):  # the process ended before the kill
                     longest /= 2
                     flow.kill()
                     flow.wait()
@@ -72,12 +72,12 @@ class Round:
         return self.checkout.run(*RETRAIN)
 
     def _start(self) -> subprocess.Popen:
-        """A flow in a checkout in which the training has to run again."""
+        """Start a flow in a checkout whose training is out of date."""
         self.checkout.set_param("train", seed=self.random.randrange(10**6))
         return self.checkout.start_retrain(self.log)
 
     def _kill(self, kind: str, flow: subprocess.Popen, longest: float) -> bool:
-        """Kill -9 at a random moment; False where the flow, or the training, had ended by then."""
+        """Kill -9 at a random moment; return False if the flow or the training had ended before."""
         begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin", every=0.1)
         time.sleep(self.random.uniform(0, longest))
         victim = begun if kind == "training" else self._victim(kind)
@@ -91,7 +91,7 @@ class Round:
         return True
 
     def _victim(self, kind: str) -> psutil.Process | None:
-        """The training's process, or else dvc's, which shows that a stage is under way."""
+        """Return the training process, or else dvc's process while a stage runs."""
         word = "stages.train" if kind == "training" else "--single-item"
         for process in self.checkout.processes():
             with suppress(psutil.Error):
@@ -106,7 +106,7 @@ class Round:
 
 @pytest.fixture(scope="module")
 def rounds(prefect_api, prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
-    """Both rounds, at the same time, each with the run that followed."""
+    """Both rounds, played at the same time, each with the run that followed."""
     place = tmp_path_factory.mktemp("killed")
     started = []
     for number, kills in enumerate(ROUNDS):
@@ -163,7 +163,7 @@ def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_
     whole = (checkout.root / "dvc.lock").read_text()
     (checkout.root / "dvc.lock").write_text(whole[: len(whole) // 2])
     out = str(checkout.root / "models/adapter")
-    with subprocess.Popen(["sleep", "3600"]) as other:  # it has the number of a dvc that was killed before a restart
+    with subprocess.Popen(["sleep", "3600"]) as other:  # its process id was that of a killed dvc
         held = {"write": {out: {"pid": other.pid, "cmd": "dvc repro"}}, "read": {}}
         (checkout.root / ".dvc/tmp/rwlock").write_text(json.dumps(held))
         end = checkout.run(*RETRAIN)

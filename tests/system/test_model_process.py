@@ -1,4 +1,4 @@
-"""The process that holds the model: real captures, a real registry, real processes that are killed."""
+"""The model process: real captures, a real registry, real kills."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 
 NAME = "pin-inspector"
-PATIENCE = 600.0  # seconds: for machines that do much else
+PATIENCE = 600.0  # seconds, for busy machines
 LIMIT = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
 def versions(registered) -> None:
-    """Version 1 is challenger, there is no champion, and version 3 lacks a file."""
+    """A project in which version 1 is challenger, no version is champion, and version 3 lacks a file."""
     with registry(registered) as client:
         client.delete_registered_model_alias(NAME, "champion")
         logged = client.get_logged_model(client.get_model_version(NAME, "3").source.removeprefix("models:/"))
@@ -51,14 +51,14 @@ def settings() -> StationSettings:
 
 @pytest.fixture(scope="module")
 def process(registered, settings):
-    """The model process; one for the tests of this module, which leave it as it was."""
+    """The model process, shared by the tests of this module; each test restores its state."""
     with ModelProcess(registered, settings) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def loaded(registered, tmp_path_factory) -> Champion:
-    """The registered version in this process."""
+    """The registered version, loaded in this process."""
     champion = champion_of(registered, tmp_path_factory.mktemp("loaded"))
     champion.check()
     return champion
@@ -77,7 +77,7 @@ def captures(project) -> list[Photograph]:
 
 
 def ask_all(process, photographs, timeout: float = PATIENCE) -> list[dict | Exception]:
-    """The answers to questions that are open at the same time."""
+    """Send all photographs at the same time; return an answer or an error for each."""
 
     async def ask():
         questions = [process.inspect(each.name, each.content, None, timeout) for each in photographs]
@@ -95,7 +95,7 @@ def health(process):
 
 
 def wait_until(condition) -> None:
-    """Until `condition()` is true; while the process is away, it is tried again."""
+    """Wait until `condition()` is true; retry while the process restarts."""
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         with contextlib.suppress(ModelUnavailableError):
@@ -159,7 +159,7 @@ def test_both_views_of_a_capture_are_shown_as_the_model_sees_them(registered, pr
 
 def test_captures_beyond_the_queue_are_refused_and_the_others_answered(registered, process):
     photographs = captures(registered)[:1] * 4 * LIMIT
-    os.kill(process.pid, signal.SIGSTOP)  # all questions are there before the first is taken up
+    os.kill(process.pid, signal.SIGSTOP)  # all requests are queued before the first is processed
     try:
         futures = [process._ask("inspect", each.name, each.content, None, PATIENCE) for each in photographs]
     finally:
@@ -183,7 +183,7 @@ def test_a_late_answer_times_out_and_the_model_skips_its_capture(registered, pro
 
 
 def test_a_failing_capture_does_not_affect_the_others_of_its_batch(registered, loaded, monkeypatch):
-    """The composite of one capture is spoilt on its way to the model, as by a full disk."""
+    """The composite of one capture is lost on its way to the model, as with a full disk."""
     inspector, photographs = loaded.version.inspector, captures(registered)[:3]
     prepare = inspector.prepare
 
@@ -337,9 +337,9 @@ def test_the_process_ends_with_its_parent_without_output(registered, tmp_path, n
     )
     pid = int(parent.stdout.readline())
     if number == signal.SIGINT:
-        os.killpg(parent.pid, number)  # as Ctrl-C does
+        os.killpg(parent.pid, number)  # like Ctrl-C
     else:
         parent.kill()
-    _, errors = parent.communicate(timeout=PATIENCE)  # both have ended when nobody can write any more
+    _, errors = parent.communicate(timeout=PATIENCE)  # the pipe closes once both processes have ended
     assert errors == ""
     wait_until(lambda: not psutil.pid_exists(pid))

@@ -1,4 +1,4 @@
-"""A registered adapter on servers: MLflow's registry over HTTP, and the packed model behind MLflow's model server."""
+"""A registered adapter and servers: MLflow's registry over HTTP, and the packed model in MLflow's model server."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
     assert json.loads((project / "reports/registration.json").read_text())["registry"] == uri
     (line,) = leaderboard(project, settings.register)
     assert (line["version"], line["aliases"]) == ("1", ["challenger"])
-    # The adapter of two steps proves nothing, which the server's stored answers show.
+    # The adapter of two steps does not meet the bounds, as the answers stored on the server show.
     decision = promote(project, params, settings)
     assert not decision.promoted
     with open_registry(project, settings.register) as client:

@@ -1,4 +1,4 @@
-"""Promotion by proof, rollback and comparison: on real MLflow registries, by versions with real packages."""
+"""Promotion, rollback and comparison, on real MLflow registries with real packages."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from tests.support.sample import ROOT, stage_environment
 
 NAME = "pin-inspector"
 PINSPECT = Path(sys.executable).with_name("pinspect")
-CAPTURES = 40  # every other one is passed
+CAPTURES = 40  # odd captures are passed
 HELD = {"controls.blank": "true", "controls.swapped": "true"}
 
 
@@ -35,7 +35,7 @@ def rows(captures: int = CAPTURES, view: str = "RAW") -> list[dict]:
 
 
 def first_wrong(count: int, wrong):
-    """Answers `wrong` to the first `count` defective captures (the even ones), and rightly to all others."""
+    """Answer `wrong` to the first `count` defective captures (even numbers) and right to all others."""
     chosen = {chat_row(number, view="RAW")["file"] for number in range(0, 2 * count, 2)}
     return lambda row: wrong(row) if row["file"] in chosen else right(row)
 
@@ -45,7 +45,7 @@ BETTER = right
 WORSE = first_wrong(8, escaped)
 
 
-# What the rules say
+# The rules
 
 
 def evidence(answer=right, *, captures: int = CAPTURES, version: str = "2") -> Evidence:
@@ -59,7 +59,7 @@ def settings_with(root=ROOT, **promotion) -> RegistrySettings:
 
 
 def broken(ours: Evidence, theirs: Evidence | None = None, tags=HELD, approve_by="", **promotion) -> dict[str, str]:
-    """The rules that do not hold: name -> what was found."""
+    """Return the rules that do not hold: name -> measured value."""
     rules = weigh(ours, theirs, tags, settings_with(**promotion), approve_by=approve_by)
     return {rule.name: rule.found for rule in rules if not rule.holds}
 
@@ -135,12 +135,12 @@ def test_the_test_set_digest_covers_photographs_and_labels():
     assert provenance.digest_of_test_set(answered([rows()[0] | {"answer": rows()[2]["answer"]}, *rows()[1:]])) != digest
 
 
-# What becomes of the registry
+# The registry
 
 
 @pytest.fixture(scope="module")
 def registry(project):
-    """Version 1 to 3 of the project: fair, better and worse on one test set. A folder with the database in it."""
+    """A folder with a registry of versions 1 to 3 of the project: fair, better and worse on one test set."""
     for number, answer in enumerate((FAIR, BETTER, WORSE), start=1):
         evaluate_as(project, number, answered(rows(), answer))
         run_stage("register", project)
@@ -149,7 +149,7 @@ def registry(project):
 
 @pytest.fixture
 def line(registry, tmp_path, monkeypatch):
-    """The project, with a registry of the test's own, and a function that sets aliases in it and gives them back."""
+    """The project with the test's own copy of the registry."""
     shutil.copy(registry / "mlruns/mlflow.db", tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(registry)
@@ -187,9 +187,9 @@ class Line:
 
 
 def evaluate_as(root: Path, number: int, table) -> None:
-    """Adapter `number` of the project in `root`, with the evaluation that `table` gives.
+    """Create adapter `number` of the project in `root`, evaluated as in `table`.
 
-    Blanks behind the adapter's configuration make it another one that answers alike.
+    Blanks at the end of its configuration make it another adapter with the same answers.
     """
     config, out = root / "models/adapter/adapter_config.json", root / "reports/eval"
     config.write_text(config.read_text().rstrip() + " " * number)
@@ -265,7 +265,7 @@ def test_a_first_champion_is_promoted_without_comparison(line):
 def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(line, steps):
     line.set(champion="1", challenger="2")
     decision = promote(line.root, line.params, line.settings)
-    # The registry as a kill leaves it: nothing but the proof, then `previous`, `champion`, and the end.
+    # After a kill the registry has only the proof, then also `previous`, then `champion`, then all of it.
     line.set(champion="1", challenger="2")
     line.client.delete_registered_model_alias(NAME, "previous")
     (line.root / DECISION).unlink()
@@ -295,7 +295,7 @@ def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_re
         for command in commands
     ]
     ends = [(*process.communicate(), process.returncode) for process in racing]
-    # The register stage brings the worse adapter, version 3, forward: before, between or after the promotions.
+    # The register stage makes the worse adapter, version 3, challenger before, between or after the promotions.
     assert ends[2][2] == 0, ends
     assert {code for *_, code in ends[:2]} <= {0, 2, 3}, ends
     assert not any("Traceback" in stderr for _, stderr, _ in ends)
@@ -340,7 +340,7 @@ def test_the_leaderboard_and_a_comparison_show_what_is_registered(line, capsys):
 
 
 def run_here(words) -> int:
-    """The exit code of the command line in this process."""
+    """Run the command line in this process and return its exit code."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["pinspect", *words])
         with pytest.raises(SystemExit) as ended:
@@ -349,7 +349,7 @@ def run_here(words) -> int:
 
 
 def test_a_champion_of_another_test_set_answers_with_its_own_package(line, evaluated_project):
-    """Version 1 is champion by 40 captures; the challenger is scored on the project's own test split."""
+    """Version 1 became champion on 40 captures; the challenger is scored on the project's own test split."""
     real = predictions.read(evaluated_project / "reports/predictions/test.csv")
     evaluate_as(line.root, 4, real.assign(answer=real["expected"], **found_as_expected(real)))
     try:
@@ -363,7 +363,7 @@ def test_a_champion_of_another_test_set_answers_with_its_own_package(line, evalu
     held = {rule.name for rule in decision.rules if rule.holds}
     assert {"answers parse", "escapes against the champion", "exact match against the champion"} <= held
     assert decision.test_set == line.tags("4")["test_set_digest"] != line.tags("1")["test_set_digest"]
-    # All versions of this project have the same weights, so that it answers as the real evaluation did.
+    # All versions of this project have the same weights, so version 1 gives the answers of the real evaluation.
     chosen = (real["model"] == "adapter") & (real["shot"] == "zero_shot") & (real["view"] == params.evaluate.view)
     chosen &= (real["decoding"] == "constrained") & (real["kind"] == params.evaluate.kind)
     assert decision.captures == chosen.sum()

@@ -1,4 +1,4 @@
-"""`pinspect.load_inspector` on a real registered version: what a user gets in three lines of Python."""
+"""`pinspect.load_inspector` on a real registered version."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_a_project_without_settings_is_named(tmp_path):
 
 
 def test_loading_and_inspecting_changes_no_environment_variable(registered, captures):
-    # What third-party libraries set when they are imported is theirs; everything after that is ours.
+    # Third-party libraries may set variables when imported; after the imports nothing may change.
     code = f"""if True:
         import json, os
         import torch, transformers, peft, accelerate, mlflow.pyfunc, pandas, cv2, llguidance.hf

@@ -21,7 +21,7 @@ from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT, drop, read_labels
 from tests.support.waiting import SECONDS, until
 
-SILENCE = 40  # s; heartbeats come every 30
+SILENCE = 40  # seconds; a heartbeat is sent every 30 s
 DIES = """
 import time
 from prefect import flow
@@ -48,9 +48,9 @@ def up_to_date(deployed, scheduled_run):
 
 @pytest.fixture(scope="module", autouse=True)
 def zombie(prefect_api, client):
-    """A run whose process was killed after its first heartbeat, and an automation that looks for such."""
+    """A run killed after its first heartbeat, and an automation that detects runs without heartbeats."""
     ensure_automation(timedelta(seconds=SILENCE))
-    ensure_automation(timedelta(seconds=SILENCE))  # a second time it takes the first one's place
+    ensure_automation(timedelta(seconds=SILENCE))  # a second call replaces the automation
     process = subprocess.Popen(
         [sys.executable, "-c", DIES], env={**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     )
@@ -65,7 +65,7 @@ def zombie(prefect_api, client):
 
 def registry(checkout) -> MlflowClient:
     uri = f"sqlite:///{checkout.root}/mlruns/mlflow.db"
-    return MlflowClient(uri, uri)  # else the registry is whichever this process named last
+    return MlflowClient(uri, uri)  # otherwise MLflow uses the registry that this process used last
 
 
 def versions(checkout) -> list:
@@ -118,7 +118,7 @@ def test_captures_in_the_inbox_become_a_new_challenger_and_bad_ones_stay(up_to_d
     assert newest.tags["dataset_digest"] != first.tags["dataset_digest"]
 
 
-def test_a_cancelled_run_ends_its_stage_at_once(up_to_date, client, tmp_path):
+def test_a_canceled_run_ends_its_stage_at_once(up_to_date, client, tmp_path):
     checkout = up_to_date.copy(tmp_path / "cancelled")
     checkout.set_param("train", seed=41)
     run = run_deployment("retrain/nightly", parameters={"root": str(checkout.root)}, timeout=0)
@@ -166,7 +166,7 @@ def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client
 
 
 def final_state(client, run_id):
-    """The state of a run once it has ended; None before."""
+    """Return the state of a run once it has ended, None before."""
     state = client.read_flow_run(run_id).state
     return state if state.is_final() else None
 

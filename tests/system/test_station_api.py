@@ -1,4 +1,4 @@
-"""The station's API, on a real station: what it answers, what it turns away, and that nothing breaks it."""
+"""The station's API on a real station: answers, refusals, and robustness."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ def get(running, path: str, **query) -> requests.Response:
 
 
 def metrics(running) -> dict[tuple, float]:
-    """Value by name and labels."""
+    """Return the station's metrics: (name, labels) -> value."""
     text = get(running, "/metrics").text
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
@@ -157,7 +157,7 @@ def test_a_result_includes_its_correction(running):
     assert refusal(gone)[0] == 404
 
 
-# What is turned away
+# Refusals
 
 
 HOSTILE_NAMES = [
@@ -178,7 +178,7 @@ HOSTILE_FILES = {
 
 
 def outside_of_the_data(running) -> dict[str, bytes]:
-    """Every file of the project, and beside it, that no upload may change; the registry keeps its own."""
+    """Return all files in and beside the project that no upload may change."""
     files = contents(running.root.parent)
     kept = (f"{running.root.name}/data/station/", f"{running.root.name}/mlruns/")
     return {name: content for name, content in files.items() if not name.startswith(kept)}
@@ -240,7 +240,7 @@ def test_an_invalid_request_gets_a_readable_message(running):
     assert refusal(requests.delete(f"{running.url}/results", timeout=600))[0] == 405
 
 
-# How it is
+# Health and metrics
 
 
 def test_health_reports_the_version_that_inspects(running):
@@ -289,7 +289,7 @@ def test_every_answer_has_the_security_headers(running):
         assert "server" not in answer.headers
 
 
-# By its description
+# The OpenAPI description
 
 
 OPERATIONS = [
@@ -313,7 +313,7 @@ def test_the_fuzz_test_covers_every_operation(description):
 def test_every_answer_matches_the_openapi_description(description, running, method, path, mode):
     try:
         cases = description[path][method].as_strategy(generation_mode=mode)
-        # Which inspections there are, and whether a person may say so, is not in the description.
+        # Which ids exist, and which corrections are valid, is not part of the description.
         excluded = [positive_data_acceptance] if "correction" in path else []
 
         @hypothesis.given(cases)
@@ -328,7 +328,7 @@ def test_every_answer_matches_the_openapi_description(description, running, meth
             case.call_and_validate(excluded_checks=excluded, timeout=600)
 
         holds()
-    except hypothesis.errors.Unsatisfiable:  # nothing can be wrong with a question that has no parameters
+    except hypothesis.errors.Unsatisfiable:  # an operation without parameters has no invalid request
         assert mode is GenerationMode.NEGATIVE
         assert path in ("/health", "/metrics")
     assert "Traceback" not in running.log.read_text()

@@ -1,5 +1,5 @@
 """The station's page in a real browser, on a real station: uploads, judgements by mouse and by keyboard, languages,
-accessibility. No page may ask any other host, nor leave an error in the browser's console."""
+accessibility. A page must not load anything from another host or cause an error in the browser's console."""
 
 import base64
 import re
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser, running_station):
-    """Opens pages of the station; `expected`: what the console may say, since a refusal is an error to a browser."""
+    """Open pages of the station; `expected` is text that console errors may contain (a refusal is one)."""
 
     @contextmanager
     def opened(path: str = "/", *, expected: str = "", **options) -> Iterator[Page]:
@@ -65,7 +65,7 @@ def visit(browser, running_station):
 
 @lru_cache
 def captures():
-    """Captures that the project does not have."""
+    """Captures that are not in the project."""
     return [capture for capture in line(seed=21, train=16, references=2) if capture.role == "inspected"]
 
 
@@ -75,7 +75,7 @@ def payload(number: int, name: str = "") -> dict:
 
 
 def inspected(station, number: int) -> dict:
-    """The result of a capture that is sent by the API."""
+    """Return the result of a capture sent to the API."""
     files = {"images": (f"part-{number}.jpg", captures()[number].jpeg, "image/jpeg")}
     answer = requests.post(f"{station.url}/inspect", files=files, timeout=600)
     return answer.json()["results"][0]
@@ -90,7 +90,7 @@ def health(station) -> dict:
 
 
 def another(result: dict) -> dict:
-    """A verdict that the model has not given."""
+    """Return a verdict that differs from the model's."""
     mode = "bend" if result["defect_mode"] != "bend" else "retract"
     place = "X:3, Y:C" if result["defect_position"] != "X:3, Y:C" else "X:4, Y:D"
     return {"judgement": "defective", "defect_mode": mode, "defect_position": place}
@@ -100,7 +100,7 @@ def verdict(label: dict) -> dict:
     return {name: label[name] for name in ("judgement", "defect_mode", "defect_position")}
 
 
-def labelled(station, capture: str) -> dict:
+def stored_label(station, capture: str) -> dict:
     (row,) = (row for row in read_labels(station.root / "data/captures") if row["file"] == capture)
     return verdict(row)
 
@@ -187,7 +187,7 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
             if focused.get_attribute("name") == "by":
                 break
             page.keyboard.press("Shift+Tab")
-        page.keyboard.type("c x 2 Tanaka")  # letters of a name are no shortcuts
+        page.keyboard.type("c x 2 Tanaka")  # letters typed into the name field are not shortcuts
         page.keyboard.press("Enter")
 
         expect(page.locator("p.person")).to_contain_text("Corrected by c x 2 Tanaka")
@@ -195,7 +195,7 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
         expect(page.locator("article.result")).to_be_focused()
     correction = stored(running_station, result["id"])["correction"]
     assert verdict(correction) == label
-    assert labelled(running_station, correction["capture"]) == label
+    assert stored_label(running_station, correction["capture"]) == label
 
     run_stage("raw", running_station.root)
 
@@ -206,7 +206,7 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
 
 
 def move_to(page: Page, position: str) -> None:
-    """Over the grid of pins by the arrow keys."""
+    """Move to a pin of the grid with the arrow keys."""
     here, there = PINS.index(page.locator(":focus").input_value()), PINS.index(position)
     down, right = there // 9 - here // 9, there % 9 - here % 9
     for key in ["ArrowDown" if down > 0 else "ArrowUp"] * abs(down) + [
@@ -356,7 +356,7 @@ def test_everything_works_without_scripts(visit, running_station):
         expect(page.locator("p.person")).to_contain_text("Corrected by Abe")
     correction = stored(running_station, id)["correction"]
     assert verdict(correction) == label
-    assert labelled(running_station, correction["capture"]) == label
+    assert stored_label(running_station, correction["capture"]) == label
 
 
 def test_every_page_shows_a_broken_champion_while_the_last_good_version_works(visit, running_station):
@@ -376,7 +376,7 @@ def test_every_page_shows_a_broken_champion_while_the_last_good_version_works(vi
 
 
 def test_the_page_shows_that_the_line_has_changed(visit, running_station):
-    """The lamp dies: the last test of the module, since it darkens the line of all others."""
+    """The lamp fails. This must be the last test of the module because it changes the drift report."""
     results = ResultsTable.of_project(running_station.root, StationSettings())
     newest = results.list(limit=1)[0].to_dict()
     for number in range(200):

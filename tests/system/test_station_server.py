@@ -1,4 +1,4 @@
-"""`pinspect station` as a whole: killed, promoted and broken under load, and ended in order."""
+"""`pinspect station` under load: kills, promotions, a broken champion, and a clean shutdown."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ CAPTURES = [capture.jpeg for capture in line()]
 
 
 class Load:
-    """Clients that inspect one image after the other: the results that they got, refusals, and broken connections."""
+    """Clients that send one image after the other, and their results, refusals and broken connections."""
 
     def __init__(self, url: str):
         self.results: list[dict] = []
@@ -57,7 +57,7 @@ class Load:
 
 @contextmanager
 def load(url: str):
-    """`CLIENTS` at a time, for as long as the context lasts."""
+    """Run `CLIENTS` clients during the context."""
     traffic = Load(url)
     clients = [threading.Thread(target=traffic.run, args=(number,)) for number in range(CLIENTS)]
     for client in clients:
@@ -98,7 +98,7 @@ def table(project: Path) -> ResultsTable:
 
 
 def model_process(running: StationProcess) -> psutil.Process:
-    """The largest process below the station."""
+    """Return the model process: the largest child process of the station."""
     children = psutil.Process(running.process.pid).children(recursive=True)
     return max(children, key=lambda child: child.memory_info().rss)
 
@@ -157,7 +157,7 @@ def test_health_reports_a_broken_champion_and_the_last_good_version_stays(runnin
     assert "version 3" in report["last_error"]
     assert inspected(running).json()["results"][0]["model_version"] == "2"
     assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=600).text
-    # Neither does a model process that begins anew forget it.
+    # A restarted model process also reports the broken champion.
     model_process(running).kill()
     until(lambda: health(running)["version"] == "2", "the last good version again")
     assert inspected(running).json()["results"][0]["model_version"] == "2"
@@ -168,7 +168,7 @@ def test_health_reports_a_broken_champion_and_the_last_good_version_stays(runnin
 
 
 def packed(project: Path, version: str) -> Path:
-    """The weights of the adapter that a version has packed."""
+    """Return the weight file of the adapter in a version's package."""
     params = load_register_settings(project)
     with open_registry(project, params) as client:
         model = client.get_model_version(params.model_name, version).source.rpartition("/")[2]
@@ -208,11 +208,11 @@ def test_requests_in_progress_are_finished_when_the_station_ends(running):
     assert [entry for entry in running.log.read_text().splitlines() if entry.startswith(ready)]
 
 
-# How it is started
+# Start
 
 
 def refused(project: Path, *options: str, **environment: str) -> str:
-    """What a station that does not start says."""
+    """Return the error line of a station that does not start."""
     command = [PINSPECT, "station", *options]
     done = subprocess.run(command, cwd=project, env=os.environ | environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""The station's pages as the server renders them, in both languages; here no model process runs, which they tell."""
+"""The station's pages as the server renders them, in both languages, without a model process."""
 
 import re
 import string
@@ -42,7 +42,7 @@ class Station:
         return TestClient(self.app, "http://127.0.0.1", follow_redirects=False, headers=headers)
 
     def keep(self, id: str, answer: dict, received: datetime = DAY, **more) -> str:
-        """A result whose picture is there."""
+        """Store a result and its picture; return its id."""
         sha256 = self.pictures.put(line()[-1].jpeg, ".jpg")
         record = KNOWN | {"file": f"{id}.jpg", "address_probabilities": [1 / 27] * 27} | answer | more
         self.results.record(record, id=id, sha256=sha256, source="station", received=received)
@@ -60,7 +60,7 @@ def visitor(station):
 
 
 def rows(html: str) -> list[list[str]]:
-    """The cells of the body rows of the page's list, as words."""
+    """Return the body rows of the page's table as lists of words."""
     body = re.search(r'<table class="list">.*?<tbody>(.*?)</tbody>', html, re.DOTALL)
     lines = re.findall(r"<tr.*?</tr>", body[1], re.DOTALL) if body else []
     cells = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in lines)
@@ -353,7 +353,7 @@ def test_the_page_opens_only_with_the_token(tmp_path):
     assert (refused.status_code, refused.headers["location"]) == (303, "/login?next=/history")
     login = visitor.get("/login", params={"next": "/history"})
     assert 'name="next" value="/history"' in login.text
-    assert "cannot be inspected" not in login.text, "who is not in is told nothing about the line"
+    assert "cannot be inspected" not in login.text, "the login page reveals nothing about the line"
     wrong = visitor.post("/login", data={"token": "x" * 20, "next": "/history"})
     assert wrong.status_code == 403
     assert "Wrong token." in wrong.text

@@ -1,4 +1,4 @@
-"""`pinspect watch`: real processes on a real inbox, into which the tests write as cameras do; some are killed."""
+"""`pinspect watch`: real processes, some of them killed, on an inbox into which tests write as cameras do."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def put(inbox: Path, name: str, content: bytes) -> None:
     (inbox / name).write_bytes(content)
 
 
-# Looking: which files are whole.
+# Scanning: which files are complete.
 
 
 def test_a_file_is_ready_once_unchanged_for_the_settle_time(inbox):
@@ -152,7 +152,7 @@ def test_temporary_names_and_other_files_are_ignored_and_folders_are_searched(in
     put(inbox, "8.png", b"1")
     os.utime(inbox / "8.png", (0, 0))
     (inbox / "9.jpg").mkdir()
-    assert Inbox(inbox, settle=0, patience=0).scan() == ["8.png", "day/shift/7.JPG"]  # the oldest first
+    assert Inbox(inbox, settle=0, patience=0).scan() == ["8.png", "day/shift/7.JPG"]  # oldest first
 
 
 def test_a_vanished_inbox_is_an_error(inbox):
@@ -166,7 +166,7 @@ def test_a_vanished_inbox_is_an_error(inbox):
     assert watched.scan() == ["1.jpg"]
 
 
-# Watching: whole processes.
+# Watching: real processes.
 
 
 def test_once_inspects_the_inbox_and_ends_with_the_exit_code_of_inspect(registered, inbox, url):
@@ -214,7 +214,7 @@ def test_a_watcher_inspects_each_complete_file_and_ends_by_a_signal(registered, 
 
 def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(registered, inbox, url):
     for number in range(40):
-        put(inbox, f"{number}.jpg", CAPTURES[number % 20] + bytes([number]))  # what follows a JPEG's end is ignored
+        put(inbox, f"{number}.jpg", CAPTURES[number % 20] + bytes([number]))  # decoders ignore the byte after a JPEG
     records = []
     for _ in range(2):
         with watching(registered, inbox, url) as watch:

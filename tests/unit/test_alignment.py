@@ -1,4 +1,4 @@
-"""Laying captures over their unit space: sub-pixel, blind to light, and honest where it cannot be done."""
+"""Alignment to the unit space: sub-pixel, independent of light, and refused if it is not possible."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ STILL = LineSetup("CYLN", place_jitter_px=(0.0, 0.0), noise_range=(0.001, 0.002)
 
 
 def photograph(*missing: str, seed: int = 1) -> np.ndarray:
-    """A capture whose pins, but for the missing ones, stand alike for one seed."""
+    """Draw a capture; for one seed all pins except the missing pins are the same."""
     pins = tolerated_pins(np.random.default_rng(seed), STILL, LAYOUT)
     for address in missing:
         remove(pins, LAYOUT.index(LAYOUT.address(address)), np.random.default_rng(0), LAYOUT)
@@ -23,7 +23,7 @@ def photograph(*missing: str, seed: int = 1) -> np.ndarray:
 
 
 def moved(gray: np.ndarray, degrees: float = 0, scale: float = 1, shift=(0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
-    """The capture after the camera moved, and the matrix that undoes it."""
+    """Return the capture after a camera movement, and the matrix that reverses the movement."""
     height, width = gray.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
     matrix[:, 2] += shift
@@ -32,7 +32,7 @@ def moved(gray: np.ndarray, degrees: float = 0, scale: float = 1, shift=(0.0, 0.
 
 
 def largest_error(matrix: np.ndarray, expected: np.ndarray) -> float:
-    """How far off, px, any pin of the field is laid."""
+    """Return the largest alignment error of any pin, px."""
     corners = np.array([[40.0, 45, 1], [600, 45, 1], [40, 215, 1], [600, 215, 1]])
     return float(np.linalg.norm(corners @ matrix.T - corners @ expected.T, axis=1).max())
 
@@ -81,7 +81,7 @@ def test_alignment_is_not_off_by_a_whole_pin():
     mean = np.mean([photograph(seed=seed) for seed in range(20, 26)], axis=0)
     for seed in range(2, 12):
         away, back = moved(photograph(seed=seed), shift=(28.0, -24.0))
-        assert largest_error(align(away, mean, 40).matrix, back) < 3  # these have pins and light of their own
+        assert largest_error(align(away, mean, 40).matrix, back) < 3  # these captures have other pins and other light
 
 
 def test_the_aligned_capture_lies_over_the_mean():

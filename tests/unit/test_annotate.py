@@ -1,4 +1,4 @@
-"""Annotated pictures: the box lies on the pin that is meant, and the photograph stays as it is."""
+"""Annotated pictures: the box lies on the named pin, and the photograph is unchanged."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ LAYOUT = params().layout.layout()
 
 @pytest.fixture(scope="module")
 def inspector(tmp_path_factory) -> CaptureInspector:
-    """Seeing asks no model, so that none is loaded."""
+    """An inspector without a model; `see` does not need one."""
     root = tmp_path_factory.mktemp("line")
     drop_raw(root, CAPTURES)
     build(root)
@@ -29,7 +29,7 @@ def inspector(tmp_path_factory) -> CaptureInspector:
 
 @pytest.fixture(scope="module")
 def seen(inspector) -> Seen:
-    """An inspected capture, moved by a few px and turned a little, as a camera that was knocked sees it."""
+    """A capture moved by a few px and slightly rotated, as after a knock on the camera."""
     capture = CAPTURES[-1]
     image = cv2.imdecode(np.frombuffer(capture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     turned = cv2.getRotationMatrix2D((image.shape[1] / 2, image.shape[0] / 2), 1.5, 1.0)
@@ -51,7 +51,7 @@ def test_the_corners_of_a_pin_hold_what_the_model_sees_in_its_cell(inspector, se
     assert np.abs(warped.astype(int) - expected).mean() < 1
 
 
-def test_the_corners_of_neighbours_meet(inspector, seen):
+def test_the_corners_of_neighbors_meet(inspector, seen):
     left, right, below = (inspector.pin_corners(seen, address) for address in ("X:3, Y:U", "X:4, Y:U", "X:3, Y:C"))
     assert left[1] == pytest.approx(right[0])
     assert left[2] == pytest.approx(right[3])

@@ -32,7 +32,7 @@ def white_pins(picture: np.ndarray) -> list:
 
 
 def row_about(address, view: str = "RAW", star=None, kind: str = "two_image", shape: str = "CYLN") -> dict:
-    """A chat row about a bent pin at `address`; one-shot where a star lies at `star`."""
+    """Return a chat row about a bent pin at `address`; one-shot if `star` is set."""
     answer = CONTRACT.render(CONTRACT.defective(shape, view, "bend", address))
     star_answer = None if star is None else CONTRACT.render(CONTRACT.star(shape, view, star), AnswerKind.STAR)
     messages = prompts.stacked(view, answer) if kind == "stacked" else prompts.two_image(view, answer, star_answer)
@@ -102,7 +102,7 @@ def test_every_turn_of_a_one_shot_row_is_mirrored_alike():
         ("X:2, Y:U", "X:1, Y:D"),
         ("X:8, Y:U", "X:9, Y:D"),
     }
-    assert row == row_about(LAYOUT.address("X:1, Y:U"), star=LAYOUT.address("X:2, Y:D")), "the original stays"
+    assert row == row_about(LAYOUT.address("X:1, Y:U"), star=LAYOUT.address("X:2, Y:D")), "the original is unchanged"
 
 
 @pytest.mark.parametrize(("view", "reach"), [("RAW", 1.25), ("DST", 1.0)])

@@ -1,4 +1,4 @@
-"""Dropping captures in: every mistake is named in one line, and nothing is half done."""
+"""Adding captures: every mistake is one line of the error, and captures are added completely or not at all."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ def add(source, folder, shape=""):
 
 @pytest.fixture
 def here(tmp_path):
-    """A captures' folder with four captures."""
+    """A captures folder with four captures."""
     return drop(tmp_path / "captures", line()[:4])
 
 
@@ -163,7 +163,7 @@ def test_names_of_the_public_series_fill_empty_labels(new, name, judgement, mode
     assert (labels.captures[0].judgement, labels.captures[0].defect_mode) == (judgement, mode)
 
 
-def test_an_image_without_a_row_is_labelled_by_its_name_and_the_given_shape(tmp_path):
+def test_an_image_without_a_row_is_labeled_by_its_name_and_the_given_shape(tmp_path):
     (tmp_path / "left_1_OK.jpg").write_bytes(line()[0].jpeg)
     (tmp_path / "notes.txt").write_text("no capture")
     assert "left_1_OK.jpg: shape: expected CYLN or SQUR, found nothing" in one_problem(tmp_path)

@@ -17,7 +17,7 @@ def pinspect(*words: object, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def project(tmp_path):
-    """A project's folder with four captures, and beside it three new ones."""
+    """A project folder with four captures, and three new captures beside it."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     drop(tmp_path / "data/captures", line()[:4])
     drop(tmp_path / "new", line()[4:7])

@@ -71,8 +71,8 @@ def test_the_star_lies_on_the_addressed_pin_and_nowhere_else(address):
     rows, columns = np.nonzero(changed)
     assert {address.column} == set(columns // CELL)
     assert {LAYOUT.rows.index(address.row) + 1} == set(rows // CELL)
-    centre = starred[int(rows.mean().round()), int(columns.mean().round())]
-    assert centre[0] > 200 and centre[1] < 60
+    center = starred[int(rows.mean().round()), int(columns.mean().round())]
+    assert center[0] > 200 and center[1] < 60
     assert not (plain != composite.single(field_of(), LAYOUT, CELL)).any(), "the plain composite is left as it was"
 
 

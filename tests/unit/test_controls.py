@@ -1,5 +1,5 @@
-"""The controls' promises: each changes what it says and nothing else, a model that looks keeps every rule, and each
-kind of not looking breaks one."""
+"""The controls: each makes exactly its change, a model that compares the pictures holds every control, and each
+model that ignores a picture fails one."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def controls(rows, images, tmp_path_factory):
 
 
 def pairs_of(control, images):
-    """The pictures of each row before and after."""
+    """Return the pictures of each row before and after the change."""
     for row, original in zip(control.rows, control.originals, strict=True):
         yield [picture(images, name) for name in original["images"]], [picture(images, name) for name in row["images"]]
 
 
-# --- what is changed
+# --- the changes
 
 
 def test_the_blank_control_hides_every_inspected_pin_and_changes_nothing_else(controls, images):
@@ -117,19 +117,21 @@ def test_the_light_control_changes_only_the_inspected_pins(controls, rows, image
             assert (left, right) == (pytest.approx(0.7, abs=0.05), pytest.approx(1, abs=0.05))
 
 
-# --- predictors: what they answer rests on the pictures that they look at
+# --- predictors: their answers depend on the pictures that they compare
 
 
 def look(single: np.ndarray) -> np.ndarray:
-    """What stays of a pin field in any light: 4 px blocks, each against its neighbours, as a vector of length 1."""
+    """Return features of a pin field that do not depend on light: 4 px blocks relative to neighbors, a unit vector."""
     blocks = field(single).astype(float).mean(2).reshape(-1, 4, LAYOUT.columns * CELL // 4, 4).mean((1, 3))
     edges = np.diff(np.log(blocks + 8), axis=1).ravel()
     return edges / max(np.linalg.norm(edges), 1e-9)
 
 
 class Looker:
-    """Answers by the pictures: it knows every pin field by sight, whatever the light, and says of the one to inspect
-    what it is; nothing to be seen is a defect. Subclasses look less."""
+    """Answers from the pictures: it recognizes every pin field in any light and returns the inspected field's label.
+
+    A field without contrast counts as defective. Subclasses ignore a part of the pictures.
+    """
 
     def __init__(self, rows, images):
         self.known = []
@@ -170,14 +172,14 @@ class AlwaysTheSameDefect(Looker):
 
 
 class KnowsTheLabel(Looker):
-    """As if it had learnt file names by heart."""
+    """Answers from the label, as if it had memorized file names."""
 
     def answer(self, row, reference, inspected):
         return CONTRACT.parse(row["answer"])
 
 
 class FindsTheOddPicture(Looker):
-    """Tells a defect, whichever picture shows it."""
+    """Reports a defect in either picture."""
 
     def answer(self, row, reference, inspected):
         answer = self.recognise(reference)
@@ -210,7 +212,7 @@ class PassesWhatIsDark(Looker):
 
 
 def examined(rows, images, predictor, kind="two_image"):
-    """The results of all controls by name; the predictor answers the unchanged rows, too."""
+    """Return the results of all controls by name; the predictor also answers the unchanged rows."""
     plain = dict(zip((row["id"] for row in rows), predictor(rows, images), strict=True))
     results = run_controls(rows, images, CONTRACT, predictor, plain, replace(QUESTION, kind=kind))
     return {result.name: result for result in results}
@@ -222,7 +224,7 @@ def test_a_model_that_compares_the_pictures_holds_every_control(kind, images):
     results = examined(rows, images, Looker(rows, images), kind)
     assert {name: result.held for name, result in results.items()} == dict.fromkeys(control_prompts.MAKERS, True)
     assert all(result.captures == len(rows) and result.pictures for result in results.values())
-    assert all(check.n for result in results.values() for check in result.checks), "every count counts something"
+    assert all(check.n for result in results.values() for check in result.checks), "every check counts captures"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_unreadable_answers_fail_every_control_that_needs_an_answer(rows, images
     assert {result.name for result in results if result.held} == {"blank"}
 
 
-# --- which captures, and what cannot be made
+# --- selection of captures, and controls that cannot be made
 
 
 def test_camera_captures_come_before_virtual_ones_and_are_capped_evenly(rows, monkeypatch):
@@ -287,11 +289,11 @@ def test_a_control_that_cannot_be_made_reports_the_reason_and_does_not_hold(cont
     rows = make_rows(images, **changes)
     plain = {row["id"]: row["answer"] for row in rows}
 
-    def tells_the_label(prompts, _folder):
+    def answer_of_label(prompts, _folder):
         return [row["answer"] for row in prompts]
 
     question = {"view": changes.get("view", "RAW"), "kind": changes.get("kind", "two_image")}
-    results = run_controls(rows, images, CONTRACT, tells_the_label, plain, replace(QUESTION, **question))
+    results = run_controls(rows, images, CONTRACT, answer_of_label, plain, replace(QUESTION, **question))
     (control_result,) = [result for result in results if result.name == control]
     outcome = control_outcome(control_result, 0.95)
     assert control_result.held is None and outcome.startswith("not made") and reason in outcome

@@ -1,4 +1,4 @@
-"""Reading image files: every kind that turns up is read rightly, or refused by name with what to do."""
+"""Reading image files: every format is read correctly, or refused by name with advice."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ LIMIT = 1_000_000
 
 
 def picture(width=48, height=40) -> Image.Image:
-    """Colours that differ at every place."""
+    """Return an image whose color differs at every pixel."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 5, y * 6, x + y], axis=-1).astype(np.uint8))
 
@@ -38,7 +38,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def png_header_of(width: int, height: int) -> bytes:
-    """A PNG file that claims a size and holds hardly any data: a decompression bomb."""
+    """Return a small PNG file with a large size in its header (a decompression bomb)."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 99))]
     packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
@@ -52,7 +52,7 @@ def test_an_ordinary_image_is_read_as_it_is(tmp_path):
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # EXIF orientation: rotate by 90 degrees clockwise
     path = saved(tmp_path, picture(), "turned.png", exif=exif)
     np.testing.assert_array_equal(np.asarray(read_image(path, LIMIT)), np.rot90(np.asarray(picture()), -1))
 
@@ -67,7 +67,7 @@ def test_sixteen_bits_are_scaled_to_eight_the_same_way_for_every_image(tmp_path)
         assert [pixels[0, column].tolist() for column in (0, 20, 40)] == [[255] * 3, [128] * 3, [0] * 3]
 
 
-def test_sixteen_bit_colour_is_read(tmp_path):
+def test_sixteen_bit_color_is_read(tmp_path):
     deep = np.asarray(picture())[..., ::-1].astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
     pixels = np.asarray(read_image(tmp_path / "deep.png", LIMIT)).astype(int)

@@ -1,4 +1,4 @@
-"""Has the line changed: real pictures of a line, under its own light and under another, against its profile."""
+"""Drift: pictures of a line, under the training light and under other light, against its profile."""
 
 import json
 from dataclasses import replace
@@ -30,12 +30,12 @@ BEGAN = datetime(2026, 1, 31, tzinfo=UTC)
 
 
 def captures(seed: int) -> list:
-    """6 references and 60 inspected captures; the seed picks the connectors, the line is the same."""
+    """Return 6 references and 60 inspected captures of one line; the seed selects the connectors."""
     return list(line(seed=seed, train=60, references=6, shapes=("CYLN",)))
 
 
 def sure(row: dict) -> float:
-    """P(defective) of a model that is right and sure, a little different for every capture."""
+    """Return P(defective) of a right and confident model, slightly different for every capture."""
     number = int(row["id"].split("-")[1])
     return 0.98 if "defective" in row["answer"] else 0.001 * (number % 20)
 
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(made) -> LineProfile:
-    """Of 66 captures and of 40 validation captures, half of them defective."""
+    """The profile of 66 captures and of 40 validation captures, half of them defective."""
     return make_profile(
         made / "data/raw", made / "data/dst", answered([chat_row(n) for n in range(40)], chance=sure), PARAMS
     )
@@ -58,7 +58,7 @@ def profile(made) -> LineProfile:
 
 @pytest.fixture(scope="module")
 def inspected(made):
-    """A function that gives the results of many passed captures, each changed by `light`, the newest first."""
+    """A function that returns the results of many passed captures, each changed by `light`, newest first."""
     unit_space = UnitSpace.load(made / "data/dst/unit_space/camera-CYLN.npz")
     passed = [capture for capture in captures(32) if capture.judgement == PASSED]
     grays = [to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels)) for capture in passed]
@@ -74,7 +74,7 @@ def inspected(made):
 
 
 def record(gray, unit_space) -> dict:
-    """What the results table says of a picture that a model, right and sure, calls passed."""
+    """Return the results row of a picture that a right and confident model answers with passed."""
     empty = dict.fromkeys(COLUMNS) | {"model_version": "1"}
     try:
         facts = line_facts(gray, align(gray, unit_space.mean, PARAMS.dst.maximum_shift), unit_space)
@@ -92,7 +92,7 @@ def dying_at_one_side(gray):
 
 
 def on_another_mat(gray):
-    """A coarse bright cloth between the pins."""
+    """Draw a coarse bright cloth between the pins."""
     cloth = cv2.GaussianBlur(np.random.default_rng(3).random(gray.shape, np.float32), (0, 0), 3)
     cloth = (cloth - cloth.min()) / np.ptp(cloth)
     return np.maximum(gray, np.float32(0.35) * cloth)
@@ -111,7 +111,7 @@ def changed(report) -> set[str]:
 
 
 def answers(chances: dict[str, list[float]], version: str = "1") -> pd.DataFrame:
-    """Results of captures about whose light nothing is known."""
+    """Return results of captures without line facts."""
     outcomes = [(judgement, chance) for judgement, values in chances.items() for chance in values]
     rows = [
         dict.fromkeys(COLUMNS) | {"judgement": judgement, "p_defective": chance, "model_version": version}
@@ -144,20 +144,20 @@ def test_captures_beyond_the_window_are_not_looked_at(profile, inspected):
     assert not judge(profile, pd.concat([inspected(WINDOW), old], ignore_index=True)).changed
 
 
-def test_the_warning_ends_when_the_model_has_learnt_from_such_captures(profile, inspected):
+def test_the_warning_ends_once_the_profile_includes_such_captures(profile, inspected):
     latest = inspected(WINDOW, half, seed=1)
     assert changed(judge(profile, latest)) == {"brightness"}
     added = inspected(100, half, seed=2)
-    learnt = {name: with_values(getattr(profile, name), added[name]) for name in LINE_FACTS}
-    report = judge(replace(profile, **learnt), latest)
+    retrained = {name: with_values(getattr(profile, name), added[name]) for name in LINE_FACTS}
+    report = judge(replace(profile, **retrained), latest)
     assert not report.changed
     assert report.quantities[0].distance > 0.3
 
 
-def test_a_few_captures_of_the_changed_line_are_not_enough_to_have_learnt_it(profile, inspected):
+def test_a_few_captures_of_the_changed_line_in_the_profile_do_not_end_the_warning(profile, inspected):
     added = inspected(10, half, seed=2)["brightness"]
-    learnt = replace(profile, brightness=with_values(profile.brightness, added))
-    assert changed(judge(learnt, inspected(WINDOW, half, seed=1))) == {"brightness"}
+    retrained = replace(profile, brightness=with_values(profile.brightness, added))
+    assert changed(judge(retrained, inspected(WINDOW, half, seed=1))) == {"brightness"}
 
 
 def test_too_few_captures_are_not_judged(profile, inspected):
@@ -191,7 +191,7 @@ def test_the_significance_is_shared_among_the_quantities(profile, inspected):
 
 
 def test_a_changed_share_of_defective_captures_is_not_drift(profile):
-    # In validation the model is sure of what it passes, and unsure of half of what it calls defective.
+    # In validation the model is confident about passed answers and uncertain about half of its defective answers.
     unsure = replace(profile, p_defective=sample([0.99] * 10 + [0.6] * 10))
     passed = [0.001 * (number % 20) for number in range(WINDOW)]
     for defective in (0, 4, 140):

@@ -1,4 +1,4 @@
-"""The evidence maps' promises: they are the attention at the address, found where it lies, for every kind of prompt."""
+"""Evidence maps: the attention of the address tokens, at the right cell, for every kind of prompt."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_planted_attention_is_found_where_it_lies(kind, images, untrained):
     assert set(maps) == set(where)
     for identity, evidence_map in maps.items():
         defect = where[identity]
-        alone = defect.column == 5 and LAYOUT.rows.index(defect.row) == 1  # its own opposite
+        alone = defect.column == 5 and LAYOUT.rows.index(defect.row) == 1  # the middle pin is opposite to itself
         assert evidence_map.agreement == pytest.approx(1 if alone else 0.75, abs=1e-3)
         assert evidence_map.looked == pytest.approx(0.4, abs=1e-3)
         assert evidence_map.hit and evidence_map.brightest == evidence_map.named == evidence_map.defect == defect
@@ -141,12 +141,12 @@ def test_the_shipped_base_looks_at_the_defective_pin(images):
     layer = choose_layer(inspector, rows, images, CONTRACT)
     maps = attention_maps(inspector, rows, labels(rows), images, CONTRACT, layer=layer)
     table = evidence_table(maps, rows, CONTRACT)
-    assert table["hit"].sum() >= len(table) / 2, "by chance it would be one in 27"
+    assert table["hit"].sum() >= len(table) / 2, "chance would be 1 in 27"
     other = attention_maps(inspector, rows, labels(rows), images, CONTRACT, layer=0 if layer else 1)
     assert evidence_table(other, rows, CONTRACT)["agreement"].mean() <= table["agreement"].mean()
 
 
-# --- which rows, and what is left behind
+# --- which rows have maps, and the state of the model afterwards
 
 
 def test_only_answers_that_name_an_address_have_a_map(images, untrained):

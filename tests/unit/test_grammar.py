@@ -18,7 +18,7 @@ def grammar():
 
 
 def is_allowed(grammar, text: str) -> bool:
-    """Whether the grammar accepts every token of a text, and is complete at its end."""
+    """Return whether the grammar accepts every token of a text and is complete at its end."""
     matcher = grammar.matcher(AnswerKind.COMPARISON)
     for token in grammar.tokenizer(text, add_special_tokens=False).input_ids:
         if not grammar.allowed(matcher, len(grammar.tokenizer))[token]:

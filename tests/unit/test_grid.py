@@ -1,4 +1,4 @@
-"""The pin field is found by its grid, in any look, and nothing else is taken for it."""
+"""The pin field is found by its grid in any look, and other structures are not."""
 
 import cv2
 import numpy as np
@@ -50,7 +50,7 @@ def other_image(name: str) -> np.ndarray:
         case "stripes":
             return np.tile((np.sin(np.arange(640) / 8) > 0).astype(np.float32), (260, 1))
         case _:
-            return draw(Look(layout=Layout(("U", "C", "D"), 8)))[0]  # a column less than the layout has
+            return draw(Look(layout=Layout(("U", "C", "D"), 8)))[0]  # one column fewer than the layout
 
 
 @pytest.mark.parametrize("name", ["noise", "wood", "stripes", "another layout"])

@@ -1,4 +1,4 @@
-"""Captures leave the inbox when they are among the project's, and not before."""
+"""Captures leave the inbox once the project has them, and not before."""
 
 import os
 
@@ -92,7 +92,7 @@ def test_an_import_killed_halfway_is_completed(there, inbox):
     place = there / ".adding-killed"
     place.mkdir()
     write_labels(place, [*read_labels(there), row(first), row(second)])
-    (there / IMAGES / first.name).write_bytes(first.jpeg)  # moved in, not labelled; the second was not moved yet
+    (there / IMAGES / first.name).write_bytes(first.jpeg)  # moved, not labelled; the second is not moved yet
     (place / second.name).write_bytes(second.jpeg)
     os.utime(place, (0, 0))
     report = take(inbox, there)

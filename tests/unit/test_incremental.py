@@ -1,4 +1,4 @@
-"""What the folder of a stage promises: only changes are made again, and no trace of the order of runs is left."""
+"""Incremental folders: only changed items are made again, and the result equals that of a clean run."""
 
 import functools
 import os
@@ -23,14 +23,14 @@ def make_upper_case(payload: str, folder: Path) -> Product:
 
 
 def make_but_stumble(payload: str, folder: Path) -> Product:
-    """As above, until a payload that cannot be used."""
+    """Do the same, and fail at an unusable payload."""
     if payload == "stumble":
         raise CaptureError("stumble: cannot be used")
     return make_upper_case(payload, folder)
 
 
 def run(path: Path, words: list[str], make=make_upper_case, params: object = None, workers: int = 1) -> list[str]:
-    """One run of the stage; returns the names of what was made."""
+    """Run the stage once; return the names of the items it made."""
     folder = IncrementalFolder(path)
     with folder:
         items = [Item(word, (word,), word) for word in words]
@@ -173,7 +173,7 @@ def test_a_killed_run_is_resumed_and_ends_with_the_same_bytes(tmp_path, workers)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     with journal.open("a") as file:
-        file.write('{"name": "11", "fil')  # as a write that the kill cut off leaves it
+        file.write('{"name": "11", "fil')  # as after a write that was killed halfway
     assert not (tmp_path / "killed/out").exists()
     resumed = subprocess.run(command, cwd=tmp_path / "killed", capture_output=True, text=True, check=True)
     clean = subprocess.run(command, cwd=tmp_path / "clean", capture_output=True, text=True, check=True)
@@ -196,7 +196,7 @@ def test_the_code_version_covers_every_imported_module(tmp_path):
         (tmp_path / name).write_text(text)
     sources = [str(path.relative_to(tmp_path)) for path in source_files(tmp_path / "line/start.py", tmp_path)]
     assert sources[0] == "line/start.py"
-    assert set(sources[1:]) == {  # line/__init__.py only offers names to users
+    assert set(sources[1:]) == {  # line/__init__.py only exports names
         "line/near.py",
         "line/inside.py",
         "line/far/__init__.py",

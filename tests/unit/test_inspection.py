@@ -1,4 +1,4 @@
-"""What production sees of a photograph: the unit space that it is laid over, by its shape and its eye."""
+"""Inspection of a photograph: its unit space by shape and eye, and its record."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ SQUARE = line(seed=4, train=2, references=5, shapes=("SQUR",))
 
 
 def packed(root) -> Path:
-    """The line in `root` as production gets it."""
+    """Return the line in `root`, packed as for production."""
     build(root)
     pack_line(root, params().answers.shapes, root / "line")
     return root / "line"
@@ -41,7 +41,7 @@ def inspector_of(folder: Path) -> CaptureInspector:
 
 @pytest.fixture(scope="module")
 def sample_line(tmp_path_factory):
-    """The references of the sample line, packed."""
+    """The packed line with the references of the sample line."""
     root = tmp_path_factory.mktemp("sample")
     references = [row for row in read_labels(CAPTURES) if row["role"] == "reference"]
     (root / "captures/images").mkdir(parents=True)
@@ -56,19 +56,19 @@ def sample_line(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sample_inspector(sample_line):
-    """An inspector that knows the references of the sample line."""
+    """An inspector of the sample line."""
     return inspector_of(sample_line)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """The shipped base, which has no opinion on defects yet."""
+    """The shipped base, which is not trained on defects."""
     return load_inspector(checkpoint_of(params().model, ROOT))
 
 
 @pytest.fixture(scope="module")
 def stereo_inspector(tmp_path_factory):
-    """An inspector of a line on which two cameras see the round pins, and one the square ones."""
+    """An inspector of a line with two cameras for round pins and one camera for square pins."""
     root = tmp_path_factory.mktemp("stereo")
     drop_raw(root, [*stereo_line(), *SQUARE])
     return inspector_of(packed(root))
@@ -123,7 +123,7 @@ def test_a_packed_line_that_lacks_a_shape_is_refused(stereo_inspector, tmp_path)
 
 
 def test_a_record_has_the_probabilities_of_judgement_and_address(model, sample_line):
-    """The same photograph at three thresholds: how it is judged follows, what the model thinks of it does not."""
+    """At three thresholds the judgement of a photograph changes, and its probabilities do not."""
     settings = params()
     row = next(row for row in read_labels(CAPTURES) if row["role"] == "inspected")
     task = Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes()), shape=row["shape"])

@@ -1,4 +1,4 @@
-"""Addresses: every pin has one, written in one way only."""
+"""Addresses: every pin has exactly one spelling."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a capture tells of its line: a lamp that dims moves its brightness, a lens out of focus its background."""
+"""Line facts of a capture: a dimmed lamp changes brightness, a lens out of focus changes the background."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from pinspect.nsoartc.unit_space import UnitSpace
 
 @pytest.fixture(scope="module")
 def unit_space() -> UnitSpace:
-    """Of six passed references."""
+    """A unit space of six passed references."""
     return built([capture("CYLN", seed) for seed in range(6)])
 
 

@@ -1,4 +1,4 @@
-"""Which captures are compared with one another, and which two show one connector."""
+"""Which captures share references, and which pairs show one connector."""
 
 import pandas as pd
 import pytest

@@ -30,7 +30,7 @@ _ANSWERED = {answer: answered(map(chat_row, range(40)), answer) for answer in AN
 
 
 def one_answer_each(choices):
-    """Captures 0, 1, 2 ... answered in the way that stands at their place in `choices`."""
+    """Return predictions of captures 0, 1, 2 ..., each answered as its entry of `choices` names."""
     return pd.concat([_ANSWERED[choice].iloc[[number]] for number, choice in enumerate(choices)], ignore_index=True)
 
 
@@ -148,7 +148,7 @@ def test_intervals_cover_the_true_value_at_their_confidence():
 
 
 def test_the_auroc_is_the_chance_that_a_defective_capture_scores_higher():
-    rows = [chat_row(number) for number in range(6)]  # defective: 0, 2, 4
+    rows = [chat_row(number) for number in range(6)]  # captures 0, 2 and 4 are defective
     chances = {0: 0.9, 2: 0.4, 4: 0.8, 1: 0.1, 3: 0.5, 5: 0.2}
     auroc = metrics.score(answered(rows, chance=lambda row: chances[int(row["id"].split("-")[1])]))["auroc"]
     assert auroc.value == pytest.approx(8 / 9)
@@ -243,7 +243,7 @@ def test_the_roc_runs_from_nothing_caught_to_everything_refused():
 
 
 def chance_of(low, high):
-    """P(defective) that rises from `low` to `high` with the number of the capture."""
+    """Return a function of P(defective) that rises from `low` to `high` with the number of the capture."""
     return lambda row: low + (high - low) * int(str(row["file"]).split("/")[-1].removesuffix(".jpg")) / 40
 
 
@@ -304,7 +304,7 @@ def test_the_interval_of_a_clear_difference_excludes_zero():
 
 
 def test_the_rows_of_a_capture_are_drawn_together():
-    """Two views of a capture are one capture: asking twice makes no interval narrower."""
+    """Two rows of one capture count as one capture: a second view makes no interval narrower."""
     once = [chat_row(number) for number in range(24)]
     twice = [chat_row(number, view=view) for number in range(24) for view in ("DST", "RAW")]
 

@@ -1,4 +1,4 @@
-"""File names of the public series: their facts, and what those say about a capture's label, eye and shot."""
+"""File names of the public series: their facts, and the label, eye and shot that these give."""
 
 import pytest
 

@@ -32,7 +32,7 @@ def pair(seed: int, rows: int = 33, columns: int = 46) -> tuple[np.ndarray, np.n
 
 
 def by_definition(capture: np.ndarray, reference: np.ndarray, chosen: NsoartcSettings) -> np.ndarray:
-    """The distances from each window's own pixels, in float64."""
+    """Return the distances, computed window by window in float64."""
     size, stride = chosen.size, chosen.stride
     rows, columns = ((side - size) // stride + 1 for side in reference.shape)
     parts = np.stack([chosen.matrix(name) for name in chosen.parts]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The threshold that judges: chosen on validation captures for a wanted escape rate."""
+"""The judgement threshold, chosen on validation captures for a wanted escape rate."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""params.yaml and settings.yaml: read once, and no mistake in them is passed over."""
+"""params.yaml and settings.yaml: read once, and every mistake is an error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What production asks, and which captures count."""
+"""Production's prompt, and which captures count."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What the README says is what the files say."""
+"""The README agrees with the files."""
 
 import importlib.util
 import json

@@ -13,7 +13,7 @@ def images(seed: int = 0, rows: int = 40, columns: int = 63) -> tuple[np.ndarray
 
 
 def by_definition(y: np.ndarray, x: np.ndarray, window: tuple[int, int], step: tuple[int, int]) -> np.ndarray:
-    """beta, eta and gamma, (3, windows down, windows across, channels)."""
+    """Return beta, eta and gamma, shape (3, windows down, windows across, channels)."""
     down, across = ((side - size) // gap + 1 for side, size, gap in zip(x.shape, window, step, strict=True))
     values = np.empty((3, down, across, y.shape[-1]))
     for row, column, channel in np.ndindex(values.shape[1:]):

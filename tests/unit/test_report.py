@@ -48,7 +48,7 @@ def images(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would load, which ids it would look up, and whether every element is closed."""
+    """Addresses that a browser would load, ids that the page refers to, and elements that are still open."""
 
     def __init__(self, text):
         super().__init__()

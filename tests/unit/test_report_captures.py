@@ -47,7 +47,7 @@ def test_every_camera_miss_stands_in_the_report_with_the_models_own_words(tmp_pa
     answer = pd.concat([answered([row], wrong.get(int(row["id"].split("-")[1]), right)) for row in rows])
     _, text = written(tmp_path, images, rows, answer)
     cards = cards_of(text)
-    # Production's view first, then the other one; in each the costliest first.
+    # Production's view first, then the other view; within a view the costliest outcome first.
     assert [re.search(r"<h4>(.*?)</h4>", card)[1] for card in cards] == [f"OK_{n}.jpg" for n in (0, 3, 1, 2) * 2]
     assert ["_DST" in card for card in cards] == [True] * 4 + [False] * 4
     assert [re.search(r'"outcome">(.*?)<', card)[1] for card in cards] == [
@@ -124,7 +124,7 @@ def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
     (card,) = cards_of(render_report(evaluation_of(rows, answered(rows, moved, shares=lambda row: shares), images)))
     drawn = card.split('aria-label="P(address) of every pin">')[1].split("</svg>")[0]
     assert re.findall(r'font-size="11"[^>]*>(\d+)<', drawn) == ["90", "10"]
-    # Capture 2 is defective at the second address.
+    # The defect of capture 2 is at the second address.
     assert [(rect[0], rect[1]) for rect in re.findall(r'x="(\d+)" y="(\d+)"[^>]*stroke="var\(--red\)"', drawn)] == [
         ("47", "15")
     ]
@@ -138,7 +138,7 @@ def test_the_evidence_map_lies_over_the_inspected_picture(images):
     inspected = re.search(r'aria-label="inspected[^>]*><use href="#(\w+)"', card)[1]
     drawn = card.split('aria-label="evidence map')[1].split("</svg>")[0]
     assert f'href="#{inspected}"' in drawn
-    # All weight lies on the last of 4 x 10 tokens of a picture of 160 x 64 px.
+    # The last of 4 x 10 tokens of a picture of 160 x 64 px has all the weight.
     assert re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*--glow', drawn) == [("144.0", "48.0")]
     assert "38 % on the defective pin" in words_of(card)
 

@@ -1,4 +1,4 @@
-"""The results table and the pictures behind it: on real databases, by several processes, some of them killed."""
+"""The results table and its pictures: real databases, several processes, some of them killed."""
 
 import hashlib
 import os
@@ -83,7 +83,7 @@ def test_an_id_written_by_many_processes_is_stored_once(tmp_path):
         subprocess.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in "abcd"
     ]
-    for writer in writers:  # all of them open a database that is not there yet
+    for writer in writers:  # all processes open a database that does not exist yet
         writer.stdin.write("go\n")
         writer.stdin.flush()
     outputs = [writer.communicate()[0] for writer in writers]
@@ -123,7 +123,7 @@ def test_pages_follow_each_other_newest_first_with_nothing_lost_or_doubled(table
     while page := table.list(limit=4, before=before):
         paged += page
         before = page[-1].id
-        keep(table, f"new {len(paged)}", NOON + timedelta(hours=1))  # comes in while somebody turns pages
+        keep(table, f"new {len(paged)}", NOON + timedelta(hours=1))  # stored between two page requests
     assert ids(paged) == ids(everything)
     assert table.list(before="no such id") == []
 

@@ -1,4 +1,4 @@
-"""The house: which rooms see which. import-linter keeps the direction (`make lint`); this keeps it narrow."""
+"""Imports between rooms. import-linter checks their direction (`make lint`), this file their number."""
 
 import ast
 from collections import defaultdict
@@ -12,7 +12,7 @@ MOST_LINES = 450
 
 
 def neighbors() -> dict[str, set[str]]:
-    """The rooms that each room imports, beside `core`."""
+    """Return the rooms that each room imports, `core` excluded."""
     rooms = defaultdict(set)
     for path in PACKAGE.glob("*/**/*.py"):
         room = path.relative_to(PACKAGE).parts[0]

@@ -1,4 +1,4 @@
-"""Splits: decided by content, the same for ever, and near-duplicates never on both sides."""
+"""Splits: decided by content, stable, and near-duplicates always share a split."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ RULE = SplitRule("pinspect", validation_share=0.12, test_share=0.28, near_duplic
 
 
 def candidate(name: object, bits: int = 0, *, reference: bool = False, like: str = "") -> Candidate:
-    """A capture whose picture is that of `like` with `bits` bits of its perceptual hash changed."""
+    """Return a capture; if `like` is set, its perceptual hash differs from that of `like` in `bits` bits."""
     picture = int(hashlib.sha256((like or str(name)).encode()).hexdigest(), 16) ^ ((1 << bits) - 1)
     return Candidate(str(name), hashlib.sha256(str(name).encode()).hexdigest(), f"{picture:064x}", reference)
 
@@ -118,7 +118,7 @@ captures = st.lists(
 
 @given(captures=captures, data=st.data())
 def test_adding_captures_never_moves_old_ones_across_the_split(captures, data):
-    """Whatever comes in, and wherever its rows are put: with the record, what was decided stays."""
+    """With the record of splits, old captures keep their split, whatever rows are added and wherever."""
     count = data.draw(st.integers(0, len(captures)))
     before = splits_of(captures[:count])
     after = splits_of(data.draw(st.permutations(captures)), recorded=before)

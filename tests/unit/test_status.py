@@ -1,4 +1,4 @@
-"""`pinspect status`: what DVC itself would do, which captures are new, who is champion."""
+"""`pinspect status`: the stages that DVC would run, new captures, and the champion."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`pinspect summary`: the last run at a glance."""
+"""`pinspect summary`: the results of the last run."""
 
 import json
 import shutil

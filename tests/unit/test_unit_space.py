@@ -1,4 +1,4 @@
-"""The unit space: robust, reproducible, and clear about references that make none. Pins and views against it."""
+"""The unit space: robust, reproducible, with clear errors about unusable references; pin scores and views."""
 
 import dataclasses
 from functools import lru_cache
@@ -22,7 +22,7 @@ SETUPS = {"CYLN": LineSetup("CYLN"), "SQUR": LineSetup("SQUR", pin_width=0.46)}
 
 
 def capture(shape: str, seed: int, mode: str = "", address: str = "") -> Rendered:
-    """A capture of the virtual line, with one defective pin where a mode is told."""
+    """Render a capture of the virtual line; if `mode` is set, one pin is defective."""
     rng = np.random.default_rng([7, seed])
     pins = tolerated_pins(rng, SETUPS[shape], LAYOUT)
     if mode:
@@ -40,7 +40,7 @@ def built(references: list[Rendered], shape: str = "CYLN", boxes: bool = True, *
 
 @lru_cache
 def unit_space(shape: str = "CYLN") -> UnitSpace:
-    """Of eight passed references."""
+    """Build a unit space of eight passed references."""
     return built([capture(shape, seed) for seed in range(8)], shape)
 
 
@@ -54,7 +54,7 @@ def evened(space: UnitSpace, seen: Rendered) -> np.ndarray:
 
 
 def distances(space: UnitSpace, seen: Rendered) -> np.ndarray:
-    """Of the pins, as a share of what few passed pins reach."""
+    """Return the distances of the pins, relative to a value that few passed pins reach."""
     return space.pin_distances(measure_pins(evened(space, seen), space.templates)) / space.pin_white
 
 

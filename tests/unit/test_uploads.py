@@ -1,4 +1,4 @@
-"""What may come in by an upload, and in which words everything else is turned away."""
+"""Uploads: accepted images, and the messages of refusals."""
 
 import io
 import struct
@@ -32,7 +32,7 @@ def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (64, 48)) -> b
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is so large."""
+    """Return a PNG of a few bytes with this size in its header."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(100))
     chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data))
@@ -144,7 +144,7 @@ LIMITS = {"upload_bytes": 200_000, "images_a_request": 2, "timeout_seconds": 0.5
 
 @pytest.fixture(scope="module")
 def app():
-    """An application that tells what it read."""
+    """An application that returns what it read."""
     app = FastAPI()
 
     @app.post("/")

@@ -1,4 +1,4 @@
-"""What the virtual line promises: labelled captures, the same for the same seed, that look like a line's."""
+"""The virtual line: labeled captures, reproducible by seed, that resemble a camera line's."""
 
 import hashlib
 
@@ -51,7 +51,7 @@ def test_labels_agree_among_themselves():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_missing_pin_is_dark_and_its_neighbours_are_not(shape):
+def test_a_missing_pin_is_dark_and_its_neighbors_are_not(shape):
     setup = virtual_line.LineSetup(shape=shape, place_jitter_px=(0.0, 0.0))
     grays = []
     for removed in (False, True):
@@ -80,7 +80,7 @@ def test_a_retracted_pin_moves_towards_the_middle_of_the_picture():
     assert boxes[1][1] > boxes[0][1] + 1
 
 
-def test_a_bent_pin_cuts_no_neighbour():
+def test_a_bent_pin_covers_no_neighbor():
     setup = virtual_line.LineSetup(shape="CYLN")
     feet = np.stack([np.tile(np.arange(9), 3), np.repeat(np.arange(3), 9)], axis=1)
     for seed in range(60):

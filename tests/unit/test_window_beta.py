@@ -1,4 +1,4 @@
-"""The window-beta metric against a plain reference that follows its definition word by word."""
+"""The window-beta metric against a plain implementation of its definition."""
 
 import dataclasses
 import tracemalloc
@@ -17,7 +17,7 @@ from tests.support.sample import params
 
 
 def by_definition(y, x, window, stride):
-    """beta, delta and DST of each window from its own pixels, in float64."""
+    """Return beta, delta and DST, computed window by window in float64."""
     rows, columns = ((side - window) // stride + 1 for side in x.shape)
     beta, delta, distance = np.empty((3, rows, columns))
     for row in range(rows):
@@ -32,7 +32,7 @@ def by_definition(y, x, window, stride):
 
 
 def picture(seed, height=41, width=58):
-    """Gray with structure, a dark corner and a flat part."""
+    """Return a gray picture with structure, a dark corner and a flat part."""
     rng = np.random.default_rng(seed)
     gray = rng.random((height, width), np.float32)
     gray[:14, :14] = 0
@@ -41,7 +41,7 @@ def picture(seed, height=41, width=58):
 
 
 def assert_equal(results, expected):
-    """Within 32 units of float32's last place of the largest term: delta is the difference of two terms like beta."""
+    """Compare within 32 float32 ulps of the largest term, because delta is the difference of two such terms."""
     largest_term = max(1, np.abs(expected[0]).max(), np.abs(expected[0] + expected[1]).max())
     for name, ours, theirs in zip(("beta", "delta", "DST"), results, expected, strict=True):
         assert ours.dtype == np.float32
@@ -120,19 +120,19 @@ def test_one_gain_for_the_image_keeps_the_missing_pin_that_window_beta_hides():
     x[20:40, 20:40] = 0.8
     y = np.full((60, 60), 0.05, np.float32)  # the pin is gone
     of_window, of_image = nsoartc(y, x, 9)[2], distance_image(y, x, 9)
-    assert of_window[26, 26] < 1e-6  # in the middle of where it was
+    assert of_window[26, 26] < 1e-6  # at the pin's former center
     np.testing.assert_allclose(of_image[26, 26], 0.75, rtol=1e-5)
 
 
 def seen_by(eye: float, pins: Pins, seed: int) -> tuple[np.ndarray, tuple[float, ...]]:
-    """A capture by a camera that stands `eye` degrees off to the side, and the box of the pin field in it."""
+    """Return a capture by a camera `eye` degrees from the vertical, and the box of its pin field."""
     setup = dataclasses.replace(LineSetup("CYLN"), camera_tilt=(0.0, eye), place_jitter_px=(0.5, 0.5))
     rendered = render(np.random.default_rng(seed), setup, pins, params().layout.layout())
     return to_gray(rendered.image), rendered.field_box
 
 
 def distances_of_both_eyes(pins: Pins) -> tuple[np.ndarray, np.ndarray]:
-    """|distance_left - distance_right| and the mean distance, both at each pin: float32 (pins,)."""
+    """Return |distance_left - distance_right| and the mean distance at each pin, both float32 (pins,)."""
     layout, rng = params().layout.layout(), np.random.default_rng(0)
     distances, spaces = [], []
     for eye in (-3.0, 3.0):
