@@ -73,7 +73,7 @@ def test_both_views_of_a_connector_name_one_double_eye(finished):
     assert all((finished / "data/dst" / file).is_file() for file in table[EYES_FILE])
 
 
-def test_a_retracted_pin_stands_out_for_the_eyes_and_no_pin_of_a_passed_connector_does(finished):
+def test_a_double_eye_shows_a_retracted_pin_and_no_pin_of_a_passed_connector(finished):
     low, good = differences(finished, "right_low_RETRACTNG.jpg"), differences(finished, "left_good_OK.jpg")
     assert low.argmax() == LAYOUT.index(LAYOUT.address(LOW))
     assert low.max() > 2 * np.sort(low)[-2]

@@ -170,7 +170,7 @@ def test_an_adapter_learns_answers_and_merges(line, checkpoint, tmp_path):
 # --- the table of families
 
 
-def test_every_family_has_a_tiny_checkpoint_but_the_one_that_brings_its_own_code():
+def test_every_family_without_its_own_code_has_a_tiny_checkpoint():
     covered = {kind for tiny in TINY_FAMILIES.values() for kind in FAMILIES[tiny.family].model_types}
     uncovered = {family.name for family in FAMILIES.values() if not covered & set(family.model_types)}
     assert uncovered == {"phi-3.5-vision"}

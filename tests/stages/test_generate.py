@@ -103,7 +103,7 @@ def alike(first, second):
 
 
 @pytest.mark.parametrize("model", ["inspector", "untrained"])
-def test_forced_runs_give_what_generate_gives_token_by_token(model, request, rows, line, contract):
+def test_forced_runs_give_the_answers_of_generate(model, request, rows, line, contract):
     inspector, images = request.getfixturevalue(model), line / "data/composited"
     fast = answer_rows(inspector, rows, images, contract, batch_size=8)
     alike(fast, answer_rows(inspector, rows, images, contract, batch_size=5, fast_forward=False))

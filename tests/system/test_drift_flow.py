@@ -82,7 +82,7 @@ def test_a_line_that_has_not_changed_starts_nothing(project, station):
     assert not (project / "model.txt").exists()
 
 
-def test_a_changed_line_brings_the_project_up_to_date_and_again_only_when_there_is_something_new(project, station):
+def test_drift_starts_one_run_and_another_only_after_new_captures(project, station):
     station.report(DARKER)
     before = len(warnings())
     state = ask(project, station)

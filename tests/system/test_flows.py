@@ -67,7 +67,7 @@ def test_stages_run_in_the_order_of_the_pipeline_and_a_second_run_does_nothing(r
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_stages_before_the_change_are_not_even_run_and_the_cache_gives_back_what_was_made_before(repository):
+def test_stages_before_the_change_do_not_run_and_the_cache_restores_earlier_outputs(repository):
     root = repository(
         gather=("open('data.txt', 'w').write('captures')", [], ["data.txt"]),
         train=("open('model.txt', 'w').write(open('rate.txt').read())", ["data.txt", "rate.txt"], ["model.txt"]),

@@ -316,7 +316,7 @@ def test_a_partly_updated_evaluation_is_not_used_for_promotion(line):
     assert line.aliases == {"champion": "1", "challenger": "2"}
 
 
-def test_the_leaderboard_and_a_comparison_show_what_is_registered(line, capsys):
+def test_the_leaderboard_and_a_comparison_show_the_registered_versions(line, capsys):
     line.set(champion="1", challenger="2")
     board = {row["version"]: row for row in leaderboard(line.root, line.settings.register)}
     assert list(board) == ["3", "2", "1"]

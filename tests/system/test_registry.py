@@ -62,7 +62,7 @@ def test_an_evaluation_answers_every_test_row_and_so_does_the_baseline(project):
     assert set(table.loc[table["model"] == "NSOARTC baseline", "file"]) == {row["file"] for row in rows}
 
 
-def test_the_headline_is_what_production_asks_on_the_cameras_test_split(project):
+def test_the_headline_scores_productions_prompt_on_the_cameras_test_split(project):
     metrics = json.loads((project / "reports/eval/metrics.json").read_text())
     assert list(metrics)[:3] == ["zero_shot", "one_shot", "baseline"]
     table = predictions.read(project / "reports/predictions/test.csv")
@@ -205,7 +205,7 @@ def test_a_new_evaluation_updates_the_scores_of_its_version(registered, client):
     assert client.get_run(versions[0].run_id).data.metrics["zero_shot.exact_match"] == 0.875
 
 
-def test_another_view_of_the_same_adapter_is_another_version_and_leaves_the_first_one_as_it_is(registered, client):
+def test_another_view_of_the_same_adapter_is_a_new_version_and_the_first_stays_unchanged(registered, client):
     project, _ = registered
     files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
     kept = [path.read_text() for path in files]

@@ -39,7 +39,7 @@ def seen(inspector) -> Seen:
 
 
 @pytest.mark.parametrize("address", ["X:1, Y:U", "X:5, Y:C", "X:9, Y:D"])
-def test_the_corners_of_a_pin_hold_what_the_model_sees_in_its_cell(inspector, seen, address):
+def test_the_corners_of_a_pin_enclose_the_content_of_its_cell(inspector, seen, address):
     cell = 32
     unit_space = inspector._unit_spaces[seen.aspect]
     field = rectify(seen.image, seen.capture.alignment.matrix, unit_space.cell_box, LAYOUT, cell)

@@ -206,7 +206,7 @@ def test_captures_come_into_a_folder_that_does_not_exist_yet(tmp_path, new):
     assert not read_captures(tmp_path / "first/captures", CONTRACT).problems
 
 
-def test_boxes_come_with_the_captures_that_have_them(here, new):
+def test_boxes_of_captures_are_added_with_them(here, new):
     change(new, 0, field_x0="1", field_y0="2", field_x1="30", field_y1="40.5")
     add(new, here)
     rows = read_labels(here)
@@ -275,7 +275,7 @@ def name_taken(here, new):
         name_taken,
     ],
 )
-def test_one_bad_capture_is_named_in_one_line_and_nothing_comes_in(here, new, spoil):
+def test_one_bad_capture_is_one_line_of_the_error_and_nothing_is_added(here, new, spoil):
     phrases = spoil(here, new)
     before = contents(here)
     with pytest.raises(CaptureError) as caught:

@@ -24,7 +24,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_add_reports_what_came_in_and_what_was_skipped(project):
+def test_add_reports_added_and_skipped_captures(project):
     first = pinspect("add", "new", cwd=project)
     assert (first.returncode, first.stderr) == (0, "")
     assert "3 captures added to data/captures, 0 skipped" in first.stdout

@@ -76,7 +76,7 @@ def test_the_star_lies_on_the_addressed_pin_and_nowhere_else(address):
     assert not (plain != composite.single(field_of(), LAYOUT, CELL)).any(), "the plain composite is left as it was"
 
 
-def test_stacking_puts_the_passed_one_on_top():
+def test_a_stack_has_the_reference_on_top():
     passed, inspected = (composite.single(field_of(value), LAYOUT, CELL) for value in (10, 200))
     both = composite.stacked(passed, inspected)
     assert both.shape == (8 * CELL, 10 * CELL, 3)

@@ -266,7 +266,7 @@ def test_a_profile_can_be_json_and_an_invalid_profile_is_reported(profile, inspe
     assert "expected the keys" in report.problem
 
 
-def test_the_results_table_gives_what_is_judged(profile, inspected, tmp_path):
+def test_the_results_table_supplies_the_judged_quantities(profile, inspected, tmp_path):
     table = ResultsTable(f"sqlite:///{tmp_path / 'results.db'}")
     for number, row in enumerate(inspected(40, half).to_dict("records")):
         received = BEGAN + timedelta(seconds=number)

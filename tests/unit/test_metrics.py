@@ -37,7 +37,7 @@ def one_answer_each(choices):
 some_answers = st.lists(st.sampled_from(ANSWERS), min_size=2, max_size=24)
 
 
-def test_right_answers_score_one_and_let_nothing_escape():
+def test_right_answers_score_one_without_escapes():
     scores = metrics.score(answered(map(chat_row, range(12)), chance=lambda row: float("defective" in row["answer"])))
     for name in metrics.METRICS:
         expected = 0.0 if name in metrics.BETTER_WHEN_LOW else 1.0

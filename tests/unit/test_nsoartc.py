@@ -143,7 +143,7 @@ def test_convolution_and_scipy_give_the_same_distances(size, stride):
     np.testing.assert_allclose(nsoartc(capture, reference, chosen), expected, rtol=0, atol=1e-5 * value_range)
 
 
-def test_a_batch_gives_what_its_captures_give():
+def test_a_batch_gives_the_results_of_its_single_captures():
     reference = pair(4)[1]
     batch = np.stack([pair(seed)[0] for seed in (5, 6, 7)])
     together = nsoartc(batch, reference)
@@ -252,7 +252,7 @@ def test_invalid_settings_are_refused_in_one_line(values, message):
         NsoartcSettings(**values)
 
 
-def test_an_own_part_replaces_a_default_one():
+def test_a_custom_part_replaces_a_default_part():
     capture, reference = pair(15)
     plus = tuple(map(tuple, default_part("DATUM", 5).tolist()))
     replaced = NsoartcSettings(own_parts={"DATUM": plus})
@@ -267,7 +267,7 @@ def test_a_constant_white_keeps_pictures_comparable_and_the_pictures_own_does_no
     assert not dst_picture(np.zeros((4, 4, 3), np.float32)).any()
 
 
-def test_one_gain_brings_a_dimmed_capture_back():
+def test_one_gain_corrects_a_dimmed_capture():
     reference = pair(16)[1]
     dimmed = np.stack([reference * 0.4] * 3, axis=-1)
     np.testing.assert_allclose(one_gain(dimmed, reference)[..., 0], reference, rtol=1e-5)

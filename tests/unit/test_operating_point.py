@@ -80,7 +80,7 @@ def test_only_camera_captures_with_productions_prompt_decide():
     assert (point.view, point.kind, point.weights_sha256) == ("DST", "two_image", "0123")
 
 
-def test_the_virtual_line_decides_where_the_camera_has_one_judgement_only():
+def test_the_virtual_line_decides_if_camera_captures_have_only_one_judgement():
     rows = [chat_row(1), chat_row(3), *(chat_row(number, source="virtual") for number in range(6))]
     point = point_of(rows, lambda row: 0.7 if "defective" in row["answer"] else 0.2)
     assert (point.chosen_on, point.defective, point.passed) == ("virtual", 3, 3)

@@ -33,7 +33,7 @@ def test_the_question_selects_its_answers_of_one_model_shot_and_decoding():
     assert QUESTION.answers(table, model=None).index.tolist() == [0, 5]
 
 
-def test_captures_of_the_camera_count_and_the_virtual_line_where_there_are_none():
+def test_camera_captures_count_or_virtual_ones_if_there_are_no_camera_captures():
     camera, virtual = chat_row(0), chat_row(1, source="virtual")
     assert camera_else_virtual([virtual, camera]) == [camera]
     assert camera_else_virtual([virtual]) == [virtual]

@@ -71,7 +71,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_stands_alone(images):
+def test_the_report_loads_nothing_from_outside(images):
     rows = chat_rows(*range(8), kinds=KINDS)
     even = [1 / len(ADDRESSES)] * len(ADDRESSES)
     predictions = answered(rows, escaped, chance=lambda row: 0.4, shares=lambda row: even)
@@ -220,7 +220,7 @@ def test_without_camera_captures_the_virtual_line_makes_the_headline(tmp_path, i
     assert (detail["source"], detail["virtual"]) == ("virtual", {})
 
 
-def test_the_virtual_line_stands_beside_the_camera(tmp_path, images):
+def test_the_headline_has_virtual_scores_beside_the_camera_scores(tmp_path, images):
     rows = [*chat_rows(0, 1), *chat_rows(0, 1, 2, source="virtual")]
     headline, _ = written(tmp_path, images, rows, answered(rows))
     assert (headline["captures"], headline["virtual"]) == (2, {"exact_match": 1.0, "captures": 3})

@@ -102,7 +102,7 @@ def test_the_field_box_hugs_the_tops():
     assert (y1 - y0) / setup.pitch_px == pytest.approx(2.46, abs=0.15)
 
 
-def test_what_it_cannot_draw_is_refused_by_name():
+def test_an_unknown_shape_or_mode_is_refused_by_name():
     with pytest.raises(ValueError, match="HEXA"):
         list(virtual_line.render_line(LAYOUT, ("HEXA",), MODES, params()))
     with pytest.raises(ValueError, match="scratch"):

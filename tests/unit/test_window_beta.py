@@ -68,7 +68,7 @@ def test_the_definition_holds_for_any_size_stride_and_brightness(seed, window, s
     )
 
 
-def test_a_batch_gives_what_its_images_give():
+def test_a_batch_gives_the_results_of_its_single_images():
     x = picture(3)
     batch = np.stack([picture(seed) for seed in (4, 5, 6)])
     together = nsoartc(batch, x, 9, 2)
