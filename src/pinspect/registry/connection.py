@@ -20,6 +20,7 @@ from pinspect.core.errors import RegistryError, RegistryUnreachableError
 from pinspect.registry.settings import RegisterSettings
 
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_CHANGED_BY_MLFLOW = (_URI_VARIABLE, "MLFLOW_REGISTRY_URI")
 _DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 
@@ -69,7 +70,7 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     elif uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     _silence_mlflow()
-    previous_uri = os.environ.get(_URI_VARIABLE)
+    previous = {name: os.environ.get(name) for name in _CHANGED_BY_MLFLOW}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -86,11 +87,12 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     except SQLAlchemyError as error:
         raise RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away") from error
     finally:
-        # MLflow puts its URI into the environment, where the next project would take it for the user's choice.
-        if previous_uri is None:
-            os.environ.pop(_URI_VARIABLE, None)
-        else:
-            os.environ[_URI_VARIABLE] = previous_uri
+        # MLflow puts its URIs into the environment, where the next project would take them for the user's choice.
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def experiment_id(client: MlflowClient, root: Path, settings: RegisterSettings) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.package import load_package, package_artifacts
 from pinspect.registry.settings import load_register_settings
-from pinspect.registry.versions import load_registered
 
 
 def load_inspector(version_or_folder: str | int | Path = "", project: str | Path = ".") -> CaptureInspector:
@@ -31,6 +30,8 @@ def load_inspector(version_or_folder: str | int | Path = "", project: str | Path
     name = os.fspath(version_or_folder) if isinstance(version_or_folder, str | Path) else str(version_or_folder)
     if isinstance(version_or_folder, Path) or os.sep in name:
         return load_package(package_artifacts(Path(name)))
+    from pinspect.registry.versions import load_registered  # a packed model needs no MLflow
+
     model, version = load_registered(Path(project), load_register_settings(Path(project)), name)
     inspector: CaptureInspector = model.unwrap_python_model().inspector
     inspector.version = version
