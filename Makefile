@@ -81,7 +81,7 @@ lock: install-dev
 	$(COMPILE) --extra pipeline --extra station --output-file requirements.lock
 	$(COMPILE) --extra station --output-file requirements-station.lock --constraint requirements.lock
 	$(COMPILE) --extra dev --extra s3 --output-file requirements-dev.lock --constraint requirements.lock
-	$(COMPILE) --extra gpu --extra station --output-file requirements-gpu.lock
+	$(COMPILE) --extra gpu --extra station --unsafe-package triton --output-file requirements-gpu.lock
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .coverage
