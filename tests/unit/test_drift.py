@@ -247,7 +247,7 @@ def test_a_change_is_described_in_both_languages(profile, inspected):
     assert report.summary("en") == f"image brightness: median {now:.2g}, {before:.2g} in training"
     assert report.summary("ja") == f"画像の明るさ: 中央値 {now:.2g}（学習時 {before:.2g}）"
     dark_day = judge(profile, inspected(WINDOW, dark))
-    assert dark_day.told() == "captures that cannot be inspected: 100%, 0% in training"
+    assert dark_day.summary() == "captures that cannot be inspected: 100%, 0% in training"
 
 
 def test_a_report_survives_json(profile, inspected):
