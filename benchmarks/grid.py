@@ -39,7 +39,7 @@ def main() -> None:
     rows = [look_row(name) for name in LOOKS] + [nonsense_row(name) for name in ("noise", "wood", "stripes")]
     for group in read_line(ROOT / "data/captures", params):
         grid, duration = timed(group.space.mean, group.space.layout)
-        distance = np.linalg.norm(grid.centers - group.space.pin_centres, axis=1).max() / group.space.pitch
+        distance = np.linalg.norm(grid.centers - group.space.pin_centers, axis=1).max() / group.space.pitch
         rows.append(row(f"sample line, {group.name}", grid, distance, duration))
     boxes = pd.read_csv(arguments.series / "boxes.csv").set_index("file")
     for group in read_line(arguments.series, params):

@@ -1,7 +1,7 @@
-"""Measures what NSOARTC finds and costs.
+"""Measure accuracy and speed of NSOARTC.
 
     python benchmarks/nsoartc.py                                   all parts
-    python benchmarks/nsoartc.py speed                             some parts; the others keep their figures
+    python benchmarks/nsoartc.py speed                             one part; the other parts keep their figures
     python benchmarks/nsoartc.py series --series lines/series      the series line from another folder
 
 Parts: sample (data/captures), series, speed. Writes benchmarks/results/nsoartc.json and nsoartc.md. One core, about
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def accuracy(folder: Path, params: Params) -> list[dict]:
-    """AUROC and address of each variant, for each group and for all groups together."""
+    """Return AUROC and address accuracy of each variant, for each group and for all groups together."""
     rows: list[dict] = []
     scored: dict[str, list[pd.DataFrame]] = {}
     for group in read_line(folder, params):
@@ -105,8 +105,8 @@ def outcomes(group: Group) -> Iterator[tuple[str, pd.DataFrame]]:
         scores = relative(np.array([cell_means(distance, space) for distance in distances]), is_reference)
         yield name, outcome_of(scores, group)
         if images is gained and settings is not FRAME:
-            found = [localize(distance, space.pin_centres, space.pitch, space.layout) for distance in distances]
-            yield f"localizer, {settings.size} x {settings.size}, one gain", localized(found, group)
+            localizations = [localize(distance, space.pin_centers, space.pitch, space.layout) for distance in distances]
+            yield f"localizer, {settings.size} x {settings.size}, one gain", localized(localizations, group)
         if images is gained and settings is SMALL:
             yield "stage 2 of 5 x 5, one gain", outcome_of(relative(reduced(distances, group), is_reference), group)
     grays = [even_light((image @ LUMINANCE).astype(np.float32), space.templates) for image in aligned]
@@ -131,19 +131,19 @@ def one_gain_each(images: list[np.ndarray], is_reference: np.ndarray) -> list[np
 
 def even_color(image: np.ndarray, space: UnitSpace) -> np.ndarray:
     brightness = top_brightness((image @ LUMINANCE).astype(np.float32), space.templates)
-    return image / light_field(brightness, space.templates.centres, space.size)[..., None]
+    return image / light_field(brightness, space.templates.centers, space.size)[..., None]
 
 
 def cell_means(picture: np.ndarray, space: UnitSpace) -> np.ndarray:
-    """The mean distance in the square of one pitch around each pin: (pins,)."""
+    """Return the mean distance in the square of one pitch around each pin: (pins,)."""
     half = space.pitch / 2
-    corners = [(max(0, round(y - half)), max(0, round(x - half))) for x, y in space.pin_centres.tolist()]
+    corners = [(max(0, round(y - half)), max(0, round(x - half))) for x, y in space.pin_centers.tolist()]
     side = round(space.pitch)
     return np.array([picture[top : top + side, left : left + side].mean() for top, left in corners])
 
 
 def relative(values: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
-    """Z-scores, (captures, pins), against the references, less each capture's own median.
+    """Return z-scores, (captures, pins), against the references, minus each capture's median.
 
     Each pin has its own mean; the standard deviation is pooled over the pins, because references are few.
     """
@@ -154,7 +154,7 @@ def relative(values: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
 
 
 def reduced(distances: list[np.ndarray], group: Group) -> np.ndarray:
-    """The mean of the stage 2 picture's windows in each pin's cell: (captures, pins)."""
+    """Return the mean of the stage 2 picture's windows in each pin's cell: (captures, pins)."""
     references = [distance for distance, chosen in zip(distances, group.is_reference, strict=True) if chosen]
     white = 2 * float(np.quantile(np.stack(references), WHITE_QUANTILE))
     reference = np.mean([dst_picture(distance, white) for distance in references], axis=(0, 3))
@@ -165,7 +165,7 @@ def reduced(distances: list[np.ndarray], group: Group) -> np.ndarray:
     half = group.space.pitch / 2
     cells = [
         np.ix_(np.flatnonzero(np.abs(rows - y) <= half), np.flatnonzero(np.abs(columns - x) <= half))
-        for x, y in group.space.pin_centres.tolist()
+        for x, y in group.space.pin_centers.tolist()
     ]
     return np.array([[picture[cell].mean() for cell in cells] for picture in pictures])
 
@@ -176,23 +176,23 @@ def outcome_of(scores: np.ndarray, group: Group) -> pd.DataFrame:
     return table[~group.is_reference]
 
 
-def localized(found: list[Localization], group: Group) -> pd.DataFrame:
+def localized(localizations: list[Localization], group: Group) -> pd.DataFrame:
     table = group.table.assign(
-        score=[each.score for each in found],
-        address=[str(each.address) for each in found],
-        direction=[each.direction for each in found],
+        score=[each.score for each in localizations],
+        address=[str(each.address) for each in localizations],
+        direction=[each.direction for each in localizations],
     )
     return table[~group.is_reference]
 
 
 def rates(outcome: pd.DataFrame) -> dict:
-    """AUROC, address and direction; per mode: AUROC against all passed captures, address, count."""
+    """Return AUROC, address and direction; per mode: AUROC against all passed captures, address, count."""
     defective = outcome["judgement"] == "defective"
-    right = outcome["address"] == outcome["defect_position"]
+    is_correct = outcome["address"] == outcome["defect_position"]
     row: dict = {
         "n": len(outcome),
         "auroc": rounded(roc_auc_score(defective, outcome["score"])),
-        "address": rounded(right[defective].mean()),
+        "address": rounded(is_correct[defective].mean()),
     }
     bent = outcome["defect_mode"].isin(DIRECTIONS)
     if bent.any() and (outcome["direction"] != "").any():
@@ -200,9 +200,9 @@ def rates(outcome: pd.DataFrame) -> dict:
     row["modes"] = {}
     for mode in sorted(set(outcome.loc[defective, "defect_mode"])):
         is_mode = outcome["defect_mode"] == mode
-        some = is_mode | ~defective
-        auroc = roc_auc_score(defective[some], outcome.loc[some, "score"])
-        row["modes"][mode] = [rounded(auroc), rounded(right[is_mode].mean()), int(is_mode.sum())]
+        compared = is_mode | ~defective
+        auroc = roc_auc_score(defective[compared], outcome.loc[compared, "score"])
+        row["modes"][mode] = [rounded(auroc), rounded(is_correct[is_mode].mean()), int(is_mode.sum())]
     return row
 
 
@@ -214,14 +214,14 @@ def rounded(value: float) -> float:
 
 
 def speed(params: Params) -> dict:
-    """Milliseconds a capture at 640 x 260, color, float32; medians of interleaved rounds of process time."""
+    """Return milliseconds per capture at 640 x 260, color, float32; medians of interleaved rounds of process time."""
     group = next(iter(read_line(ROOT / "data/captures", params)))
     captures = np.stack(floats(group.aligned[:12]))
     reference = mean_gray(floats(group.aligned), group.is_reference)
-    three = np.repeat(reference[..., None], 3, axis=-1)
+    reference_rgb = np.repeat(reference[..., None], 3, axis=-1)
     jobs: dict[str, Callable[[], object]] = {
         "ssim": lambda: [
-            structural_similarity(three, each, channel_axis=2, data_range=1.0, full=True) for each in captures
+            structural_similarity(reference_rgb, each, channel_axis=2, data_range=1.0, full=True) for each in captures
         ],
         "nsoartc_batch": lambda: nsoartc(captures, reference, SMALL),
         "nsoartc_one_by_one": lambda: [nsoartc(each, reference, SMALL) for each in captures],
@@ -229,11 +229,11 @@ def speed(params: Params) -> dict:
         "size_21": lambda: nsoartc(captures, reference, NsoartcSettings(size=21)),
         "size_11_stride_5": lambda: nsoartc(captures, reference, NsoartcSettings(size=11, stride=5)),
     }
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(9):
         for name, job in jobs.items():
-            taken[name].append(seconds(job) / len(captures))
-    ms = {name: float(np.median(times)) * 1e3 for name, times in taken.items()}
+            times[name].append(seconds(job) / len(captures))
+    ms = {name: float(np.median(values)) * 1e3 for name, values in times.items()}
     ms["conv2d_and_scipy"] = seconds(partial(series_way, captures[0], reference)) * 1e3
     return {name: round(value, 2) for name, value in ms.items()} | {
         "ssim_over_batch": round(ms["ssim"] / ms["nsoartc_batch"], 2),
@@ -244,17 +244,19 @@ def speed(params: Params) -> dict:
 
 
 def series_way(capture: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Stage 1 as the public series computes it: a convolution, then SciPy's distance pixel by pixel."""
+    """Compute stage 1 as the public series does: a convolution, then SciPy's distance pixel by pixel."""
     parts = torch.from_numpy(np.stack([SMALL.matrix(name) for name in SMALL.parts]))[:, None]
     images = [reference, *np.moveaxis(capture, -1, 0)]
-    gray, *channels = (
+    reference_responses, *channels = (
         torch.nn.functional.conv2d(torch.from_numpy(np.ascontiguousarray(image))[None, None], parts)[0].numpy()
         for image in images
     )
-    distance = np.empty((*gray.shape[1:], 3))
+    distance = np.empty((*reference_responses.shape[1:], 3))
     for channel, responses in enumerate(channels):
-        for row, column in np.ndindex(*gray.shape[1:]):
-            distance[row, column, channel] = minkowski(gray[:, row, column], responses[:, row, column], p=4)
+        for row, column in np.ndindex(*reference_responses.shape[1:]):
+            distance[row, column, channel] = minkowski(
+                reference_responses[:, row, column], responses[:, row, column], p=4
+            )
     return distance
 
 

@@ -37,7 +37,7 @@ def differences(root, capture: str) -> np.ndarray:
         assert (picture.mode, picture.size) == ("L", space.size)
         away = np.abs(np.asarray(picture).astype(int) - 128)
     reach = round(space.pitch / 2)
-    places = space.pin_centres.round().astype(int)
+    places = space.pin_centers.round().astype(int)
     return np.array([away[y - reach : y + reach, x - reach : x + reach].mean() for x, y in places])
 
 

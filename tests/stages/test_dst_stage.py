@@ -12,7 +12,8 @@ from PIL import Image
 
 from pinspect.core.errors import StageInputError, UnitSpaceError
 from pinspect.core.manifests import read_manifest
-from pinspect.nsoartc.dst import COLUMNS, MATRIX, Reading, score_columns
+from pinspect.nsoartc.dst import COLUMNS, MATRIX, Reading
+from pinspect.nsoartc.scores import score_columns
 from pinspect.nsoartc.unit_space import UnitSpace
 from tests.support.dst_line import READING, build, drop_raw, read_rows, write_rows
 from tests.support.sample import ROOT, contents, drop, line, stage_process
@@ -191,14 +192,14 @@ def test_a_reference_unlike_the_other_references_is_reported_by_name(root):
 def test_a_reference_that_is_labeled_defective_is_refused_by_name(root):
     defective = next(c for c in LINE if c.role == "inspected" and c.judgement == "defective")
     drop_raw(root, [defective], **{defective.name: {"role": "reference"}})
-    with pytest.raises(UnitSpaceError, match=f"reference {defective.name} is labelled defective"):
+    with pytest.raises(UnitSpaceError, match=f"reference {defective.name} is labeled defective"):
         build(root)
 
 
 def test_a_reference_of_the_other_shape_is_refused_by_name(root):
     round_one = next(c for c in LINE if c.role == "inspected" and c.shape == "CYLN" and c.judgement == "passed")
     drop_raw(root, [round_one], **{round_one.name: {"role": "reference", "shape": "SQUR"}})
-    with pytest.raises(UnitSpaceError, match=f"reference {round_one.name} is labelled SQUR but looks like CYLN"):
+    with pytest.raises(UnitSpaceError, match=f"reference {round_one.name} is labeled SQUR but looks like CYLN"):
         build(root)
 
 

@@ -55,7 +55,7 @@ def test_a_lamp_that_dims_moves_brightness_by_its_share_and_leaves_the_backgroun
 def test_a_missing_pin_changes_neither_fact(unit_space):
     gray = gray_of(31)
     passed, half = facts_of(gray, unit_space), round(unit_space.pitch / 2)
-    for x, y in unit_space.pin_centres[[0, 13, 26]].round().astype(int):
+    for x, y in unit_space.pin_centers[[0, 13, 26]].round().astype(int):
         emptied = gray.copy()
         emptied[y - half : y + half, x - half : x + half] = 0.05
         facts = facts_of(emptied, unit_space)

@@ -68,8 +68,8 @@ def test_the_pins_are_where_they_were_rendered(shape, boxes):
     assert abs(space.pitch - setup.pitch_px) < 0.7
     assert abs((x1 - x0) - 9 * space.pitch) < 1e-3 and abs((y1 - y0) - 3 * space.pitch) < 1e-3
     middle = np.mean([np.reshape(each.field_box, (2, 2)).mean(axis=0) for each in references], axis=0)
-    np.testing.assert_allclose(space.pin_centres.mean(axis=0), middle, atol=2)
-    tops = space.mean[space.pin_centres[:, 1].round().astype(int), space.pin_centres[:, 0].round().astype(int)]
+    np.testing.assert_allclose(space.pin_centers.mean(axis=0), middle, atol=2)
+    tops = space.mean[space.pin_centers[:, 1].round().astype(int), space.pin_centers[:, 0].round().astype(int)]
     assert tops.min() > 3 * np.median(space.mean)
 
 
@@ -121,7 +121,7 @@ def test_references_of_different_sizes_are_refused_by_name():
 def test_a_reference_that_shows_something_else_is_refused_by_name():
     references = [capture("CYLN", seed) for seed in range(5)]
     references[2].image = np.random.default_rng(0).integers(0, 255, references[2].image.shape).astype(np.uint8)
-    with pytest.raises(UnitSpaceError, match=r"r2\.jpg cannot be laid over its fellows"):
+    with pytest.raises(UnitSpaceError, match=r"r2\.jpg cannot be aligned to the other references"):
         built(references)
 
 
@@ -188,7 +188,7 @@ def test_a_light_gradient_is_removed():
 
 
 def test_one_dark_pin_does_not_bend_the_light_field():
-    places = unit_space().pin_centres
+    places = unit_space().pin_centers
     brightness = 1 + 0.2 * places[:, 0] / 640
     field = light_field(brightness, places, (640, 260))
     brightness[4] = 0.1
@@ -196,7 +196,7 @@ def test_one_dark_pin_does_not_bend_the_light_field():
 
 
 def test_a_trend_over_all_pins_is_removed():
-    places = unit_space().pin_centres
+    places = unit_space().pin_centers
     values = np.stack([0.01 * places[:, 0] - 2, np.full(27, 3.0)], axis=1)
     values[13, 0] += 5
     residuals = without_trend(values, places, (640, 260), np.array([0.1, 0.1]))
@@ -206,7 +206,7 @@ def test_a_trend_over_all_pins_is_removed():
 
 def test_features_measure_the_change_of_a_pin():
     space = unit_space()
-    place, pin = space.pin_centres[20].round().astype(int), 20
+    place, pin = space.pin_centers[20].round().astype(int), 20
     changed = space.mean.copy()
     part = np.s_[place[1] - 32 : place[1] + 33, place[0] - 32 : place[0] + 33]
     changed[part] = np.roll(space.mean[part], (1, 2), axis=(0, 1)) * 0.9
@@ -240,7 +240,7 @@ def test_the_defective_pin_is_a_white_disc_and_normal_pins_are_not(shape, mode):
     radius = round(0.2 * space.pitch)
     discs = np.array([
         view[round(y) - radius : round(y) + radius, round(x) - radius : round(x) + radius].min(axis=2).mean()
-        for x, y in space.pin_centres.astype(float)
+        for x, y in space.pin_centers.astype(float)
     ])  # fmt: skip
     assert discs.argmax() == LAYOUT.index(LAYOUT.address("X:7, Y:C"))
     assert discs.max() > 120 and np.delete(discs, discs.argmax()).max() < 60
@@ -251,7 +251,7 @@ def test_the_brightness_of_a_pin_does_not_depend_on_other_pins():
     passed, defective = space.mean.copy(), space.mean.copy()
     passed[100:110, 200:210] += 0.05
     defective[100:110, 200:210] += 0.05
-    x, y = space.pin_centres[26].round().astype(int)
+    x, y = space.pin_centers[26].round().astype(int)
     defective[y - 20 : y + 20, x - 20 : x + 20] = 0.05
     far = np.s_[:, :400]
     np.testing.assert_allclose(dst_view(passed, space)[far], dst_view(defective, space)[far], atol=2)

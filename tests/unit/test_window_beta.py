@@ -149,7 +149,7 @@ def distances_of_both_eyes(pins: Pins) -> tuple[np.ndarray, np.ndarray]:
     pitch = round(spaces[0].pitch / 2)
     cells = [
         np.s_[round(y) - pitch : round(y) + pitch, round(x) - pitch : round(x) + pitch]
-        for x, y in spaces[0].pin_centres
+        for x, y in spaces[0].pin_centers
     ]
     left = [distances[0][cell].mean() for cell in cells]
     return np.array([difference[cell].mean() for cell in cells]), np.array(left)

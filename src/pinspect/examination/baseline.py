@@ -26,8 +26,8 @@ from pinspect.core.manifests import read_manifest
 from pinspect.core.prompts import answer_kind_of
 from pinspect.core.rows import Row
 from pinspect.nsoartc.aligned import align_capture
-from pinspect.nsoartc.dst import HIGHEST, SCORE, SCORES, score_columns, score_row
 from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins
+from pinspect.nsoartc.scores import HIGHEST, SCORE, SCORES, score_columns, score_row
 from pinspect.nsoartc.unit_space import UnitSpace
 
 UNTRAINED_THRESHOLD = 2.0  # used without labeled defects: twice a score that few passed pins reach

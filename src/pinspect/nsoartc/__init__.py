@@ -1,4 +1,4 @@
-"""NSOARTC: comparing a capture with what passed captures have in common.
+"""NSOARTC: compare a capture with the mean of passed captures.
 
 The package can be called: `pinspect.nsoartc(capture, reference)` is `pinspect.nsoartc.distance.nsoartc`.
 """
@@ -14,7 +14,7 @@ __all__ = ["NsoartcSettings", "nsoartc"]
 
 
 class _CallablePackage(ModuleType):
-    """The package and its main function have one name; importing the package must not hide the function."""
+    """The package and its main function have the same name; an import of the package must not hide the function."""
 
     def __call__(self, *args: Any, **keywords: Any) -> FloatImage:
         return nsoartc(*args, **keywords)

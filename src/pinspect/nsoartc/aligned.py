@@ -22,7 +22,7 @@ class AlignedCapture:
         unit_space: The unit space.
         alignment: Where the capture lies in the unit space.
         gray: The aligned capture, float32 (H, W), 0..1, in the size of the unit space.
-        evened: The same without the smooth difference in light to the unit space's mean image.
+        evened: `gray` without the smooth difference in light to the unit space's mean image.
     """
 
     unit_space: UnitSpace
@@ -32,7 +32,7 @@ class AlignedCapture:
 
     @cached_property
     def misfit(self) -> float:
-        """How little the capture looks like the shape of the unit space; 0 and up."""
+        """Return how little the capture looks like the shape of the unit space, 0 or more."""
         return misfit(self.evened, self.unit_space.templates)
 
 
@@ -43,6 +43,9 @@ def align_capture(gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float)
         gray: The capture, float32 (H, W), 0..1.
         unit_space: The unit space of the capture's line.
         maximum_shift: How far the capture may lie off its place, in px.
+
+    Returns:
+        The aligned capture.
 
     Raises:
         AlignmentError: The capture has another size, shows something else, or lies too far off.
@@ -69,7 +72,7 @@ def align_to_best(
         AlignmentError: The capture fits none of them; the message has the reason for each.
     """
     fits: dict[str, AlignedCapture] = {}
-    reasons = []
+    reasons: list[str] = []
     for name, unit_space in unit_spaces.items():
         try:
             fits[name] = align_capture(gray, unit_space, maximum_shift)

@@ -1,13 +1,14 @@
-"""Laying a capture over its unit space, so that equal places are compared with equal places.
+"""Align a capture to its unit space, so that each pin is compared with the same pin of the references.
 
-First the whole-pixel shift by normalised cross-correlation on a quarter of the size, then translation and an affine
-refinement by ECC (enhanced correlation coefficient, Evangelidis and Psarakis 2008, as OpenCV has it) on half the
-size. Both are blind to gain and offset of the light, and one missing pin among many moves neither.
+Normalized cross-correlation at a quarter of the size finds the shift in steps of 4 px. ECC (enhanced correlation
+coefficient, Evangelidis and Psarakis 2008, the implementation of OpenCV) at half the size then refines a translation
+and an affine map. Gain and offset of the light change neither result, and one missing pin among many moves neither.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ _COARSE = 4
 _TRANSLATION_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 1e-3)
 _AFFINE_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 1e-4)
 _LARGEST_DEFORMATION = 0.08
+_NO_MASK: Any = None  # OpenCV's type stubs omit None
 _NOTHING_IN_COMMON = "it shares no structure with the references; check that it shows this connector"
 
 
@@ -26,8 +28,10 @@ _NOTHING_IN_COMMON = "it shares no structure with the references; check that it 
 class Alignment:
     """Where a capture lies in its unit space.
 
-    matrix: float32 (2, 3), maps capture px to unit-space px. score: the correlation (-1..1) of the aligned capture
-    with the mean. shift: px, x and y, by which the capture's centre had to move.
+    Attributes:
+        matrix: float32 (2, 3), maps capture px to unit-space px.
+        score: Correlation of the aligned capture with the unit space's mean image, -1..1.
+        shift: How far the capture's center moves to the unit space, x and y, px.
     """
 
     matrix: np.ndarray
@@ -36,14 +40,23 @@ class Alignment:
 
 
 def align(gray: np.ndarray, mean: np.ndarray, maximum_shift: float) -> Alignment:
-    """Find how `gray` (float32 (H, W), 0..1) lies over `mean` (float32 (H, W), 0..1, the unit space's mean image).
+    """Find the affine map from a capture to its unit space.
 
-    Raises AlignmentError with the reason when the sizes differ, when capture and mean have too little in common, or
-    when the capture lies further off than `maximum_shift` px.
+    Args:
+        gray: The capture, float32 (H, W), 0..1.
+        mean: The unit space's mean image, float32 (H, W), 0..1.
+        maximum_shift: How far the capture may lie off its place, px.
+
+    Returns:
+        The affine map, with its correlation and shift.
+
+    Raises:
+        AlignmentError: The sizes differ, the capture is flat or has too little in common with the mean image, or the
+            capture lies further off than `maximum_shift`.
     """
     if gray.shape != mean.shape:
-        found, expected = (f"{array.shape[1]} x {array.shape[0]} px" for array in (gray, mean))
-        raise AlignmentError(f"the capture has {found}, its references have {expected}; capture it at their size")
+        size, expected = (f"{array.shape[1]} x {array.shape[0]} px" for array in (gray, mean))
+        raise AlignmentError(f"the capture has {size}, its references have {expected}; capture it at their size")
     if float(np.ptp(gray)) < 1e-3:
         raise AlignmentError("the image is flat: it shows nothing that could be aligned")
     shift = _coarse_shift(gray, mean, maximum_shift)
@@ -53,26 +66,34 @@ def align(gray: np.ndarray, mean: np.ndarray, maximum_shift: float) -> Alignment
     inverse = np.array([[1, 0, shift[0] / 2], [0, 1, shift[1] / 2]], np.float32)
     try:
         _, inverse = cv2.findTransformECC(
-            half_mean, half_gray, inverse, cv2.MOTION_TRANSLATION, _TRANSLATION_STEPS, None, 3
+            half_mean, half_gray, inverse, cv2.MOTION_TRANSLATION, _TRANSLATION_STEPS, _NO_MASK, 3
         )
-        score, inverse = cv2.findTransformECC(half_mean, half_gray, inverse, cv2.MOTION_AFFINE, _AFFINE_STEPS, None, 3)
+        score, inverse = cv2.findTransformECC(
+            half_mean, half_gray, inverse, cv2.MOTION_AFFINE, _AFFINE_STEPS, _NO_MASK, 3
+        )
     except cv2.error:
         raise AlignmentError(_NOTHING_IN_COMMON) from None
     return _checked(_at_full_size(inverse), float(score), gray.shape, maximum_shift)
 
 
 def warp(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.ndarray:
-    """Lay `image` ((H, W) or (H, W, 3), float32 or uint8) over the unit space; `size` is its width and height in px.
+    """Map a capture's image to the unit space; outside the capture the image's border repeats.
 
-    What lies outside the capture repeats its border.
+    Args:
+        image: float32 or uint8, (H, W) or (H, W, 3), in the capture's px.
+        alignment: The map from the capture to the unit space.
+        size: Width and height of the unit space, px.
+
+    Returns:
+        The image in the unit space's px, with the dtype and channels of `image`.
     """
     return cv2.warpAffine(image, alignment.matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _coarse_shift(gray: np.ndarray, mean: np.ndarray, maximum_shift: float) -> tuple[float, float]:
-    """Whole steps of 4 px from unit-space px to capture px; the search stays within `maximum_shift`.
+    """Return the shift from unit-space px to capture px in steps of 4 px; search within `maximum_shift`.
 
-    Phase correlation over the whole image is no help here: in a regular field it locks on to a neighbouring pin.
+    Phase correlation over the whole image does not work: in a regular field it locks on to a neighboring pin.
     """
     height, width = mean.shape
     reach = int(np.ceil(maximum_shift / _COARSE))
@@ -85,7 +106,7 @@ def _coarse_shift(gray: np.ndarray, mean: np.ndarray, maximum_shift: float) -> t
 
 
 def _at_full_size(half: np.ndarray) -> np.ndarray:
-    """A matrix between half-size images as one between the images themselves; pixel centres lie at whole numbers."""
+    """Convert a matrix between half-size images to full size; pixel centers lie at whole numbers."""
     full = half.astype(np.float64)
     full[:, 2] = 2 * full[:, 2] + 0.5 * (1 - full[:, :2].sum(axis=1))
     return full
@@ -93,8 +114,8 @@ def _at_full_size(half: np.ndarray) -> np.ndarray:
 
 def _checked(inverse: np.ndarray, score: float, shape: tuple[int, int], maximum_shift: float) -> Alignment:
     matrix = cv2.invertAffineTransform(inverse)
-    centre = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
-    shift = matrix[:, :2] @ centre + matrix[:, 2] - centre
+    center = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
+    shift = matrix[:, :2] @ center + matrix[:, 2] - center
     if not score >= MINIMUM_SCORE:
         raise AlignmentError(f"{_NOTHING_IN_COMMON} (correlation {score:.2f}, {MINIMUM_SCORE} at least)")
     deformation = float(np.abs(matrix[:, :2] - np.eye(2)).max())

@@ -253,7 +253,7 @@ class _Windows:
         cv2.subtract(response, self._at(self._difference, row, column, rows), dst=response)
 
     def _respond_own(self, name: str, response: FloatImage) -> None:
-        """As `_respond`, for an own part. It has no structure to use: the time grows with the part's size."""
+        """Write the response of an own part into `response`; the time grows with the part's area."""
         rows = (len(response) - 1) * self._settings.stride + self._settings.size
         shape = (rows, self._line // self._channels, self._channels)
         image = self._difference[: rows * self._line].reshape(shape).astype(np.float64)

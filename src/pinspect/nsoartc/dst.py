@@ -1,11 +1,14 @@
-"""The dst folder: the unit space of every line, and every capture laid over it and shown as its distance.
+"""The dst folder: the unit space of every line, and the DST view of every capture.
 
-unit_space/<source>-<SHAPE>.npz      one per line, made of its references (with two eyes: <source>-<SHAPE>-<eye>.npz)
-images/<2 hex>/<20 hex>.png          the DST view, aligned, in px of the unit space
-images/<2 hex>/<20 hex>-EYES.png     where a connector has two views, the double-eye, named after its left one
-scores.csv                           one row an inspected capture: a score for each pin, and the features of the highest
-manifest.csv                         one row a capture: its DST view and place, or why it was set aside
+unit_space/<source>-<SHAPE>.npz      one per line, built from its references (two eyes: <source>-<SHAPE>-<eye>.npz)
+images/<2 hex>/<20 hex>.png          the DST view of a capture, in px of the unit space
+images/<2 hex>/<20 hex>-EYES.png     the double-eye of a connector with two views, named after the left view
+scores.csv                           one row per inspected capture: the pins' scores, the features of the highest pin
+manifest.csv                         one row per capture: its DST view and place, or the reason why it was set aside
 """
+
+# The records of IncrementalFolder are plain dicts.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,23 +35,29 @@ from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_bes
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import paint_double_eye, paint_dst_view
 from pinspect.nsoartc.grid import DoubtfulGridError
-from pinspect.nsoartc.pin_scores import MODE_FEATURES, measure_pins, mode_features
+from pinspect.nsoartc.pin_scores import measure_pins
+from pinspect.nsoartc.scores import SCORES, score_columns, score_row
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.nsoartc.window_beta import distance_image, double_eye
 
-SCORES = "scores.csv"
 GRID_PICTURES = "grid"  # a folder beside the dst folder
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
 EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
-SCORE = "score"
-HIGHEST = "highest"
-_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # these pictures gain a fifth from level 6, at five times the time
+_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # level 6 makes these files a fifth smaller and takes five times as long
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read and compared: params.dst, the layout, and how many pixels an image may have."""
+    """Settings for reading and comparing captures.
+
+    Attributes:
+        layout: Rows and columns of the pin field.
+        params: Section `dst` of params.yaml.
+        max_pixels: Largest number of pixels of an image.
+    """
 
     layout: Layout
     params: DstParams
@@ -56,8 +66,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class References:
-    """The references of one line: paths, names, hashes and field boxes (x0, y0, x1, y1; None unless every one has its
-    box) go together."""
+    """The references of one line.
+
+    Attributes:
+        line: The line.
+        paths: Path of each reference.
+        names: Name of each reference in labels.csv.
+        sha256: Hash of each reference.
+        field_boxes: x0, y0, x1, y1, px, of each reference; None unless every reference has a box.
+    """
 
     line: Line
     paths: tuple[str, ...]
@@ -68,7 +85,13 @@ class References:
 
 @dataclass(frozen=True)
 class BuiltUnitSpace:
-    """A unit space on disk: where it lies, its sha256, and the references that differ from their fellows."""
+    """A unit space on disk.
+
+    Attributes:
+        path: Path of the npz file.
+        sha256: Hash of the npz file.
+        outliers: Names of the references that differ from the others.
+    """
 
     path: str
     sha256: str
@@ -77,7 +100,13 @@ class BuiltUnitSpace:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A capture and what it is compared with: the path and the sha256 of its image, and its unit space."""
+    """A capture and the unit space to compare it with.
+
+    Attributes:
+        path: Path of the capture's image.
+        sha256: Hash of the capture's image.
+        unit_space: The unit space of the capture's line.
+    """
 
     path: str
     sha256: str
@@ -86,10 +115,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DstReport:
-    """What the dst stage has to tell.
+    """Summary of a run of the dst stage.
 
-    counts: captures by source, shape and role. made: how many captures were compared anew. set_aside: capture ->
-    reason. outliers: references that differ from their fellows. remarks: why views of two eyes make no pair.
+    Attributes:
+        counts: Number of captures by source, shape (rows) and role (columns).
+        made: Number of captures that this run compared.
+        set_aside: Reason by name of each capture that was set aside.
+        outliers: Names of the references that differ from the others.
+        remarks: Reasons why views of two eyes make no pair.
     """
 
     counts: pd.DataFrame
@@ -100,18 +133,30 @@ class DstReport:
 
 
 def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = None) -> DstReport:
-    """Make the dst folder `out` from the raw folder.
+    """Make the dst folder from the raw folder.
 
-    Raises UnitSpaceError, with a line for each shape whose references make no unit space, and StageInputError when the
-    raw folder is not there. A capture that cannot be read or aligned is set aside with its reason and stops no other.
+    A capture that cannot be read or aligned is set aside with its reason; the run goes on with the other captures.
+
+    Args:
+        raw: The raw folder.
+        out: The dst folder.
+        reading: How to read and compare captures.
+        workers: Number of processes; by default one per core.
+
+    Returns:
+        The summary of the run.
+
+    Raises:
+        UnitSpaceError: References make no unit space; the message has one line for each of these shapes.
+        StageInputError: The raw folder is missing.
     """
     captures = read_manifest(raw / MANIFEST, ("file", "sha256", "source", "capture", *LABEL, *FIELD_BOX))
     lines = lines_of(captures)
     with IncrementalFolder(out) as folder:
         unit_spaces = _build_unit_spaces(folder, raw, captures, lines, reading)
         comparisons = {
-            row.file: Comparison(str(raw / row.file), row.sha256, unit_spaces[lines[row.file]])
-            for row in captures.itertuples()
+            file: Comparison(str(raw / file), sha256, unit_spaces[lines[file]])
+            for file, sha256 in zip(captures["file"], captures["sha256"], strict=True)
         }
         records = _draw_dst_views(folder, comparisons, reading, workers)
         eyes, remarks = _draw_double_eyes(folder, captures, lines, comparisons, records, reading, workers)
@@ -129,10 +174,16 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
 def make_unit_space(reading: Reading, grid_pictures: Path, references: References, folder: Path) -> Product:
     """Build the unit space of one line.
 
-    The record has its outliers, or as `error` why it could not be built. Where no grid of pins fits the references, a
-    picture in the folder `grid_pictures` shows the best one.
+    Args:
+        reading: How to read and compare captures.
+        grid_pictures: Folder for a picture of the best grid, written if no grid of pins fits the references.
+        references: The references of the line.
+        folder: Folder to write the unit space to.
+
+    Returns:
+        The unit space's file with the record `outliers` and `sha256`, or no file with the record `error`.
     """
-    cv2.setNumThreads(1)  # the stage runs a process a core
+    cv2.setNumThreads(1)  # the stage runs one process per core
     try:
         unit_space = build_unit_space(
             [to_gray(read_image(path, reading.max_pixels)) for path in references.paths],
@@ -153,25 +204,41 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
 
 
 def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]], folder: Path) -> Product:
-    """Whether the references of a line look like its shape, rather than like another of its source; makes no file."""
+    """Check that the references of a line look more like its shape than like another shape of its source.
+
+    Args:
+        reading: How to read and compare captures.
+        payload: The references of the line, and the unit spaces of its source and eye by shape.
+        folder: Not used: the check makes no file.
+
+    Returns:
+        The record `problems`, one message per reference that looks like another shape.
+    """
     references, rivals = payload
-    line, problems = references.line, []
+    line = references.line
+    problems: list[str] = []
     for path, name in zip(references.paths, references.names, strict=True) if len(rivals) > 1 else ():
         gray = to_gray(read_image(path, reading.max_pixels))
         unit_spaces = {shape: _loaded(built.path, built.sha256) for shape, built in rivals.items()}
         shape, _ = align_to_best(gray, unit_spaces, reading.params.maximum_shift)
         if shape != line.shape:
             problems.append(
-                f"{_name(line)}: reference {name} is labelled {line.shape} but looks like {shape}; "
+                f"{_name(line)}: reference {name} is labeled {line.shape} but looks like {shape}; "
                 "correct its shape in labels.csv"
             )
     return Product((), {"problems": problems})
 
 
 def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Path) -> Product:
-    """Align one capture, `file` in the raw folder, to its unit space and draw its DST view.
+    """Align one capture to its unit space and draw its DST view.
 
-    The record holds its place and its pins' scores, or as `error` why the capture was set aside.
+    Args:
+        reading: How to read and compare captures.
+        payload: The capture's file in the raw folder, and its comparison.
+        folder: Folder to write the DST view to.
+
+    Returns:
+        The DST view's file with the capture's place and its pins' scores, or no file with the reason as `error`.
     """
     file, comparison = payload
     cv2.setNumThreads(1)
@@ -190,46 +257,28 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
 
 
 def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison], folder: Path) -> Product:
-    """Draw what the left and the right view of one connector, neither of them set aside, see differently."""
+    """Draw the double-eye: the difference between the left and the right view of one connector.
+
+    Args:
+        reading: How to read and compare captures.
+        payload: The double-eye's file, and the comparisons of the left and the right view; neither is set aside.
+        folder: Folder to write the double-eye to.
+
+    Returns:
+        The double-eye's file.
+    """
     eyes_file, *comparisons = payload
     cv2.setNumThreads(1)
-    distances, boxes, whites = [], [], []
-    for comparison in comparisons:
-        capture = _aligned(reading, comparison)
-        distances.append(_whole_distance(capture.evened, capture.unit_space))
-        boxes.append(capture.unit_space.cell_box)
-        whites.append(capture.unit_space.white)
-    painted = paint_double_eye(double_eye(*distances, *boxes), sum(whites) / 2)
-    _write_png(folder / eyes_file, painted)
+    left, right = (_aligned(reading, comparison) for comparison in comparisons)
+    boxes = left.unit_space.cell_box, right.unit_space.cell_box
+    difference = double_eye(_whole_distance(left), _whole_distance(right), *boxes)
+    _write_png(folder / eyes_file, paint_double_eye(difference, (left.unit_space.white + right.unit_space.white) / 2))
     return Product((eyes_file,), {})
-
-
-def score_row(measures: np.ndarray, unit_space: UnitSpace) -> dict[str, float | str]:
-    """What the baseline knows of a capture, from what `measure_pins` found, as a row of scores.csv.
-
-    The score of each pin, keyed by its address: its Mahalanobis distance as a share of what few passed pins reach, so
-    that shapes and lines can be compared. `score` and `highest`: the highest of them and its address. Then the
-    `MODE_FEATURES` of that pin.
-    """
-    scores = unit_space.pin_distances(measures) / unit_space.pin_white
-    highest = int(scores.argmax())
-    addresses = unit_space.layout.addresses
-    features = mode_features(measures, unit_space.templates, highest)
-    return (
-        {str(address): round(float(score), 4) for address, score in zip(addresses, scores, strict=True)}
-        | {SCORE: round(float(scores[highest]), 4), HIGHEST: str(addresses[highest])}
-        | {name: round(float(value), 5) for name, value in zip(MODE_FEATURES, features, strict=True)}
-    )
-
-
-def score_columns(layout: Layout) -> tuple[str, ...]:
-    """The columns of scores.csv."""
-    return ("file", *map(str, layout.addresses), SCORE, HIGHEST, *MODE_FEATURES)
 
 
 @functools.lru_cache(maxsize=8)
 def _loaded(path: str, sha256: str) -> UnitSpace:
-    """A unit space, read once by each process; `sha256` keeps two versions at one path apart."""
+    """Read a unit space once per process; `sha256` distinguishes two versions at the same path."""
     return UnitSpace.load(path)
 
 
@@ -239,14 +288,15 @@ def _aligned(reading: Reading, comparison: Comparison) -> AlignedCapture:
     return align_capture(gray, unit_space, reading.params.maximum_shift)
 
 
-def _whole_distance(evened: np.ndarray, unit_space: UnitSpace) -> np.ndarray:
-    """DST at stride 1, in the size of the unit space: the outer windows' values go on to the edge."""
+def _whole_distance(capture: AlignedCapture) -> np.ndarray:
+    """Return the DST at stride 1 in the size of the unit space; the outer windows' values continue to the edge."""
+    unit_space = capture.unit_space
     before, after = (unit_space.window - 1) // 2, unit_space.window // 2
-    return np.pad(distance_image(evened, unit_space.mean, unit_space.window), (before, after), mode="edge")
+    return np.pad(distance_image(capture.evened, unit_space.mean, unit_space.window), (before, after), mode="edge")
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
-    """`picture`: uint8, gray or in OpenCV's order of colours."""
+    """Write a picture, uint8, gray or BGR."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", picture, _PNG)[1].tobytes())
 
@@ -254,15 +304,15 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 def _build_unit_spaces(
     folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, lines: dict[str, Line], reading: Reading
 ) -> dict[Line, BuiltUnitSpace]:
-    """The unit space of every line that has captures."""
+    """Build the unit space of every line that has captures."""
     references = {
         line: _references(line, captures[[lines[file] == line for file in captures["file"]]], raw)
         for line in sorted(set(lines.values()))
     }
     items = [Item(line.unit_space, (*r.sha256, repr(r.field_boxes)), r) for line, r in references.items()]
     make = functools.partial(make_unit_space, reading, folder.path.parent / GRID_PICTURES)
-    records = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
-    problems = [record["error"] for record in records if "error" in record]
+    records: list[Record] = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
+    problems: list[str] = [record["error"] for record in records if "error" in record]
     if problems:
         raise UnitSpaceError("\n".join(problems))
     built = {
@@ -288,20 +338,20 @@ def _check(references: References, built: dict[Line, BuiltUnitSpace]) -> Item:
 
 
 def _references(line: Line, rows: pd.DataFrame, raw: Path) -> References:
-    found = rows[rows["role"] == REFERENCE]
-    defective = found.loc[found["judgement"] == DEFECTIVE, "capture"].tolist()
+    references = rows[rows["role"] == REFERENCE]
+    defective = references.loc[references["judgement"] == DEFECTIVE, "capture"].tolist()
     if defective:
         raise UnitSpaceError(
-            f"{_name(line)}, shape {line.shape}: reference {defective[0]} is labelled defective; a reference is a "
+            f"{_name(line)}, shape {line.shape}: reference {defective[0]} is labeled defective; a reference is a "
             "passed capture: correct its judgement or its role in labels.csv"
         )
-    boxes = found[list(FIELD_BOX)]
-    has_boxes = len(found) > 0 and not (boxes == "").any(axis=None)
+    boxes = references[list(FIELD_BOX)]
+    has_boxes = len(references) > 0 and not (boxes == "").any(axis=None)
     return References(
         line=line,
-        paths=tuple(str(raw / file) for file in found["file"]),
-        names=tuple(found["capture"]),
-        sha256=tuple(found["sha256"]),
+        paths=tuple(str(raw / file) for file in references["file"]),
+        names=tuple(references["capture"]),
+        sha256=tuple(references["sha256"]),
         field_boxes=tuple(map(tuple, boxes.astype(float).to_numpy().tolist())) if has_boxes else None,
     )
 
@@ -311,18 +361,18 @@ def _name(line: Line) -> str:
 
 
 def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
-    """Where a file of the folder lies now: freshly made, or in place since an earlier run."""
+    """Return the path of a file of the folder: made by this run, or in place since an earlier run."""
     paths = [path for path in (folder.partial / file, folder.path / file) if path.is_file()]
     return next(str(path) for path in paths if hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
 
 
 def _draw_dst_views(
     folder: IncrementalFolder, comparisons: dict[str, Comparison], reading: Reading, workers: int | None
-) -> dict[str, dict]:
-    """The record of each capture, by its file in the raw folder."""
-    items = [Item(file, (one.sha256, one.unit_space.sha256), (file, one)) for file, one in comparisons.items()]
+) -> dict[str, Record]:
+    """Draw the DST view of each capture; return the captures' records by file in the raw folder."""
+    items = [Item(file, (each.sha256, each.unit_space.sha256), (file, each)) for file, each in comparisons.items()]
     make = functools.partial(draw_dst_view, reading)
-    records = folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
+    records: list[Record] = folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
     return dict(zip(comparisons, records, strict=True))
 
 
@@ -331,17 +381,20 @@ def _draw_double_eyes(
     captures: pd.DataFrame,
     lines: dict[str, Line],
     comparisons: dict[str, Comparison],
-    records: dict[str, dict],
+    records: dict[str, Record],
     reading: Reading,
     workers: int | None,
 ) -> tuple[dict[str, str] | None, list[str]]:
-    """The double-eye of each capture that has one, by its file in the raw folder, and remarks on those without.
+    """Draw the double-eye of each pair of views.
 
-    None in place of the files where no line has eyes at all.
+    Returns:
+        The double-eye's file by each capture's file in the raw folder, None if no line has eyes; and remarks on
+        captures without a double-eye.
     """
     pairs, remarks = pair_eyes(captures, lines)
     names = dict(zip(captures["file"], captures["capture"], strict=True))
-    items, eyes = [], {}
+    items: list[Item] = []
+    eyes: dict[str, str] = {}
     for pair in pairs:
         lost = [names[file] for file in pair if records[file]["error"]]
         if lost:
@@ -367,7 +420,7 @@ def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
 def _write_tables(
     folder: IncrementalFolder,
     captures: pd.DataFrame,
-    records: dict[str, dict],
+    records: dict[str, Record],
     eyes: dict[str, str] | None,
     layout: Layout,
 ) -> None:

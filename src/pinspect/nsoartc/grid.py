@@ -1,4 +1,4 @@
-"""Finding the pin field: the layout's rows x columns grid, fitted to the mean of the references.
+"""Find the pin field: the layout's rows x columns grid, fitted to the mean of the references.
 
 Pins are a periodic pattern of round or square tops. Nothing else is assumed: pins may be brighter or darker than what
 surrounds them, the background may hold anything, the field may be turned by a few degrees and seen in perspective.
@@ -10,7 +10,7 @@ surrounds them, the background may hold anything, the field may be turned by a f
    projective grid is laid through all pins. Pins that do not fit are outvoted.
 3. Tops. A pin in perspective shows its side as well. The circle along which brightness changes everywhere around it
    gives the middle of its top, and the grid is laid through the tops.
-4. Confidence. How alike the pins are, and how much less alike what lies one pitch outside of each side is.
+4. Confidence. How alike the pins are, and how different the places one pitch outside of each side are from the pins.
 """
 
 from __future__ import annotations
@@ -92,7 +92,14 @@ def find_grid(gray: FloatImage, layout: Layout) -> PinGrid:
 
 
 def confident_grid(gray: FloatImage, layout: Layout) -> PinGrid:
-    """As `find_grid`, for callers that go on without a person.
+    """Fit the layout's grid to an image, for callers that go on without a person.
+
+    Args:
+        gray: float32 (rows, columns), 0..1: the mean of a line's references.
+        layout: The connector's rows and columns.
+
+    Returns:
+        The best grid; its confidence is at least `MINIMUM_CONFIDENCE`.
 
     Raises:
         DoubtfulGridError: The best grid's confidence is below `MINIMUM_CONFIDENCE`; the error holds a picture of it.

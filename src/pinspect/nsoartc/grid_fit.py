@@ -67,6 +67,7 @@ def nodes_of(layout: Layout, outside: int = 0) -> Points:
 
 
 def largest_pitch(gray: FloatImage, layout: Layout) -> float:
+    """Return the largest pitch, px, at which the layout fits into an image, float32 (rows, columns)."""
     height, width = gray.shape
     return min(width / (layout.columns - 0.5), height / (len(layout.rows) - 0.5))
 
@@ -146,6 +147,7 @@ def _refine(gray: FloatImage, layout: Layout, candidate: _Candidate) -> _Refined
 
 
 def mean_pitch(centers: Points, layout: Layout) -> float:
+    """Return the mean distance, px, of neighboring centers, float64 (pins, 2), px."""
     grid = centers.reshape(len(layout.rows), layout.columns, 2)
     steps = [np.linalg.norm(np.diff(grid, axis=axis), axis=-1).ravel() for axis in (0, 1)]
     return float(np.mean([step.mean() for step in steps if step.size]))
@@ -187,7 +189,7 @@ def _matrix(places: Points, weights: Points, layout: Layout, pitch: float) -> Po
     weight, affine = weights + 1e-3, np.zeros((3, 2))
     for _ in range(6):
         affine = np.linalg.lstsq(design * weight[:, None], places * weight[:, None], rcond=None)[0]
-        if is_single_line:  # there is no second direction: it is at right angles to the first
+        if is_single_line:  # a single row or column: take the second direction at right angles to the first
             x, y = affine[0] if layout.columns > 1 else affine[1]
             affine[:2] = ((x, y), (-y, x)) if layout.columns > 1 else ((y, -x), (x, y))
         distance = np.linalg.norm(places - design @ affine, axis=1) / (_OFF_GRID * pitch)
@@ -271,7 +273,8 @@ def _confidence(image: FloatImage, layout: Layout, matrix: Points, pitch: float)
         places = project(matrix, nodes[side])
         within = ((places >= 0) & (places <= (width - 1, height - 1))).all(axis=1)
         patches = _normalized(_cut(image, places, half))
-        outside = max(outside, float(np.mean((patches * template).mean(axis=(1, 2)) * within)))
+        likeness: FloatImage = (patches * template).mean(axis=(1, 2))
+        outside = max(outside, float((likeness * within).mean()))
     return float(np.clip(inside * min(1.0, 2 * (1 - outside / max(inside, 1e-6))), 0, 1))
 
 

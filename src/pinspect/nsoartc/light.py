@@ -1,55 +1,68 @@
-"""What all pins of a capture share: light, place and focus change smoothly over the field and are no defect."""
+"""Estimate what all pins of a capture share: light, place and focus change smoothly over the field."""
 
 from __future__ import annotations
 
 import numpy as np
 
 _ROUNDS = 8
-_BRIGHTNESS_FLOOR = 0.005  # log brightness: pins of one capture never agree better than to half a percent
+_BRIGHTNESS_FLOOR = 0.005  # log brightness: assume at least half a percent of spread between a capture's pins
 _MAXIMUM_LOG = 2.5
 
 
 def light_field(brightness: np.ndarray, places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A smooth light field from the relative brightness of the pins' tops.
+    """Fit a smooth light field to the relative brightness of the pins' tops.
 
-    brightness: float (pins,), each pin's top divided by the unit space's. places: float (pins, 2), x and y in px. size:
-    width and height of the field. Returns float32 (height, width), by which to divide the capture. The logarithm of
-    the field is a robust polynomial of second order.
+    The logarithm of the field is a polynomial of second order, fitted robustly.
+
+    Args:
+        brightness: float (pins,), brightness of each pin's top divided by that of the unit space.
+        places: float (pins, 2), x and y, px.
+        size: Width and height of the field, px.
+
+    Returns:
+        float32 (height, width), the factor by which to divide the capture.
     """
     logarithm = np.log(np.clip(brightness, 0.02, 50))[:, None]
     coefficients = _fit(logarithm, _polynomial(places, size, order=2), np.array([_BRIGHTNESS_FLOOR]))[0]
-    a = np.zeros(6, np.float32)
-    a[: len(coefficients)] = coefficients
+    terms = np.zeros(6, np.float32)
+    terms[: len(coefficients)] = coefficients
     width, height = size
     u = (np.arange(width, dtype=np.float32) * np.float32(2 / width) - 1)[None]
     v = (np.arange(height, dtype=np.float32) * np.float32(2 / height) - 1)[:, None]
-    field = a[4] * v * u
-    field += a[0] + a[1] * u + a[3] * u * u
-    field += a[2] * v + a[5] * v * v
+    field = terms[4] * v * u
+    field += terms[0] + terms[1] * u + terms[3] * u * u
+    field += terms[2] * v + terms[5] * v * v
     return np.exp(np.clip(field, -_MAXIMUM_LOG, _MAXIMUM_LOG, out=field), out=field)
 
 
 def without_trend(values: np.ndarray, places: np.ndarray, size: tuple[int, int], floors: np.ndarray) -> np.ndarray:
-    """Take out of each column what changes linearly over the pin field: that belongs to the capture, not to a pin.
+    """Subtract from each column its linear trend over the pin field, which belongs to the capture, not to a pin.
 
-    values: float (pins, columns). places, size: as in `light_field`. floors: float (columns,), how well pins agree at
-    best, in the columns' own units. Returns float32 (pins, columns).
+    Args:
+        values: float (pins, columns).
+        places: float (pins, 2), x and y, px.
+        size: Width and height of the field, px.
+        floors: float (columns,), the smallest spread to assume between pins, in the units of the columns.
+
+    Returns:
+        float32 (pins, columns).
     """
     basis = _polynomial(places, size, order=1)
     return (values - basis @ _fit(values, basis, floors).T).astype(np.float32)
 
 
 def _polynomial(places: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
-    """Terms (pins, 6, 3 or 1); few pins bear few terms: second order from 18 pins on, first order from 6 on."""
+    """Return terms (pins, 6, 3 or 1): second order needs 18 pins, first order 6 pins."""
     u, v = (np.asarray(places, np.float64) / (np.array(size) / 2) - 1).T
     terms = {0: 1, 1: 3, 2: 6}[min(order, 2 if len(places) >= 18 else 1 if len(places) >= 6 else 0)]
     return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)[:, :terms]
 
 
 def _fit(values: np.ndarray, basis: np.ndarray, floors: np.ndarray) -> np.ndarray:
-    """Coefficients (columns, terms) of `values` (pins, columns), with Cauchy weights: a defect does not count."""
+    """Return coefficients (columns, terms) of `values` (pins, columns); Cauchy weights ignore defective pins."""
     columns = np.asarray(values, np.float64).T[..., None]
     weight = np.ones_like(columns)
+    coefficients: np.ndarray = np.zeros((len(columns), basis.shape[1], 1))
     for _ in range(_ROUNDS):
         weighted = basis * weight
         normal = basis.T @ weighted + 1e-9 * np.eye(basis.shape[1])

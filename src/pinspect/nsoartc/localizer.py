@@ -1,8 +1,8 @@
 """The localizer: judgement score, address and bend direction from one DST picture, without training.
 
 A defective pin is white in a DST picture: all three channels differ. Colored housings and backgrounds differ in one or
-two channels only, so the smallest channel shows pins alone. Of a pin that moved, the place it left is cream (the
-reference is bright there, the capture dark), and the place it moved to is cyan-white. The vector from cream to
+two channels only, so the smallest channel shows pins alone. Of a pin that moved, the old place is cream (bright in
+the reference, dark in the capture), and the new place is cyan-white. The vector from cream to
 cyan-white is the bend direction. The hues are those of pale teal pins, as in the public series; a line of gray pins
 shows neither hue and gets no direction.
 """
@@ -28,7 +28,7 @@ _HUE_SHARE = 0.04  # of the white: less hue than this shows no direction
 
 @dataclass(frozen=True)
 class Localization:
-    """What the localizer reads off one DST picture.
+    """The result of the localizer for one DST picture.
 
     Attributes:
         score: Root mean square of the whitest pin's cell as a multiple of the median over all pins, at least 1. Higher
@@ -100,8 +100,8 @@ def _bend_vector(pixels: FloatImage, places: npt.NDArray[np.float64], pitch: flo
     if min(cyan.sum(), cream.sum()) <= 0 or cyan.sum() + cream.sum() < _HUE_SHARE * white[is_white].sum():
         return 0.0, 0.0
     moved_to = np.array([(x * cyan).sum(), (y * cyan).sum()]) / cyan.sum()
-    left = np.array([(x * cream).sum(), (y * cream).sum()]) / cream.sum()
-    return float(moved_to[0] - left[0]), float(moved_to[1] - left[1])
+    moved_from = np.array([(x * cream).sum(), (y * cream).sum()]) / cream.sum()
+    return float(moved_to[0] - moved_from[0]), float(moved_to[1] - moved_from[1])
 
 
 def _patches(image: FloatImage, places: npt.NDArray[np.float64], reach: int) -> FloatImage:

@@ -4,9 +4,9 @@ SOART3 compares a window y of a DST channel with the same window x of the refere
 DST pictures:
 
     beta  = (x . y + 1e-4) / (x . x + 1e-4)            how much of the reference the window holds
-    r     = y - beta x                                 what is left
+    r     = y - beta x                                 the remainder
     eta   = ln(sum |r| + 1)
-    gamma = eta - ln((sum |r|^4)^(1/4) + 1)            local and of high order: large where much is left everywhere
+    gamma = eta - ln((sum |r|^4)^(1/4) + 1)            local and of high order: large where the whole window differs
 
 The reduced picture shows gamma only: max(0, root mean square over the channels - cut-off), scaled and cropped.
 """
@@ -90,9 +90,9 @@ def soart3(
     ys = np.lib.stride_tricks.sliding_window_view(measured, window, axis=(0, 1))[every]
     xs = np.lib.stride_tricks.sliding_window_view(reference, window)[every][:, :, None]
     beta = ((xs * ys).sum(axis=(-1, -2)) + _EPSILON) / ((xs * xs).sum(axis=(-1, -2)) + _EPSILON)
-    left = np.abs(ys - beta[..., None, None] * xs)
-    eta = np.log(left.sum(axis=(-1, -2)) + 1)
-    gamma = eta - np.log((left**4).sum(axis=(-1, -2)) ** 0.25 + 1)
+    remainder = np.abs(ys - beta[..., None, None] * xs)
+    eta = np.log(remainder.sum(axis=(-1, -2)) + 1)
+    gamma = eta - np.log((remainder**4).sum(axis=(-1, -2)) ** 0.25 + 1)
     return beta.astype(np.float32), eta.astype(np.float32), gamma.astype(np.float32)
 
 
