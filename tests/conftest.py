@@ -23,6 +23,7 @@ _GROUP_OF = {file: group for group, files in _GROUPS.items() for file in files}
 _TIERS = ("system", "stages", "unit")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each file, or group of files, to one worker; the longest come first, so that no worker waits at the end."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
