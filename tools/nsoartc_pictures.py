@@ -57,6 +57,7 @@ def parts() -> Image.Image:
 def distances_of(group: Group) -> tuple[list[FloatImage], float]:
     """Return the distances of all captures, one gain each, and a white that few passed pins reach."""
     images = floats(group.aligned)
+    reference = images[0] @ LUMINANCE
     for _ in range(2):
         chosen = [image for image, is_reference in zip(images, group.is_reference, strict=True) if is_reference]
         reference = (np.mean(chosen, axis=0) @ LUMINANCE).astype(np.float32)

@@ -15,10 +15,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, ViewportSize, expect, sync_playwright
 
 from pinspect.core import predictions
 from pinspect.core.params import load_params
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-DESK, TABLET = {"width": 1280, "height": 800}, {"width": 820, "height": 1180}
+DESK, TABLET = ViewportSize(width=1280, height=800), ViewportSize(width=820, height=1180)
 NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}
 
 
@@ -40,10 +41,10 @@ def read_answers() -> pd.DataFrame:
     return answers.assign(right=answers["answer"] == answers["expected"]).sort_values(["right", "id"])
 
 
-def photograph(answer: pd.Series) -> dict:
+def photograph(answer: Any) -> FilePayload:
     """Return the capture of an answer as a file to upload, with its original name."""
     raw = pd.read_csv(ROOT / "data/raw/manifest.csv", keep_default_na=False).set_index("file")
-    name, content = raw.loc[answer["file"], "capture"], (ROOT / "data/raw" / answer["file"]).read_bytes()
+    name, content = str(raw.loc[answer["file"], "capture"]), (ROOT / "data/raw" / answer["file"]).read_bytes()
     return {"name": name, "mimeType": "image/png" if name.endswith(".png") else "image/jpeg", "buffer": content}
 
 
@@ -69,7 +70,9 @@ def station() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def reader(browser: Browser, address: str, language: str, viewport: dict, scheme: str = "light") -> Iterator[Page]:
+def reader(
+    browser: Browser, address: str, language: str, viewport: ViewportSize, scheme: Literal["light", "dark"] = "light"
+) -> Iterator[Page]:
     """Open the page in a new browser context."""
     context = browser.new_context(base_url=address, locale=language, viewport=viewport, color_scheme=scheme)
     page = context.new_page()
@@ -92,7 +95,7 @@ def take(page: Page, name: str, *, full: bool = False) -> str:
     return str(target.relative_to(ROOT))
 
 
-def upload(page: Page, *files: dict) -> None:
+def upload(page: Page, *files: FilePayload) -> None:
     """Upload captures and wait for all results."""
     page.set_input_files("#images", list(files))
     expect(page.locator("article.result")).to_have_count(len(files), timeout=60_000)

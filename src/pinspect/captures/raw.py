@@ -23,6 +23,7 @@ from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import RawParams, VirtualParams
+from pinspect.core.rows import SPLITS
 from pinspect.virtual_line import VirtualCapture, render_line
 
 CAMERA = "camera"
@@ -167,7 +168,7 @@ def _render_virtual_line(
     folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams, workers: int | None
 ) -> list[dict]:
     """Return the rows of the virtual line; the line is seeded, so its parameters fully determine the captures."""
-    wanted = {split: getattr(params, split) for split in splits.SPLITS}
+    wanted = {split: getattr(params, split) for split in SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
         split: params.model_copy(update=dict.fromkeys(wanted, 0) | {split: count})

@@ -57,9 +57,8 @@ class RawCapture:
 def raw_captures(raw: pd.DataFrame) -> list[RawCapture]:
     """Return the captures of the raw manifest (`RAW_COLUMNS` of it), in its order."""
     lines = lines_of(raw)
-    return [
-        RawCapture(**row, line=lines[row["file"]]) for row in raw.filter(items=list(RAW_COLUMNS)).to_dict("records")
-    ]
+    values = zip(*(raw[column] for column in RAW_COLUMNS), strict=True)
+    return [RawCapture(*row, line=lines[row[0]]) for row in values]
 
 
 def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[RawCapture]]:

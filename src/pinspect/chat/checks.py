@@ -40,7 +40,7 @@ _IMAGES = {PromptKind.TWO_IMAGE: 2, PromptKind.ONE_IMAGE: 1, PromptKind.STACKED:
 _WORKED_KINDS = {PromptKind.TWO_IMAGE: AnswerKind.STAR, PromptKind.STACKED: AnswerKind.COMPARISON}
 _ANSWER_FIELDS = tuple(f"answer_{field}" for field in FIELDS)
 _KIND = "answer_kind"  # in the meta of an expectation: which form of the contract it checks
-_MESSAGE_COLUMNS = ("images", "images_of_kind", "placeholders", "last_turn", "worked_answer")
+_MESSAGE_COLUMNS: tuple[str, ...] = ("images", "images_of_kind", "placeholders", "last_turn", "worked_answer")
 
 
 @dataclass(frozen=True)
@@ -389,9 +389,9 @@ def _answer_columns(row: Mapping[Any, Any], contract: AnswerContract) -> dict[st
     }
 
 
-def _message_columns(row: Row) -> dict[str, object]:
+def _message_columns(row: Row) -> dict[str, Any]:
     """Return what the messages hold; None wherever they are not in the chat form."""
-    columns: dict[str, object] = dict.fromkeys(_MESSAGE_COLUMNS)
+    columns: dict[str, Any] = dict.fromkeys(_MESSAGE_COLUMNS)
     images = row.get("images")
     columns["images"] = len(images) if isinstance(images, list) else None
     if row.get("kind") in set(PromptKind):

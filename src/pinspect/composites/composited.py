@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -170,7 +171,9 @@ def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
     return [_sheet(row, lines[row["file"]], raw, dst, boxes[lines[row["file"]]]) for row in both.to_dict("records")]
 
 
-def _sheet(row: dict[str, str], line: Line, raw: Path, dst: Path, cell_box: tuple[float, float, float, float]) -> Sheet:
+def _sheet(
+    row: Mapping[Any, str], line: Line, raw: Path, dst: Path, cell_box: tuple[float, float, float, float]
+) -> Sheet:
     matrix = tuple(float(row[name]) for name in _MATRIX)
     content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, cell_box)
     return Sheet(
