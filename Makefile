@@ -19,7 +19,7 @@ test: install-dev
 
 # No server, no training.
 unit: install-dev
-	pytest -q tests/unit
+	pytest -q -n 2 --dist loadgroup --no-loadscope-reorder tests/unit
 
 lint: install-dev
 	ruff check .

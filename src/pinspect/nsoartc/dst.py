@@ -22,14 +22,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pinspect.captures.incremental import MANIFEST, IncrementalFolder, Item, Product
+from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.core.images import read_image, to_gray
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
-from pinspect.core.manifests import read_manifest
+from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
