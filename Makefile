@@ -14,12 +14,13 @@ demo: install
 	dvc repro
 	@pinspect summary
 
+# Three workers on two cores, because many tests wait for servers. Each worker takes whole files.
 test: install-dev
-	pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
+	pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
 # No server, no training.
 unit: install-dev
-	pytest -q -n 2 --dist loadgroup --no-loadscope-reorder tests/unit
+	pytest -q -n 2 --dist loadfile tests/unit
 
 lint: install-dev
 	ruff check .

@@ -14,26 +14,22 @@ environment.apply()
 hypothesis.settings.register_profile("any machine", deadline=None)  # no test asserts a speed
 hypothesis.settings.load_profile("any machine")
 
-# Groups of files that share a Prefect server, and so a worker. They take longest and come first.
-_GROUPS = {
-    "schedules": ("test_schedules",),
-    "flows": ("test_interruptions", "test_flows", "test_drift_flow", "test_remotes"),
-}
-_GROUP_OF = {file: group for group, files in _GROUPS.items() for file in files}
+# Files that wait for servers and schedules take longest and come first, so that no worker waits at the end.
+_LONGEST = ("test_interruptions", "test_schedules", "test_flows", "test_drift_flow", "test_remotes")
 _TIERS = ("system", "stages", "unit")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file, or group of files, to one worker; the longest come first, so that no worker waits at the end."""
+    """Order the files for the workers of pytest-xdist, which each take whole files (`--dist loadfile`)."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
 
     def rank(item: pytest.Item) -> tuple[int, int]:
-        tier = item.path.parent.name
-        group = _GROUP_OF.get(item.path.stem)
-        return (_TIERS.index(tier) if tier in _TIERS else 0, list(_GROUPS).index(group) if group else len(_GROUPS))
+        file, tier = item.path.stem, item.path.parent.name
+        return (
+            _TIERS.index(tier) if tier in _TIERS else 0,
+            _LONGEST.index(file) if file in _LONGEST else len(_LONGEST),
+        )
 
     items.sort(key=rank)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_GROUP_OF.get(item.path.stem, item.path.stem)))

@@ -39,7 +39,7 @@ def stages_of(output: str) -> list[str]:
 
 def test_an_experiment_trains_and_evaluates_with_its_own_parameters_and_moves_no_alias(sweep):
     before = registered(sweep)
-    assert before["challenger"] == "1"
+    assert str(before["challenger"]) == "1"
     sets = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
     output = sweep.must("dvc", "exp", "run", "--name", "narrow", *sets)
     assert stages_of(output) == ["train", "answer", "evaluate", "register"]

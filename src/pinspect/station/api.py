@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.templating import Jinja2Templates
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -225,6 +225,18 @@ def _add_inspection(app: FastAPI, intake: Intake) -> None:
         return {"results": await intake.take(request, idempotency_key)}
 
 
+def _require_iso_time(value: object) -> object:
+    """Refuse numbers, which pydantic would read as seconds since 1970; the description promises a date-time."""
+    try:
+        float(str(value))
+    except ValueError:
+        return value
+    raise ValueError("expected a time such as 2026-01-31T06:00:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_require_iso_time)]
+
+
 def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable, pictures: PictureStore) -> None:
     @app.get("/results", response_model=Results, responses=documented(*_EVERYWHERE, 422, 503), summary="List results")
     def list_results(
@@ -233,8 +245,8 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
         judgement: Annotated[Literal["passed", "defective"] | None, Query()] = None,
         mode: Annotated[str | None, Query(max_length=64, description="defect mode")] = None,
         version: Annotated[str | None, Query(max_length=64, description="model version")] = None,
-        since: Annotated[datetime | None, Query(description="received at this time or later")] = None,
-        until: Annotated[datetime | None, Query(description="received before this time")] = None,
+        since: Annotated[Moment | None, Query(description="received at this time or later")] = None,
+        until: Annotated[Moment | None, Query(description="received before this time")] = None,
         corrected: Annotated[
             bool | None, Query(description="whether a person has confirmed or corrected the result")
         ] = None,
