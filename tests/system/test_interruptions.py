@@ -161,7 +161,8 @@ def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_
     checkout = prepared.copy(tmp_path / "cut")
     secure_lock_file(checkout.root)  # as before each stage
     whole = (checkout.root / "dvc.lock").read_text()
-    (checkout.root / "dvc.lock").write_text(whole[: len(whole) // 2])
+    cut = whole.index("md5:", len(whole) // 2) + len("md5")  # in a key: what is left is no YAML
+    (checkout.root / "dvc.lock").write_text(whole[:cut])
     out = str(checkout.root / "models/adapter")
     with subprocess.Popen(["sleep", "3600"]) as other:  # its process id was that of a killed dvc
         held = {"write": {out: {"pid": other.pid, "cmd": "dvc repro"}}, "read": {}}
