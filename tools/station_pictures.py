@@ -106,7 +106,7 @@ def correct(page: Page, answer: pd.Series, name: str) -> None:
     page.keyboard.press("x")
     modes = ["passed", *load_params(ROOT / "params.yaml").answers.defect_modes]
     page.keyboard.press(str(modes.index(answer["expected_defect_mode"]) + 1))
-    if answer["expected_defect_position"] != "NA":
+    if answer["expected_defect_position"] != "passed":
         page.get_by_role("radio", name=answer["expected_defect_position"], exact=True).check()
     page.locator(".correction [name=by]").fill(name)
 

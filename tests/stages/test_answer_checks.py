@@ -116,10 +116,18 @@ RULES = [
     ("the number of pins is that of the layout", {}, lambda row: replace(row, "27 pins", "26 pins")),
     ("the judgement is passed or defective", DEFECTIVE, lambda row: replace(row, "defective", "doubtful")),
     ("the defect mode is a known one", PASSED, lambda row: replace(row, "mode->passed", "mode->rusty")),
-    ("the defect position is NA or lies in the layout", PASSED, lambda row: replace(row, "->NA", "->X:10, Y:U")),
+    (
+        "the defect position is passed or lies in the layout",
+        PASSED,
+        lambda row: replace(row, "position->passed", "position->X:10, Y:U"),
+    ),
     ("the image type is the shape and view of the row", {}, swap_view),
     ("a passed answer names no defect mode", PASSED, lambda row: replace(row, "mode->passed", "mode->bend")),
-    ("a passed answer names no defect position", PASSED, lambda row: replace(row, "->NA", "->X:1, Y:U")),
+    (
+        "a passed answer names no defect position",
+        PASSED,
+        lambda row: replace(row, "position->passed", "position->X:1, Y:U"),
+    ),
     (
         "a defective answer names its defect mode",
         DEFECTIVE,
@@ -128,7 +136,7 @@ RULES = [
     (
         "a defective answer names its defect position",
         DEFECTIVE,
-        lambda row: answer(row, re.sub("position->.*", "position->NA", row["answer"])),
+        lambda row: answer(row, re.sub("position->.*", "position->passed", row["answer"])),
     ),
     *(
         (f"every row has '{name}'", {}, lambda row, name=name: row.update({name: None}))

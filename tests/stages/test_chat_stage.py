@@ -196,7 +196,7 @@ def test_without_a_defective_training_capture_stacked_prompts_have_no_example(li
     chat_line.add_stacked(line)
     for row in chat_line.manifest(line, "raw"):
         if (row["split"], row["judgement"]) == ("train", "defective"):
-            passed = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+            passed = {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed"}
             chat_line.change_row(line, "raw", row["file"], **passed)
     rows = all_rows(build(line, kinds={"two_image": 3, "stacked": 3}))
     assert {row["shot"] for row in rows if row["kind"] == "stacked"} == {"zero_shot"}

@@ -16,7 +16,7 @@ from pinspect.station.settings import StationSettings
 from tests.support.evaluated_project import run_stage, write_params
 from tests.support.sample import contents, drop, line, read_labels
 
-SAID = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+SAID = {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed"}
 BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U"}
 RETRACT = {"judgement": "defective", "defect_mode": "retract", "defect_position": "X:9, Y:D"}
 PASSED = {"judgement": "passed", "defect_mode": "", "defect_position": ""}
@@ -86,7 +86,7 @@ def test_a_correction_becomes_a_labeled_capture_with_person_and_time(station, ne
     assert before <= datetime.fromisoformat(note.pop("at")) <= datetime.now(UTC)
     assert note == {
         **{"file": name, "by": "Sato", "inspection": "one", "model_version": "7"},
-        **{"model_judgement": "passed", "model_defect_mode": "passed", "model_defect_position": "NA"},
+        **{"model_judgement": "passed", "model_defect_mode": "passed", "model_defect_position": "passed"},
     }
     assert station.results.get("one").correction == correction
     assert (correction.capture, correction.by) == (name, "Sato")
@@ -185,7 +185,7 @@ def test_a_capture_that_the_project_has_with_the_same_label_is_not_added_again(s
 @pytest.mark.parametrize(
     ("verdict", "message"),
     [
-        (BEND | {"defect_position": None}, "'NA' does not go with judgement 'defective'"),
+        (BEND | {"defect_position": None}, "'passed' does not go with judgement 'defective'"),
         (BEND | {"defect_position": "X:10, Y:U"}, "no pin at X:10, Y:U"),
         (BEND | {"defect_position": "U3"}, "expected an address such as 'X:3, Y:U'"),
         (BEND | {"defect_mode": "rusty"}, "expected one of .*bend.*found 'rusty'"),
@@ -229,7 +229,7 @@ def test_a_result_without_its_picture_can_be_confirmed_but_not_corrected(station
 def test_a_project_whose_labels_are_wrong_refuses_with_their_problems(station, new):
     station.inspect("one", new)
     with (station.captures / "labels.csv").open("a") as file:
-        file.write("lost.jpg,CYLN,passed,passed,NA,inspected\n")
+        file.write("lost.jpg,CYLN,passed,passed,passed,inspected\n")
     before = station.files()
     with pytest.raises(CaptureError, match=r"lost\.jpg.*the image is missing"):
         station.correct("one", **BEND)

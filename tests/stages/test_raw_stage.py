@@ -91,7 +91,7 @@ def test_the_virtual_line_tops_up_every_split(root):
     assert (virtual["field_x0"].astype(float) < virtual["field_x1"].astype(float)).all()
     defective = virtual["judgement"] == "defective"
     assert ((virtual["pin_x0"] != "") == defective).all()
-    assert ((virtual["defect_position"] != "NA") == defective).all()
+    assert ((virtual["defect_position"] != "passed") == defective).all()
 
 
 def test_the_virtual_line_runs_before_the_first_capture_comes(tmp_path):

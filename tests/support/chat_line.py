@@ -132,7 +132,7 @@ def _composites(root: Path, params: Params, capture: dict) -> list[dict]:
 
 
 def _composite_row(
-    file: str, raw_file: str, kind: str, view: str, *, star_position: str = NO_ADDRESS, reference_file: str = ""
+    file: str, raw_file: str, kind: str, view: str, *, star_position: str = "", reference_file: str = ""
 ) -> dict:
     return {
         "file": file,

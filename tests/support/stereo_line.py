@@ -11,7 +11,9 @@ LAYOUT = params().layout.layout()
 TILTS = {"left": -3.0, "right": 3.0}  # degrees from the vertical
 
 
-def stereo(name: str, pins: Pins, seed: int, *, mode: str = "passed", position: str = "NA", role: str = "inspected"):
+def stereo(
+    name: str, pins: Pins, seed: int, *, mode: str = "passed", position: str = "passed", role: str = "inspected"
+):
     """Return the left and the right capture of one connector, named `<eye>_<name>`."""
     return [
         _capture(f"{eye}_{name}.jpg", tilt, pins, [seed, number], mode, position, role)

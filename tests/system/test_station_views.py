@@ -22,7 +22,7 @@ from tests.support.sample import drop, line
 TEMPLATES = Path(page.__file__).parent / "templates"
 OURS = sorted(path for path in TEMPLATES.glob("*.html") if path.name != "openapi.html")
 TOKEN = "a token that nobody guesses".replace(" ", "-")
-PASSED = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "p_defective": 0.01}
+PASSED = {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed", "p_defective": 0.01}
 BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U", "p_defective": 0.99}
 KNOWN = {"image_type": "CYLN_RAW", "model_version": "7", "threshold": 0.5, "answer": "- image type->CYLN_RAW"}
 DAY = datetime(2026, 3, 4, 12, tzinfo=UTC)

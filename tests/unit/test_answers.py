@@ -37,10 +37,10 @@ def test_a_defective_answer_is_written_as_the_contract_words_it():
     assert CONTRACT.render(CONTRACT.defective("CYLN", "DST", "bend", Address(3, "U"))) == BENT
 
 
-def test_a_passed_answer_has_passed_twice_and_no_address():
+def test_a_passed_answer_has_passed_in_each_of_its_last_three_lines():
     assert CONTRACT.render(CONTRACT.passed("SQUR", "RAW"), AnswerKind.DISCRIMINATION) == (
         "- image type->SQUR_RAW\n- quantity of pins->27 pins\n- your judgement->passed\n"
-        "- defect mode->passed\n- defect position->NA"
+        "- defect mode->passed\n- defect position->passed"
     )
 
 
@@ -90,6 +90,7 @@ lines = st.sampled_from(
         "- number of pins->26 pins",
         "- defect position->X:10, Y:U",
         "- defect mode->NA",
+        "- defect position->NA",
         "",
     ]
 )
@@ -119,12 +120,13 @@ def test_pattern_and_parser_agree_on_every_text(text, kind):
         ("number of", "quantity of", "line 2: expected '- number of pins->…', found '- quantity of pins->27 pins'"),
         ("defective", "broken", "line 3: expected 'passed' or 'defective'"),
         ("bend", "bent", "line 4: expected one of passed, bend, retract, missing"),
-        ("X:3, Y:U", "X:3, Y:Q", "line 5: expected 'NA' or an address in rows U,C,D and columns 1..9, such as"),
+        ("X:3, Y:U", "X:3, Y:Q", "line 5: expected 'passed' or an address in rows U,C,D and columns 1..9, such as"),
         ("X:3, Y:U", "X:3, Y:U ", "line 5: "),
         ("X:3, Y:U", "X:3, Y:U\n", "expected 5 lines, found 6"),
         ("defective", "passed", "'bend' does not go with judgement 'passed'"),
         ("bend", "passed", "'passed' does not go with judgement 'defective'"),
-        ("X:3, Y:U", "NA", "'NA' does not go with judgement 'defective'"),
+        ("X:3, Y:U", "NA", "line 5: expected 'passed' or an address in rows U,C,D"),
+        ("X:3, Y:U", "passed", "'passed' does not go with judgement 'defective'"),
     ],
 )
 def test_a_broken_answer_is_explained(old, new, message):

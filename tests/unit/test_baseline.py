@@ -66,7 +66,7 @@ def test_the_labels_of_the_test_split_do_not_matter(root, baseline, tmp_path):
     shutil.copytree(root / "data/raw", tmp_path / "raw")
     rows = read_rows(tmp_path / "raw")
     for capture in TEST:
-        rows[capture.name] |= {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+        rows[capture.name] |= {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed"}
     write_rows(tmp_path / "raw", rows.values())
     blind = fit_baseline(root / "data/dst", tmp_path / "raw", CONTRACT)
     assert blind.thresholds == baseline.thresholds

@@ -67,14 +67,15 @@ def test_captures_come_in_the_order_of_their_rows(new):
         ({"role": "golden"}, ["role: expected reference or inspected, found 'golden'"]),
         ({"judgement": "passed"}, ["does not go with judgement 'passed'"]),
         ({"judgement": "passed", "defect_mode": "passed"}, ["defect position", "does not go with judgement 'passed'"]),
-        ({"defect_position": "NA"}, ["'NA' does not go with judgement 'defective'"]),
+        ({"defect_position": "NA"}, ["defect_position: expected an address such as 'X:3, Y:U'", "found 'NA'"]),
+        ({"defect_position": "passed"}, ["'passed' does not go with judgement 'defective'"]),
         ({"role": "reference"}, ["a reference is a passed capture"]),
         ({"field_x0": "9", "field_y0": "9", "field_x1": "5", "field_y1": "20"}, ["field_x0..field_y1", "'9,9,5,20'"]),
         ({"pin_x0": "9"}, ["pin_x0..pin_y1: expected x0 < x1"]),
         ({"pin_x0": "a", "pin_y0": "1", "pin_x1": "2", "pin_y1": "2"}, ["found 'a,1,2,2'"]),
         ({"file": "../../etc/passwd"}, ["file: expected the name of an image", "'../../etc/passwd'"]),
         ({"file": ""}, ["file: expected the name of an image"]),
-        ({"defect_position": ""}, ["defect_position: expected NA or an address", "add it to labels.csv"]),
+        ({"defect_position": ""}, ["defect_position: expected passed or an address", "add it to labels.csv"]),
     ],
 )
 def test_a_wrong_cell_is_named_with_its_row_and_what_is_allowed(new, cells, phrases):
@@ -168,12 +169,12 @@ def test_an_image_without_a_row_is_labeled_by_its_name_and_the_given_shape(tmp_p
     (tmp_path / "notes.txt").write_text("no capture")
     assert "left_1_OK.jpg: shape: expected CYLN or SQUR, found nothing" in one_problem(tmp_path)
     (capture,) = read_captures(tmp_path, CONTRACT, shape="SQUR").captures
-    assert capture.label == ("SQUR", "passed", "passed", "NA", "inspected")
+    assert capture.label == ("SQUR", "passed", "passed", "passed", "inspected")
 
 
 def test_a_defective_capture_without_an_address_cannot_come_in_by_its_name(tmp_path):
     (tmp_path / "camera0_0_375_421_89_0_0_BENDNG.png").write_bytes(line()[0].jpeg)
-    assert "defect_position: expected NA or an address, found nothing" in one_problem(tmp_path, shape="CYLN")
+    assert "defect_position: expected passed or an address, found nothing" in one_problem(tmp_path, shape="CYLN")
 
 
 def test_a_name_without_facts_gives_no_label(tmp_path):

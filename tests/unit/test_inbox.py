@@ -58,7 +58,12 @@ def test_a_bad_capture_is_named_and_stays_with_its_row_as_it_is(there, inbox):
 def test_a_picture_with_two_labels_stays_with_both(there, inbox):
     first, second = captures()[4], captures()[5]
     (inbox / IMAGES / second.name).write_bytes(first.jpeg)
-    passed = row(first) | {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA", "role": "inspected"}
+    passed = row(first) | {
+        "judgement": "passed",
+        "defect_mode": "passed",
+        "defect_position": "passed",
+        "role": "inspected",
+    }
     bent = passed | {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:1, Y:U"}
     write_labels(inbox, [passed, bent | {"file": second.name}, *read_labels(inbox)[2:]])
     report = take(inbox, there)

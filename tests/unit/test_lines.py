@@ -10,7 +10,7 @@ COLUMNS = ("capture", "shape", "role", "judgement", "defect_mode", "defect_posit
 
 
 def manifest(*rows: tuple[str, str, str]) -> pd.DataFrame:
-    passed = [dict(zip(COLUMNS, (*row, "passed", "passed", "NA"), strict=True)) for row in rows]
+    passed = [dict(zip(COLUMNS, (*row, "passed", "passed", "passed"), strict=True)) for row in rows]
     return pd.DataFrame(passed).assign(source="camera", file=[f"file of {capture}" for capture, *_ in rows])
 
 

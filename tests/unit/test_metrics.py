@@ -336,7 +336,7 @@ def test_a_predictions_table_survives_its_file(tmp_path):
     predictions.write(table, tmp_path / "predictions.csv")
     stored = predictions.read(tmp_path / "predictions.csv")
     pd.testing.assert_frame_equal(stored, table.reset_index(drop=True), check_dtype=False)
-    assert stored.loc[1, "expected_defect_position"] == "NA"
+    assert stored.loc[1, "expected_defect_position"] == "passed"
 
 
 def test_the_predictions_table_holds_the_generated_probabilities(tmp_path):

@@ -96,7 +96,7 @@ def test_names_label_captures_without_a_row_and_rows_win_over_names(tmp_path):
         "11D05_camera8_2_334_361_92_m002_009_NUKENG.jpg": "CYLN,passed,passed,passed,reference",
         "11X8_camera11_2_341_422_87_005_014_BENDNG.jpg": 'SQUR,,Y-plus,"X:2, Y:U",',
         "OK_camera26_0_354_399_90_015_0_OK.jpg": "CYLN,passed,passed,,",
-        "OK_camera30_2_498_408_89_m016_m003_OK.jpg": "CYLN,passed,passed,NA,",
+        "OK_camera30_2_498_408_89_m016_m003_OK.jpg": "CYLN,passed,passed,passed,",
         "42D03_camera19_2_440_389_88_m006_m02_NUKENG.jpg": "CYLN,defective,,,",
     }
     table = "".join(f"{name},{cells}\n" for name, cells in rows.items())
@@ -109,11 +109,11 @@ def test_names_label_captures_without_a_row_and_rows_win_over_names(tmp_path):
     ]
     captures = {capture.file: capture for capture in labels.captures}
     assert captures.keys() == NAMES.keys() - {second}
-    assert captures.pop(first).label == ("CYLN", "passed", "passed", "NA", "reference")
+    assert captures.pop(first).label == ("CYLN", "passed", "passed", "passed", "reference")
     for name, capture in captures.items():
         shape, mode, position = NAMES[name]
         judgement = "passed" if mode == "passed" else "defective"
-        assert capture.label == (shape, judgement, mode, position or "NA", "inspected")
+        assert capture.label == (shape, judgement, mode, position or "passed", "inspected")
 
 
 @pytest.mark.parametrize(

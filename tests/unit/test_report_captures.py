@@ -147,7 +147,7 @@ def test_the_inspected_pin_of_a_stacked_composite_lies_in_its_lower_half():
     cells = {kind: inspected_cell("X:3, Y:U", CONTRACT.layout, kind) for kind in PromptKind}
     assert cells["two_image"] == cells["one_image"] == pytest.approx((3 / 10, 1 / 4, 1 / 10, 1 / 4))
     assert cells["stacked"] == pytest.approx((3 / 10, 5 / 8, 1 / 10, 1 / 8))
-    assert inspected_cell("NA", CONTRACT.layout, "stacked") is None
+    assert inspected_cell("passed", CONTRACT.layout, "stacked") is None
 
 
 def test_many_misses_make_pictures_smaller_and_leave_out_virtual_ones_only(images):

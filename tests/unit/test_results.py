@@ -20,7 +20,7 @@ from pinspect.station.settings import StationSettings
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHA256 = "0" * 64
 BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U"}
-GOOD = {"judgement": "passed", "defect_mode": "passed", "defect_position": "NA"}
+GOOD = {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed"}
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Capture:
         shape: The pin shape, e.g. `CYLN`.
         judgement: `passed` or `defective`.
         defect_mode: `passed`, or one of the line's modes.
-        defect_position: Address of the defective pin, or `NA`.
+        defect_position: Address of the defective pin, or `passed`.
         role: `reference` or `inspected`.
         field_box: x0, y0, x1, y1 around the tops of all pins, in px, or four empty strings.
         pin_box: x0, y0, x1, y1 around the defective pin, in px, or four empty strings.
@@ -99,7 +99,7 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
     """Read the labels of a folder of captures; the images are not opened.
 
     An empty cell of `labels.csv`, and every cell of an image without a row, is filled from the file name (see
-    `core.names`), unless the row contradicts the name. A passed capture has the position `NA`, `passed` or nothing.
+    `core.names`), unless the row contradicts the name. A passed capture has the position `passed`, `NA` or nothing.
 
     Args:
         folder: A folder of images, with or without `images/` and `labels.csv`.
@@ -301,7 +301,7 @@ def _capture(row: dict[str, str], contract: AnswerContract, shape: str) -> Captu
     named = _named_label(row, contract)
     judgement = row.get("judgement") or named.judgement
     position = row.get("defect_position") or named.defect_position
-    if judgement == PASSED and position in ("", PASSED):
+    if judgement == PASSED and position in ("", "NA"):
         position = NO_ADDRESS
     only_shape = contract.shapes[0] if len(contract.shapes) == 1 else ""
     return Capture(

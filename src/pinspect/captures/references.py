@@ -29,7 +29,7 @@ class RawCapture:
         shape: The pin shape, e.g. `CYLN`.
         judgement: `passed` or `defective`.
         defect_mode: `passed`, or one of the line's modes.
-        defect_position: The address of the defective pin, or `NA`.
+        defect_position: The address of the defective pin, or `passed`.
         role: `reference` or `inspected`.
         split: `train`, `validation` or `test`.
         line: The line of the capture; it can be compared with the references of this line.

@@ -179,7 +179,9 @@ def answer_expectations(contract: AnswerContract) -> list[gxe.Expectation]:
         _in_set("answer_number_of_pins", [f"{contract.layout.pins} pins"], "the number of pins is that of the layout"),
         _in_set("answer_judgement", [PASSED, DEFECTIVE], "the judgement is passed or defective"),
         _in_set("answer_defect_mode", [PASSED, *contract.defect_modes], "the defect mode is a known one"),
-        _in_set("answer_defect_position", [NO_ADDRESS, *addresses], "the defect position is NA or lies in the layout"),
+        _in_set(
+            "answer_defect_position", [NO_ADDRESS, *addresses], "the defect position is passed or lies in the layout"
+        ),
         _equal("answer_image_type", "image_type", "the image type is the shape and view of the row"),
         _in_set("answer_defect_mode", [PASSED], "a passed answer names no defect mode", judged_passed),
         _not_in_set("answer_defect_mode", [PASSED], "a defective answer names its defect mode", judged_defective),

@@ -26,7 +26,6 @@ from pinspect.composites.views import Style
 from pinspect.core.answers import VIEWS
 from pinspect.core.errors import StageInputError
 from pinspect.core.images import read_image
-from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.lines import COLUMNS as LINE_COLUMNS
 from pinspect.core.lines import Line, lines_of
 from pinspect.core.manifests import MANIFEST, read_manifest
@@ -222,7 +221,7 @@ def _save(style: Style, composite: np.ndarray, folder: Path, name: str, **facts:
     file = f"{name}.jpg"
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(style.encode(composite))
-    return {"file": file, "kind": "single", "star_position": NO_ADDRESS, "reference_file": ""} | facts
+    return {"file": file, "kind": "single", "star_position": "", "reference_file": ""} | facts
 
 
 def _product(rows: list[dict[str, str]]) -> Product:

@@ -8,8 +8,8 @@ Prompts, answer checks, constrained decoding and scoring take the grammar from t
     - defect mode->bend
     - defect position->X:3, Y:U
 
-One-image answers say `- quantity of pins->` in the second line. The star answer, the worked example of a one-shot
-prompt, has the first, second and fifth line only.
+A passed capture has `passed` in each of the last three lines. One-image answers have `- quantity of pins->` in the
+second line. The star answer, the worked example of a one-shot prompt, has the first, second and fifth line only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ MANIFEST = "manifest.csv"
 
 
 def read_manifest(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read columns of a stage's manifest, every value as a string (`NA` is a word here, not a missing value).
+    """Read columns of a stage's manifest, every value as a string; an empty cell is an empty string.
 
     A stage writes its manifest last, so a folder without a manifest is not complete.
 

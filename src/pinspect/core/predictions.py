@@ -147,7 +147,7 @@ def read(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise StageInputError(f"{path}: not found; run dvc repro answer")
-    # The position of a passed capture is the word NA, which pandas would read as a missing value.
+    # Empty texts stay empty texts, which pandas would read as missing values.
     content = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [column for column in COLUMNS if column not in content.columns]
     if missing:

@@ -102,7 +102,7 @@ class Case:
         image_type: Such as `CYLN_RAW`.
         kind: Kind of prompt.
         expected: Lines of the expected answer.
-        position: Expected defect position, `NA` for a passed capture.
+        position: Expected defect position, `passed` for a passed capture.
         turns: What the model saw and read.
         replies: The replies that are shown.
         right: Names of the shots that are not shown because their answers were right.
@@ -254,12 +254,12 @@ def inspected_cell(position: str, layout: Layout, kind: str) -> tuple[float, flo
     the inspected capture below.
 
     Args:
-        position: Address of the pin, or `NA`.
+        position: Address of the pin, or `passed`.
         layout: Layout of the pins.
         kind: Kind of prompt.
 
     Returns:
-        Left, top, width and height of the cell as shares of the picture; None for `NA`.
+        Left, top, width and height of the cell as shares of the picture; None for `passed`.
     """
     if position not in [str(address) for address in layout.addresses]:
         return None

@@ -52,7 +52,7 @@ class Correction:
     Attributes:
         judgement: `passed` or `defective`.
         defect_mode: Defect mode, or `passed`.
-        defect_position: Address of the pin, or `NA`.
+        defect_position: Address of the pin, or `passed`.
         by: Name of the person.
         at: Time of the verdict (UTC).
         capture: File name of the capture made from the correction; None if there is none.
@@ -241,7 +241,7 @@ class ResultsTable:
             id: Id of the inspection.
             judgement: `passed` or `defective`.
             defect_mode: Defect mode, or `passed`.
-            defect_position: Address of the pin, or `NA`.
+            defect_position: Address of the pin, or `passed`.
             by: Name of the person.
             at: Time of the verdict.
             capture: File name of the capture made from the correction, if any.

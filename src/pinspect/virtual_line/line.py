@@ -25,7 +25,7 @@ class VirtualCapture:
         shape: The pin shape, e.g. `CYLN`.
         judgement: `passed` or `defective`.
         defect_mode: `passed`, or one of the line's modes.
-        defect_position: Address of the defective pin, or `NA`.
+        defect_position: Address of the defective pin, or `passed`.
         role: `reference` or `inspected`.
         split: `train`, `validation` or `test`.
         jpeg: The bytes of the JPEG file.
