@@ -237,12 +237,12 @@ def test_the_shipped_base_finds_the_star(line):
     inspector = load_inspector(base_of(ROOT))
     rng = np.random.default_rng(1)
     setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
-    half = np.array([4.5, 1.5]) * setup.pitch_px
-    box = (*(np.array(setup.center_px) - half), *(np.array(setup.center_px) + half))
+    x, y = np.array(setup.center_px) - np.array([4, 1]) * setup.pitch_px
+    grid = np.array([[setup.pitch_px, 0, x], [0, setup.pitch_px, y], [0, 0, 1]])
     rows, addresses = [], [layout.addresses[pin] for pin in rng.permutation(layout.pins)[:9]]
     for number, address in enumerate(addresses):
         image = virtual_line.render(rng, setup, virtual_line.tolerated_pins(rng, setup, layout), layout).image
-        picture = composite.single(composite.rectify(image, np.eye(2, 3), box, layout, 64), layout, 64)
+        picture = composite.single(composite.rectify(image, np.eye(2, 3), grid, layout, 64), layout, 64)
         starred = composite.draw_star(picture, address, layout, 64)
         Image.fromarray(starred).save(root / "data/composited" / f"star-{number}.png")
         rows.append(

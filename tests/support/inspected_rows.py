@@ -83,6 +83,7 @@ def _composite(setup, mode: str, pin: int, rng: np.random.Generator, grid: bool,
     if mode != "passed":
         virtual_line.DEFECTS[mode](pins, pin, rng, LAYOUT)
     image = virtual_line.render(rng, setup, pins, LAYOUT).image
-    half = np.array([LAYOUT.columns, len(LAYOUT.rows)]) / 2 * setup.pitch_px
-    box = (*(np.array(setup.center_px) - half), *(np.array(setup.center_px) + half))
-    return composite.single(composite.rectify(image, np.eye(2, 3), box, LAYOUT, cell), LAYOUT, cell, grid=grid)
+    pitch = setup.pitch_px
+    x, y = np.array(setup.center_px) - np.array([LAYOUT.columns - 1, len(LAYOUT.rows) - 1]) / 2 * pitch
+    pins = np.array([[pitch, 0, x], [0, pitch, y], [0, 0, 1]])
+    return composite.single(composite.rectify(image, np.eye(2, 3), pins, LAYOUT, cell), LAYOUT, cell, grid=grid)

@@ -42,7 +42,7 @@ def seen(inspector) -> Seen:
 def test_the_corners_of_a_pin_enclose_the_content_of_its_cell(inspector, seen, address):
     cell = 32
     unit_space = inspector._unit_spaces[seen.aspect]
-    field = rectify(seen.image, seen.capture.alignment.matrix, unit_space.cell_box, LAYOUT, cell)
+    field = rectify(seen.image, seen.capture.alignment.matrix, unit_space.grid, LAYOUT, cell)
     row, column = divmod(LAYOUT.index(LAYOUT.address(address)), LAYOUT.columns)
     expected = field[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
     square = np.array([(0, 0), (cell, 0), (cell, cell), (0, cell)], np.float32) - 0.5

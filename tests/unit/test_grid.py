@@ -8,10 +8,9 @@ from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.nsoartc.grid import (
     MINIMUM_CONFIDENCE,
-    DoubtfulGridError,
-    confident_grid,
     draw_grid,
     find_grid,
+    grid_from_box,
     grid_from_corners,
 )
 from tests.support.looks import LOOKS, Look, draw
@@ -30,12 +29,19 @@ def test_the_grid_is_found_in_every_look(name):
     assert grid.diameter == pytest.approx(look.diameter * look.pitch, rel=0.2)
 
 
-def test_the_field_box_hugs_the_outer_pins_tops():
+def test_a_field_box_hugs_the_outer_pins_tops():
     look = LOOKS["pale pins in a dark shell"]
-    image, _ = draw(look)
-    box = find_grid(image, look.layout).field_box(look.layout)
-    half_width, half_height = 4.25 * look.pitch, 1.25 * look.pitch
-    np.testing.assert_allclose(box, (320 - half_width, 150 - half_height, 320 + half_width, 150 + half_height), atol=3)
+    _, centers = draw(look)
+    half = look.diameter * look.pitch / 2
+    grid = grid_from_box((*(centers[0] - half), *(centers[-1] + half)), look.layout)
+    np.testing.assert_allclose(grid.centers, centers, atol=0.01)
+    assert grid.pitch == pytest.approx(look.pitch)
+
+
+def test_a_grid_is_seen_in_another_image_where_its_pins_are():
+    grid = grid_from_corners([(10, 20), (90, 22), (88, 52), (12, 48)], LAYOUT)
+    matrix = np.array([[0.99, 0.05, 7], [-0.05, 1.01, -3]])
+    np.testing.assert_allclose(grid.seen_in(matrix).centers, grid.centers @ matrix[:, :2].T + matrix[:, 2], atol=1e-4)
 
 
 def other_image(name: str) -> np.ndarray:
@@ -55,10 +61,7 @@ def other_image(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["noise", "wood", "stripes", "another layout"])
 def test_a_picture_without_a_pin_field_is_marked_doubtful(name):
-    image = other_image(name)
-    with pytest.raises(DoubtfulGridError, match=r"found no field of 3 x 9 pins .* give field_x0") as caught:
-        confident_grid(image, LAYOUT)
-    assert caught.value.picture.shape == (*image.shape, 3) and caught.value.picture.dtype == np.uint8
+    assert find_grid(other_image(name), LAYOUT).confidence < MINIMUM_CONFIDENCE
 
 
 def test_a_field_of_more_columns_than_the_layout_is_doubtful():
@@ -87,6 +90,7 @@ def test_four_corners_correct_the_grid():
         ([(0, 0), (80, 0), (80, 20)], LAYOUT, r"found an array of shape \(3, 2\)"),
         ([(80, 0), (0, 0), (0, 20), (80, 20)], LAYOUT, "top left, top right, bottom right, bottom left"),
         ([(0, 0), (80, 0), (80, 20), (0, 20)], Layout(("A",), 5), "two rows and two columns"),
+        ([(0, 0), (1, 0), (1, 0.2), (0, 0.2)], LAYOUT, r"0\.1 px apart, at least 8 px are needed"),
     ],
 )
 def test_corners_that_make_no_grid_are_refused(corners, layout, message):
@@ -117,7 +121,8 @@ def test_a_single_row_of_pins_is_found():
 
 def test_the_drawn_grid_circles_every_pin():
     image, centers = draw(Look())
-    picture = draw_grid(image, find_grid(image, LAYOUT), LAYOUT)
+    photograph = (image[..., None].repeat(3, axis=-1) * 255).astype(np.uint8)
+    picture = draw_grid(photograph, find_grid(image, LAYOUT))
     yellow = (picture[..., 0] > 200) & (picture[..., 2] < 60)
     for x, y in centers.round().astype(int):
         assert yellow[y - 20 : y + 21, x - 20 : x + 21].sum() > 40

@@ -49,7 +49,7 @@ class Sheet:
         raw: Path of the photograph.
         dst: Path of the DST image, which is aligned already.
         matrix: Six numbers, row by row, of the 2 x 3 matrix that maps px of the photograph to px of the unit space.
-        cell_box: x0, y0, x1, y1 of the pin field, in px of the unit space.
+        grid: Nine numbers, row by row, of the 3 x 3 matrix that maps column and row of a pin to px of the unit space.
         version: A hash of the inputs.
     """
 
@@ -61,7 +61,7 @@ class Sheet:
     raw: str
     dst: str
     matrix: tuple[float, ...]
-    cell_box: tuple[float, float, float, float]
+    grid: tuple[float, ...]
     version: str
 
     @property
@@ -166,15 +166,16 @@ def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
         raise StageInputError(f"{dst / MANIFEST}: {lost[0]} is not in {raw / MANIFEST}; run `dvc repro`")
     both = captures.merge(aligned[aligned["error"] == ""], on="file")
     lines = lines_of(captures)
-    boxes = {line: UnitSpace.load(dst / line.unit_space).cell_box for line in {lines[file] for file in both["file"]}}
-    return [_sheet(row, lines[row["file"]], raw, dst, boxes[lines[row["file"]]]) for row in both.to_dict("records")]
+    grids = {
+        line: tuple(UnitSpace.load(dst / line.unit_space).grid.ravel().tolist())
+        for line in {lines[file] for file in both["file"]}
+    }
+    return [_sheet(row, lines[row["file"]], raw, dst, grids[lines[row["file"]]]) for row in both.to_dict("records")]
 
 
-def _sheet(
-    row: Mapping[Any, str], line: Line, raw: Path, dst: Path, cell_box: tuple[float, float, float, float]
-) -> Sheet:
+def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, grid: tuple[float, ...]) -> Sheet:
     matrix = tuple(float(row[name]) for name in _MATRIX)
-    content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, cell_box)
+    content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, grid)
     return Sheet(
         file=row["file"],
         line=line,
@@ -184,7 +185,7 @@ def _sheet(
         raw=str(raw / row["file"]),
         dst=str(dst / row["dst_file"]),
         matrix=matrix,
-        cell_box=cell_box,
+        grid=grid,
         version=hashlib.sha256(repr(content).encode()).hexdigest(),
     )
 
@@ -213,7 +214,7 @@ def _item(title: str, sheets: tuple[Sheet, ...]) -> Item:
 
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
     path, matrix = (sheet.raw, np.reshape(sheet.matrix, (2, 3))) if view == "RAW" else (sheet.dst, np.eye(2, 3))
-    return style.composite(np.asarray(read_image(path)), matrix, sheet.cell_box)
+    return style.composite(np.asarray(read_image(path)), matrix, np.reshape(sheet.grid, (3, 3)))
 
 
 def _save(style: Style, composite: np.ndarray, folder: Path, name: str, **facts: str) -> dict[str, str]:

@@ -24,30 +24,27 @@ def composite_size(layout: Layout, cell: int) -> tuple[int, int]:
     return (layout.columns + 1) * cell, (len(layout.rows) + 1) * cell
 
 
-def rectify(
-    image: np.ndarray, matrix: np.ndarray, cell_box: tuple[float, float, float, float], layout: Layout, cell: int
-) -> np.ndarray:
-    """Cut the pin field out of an image so that every pin fills a cell of `cell` x `cell` px.
+def rectify(image: np.ndarray, matrix: np.ndarray, grid: np.ndarray, layout: Layout, cell: int) -> np.ndarray:
+    """Cut the pin field out of an image so that every pin lies in the middle of a cell of `cell` x `cell` px.
+
+    Rotation and perspective of the field are taken out.
 
     Args:
         image: uint8 (H, W, 3).
         matrix: float (2, 3), maps px of the image to px of the unit space; the identity for an aligned image.
-        cell_box: x0, y0, x1, y1 in px of the unit space: the rectangle that the cells divide evenly.
+        grid: float (3, 3), maps column and row of a pin, both from 0, to px of the unit space.
         layout: Rows and columns of the pin field.
         cell: Side of a cell, in px.
 
     Returns:
         uint8 (rows * cell, columns * cell, 3); places outside the image are black.
     """
-    x0, y0, x1, y1 = cell_box
-    width, height = layout.columns * cell, len(layout.rows) * cell
-    scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
-    # Pixel centers lie at whole numbers, hence the half pixels around the scaling.
-    place = np.array(
-        [[scale_x, 0, (0.5 - x0) * scale_x - 0.5], [0, scale_y, (0.5 - y0) * scale_y - 0.5], [0, 0, 1]], np.float64
-    )
+    middle = (cell - 1) / 2  # of a cell; pixel centers lie at whole numbers
+    pins_to_cells = np.array([[cell, 0, middle], [0, cell, middle], [0, 0, 1]], np.float64)
     capture_to_unit = np.vstack([np.asarray(matrix, np.float64), [0, 0, 1]])
-    return cv2.warpAffine(image, (place @ capture_to_unit)[:2], (width, height), flags=cv2.INTER_LINEAR)
+    place = pins_to_cells @ np.linalg.inv(np.asarray(grid, np.float64)) @ capture_to_unit
+    size = (layout.columns * cell, len(layout.rows) * cell)
+    return cv2.warpPerspective(image, place, size, flags=cv2.INTER_LINEAR)
 
 
 def single(field: np.ndarray, layout: Layout, cell: int, *, grid: bool = True) -> np.ndarray:

@@ -14,8 +14,6 @@ from pinspect.core.params import Params
 from pinspect.nsoartc.aligned import AlignedCapture
 from pinspect.nsoartc.dst_view import dst_view
 
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Style:
@@ -38,18 +36,18 @@ class Style:
         """Return the style of `params.yaml`, with `cell` px per pin."""
         return cls(params.layout.layout(), cell, params.composite.grid, params.composite.jpeg_quality)
 
-    def composite(self, image: np.ndarray, matrix: np.ndarray, cell_box: Box) -> np.ndarray:
+    def composite(self, image: np.ndarray, matrix: np.ndarray, pin_grid: np.ndarray) -> np.ndarray:
         """Draw the single composite of an image.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             matrix: float (2, 3), maps px of `image` to px of the unit space; the identity for an aligned image.
-            cell_box: x0, y0, x1, y1 of the pin field, in px of the unit space.
+            pin_grid: float (3, 3), maps column and row of a pin, both from 0, to px of the unit space.
 
         Returns:
             uint8 ((rows + 1) * cell, (columns + 1) * cell, 3), RGB.
         """
-        return single(rectify(image, matrix, cell_box, self.layout, self.cell), self.layout, self.cell, grid=self.grid)
+        return single(rectify(image, matrix, pin_grid, self.layout, self.cell), self.layout, self.cell, grid=self.grid)
 
     def encode(self, composite: np.ndarray) -> bytes:
         """Return a composite as the bytes of a JPEG file; colors keep their full resolution, since the star is red."""
@@ -70,7 +68,7 @@ def draw_view(view: str, image: np.ndarray, capture: AlignedCapture, style: Styl
     Returns:
         uint8 (H, W, 3), RGB.
     """
-    cell_box = capture.unit_space.cell_box
+    pin_grid = capture.unit_space.grid
     if view == "RAW":
-        return style.composite(image, capture.alignment.matrix, cell_box)
-    return style.composite(dst_view(capture.gray, capture.unit_space), np.eye(2, 3), cell_box)
+        return style.composite(image, capture.alignment.matrix, pin_grid)
+    return style.composite(dst_view(capture.gray, capture.unit_space), np.eye(2, 3), pin_grid)

@@ -230,11 +230,7 @@ class CaptureInspector:
             ValueError: The layout has no such pin.
         """
         pin = self._layout.index(self._layout.address(address))
-        row, column = divmod(pin, self._layout.columns)
-        x0, y0, x1, y1 = self._unit_spaces[seen.aspect].cell_box
-        width, height = (x1 - x0) / self._layout.columns, (y1 - y0) / len(self._layout.rows)
-        cells = np.array([(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)], np.float64)
-        in_unit_space = cells * (width, height) + (x0 - 0.5, y0 - 0.5)
+        in_unit_space = self._unit_spaces[seen.aspect].cell_corners(pin)
         matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
         return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T.astype(np.float64)
 

@@ -16,6 +16,7 @@ surrounds them, the background may hold anything, the field may be turned by a f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -29,31 +30,44 @@ from pinspect.nsoartc.parts import FloatImage
 
 MINIMUM_CONFIDENCE = 0.6  # pins have 0.9 and more, noise, wood and stripes 0.35 and less (benchmarks/grid.py)
 
+_TOP_SHARE = 0.52  # of a pitch: a top's size where the box does not determine it, with as many rows as columns
 _YELLOW = (255, 220, 0)
 
 
 @dataclass(frozen=True)
 class PinGrid:
-    """A rows x columns grid in an image.
+    """A rows x columns grid in an image, seen from any direction.
 
     Attributes:
-        centers: float64 (pins, 2), x and y px of the pins' tops, in the order of `layout.addresses`.
-        pitch: Mean distance of neighboring pins, px.
-        diameter: Of a pin's top, px.
+        matrix: float64 (3, 3), maps the column and row of a pin, both from 0, to x and y px of its top (a homography).
+        layout: The grid's rows and columns.
+        diameter: Of a pin's top, px. 0: half a pitch.
         confidence: 0..1; below `MINIMUM_CONFIDENCE` a person should look at the grid.
     """
 
-    centers: Points
-    pitch: float
-    diameter: float
-    confidence: float
+    matrix: Points
+    layout: Layout
+    diameter: float = 0.0
+    confidence: float = 1.0
 
-    def field_box(self, layout: Layout) -> tuple[float, float, float, float]:
-        """Return x0, y0, x1, y1, px, of the upright box around the outer pins' tops."""
-        x, y = self.centers.mean(axis=0)
-        half_width = ((layout.columns - 1) * self.pitch + self.diameter) / 2
-        half_height = ((len(layout.rows) - 1) * self.pitch + self.diameter) / 2
-        return float(x - half_width), float(y - half_height), float(x + half_width), float(y + half_height)
+    @cached_property
+    def centers(self) -> Points:
+        """Return the places of the pins' tops, float64 (pins, 2), x and y px, in the order of `layout.addresses`."""
+        return project(self.matrix, nodes_of(self.layout))
+
+    @cached_property
+    def pitch(self) -> float:
+        """Return the mean distance of neighboring pins, px."""
+        return mean_pitch(self.centers, self.layout)
+
+    def seen_in(self, matrix: npt.ArrayLike) -> PinGrid:
+        """Return the grid in the px of another image.
+
+        Args:
+            matrix: float (2, 3), maps px of the grid's image to px of the other image.
+        """
+        square = np.vstack([np.asarray(matrix, np.float64), [0, 0, 1]])
+        return PinGrid(square @ self.matrix, self.layout, self.diameter, self.confidence)
 
 
 class DoubtfulGridError(UnitSpaceError):
@@ -88,55 +102,28 @@ def find_grid(gray: FloatImage, layout: Layout) -> PinGrid:
     if float(np.ptp(gray)) < 1e-3:
         raise UnitSpaceError("the mean of the references is flat: it shows no pins")
     fitted = fit_grid(gray, layout)
-    return PinGrid(fitted.centers, mean_pitch(fitted.centers, layout), fitted.diameter, fitted.confidence)
+    return PinGrid(fitted.matrix, layout, fitted.diameter, fitted.confidence)
 
 
-def confident_grid(gray: FloatImage, layout: Layout) -> PinGrid:
-    """Fit the layout's grid to an image, for callers that go on without a person.
-
-    Args:
-        gray: float32 (rows, columns), 0..1: the mean of a line's references.
-        layout: The connector's rows and columns.
-
-    Returns:
-        The best grid; its confidence is at least `MINIMUM_CONFIDENCE`.
-
-    Raises:
-        DoubtfulGridError: The best grid's confidence is below `MINIMUM_CONFIDENCE`; the error holds a picture of it.
-        UnitSpaceError: As `find_grid`.
-    """
-    grid = find_grid(gray, layout)
-    if grid.confidence < MINIMUM_CONFIDENCE:
-        raise DoubtfulGridError(
-            f"found no field of {len(layout.rows)} x {layout.columns} pins in the mean of the references (confidence "
-            f"{grid.confidence:.2f}, at least {MINIMUM_CONFIDENCE} is needed); check the layout in params.yaml, or "
-            "give field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv",
-            draw_grid(gray, grid, layout),
-        )
-    return grid
-
-
-def draw_grid(gray: FloatImage, grid: PinGrid, layout: Layout) -> npt.NDArray[np.uint8]:
+def draw_grid(image: npt.NDArray[np.uint8], grid: PinGrid) -> npt.NDArray[np.uint8]:
     """Draw a grid over an image.
 
     Args:
-        gray: float32 (rows, columns), 0..1.
+        image: uint8 (rows, columns, 3), RGB.
         grid: The grid, in px of the image.
-        layout: The grid's rows and columns.
 
     Returns:
         uint8 (rows, columns, 3), RGB: a circle around each pin's top, lines between neighbors, column numbers above
         the first row and row letters beside the first column.
     """
-    levels = np.clip(np.rint(gray * 255), 0, 255).astype(np.uint8)
-    picture = np.repeat(levels[..., None], 3, axis=-1)
+    picture, layout = image.copy(), grid.layout
     places = [(round(float(x)), round(float(y))) for x, y in grid.centers]
     rows = [places[start : start + layout.columns] for start in range(0, layout.pins, layout.columns)]
     for line in (*rows, *zip(*rows, strict=True)):
         for start, end in pairwise(line):
             cv2.line(picture, start, end, _YELLOW, 1, cv2.LINE_AA)
     for place in places:
-        cv2.circle(picture, place, max(2, round(grid.diameter / 2)), _YELLOW, 1, cv2.LINE_AA)
+        cv2.circle(picture, place, max(2, round((grid.diameter or grid.pitch / 2) / 2)), _YELLOW, 1, cv2.LINE_AA)
     size = grid.pitch / 80
     for text, (x, y), side in (
         *((str(column + 1), place, (0, -1)) for column, place in enumerate(rows[0])),
@@ -149,13 +136,31 @@ def draw_grid(gray: FloatImage, grid: PinGrid, layout: Layout) -> npt.NDArray[np
     return picture
 
 
-def grid_from_corners(corners: npt.ArrayLike, layout: Layout, diameter: float = 0.0) -> PinGrid:
-    """Lay a grid through four corner pins that a person has named.
+def grid_from_box(field_box: npt.ArrayLike, layout: Layout) -> PinGrid:
+    """Lay an upright grid into the box around the outer pins' tops.
+
+    Args:
+        field_box: (4,), x0, y0, x1, y1, px.
+        layout: The connector's rows and columns.
+
+    Returns:
+        The grid, with a confidence of 1.
+    """
+    x0, y0, x1, y1 = np.asarray(field_box, np.float64).tolist()
+    # The box is (columns - 1) pitches and one top wide, (rows - 1) pitches and one top high.
+    difference = layout.columns - len(layout.rows)
+    pitch = (x1 - x0 - y1 + y0) / difference if difference else (x1 - x0) / (layout.columns - 1 + _TOP_SHARE)
+    left = (x0 + x1 - (layout.columns - 1) * pitch) / 2
+    top = (y0 + y1 - (len(layout.rows) - 1) * pitch) / 2
+    return PinGrid(np.array([[pitch, 0, left], [0, pitch, top], [0, 0, 1]]), layout)
+
+
+def grid_from_corners(corners: npt.ArrayLike, layout: Layout) -> PinGrid:
+    """Lay a grid through four corner pins that a person has marked.
 
     Args:
         corners: (4, 2), x and y px of the top left, top right, bottom right and bottom left pin's top.
         layout: The connector's rows and columns, at least two of each.
-        diameter: Of a pin's top, px. 0: half a pitch.
 
     Returns:
         The grid, with a confidence of 1.
@@ -167,14 +172,20 @@ def grid_from_corners(corners: npt.ArrayLike, layout: Layout, diameter: float = 
     if points.shape != (4, 2) or not np.isfinite(points).all():
         raise UnitSpaceError(f"expected four corners x,y; found an array of shape {points.shape}")
     if min(len(layout.rows), layout.columns) < 2:
-        raise UnitSpaceError(f"four corners need two rows and two columns at least; the layout has {layout}")
+        raise UnitSpaceError(
+            f"four corners need two rows and two columns at least; the layout has {layout}: give field_x0, field_y0, "
+            "field_x1 and field_y1 of the references in labels.csv instead"
+        )
     edges = np.roll(points, -1, axis=0) - points
     turns = [float(np.linalg.det(np.stack([edges[i], edges[(i + 1) % 4]]))) for i in range(4)]
     if min(turns) <= 0:
         raise UnitSpaceError("the corners must go around: top left, top right, bottom right, bottom left")
     last_column, last_row = layout.columns - 1, len(layout.rows) - 1
     places = np.array([(0, 0), (last_column, 0), (last_column, last_row), (0, last_row)], np.float32)
-    matrix = np.asarray(cv2.getPerspectiveTransform(places, points.astype(np.float32)), np.float64)
-    centers = project(matrix, nodes_of(layout))
-    pitch = mean_pitch(centers, layout)
-    return PinGrid(centers, pitch, diameter or pitch / 2, 1.0)
+    grid = PinGrid(np.asarray(cv2.getPerspectiveTransform(places, points.astype(np.float32)), np.float64), layout)
+    if grid.pitch < SMALLEST_PITCH:
+        raise UnitSpaceError(
+            f"the corners put neighboring pins {grid.pitch:.1f} px apart, at least {SMALLEST_PITCH:g} px are needed; "
+            "give px of the photograph"
+        )
+    return grid

@@ -53,9 +53,9 @@ class _Refined:
 
 @dataclass(frozen=True)
 class FittedGrid:
-    """A refined grid: centers (pins, 2) px, diameter of the tops px, confidence 0..1."""
+    """A refined grid: matrix from (column, row) to px, diameter of the tops px, confidence 0..1."""
 
-    centers: Points
+    matrix: Points
     diameter: float
     confidence: float
 
@@ -78,8 +78,10 @@ def fit_grid(gray: FloatImage, layout: Layout) -> FittedGrid:
     best = max((_refine(gray, layout, each) for each in candidates), key=lambda refined: refined.confidence)
     image, pitch = _resized(gray, best.scale), best.pitch
     places, radius = _tops(image, project(best.matrix, nodes_of(layout)), pitch)
-    centers = project(_matrix(places, np.ones(layout.pins), layout, pitch), nodes_of(layout))
-    return FittedGrid((centers + 0.5) / best.scale - 0.5, 2 * radius / best.scale, best.confidence)
+    matrix = _matrix(places, np.ones(layout.pins), layout, pitch)
+    offset = 0.5 / best.scale - 0.5  # pixel centers lie at whole numbers
+    to_full_size = np.array([[1 / best.scale, 0, offset], [0, 1 / best.scale, offset], [0, 0, 1]])
+    return FittedGrid(to_full_size @ matrix, 2 * radius / best.scale, best.confidence)
 
 
 def _resized(gray: FloatImage, scale: float) -> FloatImage:

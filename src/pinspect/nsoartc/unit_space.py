@@ -14,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pinspect.core.errors import AlignmentError, UnitSpaceError
+from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import Alignment, align, warp
-from pinspect.nsoartc.grid import confident_grid
+from pinspect.nsoartc.field import Corners, place_references, require_confidence
+from pinspect.nsoartc.grid import PinGrid
+from pinspect.nsoartc.grid_fit import Points, mean_pitch, project
 from pinspect.nsoartc.light import light_field
 from pinspect.nsoartc.pin_scores import (
     FEATURE_FLOORS,
@@ -36,7 +37,6 @@ _MAD_TO_SIGMA = 1.4826
 _OUTLIER_PIN = 3.0  # times the median of the references: a higher worst pin makes a reference an outlier
 _OUTLIER_MISFIT = 2.2  # times the median of the references: a higher misfit makes a reference an outlier
 _QUORUM = 5  # fewer references cannot outvote one of them
-_TOP_SHARE = 0.52  # of a pitch; the size of a top where the box does not determine it: as many rows as columns
 _STEEP_QUANTILE = 0.98  # of the mean's steepness: drawn in full
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -51,7 +51,7 @@ class UnitSpace:
         mean: float32 (H, W), mean gray of the references with their light evened, 0..1.
         location: float32 (rows of windows, columns of windows), median of the references' DST.
         scale: float32, of the same shape, robust standard deviation of the references' DST.
-        field_box: float64 (4,), x0, y0, x1, y1 around the outer pins' tops.
+        grid: float64 (3, 3), maps the column and row of a pin, both from 0, to px; it follows rotation and perspective.
         references: File names of the references.
         outliers: Names of the references that differ from the others and were left out of the mean.
         white: DST value that a DST view shows as full brightness.
@@ -67,7 +67,7 @@ class UnitSpace:
     mean: np.ndarray
     location: np.ndarray
     scale: np.ndarray
-    field_box: np.ndarray
+    grid: Points
     references: tuple[str, ...]
     outliers: tuple[str, ...]
     white: float
@@ -82,21 +82,36 @@ class UnitSpace:
         """Return width and height of the mean image, px."""
         return self.mean.shape[1], self.mean.shape[0]
 
-    @property
+    @cached_property
     def pitch(self) -> float:
-        """Return the distance of neighboring pins' tops, px."""
-        return _pitch(self.field_box, self.layout)
+        """Return the mean distance of neighboring pins' tops, px."""
+        return mean_pitch(self.pin_centers.astype(np.float64), self.layout)
 
     @cached_property
     def pin_centers(self) -> np.ndarray:
         """Return the places of the pins' tops, float32 (pins, 2), x and y px, in the order of `layout.addresses`."""
-        return pin_centers(self.field_box, self.layout)
+        return PinGrid(self.grid, self.layout).centers.astype(np.float32)
 
     @property
     def cell_box(self) -> tuple[float, float, float, float]:
-        """Return x0, y0, x1, y1, px, of the rectangle that rows x columns square cells of one pitch fill."""
-        (x0, y0), (x1, y1) = self.pin_centers[0] - self.pitch / 2, self.pin_centers[-1] + self.pitch / 2
+        """Return x0, y0, x1, y1, px, of the upright rectangle around the cells of all pins."""
+        last_column, last_row = self.layout.columns - 0.5, len(self.layout.rows) - 0.5
+        corners = np.array([(-0.5, -0.5), (last_column, -0.5), (last_column, last_row), (-0.5, last_row)])
+        places = project(self.grid, corners)
+        (x0, y0), (x1, y1) = places.min(axis=0), places.max(axis=0)
         return float(x0), float(y0), float(x1), float(y1)
+
+    def cell_corners(self, pin: int) -> Points:
+        """Return the corners of a pin's cell, clockwise from its top left.
+
+        Args:
+            pin: Index of the pin in `layout.addresses`.
+
+        Returns:
+            float64 (4, 2), x and y px.
+        """
+        row, column = divmod(pin, self.layout.columns)
+        return project(self.grid, np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) + (column, row))
 
     @cached_property
     def templates(self) -> PinTemplates:
@@ -202,6 +217,7 @@ def build_unit_space(
     shape: str,
     layout: Layout,
     params: DstParams,
+    corners: Corners | None = None,
 ) -> UnitSpace:
     """Build the unit space of a shape from its references, which need not be aligned with one another.
 
@@ -213,6 +229,7 @@ def build_unit_space(
         shape: Pin shape.
         layout: Rows and columns of the pin field.
         params: The parameters of stage dst.
+        corners: Four corner pins that a person has marked in one of the references; they replace `field_boxes`.
 
     Returns:
         The unit space.
@@ -221,120 +238,16 @@ def build_unit_space(
         UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another size or
             shows something else, or no pin field was found.
     """
-    _check(references, names, shape, params)
-    alignments = _common_place(references, names, params)
-    size = references[0].shape[::-1]
-    aligned = np.stack([warp(gray, place, size) for gray, place in zip(references, alignments, strict=True)])
-    box = _field_box(aligned, alignments, field_boxes, shape, layout)
-    centers, pitch = pin_centers(box, layout), _pitch(box, layout)
+    placed = place_references(references, names, field_boxes, corners, shape, layout, params)
+    require_confidence(placed)
+    aligned, grid = placed.aligned, placed.grid
     middle, kept, evened = np.median(aligned, axis=0), np.ones(len(references), bool), aligned
     for _ in range(2):
-        templates = pin_templates(middle, centers, pitch)
+        templates = pin_templates(middle, grid.centers.astype(np.float32), grid.pitch)
         evened = np.stack([even_light(image, templates) for image in aligned])
         kept = _inliers(evened, templates)
         middle = evened[kept].mean(axis=0)
-    return _summarized(middle, evened, kept, names, box, shape, layout, params)
-
-
-def pin_centers(field_box: np.ndarray, layout: Layout) -> np.ndarray:
-    """Return the places of the pins' tops.
-
-    Args:
-        field_box: float64 (4,), x0, y0, x1, y1 around the outer pins' tops, px.
-        layout: Rows and columns of the pin field.
-
-    Returns:
-        float32 (pins, 2), x and y, px, in the order of `layout.addresses`.
-    """
-    x0, y0, x1, y1 = field_box
-    pitch = _pitch(field_box, layout)
-    column, row = np.meshgrid(np.arange(layout.columns), np.arange(len(layout.rows)))
-    x = (x0 + x1) / 2 + (column - (layout.columns - 1) / 2) * pitch
-    y = (y0 + y1) / 2 + (row - (len(layout.rows) - 1) / 2) * pitch
-    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
-
-
-def _pitch(field_box: np.ndarray, layout: Layout) -> float:
-    # The box is (columns - 1) pitches and one top wide, (rows - 1) pitches and one top high.
-    width, height = field_box[2] - field_box[0], field_box[3] - field_box[1]
-    if layout.columns != len(layout.rows):
-        return float((width - height) / (layout.columns - len(layout.rows)))
-    return float(width / (layout.columns - 1 + _TOP_SHARE))
-
-
-def _check(references: Sequence[np.ndarray], names: Sequence[str], shape: str, params: DstParams) -> None:
-    if len(references) < params.minimum_references:
-        raise UnitSpaceError(
-            f"shape {shape}: {len(references)} references, at least {params.minimum_references} are needed "
-            "(dst.minimum_references); mark more passed captures with the role 'reference' in labels.csv"
-        )
-    for gray, name in zip(references, names, strict=True):
-        if gray.shape != references[0].shape:
-            size, expected = (f"{array.shape[1]} x {array.shape[0]} px" for array in (gray, references[0]))
-            raise UnitSpaceError(
-                f"reference {name} of shape {shape} has {size}, {names[0]} has {expected}; "
-                "capture all references at one size"
-            )
-
-
-def _common_place(references: Sequence[np.ndarray], names: Sequence[str], params: DstParams) -> list[Alignment]:
-    """Align all references to the middle of their places, so that no single reference sets the frame."""
-    first = _all_aligned(references, names, references[0], params)
-    middle = np.asarray(np.mean([_square(place.matrix) for place in first], axis=0), np.float64)
-    inverse = np.linalg.inv(middle)
-    size = references[0].shape[::-1]
-    moved = [
-        Alignment((inverse @ _square(place.matrix))[:2].astype(np.float32), place.score, place.shift) for place in first
-    ]
-    mean = np.median([warp(gray, place, size) for gray, place in zip(references, moved, strict=True)], axis=0)
-    return _all_aligned(references, names, mean.astype(np.float32), params)
-
-
-def _all_aligned(
-    references: Sequence[np.ndarray], names: Sequence[str], mean: np.ndarray, params: DstParams
-) -> list[Alignment]:
-    alignments: list[Alignment] = []
-    for gray, name in zip(references, names, strict=True):
-        try:
-            alignments.append(align(gray, mean, params.maximum_shift))
-        except AlignmentError as error:
-            raise UnitSpaceError(f"reference {name} cannot be aligned to the other references: {error}") from None
-    return alignments
-
-
-def _square(matrix: np.ndarray) -> np.ndarray:
-    return np.vstack([matrix.astype(np.float64), [0, 0, 1]])
-
-
-def _field_box(
-    aligned: np.ndarray,
-    alignments: Sequence[Alignment],
-    field_boxes: Sequence[Sequence[float]] | None,
-    shape: str,
-    layout: Layout,
-) -> np.ndarray:
-    if field_boxes is not None:
-        corners = np.asarray(field_boxes, np.float64).reshape(-1, 2, 2)
-        centers = corners.mean(axis=1)
-        moved = [a.matrix[:, :2] @ center + a.matrix[:, 2] for a, center in zip(alignments, centers, strict=True)]
-        center, half = _middle_mean(np.array(moved)), _middle_mean(corners[:, 1] - corners[:, 0]) / 2
-        box = np.concatenate([center - half, center + half])
-    else:
-        box = np.array(confident_grid(np.median(aligned, axis=0), layout).field_box(layout))
-    pitch = _pitch(box, layout)
-    height, width = aligned.shape[1:]
-    if not 8 <= pitch <= min(width / layout.columns, height / len(layout.rows)) * 1.3:
-        raise UnitSpaceError(
-            f"shape {shape}: no field of {len(layout.rows)} x {layout.columns} pins fits into the box "
-            f"{box.round().tolist()}; correct field_x0, field_y0, field_x1 and field_y1 of the references in labels.csv"
-        )
-    return box
-
-
-def _middle_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the middle half (by value, along axis 0): boxes are whole px, and a box may be wrong."""
-    cut = len(values) // 4
-    return np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0)
+    return _summarized(middle, evened, kept, names, grid, shape, params)
 
 
 def _inliers(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
@@ -354,9 +267,8 @@ def _summarized(
     evened: np.ndarray,
     kept: np.ndarray,
     names: Sequence[str],
-    box: np.ndarray,
+    grid: PinGrid,
     shape: str,
-    layout: Layout,
     params: DstParams,
 ) -> UnitSpace:
     mean = mean.astype(np.float32)
@@ -366,7 +278,7 @@ def _summarized(
     distances = np.stack([distance_image(image, mean, params.window, params.stride) for image in inliers]) * widen
     location = np.median(distances, axis=0)
     scale = _MAD_TO_SIGMA * np.median(np.abs(distances - location), axis=0)
-    templates = pin_templates(mean, pin_centers(box, layout), _pitch(box, layout))
+    templates = pin_templates(mean, grid.centers.astype(np.float32), grid.pitch)
     features = np.stack([measure_pins(image, templates)[:, :SCORED] for image in inliers])
     pin_location = np.median(features, axis=0).astype(np.float32)
     deviations = (features - pin_location).reshape(-1, SCORED) * widen
@@ -374,11 +286,11 @@ def _summarized(
     reference_distances = np.sqrt(np.einsum("nk,kl,nl->n", deviations, precision, deviations))
     return UnitSpace(
         shape=shape,
-        layout=layout,
+        layout=grid.layout,
         mean=mean,
         location=location.astype(np.float32),
         scale=scale.astype(np.float32),
-        field_box=box.astype(np.float64),
+        grid=grid.matrix,
         references=tuple(names),
         outliers=tuple(name for name, is_kept in zip(names, kept, strict=True) if not is_kept),
         white=float(np.quantile(distances, params.scale_quantile)),
