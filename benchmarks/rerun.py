@@ -121,7 +121,7 @@ def add_captures(clone: Clone) -> None:
     line = VirtualParams(train=NEW_CAPTURES, test=0, references=2, defective_share=0.5, seed=4711)
     captures = [
         capture
-        for capture in render_line(contract.layout, contract.shapes, contract.defect_modes, line)
+        for capture in render_line(contract.layout, contract.shapes, contract.drawings, line)
         if capture.role == "inspected"
     ][:NEW_CAPTURES]
     columns = ("file", "shape", "judgement", "defect_mode", "defect_position", "role")

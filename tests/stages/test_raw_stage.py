@@ -118,12 +118,17 @@ def test_a_project_without_any_capture_is_an_error(tmp_path):
     assert not (tmp_path / "data/splits.csv").exists()
 
 
-def test_an_error_names_a_mode_that_the_virtual_line_cannot_draw(root):
+def test_the_virtual_line_leaves_out_a_mode_that_it_cannot_draw(root):
     settings = yaml.safe_load((root / "params.yaml").read_text())
-    settings["answers"]["defect_modes"].append("rusty")
-    settings["raw"]["virtual"]["train"] = 2
+    settings["answers"]["defect_modes"] = {"rusty": {"draw": "nothing"}}
+    settings["raw"]["virtual"] |= {"train": 2, "defective_share": 0.0}
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ParamsError, match=r"cannot draw rusty; set raw.virtual.train, .validation and .test to 0"):
+    shutil.rmtree(root / "data/captures")
+    build(root)
+    assert set(manifest(root)["judgement"]) == {"passed"}
+    settings["raw"]["virtual"]["defective_share"] = 0.5
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ParamsError, match=r"draws no defect mode; declare how to draw one in answers.defect_modes"):
         build(root)
 
 

@@ -81,7 +81,7 @@ def _rows_of(folder: Path, kind: prompts.PromptKind, view: str, shape: str, grid
 def _composite(setup, mode: str, pin: int, rng: np.random.Generator, grid: bool, cell: int) -> np.ndarray:
     pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
     if mode != "passed":
-        virtual_line.DEFECTS[mode](pins, pin, rng, LAYOUT)
+        virtual_line.change_pin(pins, pin, CONTRACT.drawings[mode], rng, LAYOUT, setup)
     image = virtual_line.render(rng, setup, pins, LAYOUT).image
     pitch = setup.pitch_px
     x, y = np.array(setup.center_px) - np.array([LAYOUT.columns - 1, len(LAYOUT.rows) - 1]) / 2 * pitch

@@ -39,7 +39,7 @@ def set_values(root: Path, section: str, **values: object) -> None:
     path = root / (SETTINGS_FILE if section in SETTINGS_SECTIONS else "params.yaml")
     content = yaml.safe_load(path.read_text())
     content[section] |= values
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 @lru_cache
@@ -47,7 +47,7 @@ def line(seed: int = 1, train: int = 12, references: int = 2, shapes: tuple[str,
     """Return captures of a small virtual line: the references of each shape, then the inspected captures."""
     virtual = VirtualParams(train=train, test=0, references=references, defective_share=0.5, seed=seed)
     contract = params().contract()
-    return tuple(render_line(contract.layout, shapes, contract.defect_modes, virtual))
+    return tuple(render_line(contract.layout, shapes, contract.drawings, virtual))
 
 
 def row(capture: VirtualCapture) -> dict[str, str]:

@@ -13,6 +13,8 @@ from pinspect.registry.settings import load_register_settings, load_registry_set
 from pinspect.station.settings import load_station_settings
 from tests.support.sample import ROOT
 
+LEAN = {"draw": "lean"}
+
 
 @pytest.fixture
 def shipped() -> dict:
@@ -20,7 +22,7 @@ def shipped() -> dict:
 
 
 def load(tmp_path, content: object) -> Params:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return load_params(tmp_path / "params.yaml")
 
 
@@ -50,9 +52,18 @@ def test_the_sections_are_the_product_the_model_and_every_stage_that_changes_an_
         ("dst.window", 8, "dst.window: a window needs a center pixel: expected an odd number, found 8"),
         ("layout.rows", ["U", "u"], "layout: a row is one capital letter, found 'u'"),
         ("layout.columns", 0, "layout.columns: input should be greater than or equal to 1, found 0"),
-        ("answers.defect_modes", ["passed"], "answers.defect_modes: 'passed' is not a defect; leave it out"),
-        ("answers.defect_modes", ["X plus"], "answers.defect_modes.0: string should match pattern"),
-        ("answers.defect_modes", ["bend", "-plus"], "answers.defect_modes.1: string should match pattern"),
+        ("answers.defect_modes", {"passed": LEAN}, "answers.defect_modes: 'passed' is not a defect; leave it out"),
+        ("answers.defect_modes", {"X plus": LEAN}, "answers.defect_modes.X plus: string should match pattern"),
+        ("answers.defect_modes", {"bend": LEAN, "-plus": LEAN}, "answers.defect_modes.-plus: string should match"),
+        ("answers.defect_modes", {}, "answers.defect_modes: dictionary should have at least 1 item"),
+        ("answers.defect_modes", ["bend"], "answers.defect_modes: expected one line per mode, such as 'bend: {draw:"),
+        ("answers.defect_modes.bend.draw", "tilt", "answers.defect_modes.bend.draw: input should be 'lean', 'lower'"),
+        ("answers.defect_modes.bend.direction", "north", "answers.defect_modes.bend.direction: input should be 'any'"),
+        (
+            "answers.defect_modes.missing.direction",
+            "up",
+            "answers.defect_modes.missing: only 'draw: lean' has a direction; remove 'direction: up'",
+        ),
         ("answers.shapes", [], "answers.shapes: list should have at least 1 item"),
         ("answers.shapes", ["CYLN_RAW"], "answers.shapes.0: string should match pattern"),
         ("chat.views", ["RAW", "IR"], "chat.views.1: input should be 'RAW' or 'DST', found 'IR'"),
@@ -142,7 +153,7 @@ def test_every_section_of_the_settings_is_known_and_shipped(settings):
     ("key", "value", "message"),
     [
         ("report.confidence", 1.0, "report.confidence: input should be less than 1, found 1.0"),
-        ("report.bounds.exact_macht", 0.9, "report.bounds.exact_macht.[key]: input should be 'exact_match'"),
+        ("report.bounds.exact_macht", 0.9, "report.bounds.exact_macht: input should be 'exact_match'"),
         ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
         ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
         ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
@@ -189,5 +200,14 @@ def test_missing_settings_are_named(tmp_path):
 
 
 def test_defect_modes_may_be_words_with_capitals_digits_and_hyphens(tmp_path, shipped):
-    shipped["answers"]["defect_modes"] = ["X-plus", "Y-minus", "pullout", "bend2"]
-    assert load(tmp_path, shipped).contract().defect_modes == ("X-plus", "Y-minus", "pullout", "bend2")
+    modes = {
+        "X-plus": {"draw": "lean", "direction": "right"},
+        "Y-minus": {"draw": "lean", "direction": "down"},
+        "pullout": {"draw": "lower"},
+        "bend2": {"draw": "nothing"},
+    }
+    shipped["answers"]["defect_modes"] = modes
+    contract = load(tmp_path, shipped).contract()
+    assert contract.defect_modes == tuple(modes)
+    assert contract.drawings["X-plus"].direction == "right"
+    assert contract.drawings["pullout"].direction == "any"

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from pinspect import virtual_line
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import Layout
 from pinspect.core.params import VirtualParams
 
 LAYOUT = Layout(("U", "C", "D"), 9)
-SHAPES, MODES = ("CYLN", "SQUR"), ("bend", "retract", "missing")
+SHAPES = ("CYLN", "SQUR")
+LEAN, LOWER, ABSENT = ModeDrawing(draw="lean"), ModeDrawing(draw="lower"), ModeDrawing(draw="absent")
+MODES = {"bend": LEAN, "retract": LOWER, "missing": ABSENT}
 
 
 def params(**changes) -> VirtualParams:
@@ -58,7 +61,7 @@ def test_a_missing_pin_is_dark_and_its_neighbors_are_not(shape):
         rng = np.random.default_rng(5)
         pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
         if removed:
-            virtual_line.remove(pins, 13, rng, LAYOUT)
+            virtual_line.change_pin(pins, 13, ABSENT, rng, LAYOUT, setup)
         rendered = virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT)
         grays.append(cv2.cvtColor(rendered.image, cv2.COLOR_RGB2GRAY).astype(float))
     x, y = (round(value) for value in setup.center_px)
@@ -86,8 +89,8 @@ def test_a_bent_pin_covers_no_neighbor():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
-        virtual_line.bend(pins, 13, rng, LAYOUT)
-        assert 8 <= pins.lean[13] <= 20
+        virtual_line.change_pin(pins, 13, LEAN, rng, LAYOUT, setup)
+        assert 7 <= pins.lean[13] <= 20
         reach = setup.pin_height * pins.height[13] * np.sin(np.radians(pins.lean[13]))
         top = feet[13] + reach * np.array([np.cos(pins.lean_direction[13]), np.sin(pins.lean_direction[13])])
         assert np.linalg.norm(np.delete(feet, 13, axis=0) - top, axis=1).min() > setup.pin_width
@@ -102,8 +105,31 @@ def test_the_field_box_hugs_the_tops():
     assert (y1 - y0) / setup.pitch_px == pytest.approx(2.46, abs=0.15)
 
 
-def test_an_unknown_shape_or_mode_is_refused_by_name():
+@pytest.mark.parametrize(
+    ("direction", "axis", "sign"), [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pin_leans_where_its_mode_declares(shape, direction, axis, sign):
+    setup = virtual_line.LineSetup(shape=shape, place_jitter_px=(0.0, 0.0))
+    for seed in range(5):
+        centers = []
+        for leans in (False, True):
+            rng = np.random.default_rng(seed)
+            pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
+            if leans:
+                drawing = ModeDrawing(draw="lean", direction=direction)
+                virtual_line.change_pin(pins, 13, drawing, rng, LAYOUT, setup)
+            image = virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT).image.mean(axis=2)
+            x, y = (round(value) for value in setup.center_px)
+            part = (image[y - 60 : y + 60, x - 60 : x + 60] > 0.6 * image.max()).astype(np.uint8)
+            label = cv2.connectedComponents(part)[1]
+            top = label == np.bincount(label[30:90, 30:90][label[30:90, 30:90] > 0]).argmax()
+            centers.append([np.flatnonzero(top.any(0)).mean(), np.flatnonzero(top.any(1)).mean()])
+        moved = np.subtract(centers[1], centers[0])
+        assert sign * moved[axis] > 6
+        assert abs(moved[1 - axis]) < 0.5 * abs(moved[axis])
+
+
+def test_a_shape_that_cannot_be_drawn_is_refused_by_name():
     with pytest.raises(ValueError, match="HEXA"):
         list(virtual_line.render_line(LAYOUT, ("HEXA",), MODES, params()))
-    with pytest.raises(ValueError, match="scratch"):
-        list(virtual_line.render_line(LAYOUT, SHAPES, ("scratch",), params()))

@@ -67,7 +67,7 @@ def build_raw(
 
     Raises:
         CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
-        ParamsError: The virtual line cannot draw a shape or a defect mode. `out` and the record are unchanged.
+        ParamsError: The virtual line cannot draw a shape, or draws no defect mode. `out` and the record are unchanged.
     """
     labels = labelled.read_captures(captures, contract)
     images = labelled.images_folder(captures)
@@ -131,7 +131,7 @@ def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, str], fold
     """
     contract, params, split = payload
     rows = []
-    for capture in render_line(contract.layout, contract.shapes, contract.defect_modes, params):
+    for capture in render_line(contract.layout, contract.shapes, contract.drawings, params):
         if capture.split == split:
             sha256 = hashlib.sha256(capture.jpeg).hexdigest()
             file = _write_image(folder, sha256, ".jpg", capture.jpeg)

@@ -14,10 +14,13 @@ second line. The star answer, the worked example of a one-shot prompt, has the f
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.errors import AnswerFormatError
 from pinspect.core.layout import NO_ADDRESS, Address, Layout
 
@@ -94,11 +97,13 @@ class AnswerContract:
         layout: Rows and columns of the pins.
         shapes: Pin shapes.
         defect_modes: Defect modes, without `passed`.
+        drawings: Defect mode -> how the virtual line draws it, and the direction of the mode if it has one.
     """
 
     layout: Layout
     shapes: tuple[str, ...]
     defect_modes: tuple[str, ...]
+    drawings: Mapping[str, ModeDrawing] = dataclasses.field(default_factory=dict[str, ModeDrawing], hash=False)
 
     def passed(self, shape: str, view: str) -> Answer:
         """Return the answer for a capture without a defect."""

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from pinspect.core.answers import PASSED, AnswerContract
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import Layout
 from pinspect.core.yaml_file import NaturalInt, PositiveInt, Section, Share, check, read_yaml
 
 View = Literal["RAW", "DST"]
+ModeName = Annotated[str, Field(pattern=r"\A[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*\z")]
 PromptKind = Literal["two_image", "one_image", "stacked"]
 
 LORA_PRESETS = {"standard": {"rank": 16, "alpha": 32}, "plus": {"rank": 64, "alpha": 128}}
@@ -52,19 +54,25 @@ class LayoutParams(Section):
 
 
 class AnswersParams(Section):
-    """The words that an answer may use."""
+    """The words that an answer may use.
+
+    Attributes:
+        shapes: Pin shapes.
+        defect_modes: Defect mode -> how the virtual line draws it.
+    """
 
     shapes: Annotated[list[Annotated[str, Field(pattern=r"\A[A-Z0-9]+\z")]], Field(min_length=1)]
-    defect_modes: Annotated[
-        list[Annotated[str, Field(pattern=r"\A[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*\z")]], Field(min_length=1)
-    ]
+    defect_modes: Annotated[dict[ModeName, ModeDrawing], Field(min_length=1)]
 
-    @field_validator("defect_modes")
+    @field_validator("defect_modes", mode="before")
     @classmethod
-    def _check_modes(cls, modes: list[str]) -> list[str]:
-        if PASSED in modes:
+    def _check_modes(cls, modes: object) -> object:
+        listed = isinstance(modes, list)
+        if listed:
+            raise ValueError("expected one line per mode, such as 'bend: {draw: lean}' (docs/words.md)")
+        if isinstance(modes, dict) and PASSED in modes:
             raise ValueError(f"'{PASSED}' is not a defect; leave it out")
-        return modes
+        return cast(object, modes)
 
 
 class VirtualParams(Section):
@@ -280,7 +288,8 @@ class Params(Section):
 
     def contract(self) -> AnswerContract:
         """Return the answer contract of this product."""
-        return AnswerContract(self.layout.layout(), tuple(self.answers.shapes), tuple(self.answers.defect_modes))
+        drawings = dict(self.answers.defect_modes)
+        return AnswerContract(self.layout.layout(), tuple(self.answers.shapes), tuple(drawings), drawings)
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -90,7 +90,8 @@ def load_settings(root: Path, section: str, schema: type[SectionType]) -> Sectio
 
 
 def _explain(path: Path, location: tuple[str | int, ...], problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in location) or "(file)"
+    # Pydantic appends "[key]" where the key of a mapping is wrong.
+    key = ".".join(str(part) for part in location if part != "[key]") or "(file)"
     if problem["type"] == "extra_forbidden":
         return f"{path}: {key}: unknown key; remove it or correct its spelling"
     if problem["type"] == "missing":

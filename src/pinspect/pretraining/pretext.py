@@ -22,6 +22,7 @@ from pinspect import virtual_line
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.files import atomic_path
 from pinspect.core.layout import Address, Layout
@@ -269,7 +270,7 @@ def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
 
 
 def _lean(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    virtual_line.lean_clear_of_neighbors(pins, pin, rng.uniform(7, 21), rng, layout, setup)
+    virtual_line.change_pin(pins, pin, ModeDrawing(draw="lean"), rng, layout, setup)
 
 
 def _lower(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:

@@ -4,32 +4,19 @@ Virtual captures top up the training before a real line runs, and the base learn
 """
 
 from pinspect.virtual_line.line import VirtualCapture, render_line
-from pinspect.virtual_line.pins import (
-    DEFECTS,
-    LineSetup,
-    Pins,
-    bend,
-    lean_clear_of_neighbors,
-    random_setup,
-    remove,
-    retract,
-    tolerated_pins,
-)
+from pinspect.virtual_line.pins import LineSetup, Pins, change_pin, lean_towards, random_setup, tolerated_pins
 from pinspect.virtual_line.renderer import Rendered, encode_jpeg, render
 
 __all__ = [
-    "DEFECTS",
     "LineSetup",
     "Pins",
     "Rendered",
     "VirtualCapture",
-    "bend",
+    "change_pin",
     "encode_jpeg",
-    "lean_clear_of_neighbors",
+    "lean_towards",
     "random_setup",
-    "remove",
     "render",
     "render_line",
-    "retract",
     "tolerated_pins",
 ]

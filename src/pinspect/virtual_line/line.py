@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pinspect.core.answers import DEFECTIVE, PASSED
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import NO_ADDRESS, Layout
 from pinspect.core.params import VirtualParams
-from pinspect.virtual_line.pins import DEFECTS, LineSetup, tolerated_pins
+from pinspect.virtual_line.pins import LineSetup, change_pin, tolerated_pins
 from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
 
 _PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
@@ -46,7 +47,7 @@ class VirtualCapture:
 
 
 def render_line(
-    layout: Layout, shapes: tuple[str, ...], defect_modes: tuple[str, ...], params: VirtualParams
+    layout: Layout, shapes: tuple[str, ...], drawings: Mapping[str, ModeDrawing], params: VirtualParams
 ) -> Iterator[VirtualCapture]:
     """Render the captures of one virtual line: references of every shape, then training, test and validation captures.
 
@@ -55,17 +56,21 @@ def render_line(
     Args:
         layout: Rows and columns of the pin field.
         shapes: Pin shapes; captures alternate between them.
-        defect_modes: Defect modes of the line.
+        drawings: Defect mode -> how it is drawn. A mode that is drawn as `nothing` does not occur.
         params: Numbers of captures, the share of defective ones, and the seed.
 
     Raises:
-        ValueError: The renderer cannot draw a shape or a defect mode.
+        ValueError: The renderer cannot draw a shape, or defective captures are wanted and no mode can be drawn.
     """
-    unknown = [shape for shape in shapes if shape not in _PIN_WIDTH]
-    unknown += [mode for mode in defect_modes if mode not in DEFECTS]
-    if unknown:
+    if unknown := [shape for shape in shapes if shape not in _PIN_WIDTH]:
         raise ValueError(
             f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train, .validation and .test to 0"
+        )
+    modes = [mode for mode, drawing in drawings.items() if drawing.draw != "nothing"]
+    if params.defective_share and not modes:
+        raise ValueError(
+            "the virtual line draws no defect mode; declare how to draw one in answers.defect_modes, or set "
+            "raw.virtual.train, .validation and .test to 0"
         )
     for number, shape in enumerate(shapes):
         for index in range(params.references):
@@ -76,19 +81,27 @@ def render_line(
         for index in range(count):
             rng = np.random.default_rng([params.seed, part, index])
             shape = shapes[index % len(shapes)]
-            mode = rng.choice(defect_modes) if rng.random() < params.defective_share else PASSED
-            yield _capture(rng, f"virtual-{split}-{index:05d}", shape, str(mode), "inspected", split, layout)
+            mode = str(rng.choice(modes)) if rng.random() < params.defective_share else PASSED
+            name = f"virtual-{split}-{index:05d}"
+            yield _capture(rng, name, shape, mode, "inspected", split, layout, drawings.get(mode))
 
 
 def _capture(
-    rng: np.random.Generator, name: str, shape: str, mode: str, role: str, split: str, layout: Layout
+    rng: np.random.Generator,
+    name: str,
+    shape: str,
+    mode: str,
+    role: str,
+    split: str,
+    layout: Layout,
+    drawing: ModeDrawing | None = None,
 ) -> VirtualCapture:
     setup = LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
     pins = tolerated_pins(rng, setup, layout)
     pin = None
-    if mode != PASSED:
+    if drawing is not None:
         pin = int(rng.integers(layout.pins))
-        DEFECTS[mode](pins, pin, rng, layout)
+        change_pin(pins, pin, drawing, rng, layout, setup)
     rendered = render(rng, setup, pins, layout)
     return VirtualCapture(
         name=f"{name}.jpg",

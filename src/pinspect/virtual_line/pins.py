@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pinspect.core.drawings import ANY_DIRECTION, ModeDrawing
 from pinspect.core.layout import Layout
+
+DIRECTIONS = {"right": 0.0, "down": np.pi / 2, "left": np.pi, "up": -np.pi / 2}  # in radians, in image axes
+LEAN_DEGREES = (7.0, 20.0)
+LEAN_SPREAD = 12.0  # degrees on either side of a mode's direction
+LOWER_SHARE = (0.2, 0.6)
+HIGHER_SHARE = (0.2, 0.6)
+DARKER_SHARE = (0.55, 0.85)
 
 
 @dataclass(frozen=True)
@@ -106,23 +114,59 @@ def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -
     )
 
 
-def bend(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Bend one pin by 8-20 degrees about its foot, in a direction in which it touches no neighbor."""
-    lean_clear_of_neighbors(pins, pin, rng.uniform(8, 20), rng, layout)
+def change_pin(
+    pins: Pins, pin: int, drawing: ModeDrawing, rng: np.random.Generator, layout: Layout, setup: LineSetup
+) -> None:
+    """Change one pin as a defect mode is drawn; the amount of the change is random.
+
+    Args:
+        pins: The pins, changed in place.
+        pin: Index of the pin in the layout.
+        drawing: What happens to the pin, and in which direction.
+        rng: Source of amount and direction.
+        layout: Rows and columns of the pin field.
+        setup: The line.
+
+    Raises:
+        ValueError: The drawing is `nothing`.
+    """
+    if drawing.draw == "lean" and drawing.direction == ANY_DIRECTION:
+        lean_clear_of_neighbors(pins, pin, rng.uniform(*LEAN_DEGREES), rng, layout, setup)
+    elif drawing.draw == "lean":
+        lean_towards(pins, pin, drawing.direction, rng, setup)
+    elif drawing.draw == "lower":
+        pins.height[pin] *= 1 - rng.uniform(*LOWER_SHARE)
+    elif drawing.draw == "higher":
+        pins.height[pin] *= 1 + rng.uniform(*HIGHER_SHARE)
+    elif drawing.draw == "absent":
+        pins.present[pin] = 0
+    elif drawing.draw == "darker":
+        pins.gray[pin] *= rng.uniform(*DARKER_SHARE)
+    else:
+        raise ValueError(f"the virtual line draws nothing for 'draw: {drawing.draw}'")
 
 
-def retract(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Reduce the height of one pin by 20-60 %."""
-    pins.height[pin] *= rng.uniform(0.4, 0.8)
+def lean_towards(
+    pins: Pins, pin: int, direction: str, rng: np.random.Generator, setup: LineSetup, spread: float = LEAN_SPREAD
+) -> None:
+    """Lean one pin about its foot to one side of the picture, not further than the next pin.
 
-
-def remove(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout) -> None:
-    """Remove one pin."""
-    pins.present[pin] = 0
+    Args:
+        pins: The pins; the pin's lean and its direction are changed in place.
+        pin: Index of the pin in the layout.
+        direction: `left`, `right`, `up` or `down`.
+        rng: Source of the angle.
+        setup: The line.
+        spread: Largest deviation from the direction, in degrees.
+    """
+    reach = max(0.2, 1 - setup.pin_width) / (setup.pin_height * pins.height[pin])
+    largest = np.degrees(np.arcsin(min(1.0, reach)))
+    pins.lean[pin] = min(rng.uniform(*LEAN_DEGREES), largest)
+    pins.lean_direction[pin] = DIRECTIONS[direction] + np.radians(rng.uniform(-spread, spread))
 
 
 def lean_clear_of_neighbors(
-    pins: Pins, pin: int, degrees: float, rng: np.random.Generator, layout: Layout, setup: LineSetup | None = None
+    pins: Pins, pin: int, degrees: float, rng: np.random.Generator, layout: Layout, setup: LineSetup
 ) -> None:
     """Lean one pin about its foot, in a random direction in which its top touches no neighbor.
 
@@ -132,9 +176,8 @@ def lean_clear_of_neighbors(
         degrees: Angle of the lean.
         rng: Source of the direction.
         layout: Rows and columns of the pin field.
-        setup: The line; by default one with round pins.
+        setup: The line.
     """
-    setup = setup or LineSetup(shape="CYLN")
     reach = setup.pin_height * pins.height[pin] * np.sin(np.radians(degrees))
     feet = feet_of(layout, pins)[:, :2]
     others = np.delete(feet[pins.present > 0], np.flatnonzero(np.flatnonzero(pins.present) == pin), axis=0)
@@ -144,9 +187,6 @@ def lean_clear_of_neighbors(
     free = np.flatnonzero(clearance > setup.pin_width * 1.1)
     pins.lean[pin] = degrees
     pins.lean_direction[pin] = directions[free[0] if len(free) else int(clearance.argmax())]
-
-
-DEFECTS = {"bend": bend, "retract": retract, "missing": remove}
 
 
 def feet_of(layout: Layout, pins: Pins) -> np.ndarray:
