@@ -7,7 +7,7 @@ import pytest
 from pinspect.core.errors import AlignmentError
 from pinspect.core.images import to_gray
 from pinspect.nsoartc.alignment import align, warp
-from pinspect.virtual_line import LineSetup, remove, render, tolerated_pins
+from pinspect.virtual_line import LineSetup, render, tolerated_pins
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()
@@ -18,7 +18,7 @@ def photograph(*missing: str, seed: int = 1) -> np.ndarray:
     """Draw a capture; for one seed all pins except the missing pins are the same."""
     pins = tolerated_pins(np.random.default_rng(seed), STILL, LAYOUT)
     for address in missing:
-        remove(pins, LAYOUT.index(LAYOUT.address(address)), np.random.default_rng(0), LAYOUT)
+        pins.present[LAYOUT.index(LAYOUT.address(address))] = 0
     return to_gray(render(np.random.default_rng(seed), STILL, pins, LAYOUT).image)
 
 

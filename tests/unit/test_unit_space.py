@@ -14,10 +14,11 @@ from pinspect.nsoartc.dst_view import dst_view
 from pinspect.nsoartc.light import light_field, without_trend
 from pinspect.nsoartc.pin_scores import FEATURES, measure_pins, mode_features
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space, even_light
-from pinspect.virtual_line import DEFECTS, LineSetup, Rendered, render, tolerated_pins
+from pinspect.virtual_line import LineSetup, Rendered, change_pin, render, tolerated_pins
 from tests.support.sample import params
 
 LAYOUT = params().layout.layout()
+DRAWINGS = params().contract().drawings
 SETUPS = {"CYLN": LineSetup("CYLN"), "SQUR": LineSetup("SQUR", pin_width=0.46)}
 
 
@@ -26,7 +27,7 @@ def capture(shape: str, seed: int, mode: str = "", address: str = "") -> Rendere
     rng = np.random.default_rng([7, seed])
     pins = tolerated_pins(rng, SETUPS[shape], LAYOUT)
     if mode:
-        DEFECTS[mode](pins, LAYOUT.index(LAYOUT.address(address)), rng, LAYOUT)
+        change_pin(pins, LAYOUT.index(LAYOUT.address(address)), DRAWINGS[mode], rng, LAYOUT, SETUPS[shape])
     return render(rng, SETUPS[shape], pins, LAYOUT)
 
 
@@ -131,7 +132,7 @@ def test_references_without_a_whole_pin_field_are_refused():
 
 
 @pytest.mark.parametrize("shape", SETUPS)
-@pytest.mark.parametrize("mode", DEFECTS)
+@pytest.mark.parametrize("mode", DRAWINGS)
 def test_a_bad_reference_is_reported_by_name_and_does_not_count(shape, mode):
     good = [capture(shape, seed) for seed in range(7)]
     spoiled = built([*good, capture(shape, 77, mode, "X:2, Y:D")], shape)
@@ -146,7 +147,7 @@ def test_a_reference_of_the_other_shape_is_reported_by_name(shape):
     assert space.outliers == ("r7.jpg",)
 
 
-@pytest.mark.parametrize("mode", ["", *DEFECTS])
+@pytest.mark.parametrize("mode", ["", *DRAWINGS])
 def test_a_capture_fits_its_own_shape_best(mode):
     for shape in SETUPS:
         for seed in range(500, 505):
@@ -164,7 +165,7 @@ def test_similar_references_are_all_used(shape):
 
 
 @pytest.mark.parametrize("shape", SETUPS)
-@pytest.mark.parametrize("mode", DEFECTS)
+@pytest.mark.parametrize("mode", DRAWINGS)
 def test_a_defective_pin_is_the_furthest_and_passed_pins_are_near(shape, mode):
     space = unit_space(shape)
     for number, address in enumerate(("X:1, Y:U", "X:5, Y:C", "X:9, Y:D", "X:3, Y:D")):
@@ -228,7 +229,7 @@ def test_features_separate_the_defect_modes():
 
 
 @pytest.mark.parametrize("shape", SETUPS)
-@pytest.mark.parametrize("mode", DEFECTS)
+@pytest.mark.parametrize("mode", DRAWINGS)
 def test_the_defective_pin_is_a_white_disc_and_normal_pins_are_not(shape, mode):
     space = unit_space(shape)
     seen = capture(shape, 400, mode, "X:7, Y:C")
@@ -272,7 +273,7 @@ def test_other_layouts_and_sizes_work_too(layout, setup):
     names = [f"r{number}" for number in range(6)]
     space = build_unit_space(grays[:6], names, boxes[:6], "CYLN", layout, params().dst)
     pins = tolerated_pins(rng, setup, layout)
-    DEFECTS["missing"](pins, layout.pins - 1, rng, layout)
+    change_pin(pins, layout.pins - 1, DRAWINGS["missing"], rng, layout, setup)
     values = distances(space, render(rng, setup, pins, layout))
     assert values.argmax() == layout.pins - 1 and values.max() > 3
     assert distances(space, seen[6]).max() < 2
