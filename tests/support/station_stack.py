@@ -29,6 +29,7 @@ from pinspect.registry.versions import CHALLENGER, CHAMPION
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port
 from tests.support.sample import set_values
+from tests.support.shared_project import made_once
 from tests.support.waiting import until
 
 PINSPECT = Path(sys.executable).with_name("pinspect")
@@ -107,11 +108,15 @@ def make_champion(project: Path, reference: str) -> str:
 
 @pytest.fixture(scope="session")
 def three_versions(evaluated_project, tmp_path_factory) -> Path:
-    """An evaluated project with three registered versions, made once a session; copy it to change it.
+    """An evaluated project with three registered versions; copy it to change it.
 
     They differ in a limit of the alignment alone. The first is champion and challenger.
     """
-    project = shutil.copytree(evaluated_project, tmp_path_factory.mktemp("versions") / "project")
+    return made_once(tmp_path_factory, "versions", lambda folder: _register_three(evaluated_project, folder))
+
+
+def _register_three(evaluated: Path, project: Path) -> None:
+    shutil.copytree(evaluated, project, dirs_exist_ok=True)
     before = (project / "params.yaml").read_text()
     for shift in (40, 41, 42):
         set_values(project, "dst", maximum_shift=shift)
@@ -122,7 +127,6 @@ def three_versions(evaluated_project, tmp_path_factory) -> Path:
     params = load_register_settings(project)
     with open_registry(project, params) as client:
         client.set_registered_model_alias(params.model_name, CHALLENGER, "1")
-    return project
 
 
 @pytest.fixture(scope="module")

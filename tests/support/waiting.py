@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
+
 SECONDS = 1800
 
 T = TypeVar("T")
@@ -19,3 +21,11 @@ def until(state: Callable[[], T], name: str, seconds: float = SECONDS, every: fl
             return result
         time.sleep(every)
     raise AssertionError(f"waited {seconds:g} s in vain for {name}")
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

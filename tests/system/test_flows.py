@@ -8,14 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
 from flows.retrain import InfrastructureError, retrain, run_stage
 from pinspect.cli.status import stage_states
 from pinspect.core import environment
-from tests.support.waiting import until
+from tests.support.waiting import is_gone, until
 
 PROJECT = Path(__file__).parents[2]
 
@@ -207,11 +206,3 @@ def test_flows_run_the_code_of_their_checkout_quiet_and_offline_unless_the_user_
 
 def wait_for_end(pid: int) -> None:
     until(lambda: is_gone(pid), f"the end of process {pid}")
-
-
-def is_gone(pid: int) -> bool:
-    """Return whether a process has ended."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

@@ -21,7 +21,7 @@ from pinspect.station.settings import StationSettings
 from tests.support.mlflow_server import free_port
 from tests.support.sample import line, set_values
 from tests.support.station_stack import PINSPECT, StationProcess, make_champion, station
-from tests.support.waiting import until
+from tests.support.waiting import is_gone, until
 
 CLIENTS = 8
 CAPTURES = [capture.jpeg for capture in line()]
@@ -203,7 +203,8 @@ def test_requests_in_progress_are_finished_when_the_station_ends(running):
     client.join()
     assert answers[0].status_code == 200
     assert len(answers[0].json()["results"]) == len(images)
-    assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    # multiprocessing's resource tracker ends by itself, once the station's process has ended.
+    until(lambda: all(is_gone(member.pid) for member in members), "the end of the station's other processes")
     ready = f"{running.url} inspects with version "
     assert [entry for entry in running.log.read_text().splitlines() if entry.startswith(ready)]
 
