@@ -425,9 +425,10 @@ def test_phi_s_prompt_numbers_its_images():
     messages = prompts.two_image("RAW", star="- star")
     text = render_jinja_template([messages], chat_template=FAMILIES["phi-3.5-vision"].template)[0][0]
     assert text.startswith(
-        "<|user|>\n<|image_1|>\n" + prompts.STAR_INSTRUCTION + "<|end|>\n<|assistant|>\n- star<|end|>"
+        "<|user|>\n" + prompts.STAR_INSTRUCTION + "\n<|image_1|><|end|>\n<|assistant|>\n- star<|end|>"
     )
-    assert "<|user|>\n<|image_2|>\n<|image_3|>\nYou are" in text
+    assert text.count("<|user|>\nYou are") == 1
+    assert text.endswith("\n<|image_2|>\n<|image_3|><|end|>\n")
 
 
 def test_a_processor_without_batches_processes_row_by_row(line, saved, monkeypatch):

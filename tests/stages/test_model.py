@@ -23,7 +23,7 @@ from pinspect.model.batching import IGNORED, collate, encode_chat, prepared_ahea
 from pinspect.model.families import Checkpoint, checkpoint_of
 from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_base, load_inspector
-from pinspect.model.processor import build_processor, patchify, train_tokenizer
+from pinspect.model.processor import build_processor, build_tokenizer, patchify
 from pinspect.model.rows import RowEncoder
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import new_base, pretext_texts, save_base
@@ -80,7 +80,7 @@ def rows_of(root: Path, shot: str | None = None) -> list[dict]:
 
 def test_batched_patches_equal_the_image_processors():
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 192, 3), dtype=np.uint8)
-    processor = build_processor(train_tokenizer(["a"], 300), patch=32, merge=2)
+    processor = build_processor(build_tokenizer(["a"]), patch=32, merge=2)
     expected = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
     assert torch.allclose(patchify(torch.from_numpy(images), 32, 2), expected, atol=1e-6)
 
@@ -113,13 +113,13 @@ def test_the_loss_sees_answer_tokens_only(line):
 
 
 def test_images_and_placeholders_must_agree():
-    processor = build_processor(train_tokenizer(prompts.texts(), 400), 32, 2)
+    processor = build_processor(build_tokenizer(prompts.texts()), 32, 2)
     with pytest.raises(ValueError, match="2 image placeholders for 1 images"):
         encode_chat(processor, prompts.two_image("RAW"), [40])
 
 
 def test_prompts_are_padded_at_the_left_and_answers_at_the_right():
-    processor = build_processor(train_tokenizer(prompts.texts(), 400), 32, 2)
+    processor = build_processor(build_tokenizer(prompts.texts()), 32, 2)
     chats = [encode_chat(processor, prompts.one_image("RAW", answer), [4]) for answer in ("a", "a b c d e f")]
     pad, image = processor.tokenizer.pad_token_id, processor.image_token_id
     whole = collate(chats, pad, image, answers=True)

@@ -1,9 +1,10 @@
 """The instructions that the model reads, as chat messages in the Hugging Face form.
 
-Every message is `{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}`, which the chat
-template of any processor accepts unchanged. Images come before the text of their turn, in this order: star (or worked
-composite), reference, inspected. There is no system turn. No text mentions the layout: the images show the product, and
-the answer contract limits the answers.
+Every message is `{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image"}]}`, which the chat
+template of any processor accepts unchanged. The text of a turn comes before its images, in this order: star (or worked
+composite), reference, inspected. So all captures of a line share the beginning of their prompt, up to the inspected
+picture. There is no system turn. No text mentions the layout: the images show the product, and the answer contract
+limits the answers.
 """
 
 from __future__ import annotations
@@ -29,44 +30,35 @@ class PromptKind(StrEnum):
     STACKED = "stacked"  # one composite: passed above, inspected below
 
 
-_ROLE = "You are a visual inspector."
+_ROLE = "You are a visual inspector of pins."
 _REPORT = "Report image type, number of pins, your judgement, defect mode and defect position."
 _REPORT_ONE = "Report image type, quantity of pins, your judgement, defect mode and defect position."
-_DISC = "a solid white circle most likely"
-
-INSTRUCTIONS = {
-    (PromptKind.TWO_IMAGE, "RAW"): (
-        f"{_ROLE} Both photographs show a group of pins from above, alike in number and arrangement. The first is "
-        "passed. Count the pins of the second and compare both, pin by pin: a significant difference is a defect. "
-        f"{_REPORT}"
-    ),
-    (PromptKind.TWO_IMAGE, "DST"): (
-        f"{_ROLE} Both distance images show a group of pins from above, alike in number and arrangement. The first is "
-        "passed. Count the pins of the second and compare both, pin by pin: a significant difference is a defect, "
-        f"{_DISC}. {_REPORT}"
-    ),
-    (PromptKind.ONE_IMAGE, "RAW"): (
-        f"{_ROLE} The photograph shows a group of pins from above. Count them and look for one that stands out from "
-        f"its neighbours: that is a defect. {_REPORT_ONE}"
-    ),
-    (PromptKind.ONE_IMAGE, "DST"): (
-        f"{_ROLE} The distance image shows a group of pins from above. Count them and look for one that stands out "
-        f"from its neighbours: that is a defect, {_DISC}. {_REPORT_ONE}"
-    ),
-    (PromptKind.STACKED, "RAW"): (
-        f"{_ROLE} The picture holds two photographs of pins from above, alike in number and arrangement: passed on "
-        "top, to inspect below. Count the pins below and compare both, pin by pin: a significant difference is a "
-        f"defect. {_REPORT}"
-    ),
-    (PromptKind.STACKED, "DST"): (
-        f"{_ROLE} The picture holds two distance images of pins from above, alike in number and arrangement: passed "
-        "on top, to inspect below. Count the pins below and compare both, pin by pin: a significant difference is a "
-        f"defect, {_DISC}. {_REPORT}"
-    ),
+_PICTURES = {"RAW": "photograph", "DST": "distance image"}
+_DIFFERENCES = {
+    "RAW": "a significant difference is a defect",
+    "DST": "a significant difference, most likely a solid white circle, is a defect",
 }
 
+
+def _instruction_texts(view: str) -> dict[PromptKind, str]:
+    picture, difference = _PICTURES[view], _DIFFERENCES[view]
+    return {
+        PromptKind.TWO_IMAGE: (
+            f"{_ROLE} The first {picture} is passed. Compare the second pin by pin: {difference}. {_REPORT}"
+        ),
+        PromptKind.ONE_IMAGE: (
+            f"{_ROLE} Compare each pin of the {picture} with its neighbors: {difference}. {_REPORT_ONE}"
+        ),
+        PromptKind.STACKED: (
+            f"{_ROLE} The upper {picture} is passed. Compare the lower pin by pin: {difference}. {_REPORT}"
+        ),
+    }
+
+
+INSTRUCTIONS = {(kind, view): text for view in VIEWS for kind, text in _instruction_texts(view).items()}
+
 STAR_INSTRUCTION = (
-    "The image shows a group of passed pins from above; a red star lies on one of them. "
+    "A red star lies on one of the passed pins. "
     "Report image type, number of pins and, as defect position, the address of the star."
 )
 
@@ -139,7 +131,7 @@ def _instruction(kind: PromptKind, view: str) -> str:
 
 
 def _user(text: str, *, images: int) -> Message:
-    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
+    return {"role": "user", "content": [{"type": "text", "text": text}, *({"type": "image"} for _ in range(images))]}
 
 
 def _assistant(text: str) -> Message:

@@ -73,7 +73,7 @@ _PLAIN_TEMPLATE = (
 _NUMBERED_TEMPLATE = (
     "{% set seen = namespace(images=0) %}{% for message in messages %}{{ '<|' + message.role + '|>\n' }}"
     "{% for part in message.content %}{% if part.type == 'image' %}{% set seen.images = seen.images + 1 %}"
-    "{{ '<|image_' ~ seen.images ~ '|>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ '<|end|>\n' }}"
+    "{{ '\n<|image_' ~ seen.images ~ '|>' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ '<|end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 

@@ -6,12 +6,13 @@ same model inputs from images and text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoProcessor,
     Idefics3Config,
@@ -161,30 +162,33 @@ def processor_from(folder: Path, family: Family, *, trust_remote_code: bool = Fa
     return processor
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer in which single digits and capital letters stay tokens.
+def build_tokenizer(texts: Iterable[str], words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of whole words, in which single digits, capital letters and bytes are tokens, too.
+
+    Every word of `texts` becomes one token, with the space before it. Any other word is encoded as its bytes.
 
     Args:
-        texts: The texts that the merges come from; any other text is encoded as bytes.
-        vocabulary_size: Number of tokens, special tokens and bytes included.
+        texts: The texts whose words become tokens.
+        words: Further words that become one token each, also words of several parts such as `X-plus`.
+
+    Returns:
+        The tokenizer; its vocabulary has the special tokens, the 256 bytes, and the words in their first order.
     """
-    tokenizer = Tokenizer(models.BPE())
-    words = r"\d| ?[A-Za-z]+|->|[^\S\n]+|\n|[^\sA-Za-z\d]"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    composed = sorted((word for word in words if not word.isalpha()), key=len, reverse=True)
+    splits = [*map(re.escape, composed), r"\d", " ?[A-Za-z]+", "->", r"[^\S\n]+", r"\n", r"[^\sA-Za-z\d]"]
+    split = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.Split(Regex("|".join(splits)), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=1,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    pieces = [piece for text in (*texts, *words) for piece, _ in split.pre_tokenize_str(text)]
+    tokens = dict.fromkeys([*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces])
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    # Without merges, a piece is either in the vocabulary or becomes its bytes.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left", model_max_length=4096
     )

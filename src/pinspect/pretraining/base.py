@@ -12,11 +12,19 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.core.layout import Layout
-from pinspect.model.processor import ImageTextProcessor, build_processor, train_tokenizer
+from pinspect.model.processor import SPECIAL_TOKENS, ImageTextProcessor, build_processor, build_tokenizer
 from pinspect.pretraining import pretext
 
 PATCH, MERGE = 32, 2  # px per patch, patches per side of a visual token
-VOCABULARY = 512
+ROLES = ("user", "assistant")  # the roles of the chat template
+# Words that lines may use for their defect modes and shapes. Each has a token, which the adapter of a line learns; the
+# pre-text contains none of them. Words that are not listed here are spelled in bytes.
+LINE_WORDS = (
+    *("X-plus", "X-minus", "Y-plus", "Y-minus", "plus", "minus", "left", "right", "up", "down"),
+    *("bend", "bent", "retract", "retracted", "pullout", "pulled-out", "missing", "tilt", "tilted", "twisted"),
+    *("short", "long", "broken", "cracked", "burr", "dirt", "scratch", "color", "wrong-color", "wrong-shape"),
+    *("foreign", "damaged", "deformed", "NG", "CYLN", "SQUR", "RECT", "HEXA", "BLADE"),
+)
 
 
 def new_base(layout: Layout, seed: int) -> tuple[Qwen3VLForConditionalGeneration, ImageTextProcessor, torch.Tensor]:
@@ -30,14 +38,14 @@ def new_base(layout: Layout, seed: int) -> tuple[Qwen3VLForConditionalGeneration
         The model, its processor, and which tokens occur in the pre-text: bool (vocabulary,).
     """
     texts, pretext_only = pretext_texts(layout)
-    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer = build_tokenizer(texts, (*pretext.CHANGES, *LINE_WORDS))
     processor = build_processor(tokenizer, PATCH, MERGE)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
-    known = torch.zeros(VOCABULARY, dtype=torch.bool)
+    known = torch.zeros(len(tokenizer), dtype=torch.bool)
     for text in pretext_only:
         known[torch.tensor(tokenizer(text).input_ids)] = True
-    known[tokenizer.convert_tokens_to_ids([str(tokenizer.eos_token)])] = True
+    known[tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))] = True
     return model, processor, known
 
 
@@ -76,7 +84,7 @@ def build_config(tokenizer: Any) -> Qwen3VLConfig:
     }
     return Qwen3VLConfig(
         text_config={
-            "vocab_size": VOCABULARY,
+            "vocab_size": len(tokenizer),
             "hidden_size": 160,
             "intermediate_size": 480,
             "num_hidden_layers": 5,
@@ -115,14 +123,14 @@ def build_config(tokenizer: Any) -> Qwen3VLConfig:
 
 
 def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:
-    """Return the texts that the tokenizer is trained on, and the subset of them that is pre-text.
+    """Return the texts whose words the tokenizer knows, and the subset of them that is pre-text.
 
-    The base is trained on the pre-text only. The tokenizer also covers the answer contract.
+    The base is trained on the pre-text only. The tokenizer also covers the prompts and the answer contract.
 
     Args:
         layout: The pins.
     """
-    pretext_only = [pretext.neutral(text) for text in prompts.texts()]
+    pretext_only = [*ROLES, *(pretext.neutral(text) for text in prompts.texts())]
     for shape in pretext.SHAPES:
         for view in VIEWS:
             for change in range(len(pretext.CHANGES) + 1):
@@ -132,8 +140,10 @@ def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:
                     for kind in (AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION):
                         answer = pretext.neutral_answer(layout, shape, view, cells, kind)
                         pretext_only += [answer] if answer else []
-    contract = AnswerContract(layout, pretext.SHAPES, ("bend", "retract", "missing"))
+    contract = AnswerContract(layout, pretext.SHAPES, pretext.CHANGES)
+    shape, view = pretext.SHAPES[0], VIEWS[0]
     answers = [
-        contract.render(contract.defective("CYLN", "RAW", mode, layout.addresses[0])) for mode in contract.defect_modes
+        contract.passed(shape, view),
+        contract.defective(shape, view, contract.defect_modes[0], layout.addresses[0]),
     ]
-    return [*pretext_only, *prompts.texts(), *answers * 10], pretext_only
+    return [*pretext_only, *prompts.texts(), *map(contract.render, answers)], pretext_only
