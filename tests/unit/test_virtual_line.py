@@ -1,5 +1,6 @@
 """The virtual line: labeled captures, reproducible by seed, that resemble a camera line's."""
 
+import dataclasses
 import hashlib
 
 import cv2
@@ -128,6 +129,100 @@ def test_a_pin_leans_where_its_mode_declares(shape, direction, axis, sign):
         moved = np.subtract(centers[1], centers[0])
         assert sign * moved[axis] > 6
         assert abs(moved[1 - axis]) < 0.5 * abs(moved[axis])
+
+
+def connector(setup: virtual_line.LineSetup, seed: int = 0) -> virtual_line.Rendered:
+    rng = np.random.default_rng(seed)
+    return virtual_line.render(rng, setup, virtual_line.tolerated_pins(rng, setup, LAYOUT), LAYOUT)
+
+
+def test_a_set_up_determines_its_captures():
+    first, second = (virtual_line.random_setup(np.random.default_rng(3), "SQUR") for _ in range(2))
+    assert first == second != virtual_line.random_setup(np.random.default_rng(4), "SQUR")
+    assert np.array_equal(connector(first).image, connector(second).image)
+
+
+def test_pins_and_floor_have_their_colors():
+    setup = virtual_line.LineSetup(
+        "CYLN",
+        pin_color=(0.2, 0.7, 0.4),
+        floor_color=(0.1, 0.1, 0.6),
+        place_jitter_px=(0.0, 0.0),
+        tint=0.0,
+        shadow=0.0,
+    )
+    x, y = (round(value) for value in setup.center_px)
+    image = connector(setup).image.astype(float)
+    pin, floor = image[y, x], image[y + round(setup.pitch_px / 2), x + round(setup.pitch_px / 2)]
+    assert pin / pin.sum() == pytest.approx(np.array([0.2, 0.7, 0.4]) / 1.3, abs=0.03)
+    assert floor / floor.sum() == pytest.approx(np.array([0.1, 0.1, 0.6]) / 0.8, abs=0.06)
+
+
+def test_two_lamps_throw_two_shadows_of_their_own_light():
+    lamps = [virtual_line.Lamp((0.0, side * 6.0, 8.0), 0.5) for side in (-1, 1)]
+    plain = virtual_line.LineSetup("CYLN", place_jitter_px=(0.0, 0.0), floor_color=(0.6, 0.6, 0.6), shadow=1.0)
+    x, y = (round(value) for value in plain.center_px)
+    above = np.s_[y - 100 : y - 90, x - 4 : x + 4]  # beyond the upper row
+    below = np.s_[y + 90 : y + 100, x - 4 : x + 4]
+    dark = {}
+    for name, chosen in (("upper", lamps[:1]), ("lower", lamps[1:]), ("both", lamps)):
+        shaded = connector(dataclasses.replace(plain, lamps=tuple(chosen))).image.astype(float)
+        lit = connector(dataclasses.replace(plain, lamps=tuple(chosen), shadow=0.0)).image.astype(float)
+        dark[name] = [(shaded[part].mean() / lit[part].mean()) < 0.75 for part in (above, below)]
+    assert dark == {"upper": [False, True], "lower": [True, False], "both": [True, True]}
+
+
+def test_the_eyes_of_a_pair_see_opposite_sides_of_a_pin():
+    middle = 13
+    boxes = {}
+    for eye in (-1.5, 1.5):
+        setup = virtual_line.LineSetup("CYLN", camera_offset=(eye, 0.0), place_jitter_px=(0.0, 0.0), tilt_tolerance=0.0)
+        rendered = connector(setup)
+        boxes[eye] = rendered.pin_boxes[middle]
+        assert np.mean(rendered.field_box[::2]) == pytest.approx(setup.center_px[0], abs=2)
+    top = virtual_line.LineSetup("CYLN").pin_width * virtual_line.LineSetup("CYLN").pitch_px
+    center = virtual_line.LineSetup("CYLN").center_px[0]
+    assert boxes[-1.5][0] < center - top / 2 - 6 and boxes[1.5][2] > center + top / 2 + 6
+    assert boxes[-1.5][2] == pytest.approx(center + top / 2, abs=1.5)
+
+
+def test_a_connector_is_turned_within_the_range_of_its_line():
+    setup = virtual_line.LineSetup("CYLN", turn=4.0, place_jitter_px=(0.0, 0.0))
+    slopes = []
+    for seed in range(8):
+        boxes = connector(setup, seed).pin_boxes[9:18]
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        slopes.append(np.degrees(np.arctan2(middles[-1, 1] - middles[0, 1], middles[-1, 0] - middles[0, 0])))
+    assert 1 < np.max(np.abs(slopes)) < 4.5
+    assert min(slopes) < 0 < max(slopes)
+
+
+def test_a_higher_pin_moves_away_from_the_middle_of_the_picture():
+    setup = virtual_line.LineSetup(shape="CYLN", place_jitter_px=(0.0, 0.0))
+    boxes = []
+    for changed in (False, True):
+        rng = np.random.default_rng(5)
+        pins = virtual_line.tolerated_pins(rng, setup, LAYOUT)
+        if changed:
+            virtual_line.change_pin(pins, 0, ModeDrawing(draw="higher"), rng, LAYOUT, setup)
+        boxes.append(virtual_line.render(np.random.default_rng(9), setup, pins, LAYOUT).pin_boxes[0])
+    assert boxes[1][0] < boxes[0][0] - 8
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_random_lines_show_their_pins(shape):
+    """The tops of the pins differ from the floor between them, whatever the line looks like."""
+    sizes = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        setup = dataclasses.replace(virtual_line.random_setup(rng, shape), turn=0.0, place_jitter_px=(0.0, 0.0))
+        image = connector(setup, seed).image
+        x, y = (round(value) for value in setup.center_px)
+        half = round(setup.pitch_px / 2)
+        pin, floor = (image[v - 2 : v + 3, u - 2 : u + 3].mean(axis=(0, 1)) for u, v in ((x, y), (x + half, y + half)))
+        assert np.abs(pin - floor).max() > 20
+        sizes.add(image.shape[:2])
+    assert len(sizes) > 5
 
 
 def test_a_shape_that_cannot_be_drawn_is_refused_by_name():

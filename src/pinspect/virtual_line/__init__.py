@@ -4,10 +4,12 @@ Virtual captures top up the training before a real line runs, and the base learn
 """
 
 from pinspect.virtual_line.line import VirtualCapture, render_line
-from pinspect.virtual_line.pins import LineSetup, Pins, change_pin, lean_towards, random_setup, tolerated_pins
+from pinspect.virtual_line.pins import Pins, change_pin, lean_towards, tolerated_pins
 from pinspect.virtual_line.renderer import Rendered, encode_jpeg, render
+from pinspect.virtual_line.setups import Lamp, LineSetup, random_setup
 
 __all__ = [
+    "Lamp",
     "LineSetup",
     "Pins",
     "Rendered",

@@ -11,8 +11,9 @@ from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import NO_ADDRESS, Layout
 from pinspect.core.params import VirtualParams
-from pinspect.virtual_line.pins import LineSetup, change_pin, tolerated_pins
+from pinspect.virtual_line.pins import change_pin, tolerated_pins
 from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
+from pinspect.virtual_line.setups import LineSetup
 
 _PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
 

@@ -1,4 +1,4 @@
-"""The constants of a virtual line, and the state of its pins: passed, bent, retracted or missing."""
+"""The state of a virtual connector's pins, and what may happen to a pin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from pinspect.core.drawings import ANY_DIRECTION, ModeDrawing
 from pinspect.core.layout import Layout
+from pinspect.virtual_line.setups import LineSetup
 
 DIRECTIONS = {"right": 0.0, "down": np.pi / 2, "left": np.pi, "up": -np.pi / 2}  # in radians, in image axes
 LEAN_DEGREES = (7.0, 20.0)
@@ -15,39 +16,6 @@ LEAN_SPREAD = 12.0  # degrees on either side of a mode's direction
 LOWER_SHARE = (0.2, 0.6)
 HIGHER_SHARE = (0.2, 0.6)
 DARKER_SHARE = (0.55, 0.85)
-
-
-@dataclass(frozen=True)
-class LineSetup:
-    """The constants of a line: its camera, its pins and how much its captures vary.
-
-    Lengths are in pitches, angles in degrees, image size and pitch in px, gray levels 0..1.
-    """
-
-    shape: str
-    image_width: int = 640
-    image_height: int = 260
-    pitch_px: float = 65.5
-    camera_height: float = 10.6
-    camera_tilt: tuple[float, float] = (0.0, 0.0)
-    camera_roll: float = 0.0
-    lens_k1: float = 0.0
-    center_px: tuple[float, float] = (321.0, 131.0)
-    pin_height: float = 1.6
-    pin_width: float = 0.52
-    corner: float = 0.0
-    pin_gray: float = 0.8
-    side_gray: float = 0.5
-    floor_gray: float = 0.14
-    shadow: float = 0.6
-    place_jitter_px: tuple[float, float] = (8.0, 7.0)
-    tilt_tolerance: float = 0.9
-    height_tolerance: float = 0.018
-    gray_tolerance: float = 0.02
-    light_range: tuple[float, float] = (0.75, 1.15)
-    noise_range: tuple[float, float] = (0.002, 0.008)
-    blur_range: tuple[float, float] = (0.3, 0.9)
-    jpeg_range: tuple[int, int] = (86, 96)
 
 
 @dataclass
@@ -61,7 +29,7 @@ class Pins:
         width: Width as a share of `LineSetup.pin_width`.
         shift_x: Shift of the foot to the right, in pitches.
         shift_y: Shift of the foot downward, in pitches.
-        gray: Brightness as a share of `LineSetup.pin_gray`.
+        gray: Brightness as a share of the brightness of `LineSetup.pin_color`.
         present: 1, or 0 for a missing pin.
     """
 
@@ -73,30 +41,6 @@ class Pins:
     shift_y: np.ndarray
     gray: np.ndarray
     present: np.ndarray
-
-
-def random_setup(rng: np.random.Generator, shape: str) -> LineSetup:
-    """Draw a line from a wide range of cameras, lenses, pins, materials and lights."""
-    pitch = rng.uniform(58, 69)
-    return LineSetup(
-        shape=shape,
-        pitch_px=pitch,
-        camera_height=rng.uniform(8.0, 14.0),
-        camera_tilt=(rng.normal(0, 1.0), rng.normal(0, 1.0)),
-        camera_roll=rng.normal(0, 0.5),
-        lens_k1=rng.uniform(-0.03, 0.03),
-        center_px=(320 + rng.uniform(-8, 8), 130 + rng.uniform(-8, 8)),
-        pin_height=rng.uniform(1.2, 2.1),
-        pin_width=rng.uniform(0.44, 0.6),
-        corner=rng.uniform(0, 0.06),
-        pin_gray=rng.uniform(0.5, 0.95),
-        side_gray=rng.uniform(0.22, 0.62),
-        floor_gray=rng.uniform(0.05, 0.22),
-        shadow=rng.uniform(0.1, 0.85),
-        light_range=(rng.uniform(0.6, 0.85), rng.uniform(1.0, 1.25)),
-        noise_range=(0.001, rng.uniform(0.004, 0.014)),
-        blur_range=(0.3, rng.uniform(0.5, 1.2)),
-    )
 
 
 def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:

@@ -1,24 +1,31 @@
 """Render virtual captures of connectors, in about 5 ms each.
 
-A camera above a dark shell sees pale pins in perspective, with sides, shadows, uneven light, noise and blur.
-`LineSetup` has the constants of a line (camera, lens, pins). Place, light, noise and the natural tolerance of passed
-pins are drawn for each capture. Lengths are in pitches (distance between neighboring pins); the connector's floor is at
-height 0.
+A camera above a housing on a table sees pins in perspective, with sides, shadows of each lamp, uneven light, noise and
+blur. `LineSetup` has the constants of a line. Place, light, noise and the natural tolerance of passed pins differ from
+capture to capture. Lengths are in pitches (distance between neighboring pins); the connector's floor is at height 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from pinspect.core.layout import Layout
-from pinspect.virtual_line.pins import LineSetup, Pins, feet_of
+from pinspect.virtual_line.pins import Pins, feet_of
+from pinspect.virtual_line.scene import Camera, Light
+from pinspect.virtual_line.setups import Color, LineSetup
 
 _SUBPIXEL_BITS = 4
 _SIDE_SLICES = 5
 _WHITE = 160  # canvas level of brightness 1.0, with headroom; OpenCV antialiases on 8-bit canvases only
+_LIGHT_STEP = 16  # px between the points at which the light on the floor is computed
+_LIGHT_WHITE = 2.0  # brightness at level 255 of the light's 8-bit picture
+_WALL_SHARES = (0.55, 0.85, 1.15, 0.7)  # brightness of the upper, right, lower and left wall
+_RIM_SHARE = 1.15
+_INNER_TOP = 0.93  # share of a top's width without its edge
 
 
 @dataclass
@@ -45,14 +52,13 @@ def render(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layou
         pins: The state of every pin.
         layout: Rows and columns of the pin field.
     """
-    camera = _Camera(setup, rng)
+    camera = Camera(setup, rng)
+    light = Light(setup, rng)
     feet = feet_of(layout, pins)
     axis = _axes(pins)
-    light = _Light(rng, setup, layout)
-    shell = _shell(setup, light, camera, layout) * _shadows(camera, setup, pins, feet, axis, light)
-    canvas = np.clip(shell * _WHITE, 0, 255).astype(np.uint8)
+    canvas = _background(camera, light, setup, layout, feet, axis, pins)
     tops, boxes = _draw_pins(canvas, camera, setup, pins, feet, axis, light)
-    image = _expose(canvas, rng, setup, light)
+    image = _expose(canvas, rng, setup)
     present = pins.present > 0
     edges = np.concatenate([tops[present].min(axis=(0, 1)), tops[present].max(axis=(0, 1))])
     return Rendered(image, box_of(edges), boxes)
@@ -74,58 +80,6 @@ def box_of(edges: np.ndarray) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-class _Camera:
-    """A pinhole camera above the connector, with a little tilt, roll and radial distortion."""
-
-    def __init__(self, setup: LineSetup, rng: np.random.Generator) -> None:
-        self.setup = setup
-        self.focal = setup.pitch_px * (setup.camera_height - setup.pin_height)
-        tilt_x, tilt_y = np.radians(setup.camera_tilt)
-        roll = np.radians(setup.camera_roll)
-        about_x = np.array([[1, 0, 0], [0, np.cos(tilt_x), -np.sin(tilt_x)], [0, np.sin(tilt_x), np.cos(tilt_x)]])
-        about_y = np.array([[np.cos(tilt_y), 0, np.sin(tilt_y)], [0, 1, 0], [-np.sin(tilt_y), 0, np.cos(tilt_y)]])
-        about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-        self.rotation = about_z @ about_y @ about_x
-        jitter = np.array(setup.place_jitter_px) / setup.pitch_px
-        self.offset = rng.uniform(-jitter, jitter)
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """Project world points (…, 3), x right, y down, z up, in pitches, to px (…, 2)."""
-        place = points.copy()
-        place[..., :2] += self.offset
-        # A rotation about the middle of the pins' tops keeps the field centered at any tilt.
-        place[..., 2] -= self.setup.pin_height
-        place = place @ self.rotation.T
-        depth = (self.setup.camera_height - self.setup.pin_height) - place[..., 2:]
-        flat = place[..., :2] / depth
-        flat = flat * (1 + self.setup.lens_k1 * (flat**2).sum(-1, keepdims=True) * 4)
-        return flat * self.focal + np.array(self.setup.center_px)
-
-
-class _Light:
-    """One lamp over the shell: its place, power, color and softness."""
-
-    def __init__(self, rng: np.random.Generator, setup: LineSetup, layout: Layout) -> None:
-        self.place = np.array(
-            [
-                rng.uniform(-0.5, 0.5) * layout.columns,
-                rng.uniform(-1.2, 1.2) * len(layout.rows),
-                rng.uniform(5, 12),
-            ]
-        )
-        self.power = rng.uniform(*setup.light_range)
-        self.color = 1 + np.array([1.0, 0.0, -1.0]) * rng.normal(0, 0.03) + rng.normal(0, 0.01, 3)
-        self.softness_px = rng.uniform(3, 12)
-
-    def at(self, points: np.ndarray) -> np.ndarray:
-        """Return the relative brightness (…,) of an upward-facing surface at world points (…, 3)."""
-        towards = self.place - points
-        distance = np.linalg.norm(towards, axis=-1)
-        # Lambert's law; a wide lamp and reflected light soften the inverse square of the distance.
-        fall = (towards[..., 2] / distance) * (self.place[2] / distance) ** 1.2
-        return self.power * (0.25 + 0.75 * fall)
-
-
 def _axes(pins: Pins) -> np.ndarray:
     lean = np.radians(pins.lean)
     return np.stack(
@@ -139,56 +93,102 @@ def _outline(setup: LineSetup) -> np.ndarray:
         angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
         return np.stack([np.cos(angle), np.sin(angle)], axis=1) / 2
     half, cut = 0.5, 0.5 - setup.corner
+    if setup.corner == 0:
+        return np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
     return np.array(
         [[-cut, -half], [cut, -half], [half, -cut], [half, cut], [cut, half], [-cut, half], [-half, cut], [-half, -cut]]
     )
 
 
-def _shell(setup: LineSetup, light: _Light, camera: _Camera, layout: Layout) -> np.ndarray:
-    """Draw the dark floor and walls in uneven light: float32 (H, W)."""
-    height, width = setup.image_height, setup.image_width
-    y, x = np.mgrid[0:height:8, 0:width:8].astype(np.float64)
-    world = np.stack(
-        [(x - setup.center_px[0]) / setup.pitch_px, (y - setup.center_px[1]) / setup.pitch_px, np.zeros_like(x)],
-        axis=-1,
-    )
-    floor = (setup.floor_gray * light.at(world)).astype(np.float32)
-    canvas = cv2.resize(floor, (width, height), interpolation=cv2.INTER_LINEAR)
-    half_x, half_y = layout.columns / 2 + 0.35, len(layout.rows) / 2 + 0.45
-    rim = np.array([[-half_x, -half_y], [half_x, -half_y], [half_x, half_y], [-half_x, half_y]])
-    foot = camera.project(np.column_stack([rim, np.zeros(4)]))
-    crest = camera.project(np.column_stack([rim * 1.02, np.full(4, setup.pin_height * 1.3)]))
-    for side in range(4):
-        other = (side + 1) % 4
-        wall = np.array([foot[side], foot[other], crest[other], crest[side]])
-        gray = setup.floor_gray * light.power * (0.55 + 0.3 * (side % 3))
-        cv2.fillConvexPoly(canvas, np.round(wall).astype(np.int32), float(gray))
-    return canvas
-
-
-def _shadows(
-    camera: _Camera, setup: LineSetup, pins: Pins, feet: np.ndarray, axis: np.ndarray, light: _Light
+def _background(
+    camera: Camera,
+    light: Light,
+    setup: LineSetup,
+    layout: Layout,
+    feet: np.ndarray,
+    axis: np.ndarray,
+    pins: Pins,
 ) -> np.ndarray:
-    """Return the share of light that the pins' shadows leave on the floor: float32 (H, W), 0..1."""
-    mask = np.zeros((setup.image_height, setup.image_width), np.uint8)
+    """Draw table, housing and floor in the lamps' light, with the pins' shadows: uint8 (H, W, 3)."""
+    size = (setup.image_width, setup.image_height)
+    surface, inside = _surfaces(camera, setup, layout)
+    y, x = np.mgrid[0 : setup.image_height : _LIGHT_STEP, 0 : setup.image_width : _LIGHT_STEP].astype(np.float64)
+    # The scale of the pins' tops is close enough for smooth light.
+    world = (np.stack([x, y], axis=-1) - setup.center_px) / setup.pitch_px
+    shares = light.shares(np.concatenate([world, np.zeros_like(world[..., :1])], axis=-1)).astype(np.float32)
+    # Light is smooth: half the resolution is enough.
+    small = (size[0] // 2, size[1] // 2)
+    inside = cv2.resize(inside, small, interpolation=cv2.INTER_AREA)
+    softness = (2 * round(light.softness_px / 2) + 1,) * 2
+    lit = np.zeros((small[1], small[0], 3), np.float32)
+    for share, color, place in zip(shares, light.colors, light.places, strict=True):
+        shadow = cv2.bitwise_and(_shadow(camera, setup, pins, feet, axis, place), inside)
+        left = cv2.convertScaleAbs(cv2.blur(shadow, softness), alpha=-setup.shadow, beta=255)
+        brightness = cv2.multiply(
+            cv2.resize(share, small, interpolation=cv2.INTER_LINEAR), left, scale=1 / 255, dtype=cv2.CV_32F
+        )
+        lit += brightness[..., None] * color.astype(np.float32)
+    light_picture = cv2.resize(cv2.convertScaleAbs(lit, alpha=255 / _LIGHT_WHITE), size)
+    return cv2.multiply(surface, light_picture, scale=_LIGHT_WHITE / 255)
+
+
+def _surfaces(camera: Camera, setup: LineSetup, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Return the colors of table, rim, walls and floor: uint8 (H, W, 3); and the mask of walls and floor."""
+    surface = _table(setup.image_width, setup.image_height, setup.table_color, setup.table_contrast, setup.texture_seed)
+    surface = surface.copy()
+    half = np.array([layout.columns - 1, len(layout.rows) - 1]) / 2 + setup.wall_margin
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    high = np.full((4, 1), setup.pin_height * setup.wall_height)
+    foot = camera.project(np.hstack([corners, np.zeros((4, 1))]))
+    crest = camera.project(np.hstack([corners * 1.02, high]))
+    rim = camera.project(np.hstack([corners * 1.02 + np.sign(corners) * setup.rim, high]))
+    inside = np.zeros(surface.shape[:2], np.uint8)
+    wall = np.array(setup.wall_color)
+    _fill(surface, _fixed(rim), _levels(wall * _RIM_SHARE))
+    _fill(inside, _fixed(crest), [255])
+    _fill(surface, _fixed(foot), _levels(setup.floor_color))
+    for side, share in enumerate(_WALL_SHARES):
+        other = (side + 1) % 4
+        corners = np.array([foot[side], foot[other], crest[other], crest[side]])
+        _fill(surface, _fixed(corners), _levels(wall * share))
+    return surface, inside
+
+
+@lru_cache(maxsize=4)
+def _table(width: int, height: int, color: tuple[float, float, float], contrast: float, seed: int) -> np.ndarray:
+    """Draw the table: a cloth with spots, grain and a few wide bands, uint8 (H, W, 3), 1.0 at `_WHITE`."""
+    rng = np.random.default_rng(seed)
+    spots = cv2.resize(rng.standard_normal((height // 24 + 2, width // 24 + 2)), (width, height))
+    grain = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), 1.2) * 2
+    bands = rng.normal(0, 1.5, 4)[np.sort(rng.integers(0, 4, height))][:, None]
+    pattern = 1 + contrast * (spots + grain + bands) / 2
+    return np.clip(pattern[..., None] * np.array(color) * _WHITE, 0, 255).astype(np.uint8)
+
+
+def _shadow(
+    camera: Camera, setup: LineSetup, pins: Pins, feet: np.ndarray, axis: np.ndarray, lamp: np.ndarray
+) -> np.ndarray:
+    """Return the mask of the pins' shadows on the floor by one lamp: uint8 (H // 2, W // 2)."""
+    mask = np.zeros((setup.image_height // 2, setup.image_width // 2), np.uint8)
     outline = np.column_stack([_outline(setup) * setup.pin_width, np.zeros(len(_outline(setup)))])
-    tops = feet + axis * (setup.pin_height * pins.height)[:, None]
-    thrown = tops + (tops - light.place) * (tops[:, 2:] / (light.place[2] - tops[:, 2:]))
+    tops = camera.place(feet + axis * (setup.pin_height * pins.height)[:, None])
+    bases = camera.place(feet)
+    thrown = tops + (tops - lamp) * (tops[:, 2:] / np.maximum(lamp[2] - tops[:, 2:], 0.5))
+    ends = np.stack([bases, thrown * [1, 1, 0]], axis=1)[:, :, None] + outline
+    ends = _fixed(camera.project_world(ends) / 2).reshape(len(feet), -1, 2)
     for pin in np.flatnonzero(pins.present):
-        ends = np.concatenate([feet[pin] + outline, thrown[pin] * [1, 1, 0] + outline])
-        _fill(mask, _hull(camera.project(ends)), 255 / _WHITE)
-    mask = cv2.blur(mask, (2 * int(light.softness_px) + 1,) * 2)
-    return 1 - np.float32(setup.shadow / 255) * mask
+        _fill(mask, cv2.convexHull(ends[pin]), [255])
+    return mask
 
 
 def _draw_pins(
     canvas: np.ndarray,
-    camera: _Camera,
+    camera: Camera,
     setup: LineSetup,
     pins: Pins,
     feet: np.ndarray,
     axis: np.ndarray,
-    light: _Light,
+    light: Light,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw sides and tops; return the outlines of the tops (pins, points, 2) and the boxes (pins, 4), in px."""
     flat = _outline(setup)
@@ -202,61 +202,80 @@ def _draw_pins(
     centers = feet[:, None] + axis[:, None] * (length[:, None] * levels)[..., None]
     rings = camera.project(centers[:, :, None] + ring[:, None])
     tops = rings[:, -1]
-    lit = light.at(centers[:, -1]) * pins.gray
-    facing = _side_light(flat, light, feet)
+    bright = light.at(camera.place(centers[:, -1])) * pins.gray[:, None] * setup.pin_color
     boxes = np.concatenate([rings.min(axis=(1, 2)), rings.max(axis=(1, 2))], axis=1)
-    away = np.linalg.norm(feet[:, :2] + camera.offset, axis=1)
+    deep = setup.side_fade + (1 - setup.side_fade) * (np.arange(_SIDE_SLICES) + 0.5) / _SIDE_SLICES
+    sides = setup.side_share * bright[:, None] * deep[:, None]
+    faces = _faces(_fixed(rings), sides, _side_light(flat, camera, light, feet), setup.shape)
+    middles = tops.mean(axis=1, keepdims=True)
+    edges, inner = _fixed(tops), _fixed(middles + _INNER_TOP * (tops - middles))
     # Pins farther from the camera's axis lean away from it in the picture, so nearer pins are painted later.
-    for pin in np.argsort(-away):
+    for pin in np.argsort(-camera.distance_from_axis(feet)):
         if not pins.present[pin]:
             continue
-        for level in range(_SIDE_SLICES):
-            deep = 0.4 + 0.6 * (level + 0.5) / _SIDE_SLICES
-            gray = float(setup.side_gray * lit[pin] * deep)
-            _draw_slice(canvas, rings[pin, level], rings[pin, level + 1], gray, facing[pin], setup.shape)
-        _fill(canvas, tops[pin], float(setup.pin_gray * lit[pin]))
+        for polygon, color in faces[pin]:
+            _fill(canvas, polygon, color)
+        _fill(canvas, edges[pin], _levels(bright[pin] * setup.edge_share))
+        _fill(canvas, inner[pin], _levels(bright[pin]))
     return tops, boxes
 
 
-def _side_light(flat: np.ndarray, light: _Light, feet: np.ndarray) -> np.ndarray:
-    """Return the relative brightness (pins, edges) of the side faces; faces toward the lamp are brighter."""
+def _faces(
+    rings: np.ndarray, colors: np.ndarray, facing: np.ndarray, shape: str
+) -> list[list[tuple[np.ndarray, list[float]]]]:
+    """Return the visible faces of every pin's side with their levels, in the order in which they are painted.
+
+    Args:
+        rings: int32 (pins, slices + 1, points, 2), the outlines of the slices.
+        colors: float64 (pins, slices, 3).
+        facing: float64 (pins, points), relative brightness of the faces.
+        shape: Pin shape.
+    """
+    if shape == "CYLN":
+        both = np.concatenate([rings[:, :-1], rings[:, 1:]], axis=2)
+        return [
+            [(cv2.convexHull(points), _levels(color)) for points, color in zip(slices, shades, strict=True)]
+            for slices, shades in zip(both, colors, strict=True)
+        ]
+    following = np.roll(rings, -1, axis=2)
+    quads = np.stack([rings[:, :-1], following[:, :-1], following[:, 1:], rings[:, 1:]], axis=3)
+    along, across = quads[..., 1, :] - quads[..., 0, :], quads[..., 3, :] - quads[..., 0, :]
+    front = along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0] >= 0
+    shades = colors[:, :, None] * facing[:, None, :, None]
+    return [
+        [(quads[pin, level, edge], _levels(shades[pin, level, edge])) for level, edge in np.argwhere(front[pin])]
+        for pin in range(len(rings))
+    ]
+
+
+def _side_light(flat: np.ndarray, camera: Camera, light: Light, feet: np.ndarray) -> np.ndarray:
+    """Return the relative brightness (pins, edges) of the side faces; faces toward the lamps are brighter."""
     edges = np.roll(flat, -1, axis=0) - flat
     normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
-    towards = light.place[None, :2] - feet[:, :2]
-    towards /= np.linalg.norm(light.place - feet, axis=1, keepdims=True)
-    return 1 + 0.5 * towards @ normals.T
+    towards = light.places[:, None] - camera.place(feet)
+    directions = towards[..., :2] / np.linalg.norm(towards, axis=2, keepdims=True)
+    power = light.colors.mean(axis=1) / light.colors.mean(axis=1).sum()
+    return 1 + 0.5 * np.tensordot(power, directions, axes=(0, 0)) @ normals.T
 
 
-def _draw_slice(
-    canvas: np.ndarray, lower: np.ndarray, upper: np.ndarray, gray: float, facing: np.ndarray, shape: str
-) -> None:
-    if shape == "CYLN":
-        _fill(canvas, _hull(np.concatenate([lower, upper])), gray)
-        return
-    for edge in range(len(lower)):
-        other = (edge + 1) % len(lower)
-        quad = np.array([lower[edge], lower[other], upper[other], upper[edge]])
-        along, across = quad[1] - quad[0], quad[3] - quad[0]
-        if along[0] * across[1] - along[1] * across[0] < 0:  # a back face
-            continue
-        _fill(canvas, quad, gray * facing[edge])
+def _fixed(points: np.ndarray) -> np.ndarray:
+    """Return points in px as fixed-point numbers, int32."""
+    return np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
 
 
-def _hull(points: np.ndarray) -> np.ndarray:
-    return cv2.convexHull(points.astype(np.float32))[:, 0]
+def _levels(color: Color | np.ndarray) -> list[float]:
+    """Return the levels of a color on the canvas."""
+    return [min(255.0, float(value) * _WHITE) for value in color]
 
 
-def _fill(canvas: np.ndarray, polygon: np.ndarray, value: float) -> None:
-    fixed = np.round(polygon * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    level = min(255.0, float(value) * _WHITE)
-    cv2.fillConvexPoly(canvas, fixed, level, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
+def _fill(canvas: np.ndarray, polygon: np.ndarray, levels: list[float]) -> None:
+    """Fill a convex polygon of fixed-point numbers."""
+    cv2.fillConvexPoly(canvas, polygon, levels, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
 
 
-def _expose(canvas: np.ndarray, rng: np.random.Generator, setup: LineSetup, light: _Light) -> np.ndarray:
-    blur = rng.uniform(*setup.blur_range)
-    sharp = cv2.GaussianBlur(canvas.astype(np.float32) / _WHITE, (0, 0), blur)
-    color = sharp[..., None] * light.color.astype(np.float32)
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(*setup.noise_range))
-    exposed = np.clip(color + noise[..., None], 0, 1)
-    return (exposed * 255 + 0.5).astype(np.uint8)
+def _expose(canvas: np.ndarray, rng: np.random.Generator, setup: LineSetup) -> np.ndarray:
+    sharp = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(*setup.blur_range))
+    noise = rng.standard_normal(canvas.shape[:2], dtype=np.float32)
+    noise *= np.float32(rng.uniform(*setup.noise_range) * 255)
+    return cv2.addWeighted(sharp, 255 / _WHITE, cv2.merge([noise] * 3), 1, 0, dtype=cv2.CV_8U)
