@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
+# Stages and tests start hundreds of processes; without bytecode files each of them would compile the source again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Without an NVIDIA card, PyTorch's CPU build saves gigabytes of CUDA libraries.
 CPU_INDEX := https://download.pytorch.org/whl/cpu

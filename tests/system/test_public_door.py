@@ -145,3 +145,22 @@ def test_loading_and_inspecting_changes_no_environment_variable(registered, capt
     judgement, changes = json.loads(run.stdout.splitlines()[-1])
     assert judgement in ("passed", "defective")
     assert changes == []
+
+
+@pytest.mark.parametrize("package", ["mlflow", "torch"])
+def test_an_installation_without_a_model_names_the_extra_to_install(registered, package):
+    """A package that sys.modules maps to None cannot be imported."""
+    code = f"""if True:
+        import sys
+        sys.modules[{package!r}] = None
+        import numpy as np
+        import pinspect
+        assert pinspect.nsoartc(np.ones((9, 9, 3), np.float32), np.ones((9, 9), np.float32)).max() == 0
+        try:
+            pinspect.load_inspector("champion", project={str(registered)!r})
+        except ModuleNotFoundError as error:
+            print(error)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "pip install 'pinspect[station]'" in run.stdout and package in run.stdout

@@ -26,13 +26,24 @@ def load_inspector(version_or_folder: str | int | Path = "", project: str | Path
         RegistryError: There is no such version; RegistryUnreachableError if the registry does not answer.
         ModelError: The folder is not a packed model, or the model cannot be loaded.
         ParamsError: The project has no `settings.yaml`, or a broken one.
+        ModuleNotFoundError: `pinspect` is installed without `[station]` or `[pipeline]`.
     """
     name = os.fspath(version_or_folder) if isinstance(version_or_folder, str | Path) else str(version_or_folder)
-    if isinstance(version_or_folder, Path) or os.sep in name:
-        return load_package(package_artifacts(Path(name)))
+    try:
+        if isinstance(version_or_folder, Path) or os.sep in name:
+            return load_package(package_artifacts(Path(name)))
+        return _load_registered(Path(project), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"load_inspector needs the package {error.name}; install it with: pip install 'pinspect[station]'",
+            name=error.name,
+        ) from None
+
+
+def _load_registered(project: Path, version: str) -> CaptureInspector:
     from pinspect.registry.versions import load_registered  # a packed model needs no MLflow
 
-    model, version = load_registered(Path(project), load_register_settings(Path(project)), name)
+    model, number = load_registered(project, load_register_settings(project), version)
     inspector: CaptureInspector = model.unwrap_python_model().inspector
-    inspector.version = version
+    inspector.version = number
     return inspector
