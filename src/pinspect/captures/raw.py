@@ -1,6 +1,7 @@
 """Make the raw folder: checked copies of all captures with their splits, and the captures of the virtual line.
 
 images/<2 hex>/<20 hex>.<suffix>   the original bytes, named after their sha256
+corners.csv                        corner pins that a person has marked, if any
 manifest.csv                       one row per capture: label, provenance and split
 """
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
+from pinspect.captures.corners import CORNERS, read_corners, write_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
@@ -84,6 +86,8 @@ def build_raw(
         ]
         if problems:
             raise CaptureError("\n".join(problems))
+        references = [capture.file for capture, _ in distinct if capture.role == REFERENCE]
+        corners = read_corners(captures / CORNERS, references)
         virtual = _render_virtual_line(folder, contract, params.virtual, workers)
         if not distinct and not virtual:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
@@ -94,6 +98,8 @@ def build_raw(
         ]
         manifest = pd.DataFrame([*camera, *(row for row in virtual if row["sha256"] not in split_of)], columns=COLUMNS)
         manifest = manifest.sort_values(["source", "capture"], ignore_index=True)
+        if corners:
+            write_corners(folder.new_file(CORNERS), corners)
         manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
     counts = pd.crosstab([manifest["source"], manifest["shape"], manifest["role"]], manifest["split"])
     return RawReport(counts, len(folder.made), (*remarks, *more_remarks))

@@ -49,6 +49,32 @@ def add(
 
 
 @app.command()
+def grid(
+    shape: Annotated[str, typer.Option(help="Pin shape of the line, e.g. CYLN; by default all lines.")] = "",
+    eye: Annotated[str, typer.Option(help="Eye of the line, 0 or left, 2 or right; by default both.")] = "",
+    corners: Annotated[
+        tuple[str, str, str, str] | None,
+        typer.Option(
+            metavar="X,Y X,Y X,Y X,Y",
+            help="Px of the tops of the top left, top right, bottom right and bottom left pin; stored with the line.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="FILE", help="Reference to draw on, and that the corners are marked in.")
+    ] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the stored corners of the line.")] = False,
+) -> None:
+    """Draw the pins' grid over a reference of each line for a person to confirm; store or remove a correction."""
+    from pinspect.cli.grid import Choice, correct_grid, print_grids
+    from pinspect.core.params import load_params
+
+    choice = Choice(shape, eye, reference)
+    if corners or remove:
+        correct_grid(Path(), load_params(), choice, corners)
+    print_grids(Path(), load_params(), choice)
+
+
+@app.command()
 def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder.")] = Path()) -> None:
     """Show the scores, the registered version and the report of the last `dvc repro`."""
     from pinspect.cli.summary import print_summary

@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pinspect.captures.corners import CORNERS, read_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
-from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.core.images import read_image, to_gray
 from pinspect.core.layout import Layout
@@ -36,11 +36,11 @@ from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import paint_double_eye, paint_dst_view
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
+from pinspect.nsoartc.references import GRIDS, References, grid_picture, line_references
 from pinspect.nsoartc.scores import SCORES, score_columns, score_row
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.nsoartc.window_beta import distance_image, double_eye
 
-GRID_PICTURES = "grid"  # a folder beside the dst folder
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
 EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
@@ -62,25 +62,6 @@ class Reading:
     layout: Layout
     params: DstParams
     max_pixels: int
-
-
-@dataclass(frozen=True)
-class References:
-    """The references of one line.
-
-    Attributes:
-        line: The line.
-        paths: Path of each reference.
-        names: Name of each reference in labels.csv.
-        sha256: Hash of each reference.
-        field_boxes: x0, y0, x1, y1, px, of each reference; None unless every reference has a box.
-    """
-
-    line: Line
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
-    sha256: tuple[str, ...]
-    field_boxes: tuple[tuple[float, ...], ...] | None
 
 
 @dataclass(frozen=True)
@@ -192,13 +173,16 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
             references.line.shape,
             reading.layout,
             reading.params,
+            references.corners,
         )
     except DoubtfulGridError as error:
-        picture = grid_pictures / f"{Path(references.line.unit_space).stem}.png"
+        picture = grid_pictures / grid_picture(references.line)
         _write_png(picture, error.picture[..., ::-1])
-        return Product((), {"error": f"{_name(references.line)}: {error}. {picture} shows the best grid"})
+        eye = f" --eye {references.line.eye}" if references.line.eye else ""
+        command = f"pinspect grid --shape {references.line.shape}{eye}"
+        return Product((), {"error": f"{references.line_name}: {error}. {picture} shows the best grid; run {command}"})
     except (ImageError, UnitSpaceError) as error:
-        return Product((), {"error": f"{_name(references.line)}: {error}"})
+        return Product((), {"error": f"{references.line_name}: {error}"})
     unit_space.save(folder / references.line.unit_space)
     return Product((references.line.unit_space,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
 
@@ -223,7 +207,7 @@ def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUni
         shape, _ = align_to_best(gray, unit_spaces, reading.params.maximum_shift)
         if shape != line.shape:
             problems.append(
-                f"{_name(line)}: reference {name} is labeled {line.shape} but looks like {shape}; "
+                f"{references.line_name}: reference {name} is labeled {line.shape} but looks like {shape}; "
                 "correct its shape in labels.csv"
             )
     return Product((), {"problems": problems})
@@ -305,12 +289,13 @@ def _build_unit_spaces(
     folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, lines: dict[str, Line], reading: Reading
 ) -> dict[Line, BuiltUnitSpace]:
     """Build the unit space of every line that has captures."""
-    references = {
-        line: _references(line, captures[[lines[file] == line for file in captures["file"]]], raw)
-        for line in sorted(set(lines.values()))
-    }
-    items = [Item(line.unit_space, (*r.sha256, repr(r.field_boxes)), r) for line, r in references.items()]
-    make = functools.partial(make_unit_space, reading, folder.path.parent / GRID_PICTURES)
+    corners = read_corners(raw / CORNERS, captures.loc[captures["role"] == REFERENCE, "capture"])
+    references = line_references(captures, lines, raw, corners)
+    items = [
+        Item(line.unit_space, (*each.sha256, repr((each.field_boxes, each.corners))), each)
+        for line, each in references.items()
+    ]
+    make = functools.partial(make_unit_space, reading, folder.path.parent / GRIDS)
     records: list[Record] = folder.map(make, items, params=repr(reading), title="unit spaces", workers=1)
     problems: list[str] = [record["error"] for record in records if "error" in record]
     if problems:
@@ -335,29 +320,6 @@ def _check(references: References, built: dict[Line, BuiltUnitSpace]) -> Item:
     rivals = {each.shape: space for each, space in built.items() if (each.source, each.eye) == (line.source, line.eye)}
     hashes = sorted((shape, space.sha256) for shape, space in rivals.items())
     return Item(f"shapes of {line.unit_space}", (*references.sha256, repr(hashes)), (references, rivals))
-
-
-def _references(line: Line, rows: pd.DataFrame, raw: Path) -> References:
-    references = rows[rows["role"] == REFERENCE]
-    defective = references.loc[references["judgement"] == DEFECTIVE, "capture"].tolist()
-    if defective:
-        raise UnitSpaceError(
-            f"{_name(line)}, shape {line.shape}: reference {defective[0]} is labeled defective; a reference is a "
-            "passed capture: correct its judgement or its role in labels.csv"
-        )
-    boxes = references[list(FIELD_BOX)]
-    has_boxes = len(references) > 0 and not (boxes == "").any(axis=None)
-    return References(
-        line=line,
-        paths=tuple(str(raw / file) for file in references["file"]),
-        names=tuple(references["capture"]),
-        sha256=tuple(references["sha256"]),
-        field_boxes=tuple(map(tuple, boxes.astype(float).to_numpy().tolist())) if has_boxes else None,
-    )
-
-
-def _name(line: Line) -> str:
-    return f"{line.source} line{f', {line.eye} eye' if line.eye else ''}"
 
 
 def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:

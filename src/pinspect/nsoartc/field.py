@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pinspect.captures.corners import Corners
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
@@ -22,19 +23,6 @@ from pinspect.nsoartc.grid import (
 )
 from pinspect.nsoartc.grid_fit import SMALLEST_PITCH
 from pinspect.nsoartc.parts import FloatImage
-
-
-@dataclass(frozen=True)
-class Corners:
-    """Four corner pins that a person has marked in a reference.
-
-    Attributes:
-        reference: File name of the reference.
-        points: x, y px in the reference: top left, top right, bottom right and bottom left pin's top.
-    """
-
-    reference: str
-    points: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from pinspect.captures.corners import Corners
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.field import Corners, place_references, require_confidence
+from pinspect.nsoartc.field import place_references, require_confidence
 from pinspect.nsoartc.grid import PinGrid
 from pinspect.nsoartc.grid_fit import Points, mean_pitch, project
 from pinspect.nsoartc.light import light_field
@@ -111,7 +112,8 @@ class UnitSpace:
             float64 (4, 2), x and y px.
         """
         row, column = divmod(pin, self.layout.columns)
-        return project(self.grid, np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) + (column, row))
+        square = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+        return project(self.grid, square + np.array((column, row)))
 
     @cached_property
     def templates(self) -> PinTemplates:
