@@ -41,12 +41,13 @@ def stage_states(root: Path) -> dict[str, dict]:
     """
     try:
         with Repo(str(root)) as repo:
-            changes = repo.status()
+            pipeline = root.resolve() / "dvc.yaml"  # the repository may hold other projects: lines/
+            changes = repo.status([str(pipeline)])
             graph = repo.index.graph  # its edges lead from a stage to its dependencies
             states: dict[str, dict] = {}
-            for stage in (stage for stage in plan_repro(graph) if stage.cmd):
-                earlier = [_name_of(dependency, root) for dependency in graph.successors(stage) if dependency.cmd]
-                states[_name_of(stage, root)] = _state(changes.get(stage.addressing), earlier, states)
+            for stage in (stage for stage in plan_repro(graph) if _belongs_to(stage, pipeline)):
+                earlier = [each.name for each in graph.successors(stage) if _belongs_to(each, pipeline)]
+                states[stage.name] = _state(changes.get(stage.addressing), earlier, states)
             return states
     except DvcException as error:
         raise StageInputError(f"{root}: {' '.join(str(error).split())}; run this in the project's folder") from None
@@ -126,11 +127,8 @@ def print_status(status: Mapping) -> None:
         console.print(", ".join(f"{alias}: {version or 'none'}" for alias, version in status["aliases"].items()))
 
 
-def _name_of(stage: Stage, root: Path) -> str:
-    """Return the name that `dvc repro` gives a stage in `root`, whatever the working directory is."""
-    file = Path(stage.path).relative_to(root.resolve())
-    name = str(getattr(stage, "name", ""))
-    return name if file == Path("dvc.yaml") else f"{file.as_posix()}:{name}"
+def _belongs_to(stage: Stage, pipeline: Path) -> bool:
+    return bool(stage.cmd) and Path(stage.path) == pipeline
 
 
 def _state(changes: Sequence | None, earlier: Sequence[str], states: Mapping[str, Mapping]) -> dict:

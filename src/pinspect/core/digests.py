@@ -92,7 +92,9 @@ def git_commit(root: Path) -> str:
     Outside of a git repository the result is empty.
     """
     commit = _git(root, "rev-parse", "HEAD").strip()
-    changed = commit and _git(root, "status", "--porcelain", "--", *CODE).strip()
+    # In a project folder below lines/, the code is a link to that of the repository.
+    code = [str((root / name).resolve()) for name in CODE]
+    changed = commit and _git(root, "status", "--porcelain", "--", *code).strip()
     return f"{commit}+" if changed else commit
 
 
