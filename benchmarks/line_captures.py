@@ -52,9 +52,8 @@ def read_line(folder: Path, params: Params) -> Iterator[Group]:
         images = [np.asarray(read_image(folder / "images" / name, params.raw.max_pixels)) for name in table["file"]]
         references = table[table["role"] == "reference"]
         boxes = references[BOX].astype(float).to_numpy().tolist() if has_boxes else None
-        grays = [to_gray(images[index]) for index in references.index]
-        layout = params.layout.layout()
-        space = build_unit_space(grays, list(references["file"]), boxes, str(shape), layout, params.dst)
+        chosen, names = [images[index] for index in references.index], list(references["file"])
+        space = build_unit_space(chosen, names, boxes, str(shape), params.layout.layout(), params.dst)
         places = [align(to_gray(image), space.mean, params.dst.maximum_shift) for image in images]
         aligned = [warp(image, place, space.size) for image, place in zip(images, places, strict=True)]
         yield Group(f"{shape} {eye}".strip(), str(shape), table, images, space, places, aligned)

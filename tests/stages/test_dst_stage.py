@@ -221,8 +221,8 @@ def test_an_error_about_a_missing_raw_folder_shows_which_stage_to_run(tmp_path):
         build(tmp_path)
 
 
-def test_another_window_redoes_every_capture(root):
-    wider = Reading(READING.layout, READING.params.model_copy(update={"window": 11}), READING.max_pixels)
+def test_another_size_of_the_parts_redoes_every_capture(root):
+    wider = Reading(READING.layout, READING.params.model_copy(update={"size": 11}), READING.max_pixels)
     assert build(root, wider).made == len(LINE)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pinspect.core.errors import StageInputError
-from pinspect.core.images import decode_image, to_gray
+from pinspect.core.images import decode_image
 from pinspect.core.params import load_params
 from pinspect.inspection import line_profile
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
@@ -65,9 +65,9 @@ def test_the_profile_measures_training_captures_as_production_does(root):
     }
     seen = []
     for capture in LINE[: -UNSEEN - 1]:
-        gray = to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels))
-        _, aligned = align_to_best(gray, unit_spaces, PARAMS.dst.maximum_shift)
-        seen.append(line_facts(gray, aligned.alignment, aligned.unit_space))
+        image = np.asarray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels))
+        _, aligned = align_to_best(image, unit_spaces, PARAMS.dst.maximum_shift)
+        seen.append(line_facts(aligned))
     profile = profile_of(root)
     for name in LINE_FACTS:
         sample = getattr(profile, name)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pinspect.core.errors import StageInputError
-from pinspect.core.images import decode_image, to_gray
+from pinspect.core.images import decode_image
 from pinspect.core.predictions import BASELINE
 from pinspect.examination.baseline import UNTRAINED_THRESHOLD, choose_threshold, fit_baseline
 from pinspect.nsoartc.unit_space import UnitSpace
@@ -79,8 +79,8 @@ def test_a_capture_that_is_in_no_folder_gets_the_same_finding(root, baseline):
     rows = read_rows(root / "data/raw")
     for capture in TEST[:4]:
         space = UnitSpace.load(root / f"data/dst/unit_space/camera-{capture.shape}.npz")
-        gray = to_gray(decode_image(capture.jpeg, capture.name, READING.max_pixels))
-        finding = baseline.inspect_gray(gray, space, READING.params.maximum_shift, "camera")
+        image = np.asarray(decode_image(capture.jpeg, capture.name, READING.max_pixels))
+        finding = baseline.inspect_image(image, space, READING.params.maximum_shift, "camera")
         assert finding == baseline.inspect(rows[capture.name]["file"])
 
 

@@ -14,7 +14,7 @@ from pinspect.core.errors import AlignmentError
 from pinspect.core.images import decode_image, to_gray
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.line_profile import LineProfile, Sample, make_profile
-from pinspect.nsoartc.alignment import align
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.unit_space import UnitSpace
 from pinspect.station.drift import COLUMNS, QUANTITIES, measure_drift
 from pinspect.station.results import ResultsTable
@@ -77,7 +77,7 @@ def record(gray, unit_space) -> dict:
     """Return the results row of a picture that a right and confident model answers with passed."""
     empty = dict.fromkeys(COLUMNS) | {"model_version": "1"}
     try:
-        facts = line_facts(gray, align(gray, unit_space.mean, PARAMS.dst.maximum_shift), unit_space)
+        facts = line_facts(align_capture(gray, unit_space, PARAMS.dst.maximum_shift))
     except AlignmentError as error:
         return empty | {"error": str(error)}
     return empty | facts | {"judgement": PASSED, "p_defective": 0.001 * (round(1e6 * facts["brightness"]) % 20)}

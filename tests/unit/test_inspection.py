@@ -11,12 +11,12 @@ import pytest
 from pinspect.captures.raw import build_raw
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import AlignmentError, UnitSpaceError
-from pinspect.core.images import to_gray
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.records import SCORES, Photograph, Task
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.unit_space import UnitSpace
 from pinspect.registry.package import pack_line
 from tests.support.dst_line import build, drop_raw
@@ -171,7 +171,7 @@ def test_a_record_has_the_line_facts_of_the_capture(model, sample_line):
     (record,) = inspector.inspect([Task(photograph)])
     seen, unit_space = inspector.see(photograph), UnitSpace.load(sample_line / f"{row['shape']}.npz")
     assert {name: record[name] for name in LINE_FACTS} == line_facts(
-        to_gray(seen.image), seen.capture.alignment, unit_space
+        align_capture(seen.image, unit_space, params().dst.maximum_shift)
     )
 
 

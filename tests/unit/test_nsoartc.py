@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pinspect.core.errors import ImageError, ParamsError
+from pinspect.core.nsoartc_settings import FRAME_PAIRS, PART_NAMES, NsoartcSettings
 from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
-from pinspect.nsoartc.parts import FRAME_PAIRS, PART_NAMES, NsoartcSettings, default_part
+from pinspect.nsoartc.parts import default_part, matrix_of
 
 DRAWN = {
     "BEND1": "##### ....# ....# ....# ....#",
@@ -35,7 +36,7 @@ def by_definition(capture: np.ndarray, reference: np.ndarray, chosen: NsoartcSet
     """Return the distances, computed window by window in float64."""
     size, stride = chosen.size, chosen.stride
     rows, columns = ((side - size) // stride + 1 for side in reference.shape)
-    parts = np.stack([chosen.matrix(name) for name in chosen.parts]).astype(np.float64)
+    parts = np.stack([matrix_of(chosen, name) for name in chosen.parts]).astype(np.float64)
     distance = np.empty((rows, columns, 3))
     for row in range(rows):
         for column in range(columns):
@@ -59,7 +60,7 @@ def assert_close(distance: np.ndarray, expected: np.ndarray, chosen: NsoartcSett
     by Minkowski's inequality the distance is off by no more than the distance of the errors.
     """
     assert distance.dtype == np.float32
-    parts = np.stack([np.abs(chosen.matrix(name)) for name in chosen.parts]).astype(np.float64)
+    parts = np.stack([np.abs(matrix_of(chosen, name)) for name in chosen.parts]).astype(np.float64)
     value_range = (parts.sum(axis=(1, 2)) ** chosen.p).sum() ** (1 / chosen.p)
     tolerance = 2**-24 * (10 + 2 * np.log2(chosen.size)) * value_range
     assert tolerance < 1e-5 * value_range
@@ -130,7 +131,7 @@ def test_convolution_and_scipy_give_the_same_distances(size, stride):
     distances = pytest.importorskip("scipy.spatial.distance")
     capture, reference = pair(3)
     chosen = NsoartcSettings(size=size, stride=stride)
-    parts = torch.from_numpy(np.stack([chosen.matrix(name) for name in chosen.parts]))[:, None]
+    parts = torch.from_numpy(np.stack([matrix_of(chosen, name) for name in chosen.parts]))[:, None]
     gray, *channels = (
         torch.nn.functional.conv2d(torch.from_numpy(image)[None, None], parts, stride=stride)[0].numpy()
         for image in (reference, *np.moveaxis(capture, -1, 0).copy())

@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pinspect.core.answers import PASSED, AnswerContract
 from pinspect.core.drawings import ModeDrawing
+from pinspect.core.errors import ParamsError
 from pinspect.core.layout import Layout
+from pinspect.core.nsoartc_settings import NsoartcSettings, Variant
 from pinspect.core.yaml_file import NaturalInt, PositiveInt, Section, Share, check, read_yaml
 
 View = Literal["RAW", "DST"]
@@ -122,28 +124,46 @@ class RawParams(Section):
 
 
 class DstParams(Section):
-    """NSOARTC windows, the unit space and alignment.
+    """NSOARTC's parts, the unit space and alignment.
 
     Attributes:
-        window: Side of an NSOARTC window in pixels, odd.
-        stride: Distance between windows in pixels.
+        parts: Names of the parts to use: `BEND1` to `BEND4`, `LINE1`, `LINE2`, `DATUM`, and names of `own_parts`.
+        own_parts: Further parts by name, each a matrix of `size` rows of `size` numbers.
+        size: Side of a part in pixels.
+        stride: Distance between neighboring distances in pixels.
+        p: Exponent of the Minkowski distance over the parts' responses.
+        variant: `distance` compares all parts; `difference` compares opposite parts and shows frames only.
+        scaling: What white means in a DST picture: a constant of the unit space, or the picture's own maximum.
+        white_quantile: Quantile of the distances of the references that makes the unit space's constant.
+        white: The constant, as a multiple of that quantile.
         minimum_references: Fewest references that make a unit space.
-        scale_quantile: Quantile of the distances of the references that becomes white in a DST image.
         maximum_shift: Largest shift of a capture in pixels.
     """
 
-    window: Annotated[int, Field(ge=1, le=63)]
+    parts: list[str]
+    own_parts: dict[str, list[list[float]]]
+    size: PositiveInt
     stride: Annotated[int, Field(ge=1, le=64)]
+    p: float
+    variant: Variant
+    scaling: Literal["unit_space", "per_picture"]
+    white_quantile: Annotated[float, Field(gt=0.5, le=1.0)]
+    white: Annotated[float, Field(ge=1, le=100)]
     minimum_references: Annotated[int, Field(ge=2)]
-    scale_quantile: Annotated[float, Field(gt=0.5, le=1.0)]
     maximum_shift: Annotated[float, Field(gt=0)]
 
-    @field_validator("window")
-    @classmethod
-    def _check_center(cls, window: int) -> int:
-        if window % 2 == 0:
-            raise ValueError(f"a window needs a center pixel: expected an odd number, found {window}")
-        return window
+    @model_validator(mode="after")
+    def _check_parts(self) -> DstParams:
+        try:
+            self.nsoartc()
+        except ParamsError as error:
+            raise ValueError(str(error).removeprefix("NSOARTC: ")) from None
+        return self
+
+    def nsoartc(self) -> NsoartcSettings:
+        """Return the settings of NSOARTC's stage 1."""
+        own_parts = {name: tuple(map(tuple, rows)) for name, rows in self.own_parts.items()}
+        return NsoartcSettings(tuple(self.parts), self.size, self.stride, self.p, self.variant, own_parts)
 
 
 class CompositeParams(Section):

@@ -87,11 +87,11 @@ class Baseline:
         row = dict(zip(self.scores.columns, values, strict=True))
         return self._find(row, row["shape"], row["source"], view)
 
-    def inspect_gray(self, gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
+    def inspect_image(self, image: np.ndarray, unit_space: UnitSpace, maximum_shift: float, source: str) -> Finding:
         """Return the finding for a capture that is in no folder.
 
         Args:
-            gray: float32 (H, W), 0..1.
+            image: uint8 (H, W, 3), RGB.
             unit_space: Unit space of the capture's shape.
             maximum_shift: Largest shift that the alignment accepts, in px.
             source: `camera` or `virtual`, which selects the threshold.
@@ -99,7 +99,7 @@ class Baseline:
         Raises:
             AlignmentError: The capture cannot be aligned to the unit space.
         """
-        measures = measure_pins(align_capture(gray, unit_space, maximum_shift).evened, unit_space.templates)
+        measures = measure_pins(align_capture(image, unit_space, maximum_shift).evened, unit_space.templates)
         return self._find(score_row(measures, unit_space), unit_space.shape, source, "DST")
 
     def answer(self, rows: Sequence[Row], decoding: str) -> pd.DataFrame:

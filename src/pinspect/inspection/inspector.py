@@ -17,13 +17,13 @@ from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, VIEWS
 from pinspect.core.errors import AlignmentError, AnswerFormatError, ImageError, PinspectError, StageInputError
-from pinspect.core.images import decode_image, to_gray
+from pinspect.core.images import decode_image
 from pinspect.core.names import EYES, eye_of
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question
 from pinspect.inspection.files import printable, read_photograph
-from pinspect.inspection.line_facts import LINE_FACTS, facts_of_evened
+from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
 from pinspect.model.families import composite_cell
 from pinspect.nsoartc.aligned import align_to_best
@@ -288,8 +288,7 @@ class CaptureInspector:
         }[self._kind](view)
         row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
         pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
-        facts = facts_of_evened(inspected.capture.gray, inspected.capture.evened, inspected.capture.unit_space)
-        return Prepared(name, row, pictures, facts)
+        return Prepared(name, row, pictures, line_facts(inspected.capture))
 
     def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
@@ -316,13 +315,13 @@ class CaptureInspector:
 
     def _align(self, photograph: Photograph, aspects: Sequence[str]) -> Seen:
         """Align a photograph to the one of `aspects` that it fits best."""
-        image = decode_image(photograph.content, photograph.name, self._params.raw.max_pixels)
+        image = np.asarray(decode_image(photograph.content, photograph.name, self._params.raw.max_pixels))
         unit_spaces = {aspect: self._unit_spaces[aspect] for aspect in aspects}
         try:
-            aspect, capture = align_to_best(to_gray(image), unit_spaces, self._params.dst.maximum_shift)
+            aspect, capture = align_to_best(image, unit_spaces, self._params.dst.maximum_shift)
         except AlignmentError as error:
             raise AlignmentError(f"{photograph.name}: {error}") from None
-        return Seen(np.asarray(image), aspect, capture)
+        return Seen(image, aspect, capture)
 
     def _composite(self, seen: Seen, view: str = "") -> npt.NDArray[np.uint8]:
         """Draw the single composite of a view; without a view, of the view in production's question."""

@@ -23,12 +23,13 @@ import pandas as pd
 from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
-from pinspect.core.images import read_image, to_gray
+from pinspect.core.images import read_image
 from pinspect.core.lines import COLUMNS, lines_of
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import Params
 from pinspect.core.question import Question, camera_else_virtual, preferred_source
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
+from pinspect.nsoartc.aligned import place_capture
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst import MATRIX
 from pinspect.nsoartc.unit_space import UnitSpace
@@ -195,7 +196,8 @@ def _facts(row: Mapping[str, str], raw: Path, unit_space: UnitSpace, max_pixels:
     """Return the line facts of one capture, aligned as the stage dst aligned it."""
     matrix = np.array([float(row[name]) for name in MATRIX], np.float32).reshape(2, 3)
     alignment = Alignment(matrix, score=float(row["alignment_score"]), shift=(0.0, 0.0))
-    return line_facts(to_gray(read_image(raw / row["file"], max_pixels)), alignment, unit_space)
+    image = np.asarray(read_image(raw / row["file"], max_pixels))
+    return line_facts(place_capture(image, alignment, unit_space))
 
 
 def _answers(predictions: pd.DataFrame, params: Params) -> Any:

@@ -7,8 +7,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.nsoartc.distance import nsoartc
-from pinspect.nsoartc.parts import FloatImage, NsoartcSettings
+from pinspect.nsoartc.parts import FloatImage
 
 __all__ = ["NsoartcSettings", "nsoartc"]
 

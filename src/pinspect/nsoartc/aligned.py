@@ -10,8 +10,12 @@ import numpy as np
 
 from pinspect.core.errors import AlignmentError
 from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.distance import nsoartc
+from pinspect.nsoartc.light import without_light
+from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import misfit
-from pinspect.nsoartc.unit_space import UnitSpace, even_light
+from pinspect.nsoartc.pixels import gray_of
+from pinspect.nsoartc.unit_space import UnitSpace, light_of
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,34 @@ class AlignedCapture:
     Attributes:
         unit_space: The unit space.
         alignment: Where the capture lies in the unit space.
-        gray: The aligned capture, float32 (H, W), 0..1, in the size of the unit space.
-        evened: `gray` without the smooth difference in light to the unit space's mean image.
+        image: The aligned capture in the size of the unit space: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+        gray: Its luminance, float32 (H, W), 0..1.
     """
 
     unit_space: UnitSpace
     alignment: Alignment
-    gray: np.ndarray
-    evened: np.ndarray
+    image: np.ndarray
+    gray: FloatImage
+
+    @cached_property
+    def light(self) -> FloatImage:
+        """Return the smooth difference in light to the unit space's mean image: a factor, float32 (H, W)."""
+        return light_of(self.gray, self.unit_space.templates)
+
+    @cached_property
+    def evened(self) -> FloatImage:
+        """Return `gray` divided by `light`."""
+        return self.gray / self.light
+
+    @cached_property
+    def distance(self) -> FloatImage:
+        """Return NSOARTC's stage 1: `image` divided by `light` against the mean image.
+
+        Returns:
+            float32 (rows, columns, 3), with a value for every `stride`-th pixel of the unit space.
+        """
+        space = self.unit_space
+        return nsoartc(without_light(self.image, self.light), space.mean, space.nsoartc, same_size=True)
 
     @cached_property
     def misfit(self) -> float:
@@ -36,11 +60,11 @@ class AlignedCapture:
         return misfit(self.evened, self.unit_space.templates)
 
 
-def align_capture(gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float) -> AlignedCapture:
+def align_capture(image: np.ndarray, unit_space: UnitSpace, maximum_shift: float) -> AlignedCapture:
     """Align a capture to a unit space.
 
     Args:
-        gray: The capture, float32 (H, W), 0..1.
+        image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         unit_space: The unit space of the capture's line.
         maximum_shift: How far the capture may lie off its place, in px.
 
@@ -50,18 +74,37 @@ def align_capture(gray: np.ndarray, unit_space: UnitSpace, maximum_shift: float)
     Raises:
         AlignmentError: The capture has another size, shows something else, or lies too far off.
     """
-    alignment = align(gray, unit_space.mean, maximum_shift)
-    aligned = warp(gray, alignment, unit_space.size)
-    return AlignedCapture(unit_space, alignment, aligned, even_light(aligned, unit_space.templates))
+    gray = gray_of(image)
+    return place_capture(image, align(gray, unit_space.mean, maximum_shift), unit_space, gray)
+
+
+def place_capture(
+    image: np.ndarray, alignment: Alignment, unit_space: UnitSpace, gray: FloatImage | None = None
+) -> AlignedCapture:
+    """Map a capture to a unit space in which its place is known.
+
+    Args:
+        image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+        alignment: The place of the capture in the unit space.
+        unit_space: The unit space.
+        gray: Luminance of the capture, float32 (H, W), 0..1, where the caller has computed it.
+
+    Returns:
+        The aligned capture.
+    """
+    gray = gray_of(image) if gray is None else gray
+    aligned_gray = warp(gray, alignment, unit_space.size)
+    aligned = warp(image, alignment, unit_space.size) if image.ndim == 3 else aligned_gray
+    return AlignedCapture(unit_space, alignment, aligned, aligned_gray)
 
 
 def align_to_best(
-    gray: np.ndarray, unit_spaces: Mapping[str, UnitSpace], maximum_shift: float
+    image: np.ndarray, unit_spaces: Mapping[str, UnitSpace], maximum_shift: float
 ) -> tuple[str, AlignedCapture]:
     """Align a capture to the unit space that it fits best.
 
     Args:
-        gray: The capture, float32 (H, W), 0..1.
+        image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         unit_spaces: The candidates by name, such as the shape.
         maximum_shift: How far the capture may lie off its place, in px.
 
@@ -75,7 +118,7 @@ def align_to_best(
     reasons: list[str] = []
     for name, unit_space in unit_spaces.items():
         try:
-            fits[name] = align_capture(gray, unit_space, maximum_shift)
+            fits[name] = align_capture(image, unit_space, maximum_shift)
         except AlignmentError as error:
             reasons.append(f"{name}: {error}")
     if not fits:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pinspect.core.errors import ImageError
-from pinspect.nsoartc.parts import FRAME_PAIRS, FloatImage, NsoartcSettings
+from pinspect.core.nsoartc_settings import FRAME_PAIRS, NsoartcSettings
+from pinspect.nsoartc.parts import FloatImage, matrix_of
 from pinspect.nsoartc.pixels import LUMINANCE, as_captures, as_reference
 
 _BAND_ROWS = 32  # rows of an image at a time, at least: the working set stays in the processor's cache
@@ -257,7 +258,7 @@ class _Windows:
         rows = (len(response) - 1) * self._settings.stride + self._settings.size
         shape = (rows, self._line // self._channels, self._channels)
         image = self._difference[: rows * self._line].reshape(shape).astype(np.float64)
-        part = self._settings.matrix(name).astype(np.float64)
+        part = matrix_of(self._settings, name).astype(np.float64)
         sums = cv2.filter2D(image, -1, part, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
         response[...] = self._at(np.asarray(sums, np.float32).reshape(-1), 0, 0, len(response))
 

@@ -26,20 +26,19 @@ from pinspect.captures.corners import CORNERS, read_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
-from pinspect.core.images import read_image, to_gray
+from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
-from pinspect.nsoartc.dst_view import paint_double_eye, paint_dst_view
+from pinspect.nsoartc.dst_view import double_eye, dst_view
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.references import GRIDS, References, grid_picture, line_references
 from pinspect.nsoartc.scores import SCORES, score_columns, score_row
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
-from pinspect.nsoartc.window_beta import distance_image, double_eye
 
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
@@ -167,7 +166,7 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
     cv2.setNumThreads(1)  # the stage runs one process per core
     try:
         unit_space = build_unit_space(
-            [to_gray(read_image(path, reading.max_pixels)) for path in references.paths],
+            [np.asarray(read_image(path, reading.max_pixels)) for path in references.paths],
             references.names,
             references.field_boxes,
             references.line.shape,
@@ -202,9 +201,9 @@ def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUni
     line = references.line
     problems: list[str] = []
     for path, name in zip(references.paths, references.names, strict=True) if len(rivals) > 1 else ():
-        gray = to_gray(read_image(path, reading.max_pixels))
+        image = np.asarray(read_image(path, reading.max_pixels))
         unit_spaces = {shape: _loaded(built.path, built.sha256) for shape, built in rivals.items()}
-        shape, _ = align_to_best(gray, unit_spaces, reading.params.maximum_shift)
+        shape, _ = align_to_best(image, unit_spaces, reading.params.maximum_shift)
         if shape != line.shape:
             problems.append(
                 f"{references.line_name}: reference {name} is labeled {line.shape} but looks like {shape}; "
@@ -232,10 +231,8 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
         return Product((), {"error": str(error)})
     unit_space = capture.unit_space
     measures = measure_pins(capture.evened, unit_space.templates)
-    distances = unit_space.pin_distances(measures)
-    painted = paint_dst_view(capture.evened, measures, distances, unit_space)
     dst_file = str(PurePosixPath(file).with_suffix(".png"))
-    _write_png(folder / dst_file, painted[..., ::-1])
+    _write_png(folder / dst_file, dst_view(capture)[..., ::-1])
     scores = score_row(measures, unit_space)
     return Product((dst_file,), _placed(dst_file, capture.alignment) | {"error": "", "scores": scores})
 
@@ -254,9 +251,7 @@ def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison
     eyes_file, *comparisons = payload
     cv2.setNumThreads(1)
     left, right = (_aligned(reading, comparison) for comparison in comparisons)
-    boxes = left.unit_space.cell_box, right.unit_space.cell_box
-    difference = double_eye(_whole_distance(left), _whole_distance(right), *boxes)
-    _write_png(folder / eyes_file, paint_double_eye(difference, (left.unit_space.white + right.unit_space.white) / 2))
+    _write_png(folder / eyes_file, double_eye(left, right))
     return Product((eyes_file,), {})
 
 
@@ -268,15 +263,8 @@ def _loaded(path: str, sha256: str) -> UnitSpace:
 
 def _aligned(reading: Reading, comparison: Comparison) -> AlignedCapture:
     unit_space = _loaded(comparison.unit_space.path, comparison.unit_space.sha256)
-    gray = to_gray(read_image(comparison.path, reading.max_pixels))
-    return align_capture(gray, unit_space, reading.params.maximum_shift)
-
-
-def _whole_distance(capture: AlignedCapture) -> np.ndarray:
-    """Return the DST at stride 1 in the size of the unit space; the outer windows' values continue to the edge."""
-    unit_space = capture.unit_space
-    before, after = (unit_space.window - 1) // 2, unit_space.window // 2
-    return np.pad(distance_image(capture.evened, unit_space.mean, unit_space.window), (before, after), mode="edge")
+    image = np.asarray(read_image(comparison.path, reading.max_pixels))
+    return align_capture(image, unit_space, reading.params.maximum_shift)
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:

@@ -1,118 +1,64 @@
-"""The DST view: the picture of an aligned capture's distance from its unit space, as the model sees it.
+"""The DST picture: NSOARTC's stage 1 of an aligned capture as an image, and nothing else.
 
-Normal pins are faint rings: the edges of their tops, where the natural tolerance shows, over a gray outline of the
-unit space's mean image, which shows the pins' shape. A defective pin is a solid white disc, whatever its defect mode;
-the pin's Mahalanobis distance sets the disc's brightness. Tint and surroundings show the kind of difference: orange
-where the capture is brighter than the unit space, blue where it is darker, and green in the disc of a pin whose top has
-become smaller.
+Passed pins are thin dim rings, a defective pin is bright. Where pins are colored, the place that a pin has left is
+cream and the place it has moved to is cyan.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from pinspect.nsoartc.pin_scores import measure_pins
-from pinspect.nsoartc.unit_space import UnitSpace, even_light
-
-_DISC_RADIUS = 0.30  # pitches
-_RING = 0.5  # brightness at which the references' high quantile is shown
-_DARK_DISC, _WHITE_DISC = 0.7, 2.5  # times the distance that few passed pins reach: below: no disc, above: a white disc
-_TINT = 0.45
-_OUTLINE = 0.30  # brightness of the mean's steepest edges
-_SMALLER = 0.06  # a top smaller by this share tints its disc in full
-_ZERO: Any = 0.0  # OpenCV's type stubs omit scalars
-_FULL: Any = 1.0
+from pinspect.nsoartc.aligned import AlignedCapture
+from pinspect.nsoartc.distance import dst_picture
 
 
-def dst_view(gray_aligned: np.ndarray, unit_space: UnitSpace) -> np.ndarray:
-    """Draw the DST view of an aligned capture.
-
-    All scales are constants of the unit space, so that brightness can be compared between images.
+def dst_view(capture: AlignedCapture) -> npt.NDArray[np.uint8]:
+    """Draw the DST picture of an aligned capture.
 
     Args:
-        gray_aligned: The capture in the unit space's px, float32 (H, W), 0..1.
-        unit_space: The unit space.
+        capture: The aligned capture.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W, 3), RGB, in px of the unit space. White is the unit space's constant, so that brightness can be
+        compared between pictures, or the picture's own maximum if the unit space says `per_picture`.
     """
-    evened = even_light(gray_aligned, unit_space.templates)
-    measures = measure_pins(evened, unit_space.templates)
-    return paint_dst_view(evened, measures, unit_space.pin_distances(measures), unit_space)
+    space = capture.unit_space
+    picture = dst_picture(capture.distance, None if space.per_picture else space.white)
+    return at_full_size(picture, capture)
 
 
-def paint_dst_view(
-    evened: np.ndarray, measures: np.ndarray, distances: np.ndarray, unit_space: UnitSpace
-) -> np.ndarray:
-    """Draw the DST view from a capture's measures, for callers that need the measures too.
+def double_eye(left: AlignedCapture, right: AlignedCapture) -> npt.NDArray[np.uint8]:
+    """Subtract the distances of two views of one connector: left minus right, the mean of the channels.
+
+    A difference that both views show alike, such as a stained top, cancels. A pin of another height does not cancel,
+    since its top moves in another direction in each view.
 
     Args:
-        evened: The aligned capture with its light evened, float32 (H, W), 0..1.
-        measures: float32 (pins, 6), as `measure_pins` returns them.
-        distances: float32 (pins,), the pins' Mahalanobis distances.
-        unit_space: The unit space.
+        left: The left view.
+        right: The right view; it is laid over the left one by the pin grids of the two unit spaces.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W) in px of the left view. Mid-gray (128) is zero; brighter pixels have more distance in the left
+        view, darker pixels in the right view. The scale is the mean of the unit spaces' `white`.
     """
-    brighter, darker = _signed_distances(evened, unit_space)
-    disc, smaller = _discs(measures, distances, unit_space)
-    red = np.maximum(disc * (1 - _TINT * darker), brighter)
-    blue = np.maximum(disc * (1 - _TINT * brighter), darker)
-    green = np.maximum(disc * (1 - 0.6 * _TINT * (1 - smaller)), 0.6 * np.minimum(brighter + darker, 1))
-    distance = cv2.merge([red, green, blue])
-    return cv2.convertScaleAbs(np.maximum(distance, _OUTLINE * unit_space.outline[..., None]), alpha=255)
+    over = left.unit_space.grid @ np.linalg.inv(right.unit_space.grid)
+    distances = [at_full_size(capture.distance.mean(axis=-1), capture) for capture in (left, right)]
+    right_over_left = cv2.warpPerspective(
+        distances[1], over, left.unit_space.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    white = (left.unit_space.white + right.unit_space.white) / 2
+    difference = (distances[0] - right_over_left) / np.float32(white)
+    return (128 + 127 * np.clip(difference, -1, 1)).round().astype(np.uint8)
 
 
-def paint_double_eye(difference: np.ndarray, white: float) -> np.ndarray:
-    """Draw the double-eye as a gray picture.
-
-    Args:
-        difference: float32 (H, W), as `window_beta.double_eye` returns it.
-        white: Mean of the two unit spaces' `white`, the difference that is drawn halfway from mid-gray: a constant, so
-            that brightness can be compared between connectors.
-
-    Returns:
-        uint8 (H, W). Mid-gray (128) is zero; brighter pixels have more distance in the left view, darker pixels in the
-        right view.
-    """
-    return (128 + 127 * np.clip(_RING * difference / white, -1, 1)).round().astype(np.uint8)
-
-
-def _signed_distances(evened: np.ndarray, unit_space: UnitSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Return how much brighter and how much darker than the mean image each window is, both float32 (H, W), 0..1.
-
-    Both together are the DST. The power of 1.5 keeps shadows on the floor, which are weak but wide, behind the rings.
-    """
-    brighter, darker = cv2.subtract(evened, unit_space.mean), cv2.subtract(unit_space.mean, evened)
-    return _window_means(brighter, unit_space), _window_means(darker, unit_space)
-
-
-def _window_means(difference: np.ndarray, unit_space: UnitSpace) -> np.ndarray:
-    window = (unit_space.window, unit_space.window)
-    share = cv2.blur(cv2.max(difference, _ZERO), window) * np.float32(1 / unit_space.white)
-    return cv2.min(cv2.multiply(share, np.sqrt(share), scale=_RING), _FULL)
-
-
-def _discs(measures: np.ndarray, distances: np.ndarray, unit_space: UnitSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Return one disc per pin: its brightness, and how much smaller the pin's top is; both float32 (H, W), 0..1."""
-    glow = np.clip((distances / unit_space.pin_white - _DARK_DISC) / (_WHITE_DISC - _DARK_DISC), 0, 1)
-    shrunk = np.clip(-measures[:, 3] / _SMALLER, 0, 1)
-    height, width = unit_space.mean.shape
-    disc, smaller = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
-    radius = _DISC_RADIUS * unit_space.pitch
-    for (x, y), level, share in zip(unit_space.pin_centers, glow, shrunk, strict=True):
-        if level <= 0:
-            continue
-        left, top = int(x - radius) - 2, int(y - radius) - 2
-        right, bottom = int(x + radius) + 4, int(y + radius) + 4
-        left, top = max(left, 0), max(top, 0)
-        part = disc[top:bottom, left:right]
-        rows, columns = np.mgrid[top : top + part.shape[0], left : left + part.shape[1]].astype(np.float32)
-        cover = np.clip(radius + 0.5 - np.hypot(columns - x, rows - y), 0, 1)
-        np.maximum(part, level * cover, out=part)
-        np.maximum(smaller[top:bottom, left:right], share * (cover > 0), out=smaller[top:bottom, left:right])
-    return disc, smaller
+def at_full_size(picture: np.ndarray, capture: AlignedCapture) -> np.ndarray:
+    """Enlarge values of every `stride`-th pixel, uint8 or float32 (rows, columns[, 3]), to the unit space's size."""
+    stride = capture.unit_space.nsoartc.stride
+    if stride == 1:
+        return picture
+    wider = np.array([[stride, 0, 0], [0, stride, 0]], np.float32)
+    return cv2.warpAffine(
+        picture, wider, capture.unit_space.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )

@@ -12,7 +12,7 @@ _MAXIMUM_LOG = 2.5
 def light_field(brightness: np.ndarray, places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Fit a smooth light field to the relative brightness of the pins' tops.
 
-    The logarithm of the field is a polynomial of second order, fitted robustly.
+    The logarithm of the field is a polynomial of second order, fitted robustly; outside the pins it is constant.
 
     Args:
         brightness: float (pins,), brightness of each pin's top divided by that of the unit space.
@@ -27,12 +27,29 @@ def light_field(brightness: np.ndarray, places: np.ndarray, size: tuple[int, int
     terms = np.zeros(6, np.float32)
     terms[: len(coefficients)] = coefficients
     width, height = size
-    u = (np.arange(width, dtype=np.float32) * np.float32(2 / width) - 1)[None]
-    v = (np.arange(height, dtype=np.float32) * np.float32(2 / height) - 1)[:, None]
+    # Beyond the outer pins the field goes on as it is there: a polynomial would run away.
+    (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
+    u = (np.clip(np.arange(width, dtype=np.float32), left, right) * np.float32(2 / width) - 1)[None]
+    v = (np.clip(np.arange(height, dtype=np.float32), top, bottom) * np.float32(2 / height) - 1)[:, None]
     field = terms[4] * v * u
     field += terms[0] + terms[1] * u + terms[3] * u * u
     field += terms[2] * v + terms[5] * v * v
     return np.exp(np.clip(field, -_MAXIMUM_LOG, _MAXIMUM_LOG, out=field), out=field)
+
+
+def without_light(image: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Divide an image by a light field.
+
+    Args:
+        image: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+        light: The light field, float32 (H, W), a factor.
+
+    Returns:
+        float32, of the shape of `image`; about 0..1, above 1 where the capture is brighter than the unit space.
+    """
+    if image.ndim == 2:
+        return image / light
+    return image * (np.float32(1 / 255) / light)[..., None]
 
 
 def without_trend(values: np.ndarray, places: np.ndarray, size: tuple[int, int], floors: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pinspect.core.errors import ImageError
+from pinspect.core.images import to_gray
 from pinspect.nsoartc.parts import FloatImage
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -68,6 +69,15 @@ def as_reference(reference: Image.Image | npt.ArrayLike) -> FloatImage:
             "captures"
         )
     return np.ascontiguousarray(pixels)
+
+
+def gray_of(image: npt.NDArray[Any]) -> FloatImage:
+    """Return the luminance of a capture, float32 (H, W), 0..1.
+
+    Args:
+        image: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+    """
+    return to_gray(image) if image.ndim == 3 else image
 
 
 def _in_unit_range(image: Image.Image | npt.ArrayLike, name: str) -> FloatImage:

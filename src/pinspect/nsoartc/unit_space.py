@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pinspect.captures.corners import Corners
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
+from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.core.params import DstParams
+from pinspect.nsoartc.alignment import warp
+from pinspect.nsoartc.distance import nsoartc
 from pinspect.nsoartc.field import place_references, require_confidence
 from pinspect.nsoartc.grid import PinGrid
 from pinspect.nsoartc.grid_fit import Points, mean_pitch, project
-from pinspect.nsoartc.light import light_field
+from pinspect.nsoartc.light import light_field, without_light
+from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import (
     FEATURE_FLOORS,
     SCORED,
@@ -32,13 +36,12 @@ from pinspect.nsoartc.pin_scores import (
     pin_templates,
     top_brightness,
 )
-from pinspect.nsoartc.window_beta import distance_image
+from pinspect.nsoartc.pixels import gray_of
 
 _MAD_TO_SIGMA = 1.4826
 _OUTLIER_PIN = 3.0  # times the median of the references: a higher worst pin makes a reference an outlier
 _OUTLIER_MISFIT = 2.2  # times the median of the references: a higher misfit makes a reference an outlier
 _QUORUM = 5  # fewer references cannot outvote one of them
-_STEEP_QUANTILE = 0.98  # of the mean's steepness: drawn in full
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -50,33 +53,29 @@ class UnitSpace:
         shape: Pin shape.
         layout: Rows and columns of the pin field.
         mean: float32 (H, W), mean gray of the references with their light evened, 0..1.
-        location: float32 (rows of windows, columns of windows), median of the references' DST.
-        scale: float32, of the same shape, robust standard deviation of the references' DST.
         grid: float64 (3, 3), maps the column and row of a pin, both from 0, to px; it follows rotation and perspective.
         references: File names of the references.
         outliers: Names of the references that differ from the others and were left out of the mean.
-        white: DST value that a DST view shows as full brightness.
+        nsoartc: The settings of NSOARTC's stage 1.
+        white: NSOARTC distance that is white in a DST picture: a multiple of the references' own distances.
+        per_picture: Whether a DST picture is scaled by its own maximum instead of `white`.
         pin_location: float32 (pins, 5), medians of the pins' features in the references.
         pin_precision: float32 (5, 5), inverse covariance of the pins' features.
         pin_white: Mahalanobis distance that few passed pins reach.
-        window: Side of a DST window, px.
-        stride: Distance of neighboring DST windows, px.
     """
 
     shape: str
     layout: Layout
     mean: np.ndarray
-    location: np.ndarray
-    scale: np.ndarray
     grid: Points
     references: tuple[str, ...]
     outliers: tuple[str, ...]
+    nsoartc: NsoartcSettings
     white: float
+    per_picture: bool
     pin_location: np.ndarray
     pin_precision: np.ndarray
     pin_white: float
-    window: int
-    stride: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,13 +118,6 @@ class UnitSpace:
     def templates(self) -> PinTemplates:
         """Return the pins of the mean image, prepared for measuring."""
         return pin_templates(self.mean, self.pin_centers, self.pitch)
-
-    @cached_property
-    def outline(self) -> np.ndarray:
-        """Return the steepness of the mean image, float32 (H, W), 0..1: the edges in a passed capture."""
-        smooth = cv2.GaussianBlur(self.mean, (0, 0), 1.0)
-        steepness = cv2.magnitude(cv2.Scharr(smooth, cv2.CV_32F, 1, 0), cv2.Scharr(smooth, cv2.CV_32F, 0, 1))
-        return np.minimum(steepness / max(float(np.quantile(steepness, _STEEP_QUANTILE)), 1e-6), 1).astype(np.float32)
 
     def pin_distances(self, measures: np.ndarray) -> np.ndarray:
         """Return the Mahalanobis distance of each pin.
@@ -187,6 +179,7 @@ class UnitSpace:
     def _packed(self) -> bytes:
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
         arrays |= {"rows": self.layout.rows, "columns": self.layout.columns}
+        arrays["nsoartc"] = json.dumps(asdict(self.nsoartc), sort_keys=True)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, value in sorted(arrays.items()):
@@ -198,18 +191,22 @@ class UnitSpace:
         return packed.getvalue()
 
 
-def even_light(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
-    """Divide an aligned capture by its smooth difference in light to the mean image.
+def light_of(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
+    """Return the smooth difference in light of an aligned capture to the mean image.
 
     Args:
         aligned: The aligned capture, float32 (H, W), 0..1.
         templates: The pins of the mean image.
 
     Returns:
-        float32 (H, W).
+        The factor by which the capture is brighter, float32 (H, W).
     """
-    size = (aligned.shape[1], aligned.shape[0])
-    return aligned / light_field(top_brightness(aligned, templates), templates.centers, size)
+    return light_field(top_brightness(aligned, templates), templates.centers, (aligned.shape[1], aligned.shape[0]))
+
+
+def even_light(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
+    """Divide an aligned capture, float32 (H, W), by its smooth difference in light to the mean image."""
+    return aligned / light_of(aligned, templates)
 
 
 def build_unit_space(
@@ -224,7 +221,7 @@ def build_unit_space(
     """Build the unit space of a shape from its references, which need not be aligned with one another.
 
     Args:
-        references: Gray captures, float32 (H, W), 0..1, all of one size.
+        references: Captures, all of one size: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         names: The references' names, for errors and `outliers`.
         field_boxes: x0, y0, x1, y1 around the pins' tops of each reference, px in that reference's image. None if
             unknown: the layout's grid is then fitted to the references (`grid.py`).
@@ -240,7 +237,8 @@ def build_unit_space(
         UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another size or
             shows something else, or no pin field was found.
     """
-    placed = place_references(references, names, field_boxes, corners, shape, layout, params)
+    grays = [gray_of(image) for image in references]
+    placed = place_references(grays, names, field_boxes, corners, shape, layout, params)
     require_confidence(placed)
     aligned, grid = placed.aligned, placed.grid
     middle, kept, evened = np.median(aligned, axis=0), np.ones(len(references), bool), aligned
@@ -249,7 +247,30 @@ def build_unit_space(
         evened = np.stack([even_light(image, templates) for image in aligned])
         kept = _inliers(evened, templates)
         middle = evened[kept].mean(axis=0)
-    return _summarized(middle, evened, kept, names, grid, shape, params)
+    middle = middle.astype(np.float32)
+    # A reference is part of its mean image, so it differs from that image less than a new capture does, by this factor.
+    widen = float(np.sqrt((kept.sum() + 1) / (kept.sum() - 1)))
+    templates = pin_templates(middle, grid.centers.astype(np.float32), grid.pitch)
+    pin_location, pin_precision, pin_white = _unit_group(evened[kept], templates, widen, params)
+    colors = [
+        without_light(warp(image, place, (middle.shape[1], middle.shape[0])), light_of(gray, templates))
+        for image, place, gray, is_kept in zip(references, placed.alignments, aligned, kept, strict=True)
+        if is_kept
+    ]
+    return UnitSpace(
+        shape=shape,
+        layout=layout,
+        mean=middle,
+        grid=grid.matrix,
+        references=tuple(names),
+        outliers=tuple(name for name, is_kept in zip(names, kept, strict=True) if not is_kept),
+        nsoartc=params.nsoartc(),
+        white=widen * _white(colors, middle, params),
+        per_picture=params.scaling == "per_picture",
+        pin_location=pin_location,
+        pin_precision=pin_precision,
+        pin_white=pin_white,
+    )
 
 
 def _inliers(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
@@ -264,44 +285,23 @@ def _inliers(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
     return (worst_pin <= _OUTLIER_PIN * np.median(worst_pin)) & (misfits <= _OUTLIER_MISFIT * np.median(misfits))
 
 
-def _summarized(
-    mean: np.ndarray,
-    evened: np.ndarray,
-    kept: np.ndarray,
-    names: Sequence[str],
-    grid: PinGrid,
-    shape: str,
-    params: DstParams,
-) -> UnitSpace:
-    mean = mean.astype(np.float32)
-    inliers = evened[kept]
-    # A reference is part of its mean image, so it differs from that image less than a new capture does, by this factor.
-    widen = np.sqrt((len(inliers) + 1) / (len(inliers) - 1))
-    distances = np.stack([distance_image(image, mean, params.window, params.stride) for image in inliers]) * widen
-    location = np.median(distances, axis=0)
-    scale = _MAD_TO_SIGMA * np.median(np.abs(distances - location), axis=0)
-    templates = pin_templates(mean, grid.centers.astype(np.float32), grid.pitch)
+def _unit_group(
+    inliers: np.ndarray, templates: PinTemplates, widen: float, params: DstParams
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return `pin_location`, `pin_precision` and `pin_white` of the references, (n, H, W), with their light evened."""
     features = np.stack([measure_pins(image, templates)[:, :SCORED] for image in inliers])
-    pin_location = np.median(features, axis=0).astype(np.float32)
-    deviations = (features - pin_location).reshape(-1, SCORED) * widen
+    location = np.median(features, axis=0).astype(np.float32)
+    deviations = (features - location).reshape(-1, SCORED) * widen
     precision = _precision(deviations)
-    reference_distances = np.sqrt(np.einsum("nk,kl,nl->n", deviations, precision, deviations))
-    return UnitSpace(
-        shape=shape,
-        layout=grid.layout,
-        mean=mean,
-        location=location.astype(np.float32),
-        scale=scale.astype(np.float32),
-        grid=grid.matrix,
-        references=tuple(names),
-        outliers=tuple(name for name, is_kept in zip(names, kept, strict=True) if not is_kept),
-        white=float(np.quantile(distances, params.scale_quantile)),
-        pin_location=pin_location,
-        pin_precision=precision.astype(np.float32),
-        pin_white=float(max(np.quantile(reference_distances, params.scale_quantile), 3.0)),
-        window=params.window,
-        stride=params.stride,
-    )
+    distances = np.sqrt(np.einsum("nk,kl,nl->n", deviations, precision, deviations))
+    return location, precision.astype(np.float32), float(max(np.quantile(distances, params.white_quantile), 3.0))
+
+
+def _white(inliers: Sequence[FloatImage], mean: FloatImage, params: DstParams) -> float:
+    """Return the NSOARTC distance that is white, from the references with their light evened."""
+    settings = params.nsoartc()
+    distances = np.stack([nsoartc(image, mean, settings, same_size=True) for image in inliers])
+    return params.white * float(np.quantile(distances, params.white_quantile))
 
 
 def _precision(deviations: np.ndarray) -> np.ndarray:
@@ -316,6 +316,10 @@ def _unpacked(name: str, array: np.ndarray) -> object:
         return tuple(str(text) for text in array)
     if name == "shape":
         return str(array)
-    if name in ("window", "stride"):
-        return int(array)
+    if name == "per_picture":
+        return bool(array)
+    if name == "nsoartc":
+        values = json.loads(str(array))
+        own_parts = {part: tuple(map(tuple, rows)) for part, rows in values["own_parts"].items()}
+        return NsoartcSettings(**values | {"parts": tuple(values["parts"]), "own_parts": own_parts})
     return float(array) if array.ndim == 0 else array

@@ -204,7 +204,7 @@ def _render_setup(
         _photograph(rng, setup, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)
     ]
     space = build_unit_space(
-        [_gray(image) for image in references],
+        references,
         [f"reference {index}" for index in range(len(references))],
         None,
         shape,
@@ -243,10 +243,6 @@ def _photograph(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: 
     return decode(virtual_line.encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range))))
 
 
-def _gray(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-
-
 def _add_views(
     pictures: dict[tuple[str, str], list[bytes]],
     role: str,
@@ -256,7 +252,7 @@ def _add_views(
     cell: int,
     dst: DstParams,
 ) -> None:
-    capture = align_capture(_gray(image), space, dst.maximum_shift)
+    capture = align_capture(image, space, dst.maximum_shift)
     style = Style(layout, cell, grid=True, jpeg_quality=JPEG_QUALITY)
     for view in VIEWS:
         pictures[view, role].append(virtual_line.encode_jpeg(draw_view(view, image, capture, style), JPEG_QUALITY))
