@@ -4,7 +4,8 @@
     python benchmarks/dst_stage.py faults     some parts; the others keep their figures
 
 Reads data/captures (and data/splits.csv, if the raw stage has written it) and writes benchmarks/results/dst_stage.json
-and dst_stage.md. The parts are throughput_ms, increment and faults. One core, about two minutes.
+and dst_stage.md. The parts are throughput (against an older revision, in a git worktree), steps_ms, formats and faults.
+One core, about two minutes.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -29,17 +30,21 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from pinspect.captures.raw import COLUMNS, build_raw
-from pinspect.core.images import read_image, to_gray
+from pinspect.core.images import read_image
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
-from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.aligned import align_capture, place_capture
+from pinspect.nsoartc.alignment import align
 from pinspect.nsoartc.dst import Reading, build_dst
-from pinspect.nsoartc.dst_view import paint_dst_view
+from pinspect.nsoartc.dst_view import dst_view, encode_dst
 from pinspect.nsoartc.pin_scores import measure_pins
-from pinspect.nsoartc.unit_space import UnitSpace, even_light
+from pinspect.nsoartc.pixels import gray_of
+from pinspect.nsoartc.unit_space import UnitSpace
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+OLD = "8b64c44"  # the last revision with the DST view of the first release, written as PNG
+CAPTURES, ROUNDS = 40, 3
 
 
 def main() -> None:
@@ -85,77 +90,131 @@ def reading_of(params: Params) -> Reading:
     return Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
 
 
-def gray_of(raw: Path, file: str, params: Params) -> np.ndarray:
-    return to_gray(read_image(raw / file, params.raw.max_pixels))
-
-
 # From file to file
 
 
-def seconds(job: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
-    job()
-    return clock() - start
-
-
 def throughput(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
-    """Milliseconds from image file to DST file, one core, by step."""
-    space = UnitSpace.load(raw.parent / "dst/unit_space/camera-CYLN.npz")
-    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:40]
-    steps = dict.fromkeys(("decode", "align", "measure", "draw", "encode"), 0.0)
-    for file in files:
-        marks = [time.process_time()]
-        gray = gray_of(raw, file, params)
-        marks.append(time.process_time())
-        aligned = warp(gray, align(gray, space.mean, params.dst.maximum_shift), space.size)
-        marks.append(time.process_time())
-        evened = even_light(aligned, space.templates)
-        measures = measure_pins(evened, space.templates)
-        marks.append(time.process_time())
-        view = paint_dst_view(evened, measures, space.pin_distances(measures), space)
-        marks.append(time.process_time())
-        cv2.imwrite(str(folder / "view.png"), view[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
-        marks.append(time.process_time())
-        for name, taken in zip(steps, np.diff(marks), strict=True):
-            steps[name] += taken / len(files) * 1e3
-    total = sum(steps.values())
-    return {name: round(value, 2) for name, value in steps.items()} | {
-        "total": round(total, 2),
-        "captures_a_second": round(1e3 / total, 1),
-        "share_of_decoding_and_encoding": round((steps["decode"] + steps["encode"]) / total, 2),
-    }
+    """Return captures per second from image file to DST file of this tree and of `OLD`, on one core.
 
-
-# Adding ten captures to a thousand
-
-
-def increment(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
-    """Seconds of the dst stage: clean on 1000 captures, with ten more added, and clean on all of them."""
-    root = folder / "growing"
-    reading = reading_of(params)
-    virtual = params.raw.virtual.model_copy(update={"train": 990, "test": 0})
-    raw_params = params.raw.model_copy(update={"virtual": virtual})
-    (root / "captures/images").mkdir(parents=True)
-    (root / "captures/labels.csv").write_text("file,shape,judgement,defect_mode,defect_position,role\n")
-    build_raw(root / "captures", root / "raw", root / "splits.csv", params.contract(), raw_params)
-    manifest = pd.read_csv(root / "raw/manifest.csv", dtype=str, keep_default_na=False)
-    first = pd.concat([manifest[manifest["role"] == "reference"], manifest[manifest["role"] != "reference"][:-10]])
-    first.to_csv(root / "raw/manifest.csv", index=False)
-    clean = seconds(lambda: build_dst(root / "raw", root / "dst", reading, workers=1))
-    manifest.to_csv(root / "raw/manifest.csv", index=False)
-    added = seconds(lambda: build_dst(root / "raw", root / "dst", reading, workers=1))
-    build_dst(root / "raw", root / "again", reading, workers=1)
+    Both trees run the function of stage dst that makes one capture's DST file, in rounds that alternate between them.
+    """
+    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:CAPTURES]
+    (folder / "files.json").write_text(json.dumps(list(files)), encoding="utf-8")
+    old = folder / "old"
+    subprocess.run(["git", "worktree", "add", "--detach", "--force", str(old), OLD], cwd=ROOT, check=True)
+    times: dict[str, list[float]] = {"old": [], "new": []}
+    try:
+        for _ in range(ROUNDS):
+            for name, tree in (("old", old), ("new", ROOT)):
+                times[name].append(_milliseconds(tree, raw, folder))
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
+    ms = {name: float(np.median(values)) for name, values in times.items()}
     return {
-        "captures": len(first),
-        "clean_s": round(clean, 2),
-        "ten_more_s": round(added, 2),
-        "share": round(added / clean, 4),
-        "identical_to_a_clean_run": _contents(root / "dst") == _contents(root / "again"),
+        "old_revision": OLD,
+        "old_ms": round(ms["old"], 2),
+        "new_ms": round(ms["new"], 2),
+        "old_captures_a_second": round(1e3 / ms["old"], 1),
+        "new_captures_a_second": round(1e3 / ms["new"], 1),
+        "ratio": round(ms["old"] / ms["new"], 2),
     }
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _milliseconds(tree: Path, raw: Path, folder: Path) -> float:
+    """Return the milliseconds of process time that a tree needs to make a capture's DST file."""
+    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WORKER, str(raw), str(folder / "files.json"), str(folder / "round")]
+    done = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True)
+    shutil.rmtree(folder / "round")
+    return float(done.stdout)
+
+
+# Runs in the tree of either revision.
+WORKER = """
+import hashlib, json, sys, time
+from pathlib import Path
+import cv2
+from pinspect.core.manifests import read_manifest
+from pinspect.core.params import load_params
+from pinspect.nsoartc.dst import BuiltUnitSpace, Comparison, Reading, build_dst, draw_dst_view
+
+cv2.setNumThreads(1)
+raw, names, out = map(Path, sys.argv[1:])
+params = load_params("params.yaml")
+reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
+build_dst(raw, out / "dst", reading, workers=1)
+path = out / "dst/unit_space/camera-CYLN.npz"
+space = BuiltUnitSpace(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), ())
+comparisons = [(file, Comparison(str(raw / file), "", space)) for file in json.loads(names.read_text())]
+draw_dst_view(reading, comparisons[0], out)
+start = time.process_time()
+for comparison in comparisons:
+    draw_dst_view(reading, comparison, out)
+print((time.process_time() - start) / len(comparisons) * 1e3)
+"""
+
+
+def steps(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
+    """Return the milliseconds of each step from image file to DST file."""
+    space = UnitSpace.load(raw.parent / "dst/unit_space/camera-CYLN.npz")
+    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:CAPTURES]
+    names = ("decode", "align", "map", "even the light", "measure the pins", "stage 1", "picture", "encode")
+    taken = np.zeros((len(files), len(names)))
+    for number, file in enumerate(files):
+        marks = [time.process_time()]
+
+        def done(value: object, marks: list[float] = marks) -> None:
+            marks.append(time.process_time())
+
+        image = np.asarray(read_image(raw / file, params.raw.max_pixels))
+        done(image)
+        place = align(gray_of(image), space.mean, params.dst.maximum_shift)
+        done(place)
+        capture = place_capture(image, place, space)
+        done(capture)
+        done(capture.evened)
+        done(measure_pins(capture.evened, space.templates))
+        done(capture.distance)
+        picture = dst_view(capture)
+        done(picture)
+        done(encode_dst(picture))
+        taken[number] = np.diff(marks) * 1e3
+    return {name: round(float(value), 2) for name, value in zip(names, np.median(taken, axis=0), strict=True)}
+
+
+def formats(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> dict:
+    """Return milliseconds, bytes and loss (mean and largest level of 255) of DST pictures in several formats."""
+    space = UnitSpace.load(raw.parent / "dst/unit_space/camera-CYLN.npz")
+    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:CAPTURES]
+    images = [np.asarray(read_image(raw / file, params.raw.max_pixels)) for file in files]
+    pictures = [dst_view(align_capture(image, space, params.dst.maximum_shift)) for image in images]
+    full_color = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    jpeg = {f"JPEG {q}": (".jpg", (cv2.IMWRITE_JPEG_QUALITY, q, *full_color)) for q in (90, 95, 98)}
+    options = {
+        "PNG, level 1": (".png", (cv2.IMWRITE_PNG_COMPRESSION, 1)),
+        "PNG, level 6": (".png", (cv2.IMWRITE_PNG_COMPRESSION, 6)),
+        "PNG, run lengths": (".png", (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)),
+        "WebP, lossless": (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101)),
+        **jpeg,
+    }
+    rows = {}
+    for name, (suffix, flags) in options.items():
+        taken, sizes, mean_losses, largest = [], [], [], 0
+        for picture in pictures:
+            start = time.process_time()
+            content = cv2.imencode(suffix, picture[..., ::-1], flags)[1]
+            taken.append(time.process_time() - start)
+            loss = np.abs(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB).astype(int) - picture)
+            sizes.append(len(content))
+            mean_losses.append(loss.mean())
+            largest = max(largest, int(loss.max()))
+        rows[name] = {
+            "ms": round(float(np.median(taken)) * 1e3, 2),
+            "bytes": round(float(np.mean(sizes))),
+            "mean_loss": round(float(np.mean(mean_losses)), 2),
+            "largest_loss": largest,
+        }
+    return rows
 
 
 # Faults
@@ -229,41 +288,49 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-PARTS = {
-    "throughput_ms": throughput,
-    "increment": increment,
-    "faults": faults,
-}
+PARTS = {"throughput": throughput, "steps_ms": steps, "formats": formats, "faults": faults}
 
 
 # The page
 
 
 def as_markdown(results: dict) -> str:
-    flow, growth = results["throughput_ms"], results["increment"]
-    equality = "byte for byte that" if growth["identical_to_a_clean_run"] else "NOT that"
+    flow, taken = results["throughput"], results["steps_ms"]
     return "\n".join(
         [
             "# The dst stage: figures",
             "",
             f"Made by `python benchmarks/dst_stage.py` on {results['machine']}. `dst_stage.json` has the same figures.",
             "",
-            "## From image file to DST file, one core (ms a capture)",
+            "## From image file to DST file, one core",
             "",
-            "| " + " | ".join(flow) + " |",
-            "|" + " --- |" * len(flow),
-            "| " + " | ".join(str(value) for value in flow.values()) + " |",
+            "| | ms a capture | captures a second |",
+            "| --- | --- | --- |",
+            f"| revision {flow['old_revision']} | {flow['old_ms']} | {flow['old_captures_a_second']} |",
+            f"| today | {flow['new_ms']} | {flow['new_captures_a_second']} |",
+            f"| ratio | {flow['ratio']} | |",
             "",
-            "## Ten captures more",
+            "Today's steps in ms, medians:",
             "",
-            f"A clean run of the dst stage on {growth['captures']} captures takes {growth['clean_s']} s,",
-            f"with ten more added {growth['ten_more_s']} s: {growth['share']:.1%}.",
-            f"The folder is {equality} of a clean run.",
+            "| " + " | ".join(taken) + " |",
+            "|" + " --- |" * len(taken),
+            "| " + " | ".join(str(value) for value in taken.values()) + " |",
+            "",
+            "## Formats of a DST picture",
+            "",
+            "Loss in levels of 255. The stage writes JPEG 95 with full color resolution.",
+            "",
+            "| format | ms | bytes | mean loss | largest loss |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                f"| {name} | {row['ms']} | {row['bytes']} | {row['mean_loss']} | {row['largest_loss']} |"
+                for name, row in results["formats"].items()
+            ),
             "",
             "## Damaged and unusual files",
             "",
             "One defective capture as ten kinds of file, through the dst stage together with good captures. The",
-            "difference is that of the DST view from the capture's own, in levels of 255, on average.",
+            "difference is that of the DST picture from the capture's own, in levels of 255, on average.",
             "",
             "| file | outcome | difference | message |",
             "| --- | --- | --- | --- |",

@@ -27,11 +27,12 @@ from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.core.params import Params, load_params
 from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
 from pinspect.nsoartc.light import light_field
 from pinspect.nsoartc.localizer import DIRECTIONS, Localization, localize
-from pinspect.nsoartc.parts import NsoartcSettings
+from pinspect.nsoartc.parts import matrix_of
 from pinspect.nsoartc.pin_scores import measure_pins, top_brightness
 from pinspect.nsoartc.pixels import LUMINANCE
 from pinspect.nsoartc.reduction import reduce_dst
@@ -245,7 +246,7 @@ def speed(params: Params) -> dict:
 
 def series_way(capture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Compute stage 1 as the public series does: a convolution, then SciPy's distance pixel by pixel."""
-    parts = torch.from_numpy(np.stack([SMALL.matrix(name) for name in SMALL.parts]))[:, None]
+    parts = torch.from_numpy(np.stack([matrix_of(SMALL, name) for name in SMALL.parts]))[:, None]
     images = [reference, *np.moveaxis(capture, -1, 0)]
     reference_responses, *channels = (
         torch.nn.functional.conv2d(torch.from_numpy(np.ascontiguousarray(image))[None, None], parts)[0].numpy()

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from line_captures import Group, floats, read_line
 
+from pinspect.core.nsoartc_settings import PART_NAMES, NsoartcSettings
 from pinspect.core.params import load_params
 from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
-from pinspect.nsoartc.dst_view import dst_view
-from pinspect.nsoartc.parts import PART_NAMES, FloatImage, NsoartcSettings, default_part
+from pinspect.nsoartc.parts import FloatImage, default_part
 from pinspect.nsoartc.pixels import LUMINANCE
 from pinspect.nsoartc.reduction import reduce_dst
 
@@ -83,9 +83,6 @@ def sheet(group: Group, modes: tuple[str, ...], *, with_view: bool) -> Image.Ima
             f"{group.name}, {mode}, {group.table['defect_position'][index]}": capture,
             "NSOARTC, stage 1": dst_picture(distances[index], white),
         }
-        if with_view:
-            gray = (capture.astype(np.float32) @ LUMINANCE / 255).astype(np.float32)
-            pictures["the DST view of the first release"] = dst_view(gray, group.space)
         columns.append(np.vstack([captioned(picture, caption, WIDTH) for caption, picture in pictures.items()]))
     half = len(columns) // 2
     return Image.fromarray(np.vstack([np.hstack(columns[:half]), np.hstack(columns[half:])]))

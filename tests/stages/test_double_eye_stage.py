@@ -68,7 +68,7 @@ def test_both_views_of_a_connector_name_one_double_eye(finished):
     for capture, row in table.iterrows():
         eye, _, connector = capture.partition("_")
         left = table.loc[f"left_{connector}"]
-        assert row[EYES_FILE] == left["dst_file"].replace(".png", "-EYES.png"), (eye, connector)
+        assert row[EYES_FILE] == left["dst_file"].replace(".jpg", "-EYES.png"), (eye, connector)
     assert len(set(table[EYES_FILE])) == len(LINE) / 2
     assert all((finished / "data/dst" / file).is_file() for file in table[EYES_FILE])
 
@@ -92,7 +92,7 @@ def test_a_second_run_changes_nothing(root):
 
 
 def test_adding_a_pair_draws_only_that_pair_and_equals_a_clean_run(root, tmp_path):
-    times = {path: path.stat().st_mtime_ns for path in (root / "data/dst/images").rglob("*.png")}
+    times = {path: path.stat().st_mtime_ns for path in (root / "data/dst/images").rglob("*.*")}
     drop_raw(root, stereo("more", passed_pins(70), 170))
     assert build(root).made == 2
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())

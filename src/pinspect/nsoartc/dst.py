@@ -1,7 +1,7 @@
 """The dst folder: the unit space of every line, and the DST view of every capture.
 
 unit_space/<source>-<SHAPE>.npz      one per line, built from its references (two eyes: <source>-<SHAPE>-<eye>.npz)
-images/<2 hex>/<20 hex>.png          the DST view of a capture, in px of the unit space
+images/<2 hex>/<20 hex>.jpg          the DST picture of a capture, in px of the unit space
 images/<2 hex>/<20 hex>-EYES.png     the double-eye of a connector with two views, named after the left view
 scores.csv                           one row per inspected capture: the pins' scores, the features of the highest pin
 manifest.csv                         one row per capture: its DST view and place, or the reason why it was set aside
@@ -26,6 +26,7 @@ from pinspect.captures.corners import CORNERS, read_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
+from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
@@ -33,7 +34,7 @@ from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
-from pinspect.nsoartc.dst_view import double_eye, dst_view
+from pinspect.nsoartc.dst_view import DST_SUFFIX, double_eye, dst_view, encode_dst
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.references import GRIDS, References, grid_picture, line_references
@@ -43,7 +44,7 @@ from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
 EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
-_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # level 6 makes these files a fifth smaller and takes five times as long
+_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 Record = dict[str, Any]
 
@@ -231,8 +232,8 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
         return Product((), {"error": str(error)})
     unit_space = capture.unit_space
     measures = measure_pins(capture.evened, unit_space.templates)
-    dst_file = str(PurePosixPath(file).with_suffix(".png"))
-    _write_png(folder / dst_file, dst_view(capture)[..., ::-1])
+    dst_file = str(PurePosixPath(file).with_suffix(DST_SUFFIX))
+    write_file(folder / dst_file, encode_dst(dst_view(capture)))
     scores = score_row(measures, unit_space)
     return Product((dst_file,), _placed(dst_file, capture.alignment) | {"error": "", "scores": scores})
 

@@ -13,6 +13,13 @@ import numpy.typing as npt
 from pinspect.nsoartc.aligned import AlignedCapture
 from pinspect.nsoartc.distance import dst_picture
 
+DST_SUFFIX = ".jpg"
+# Full color resolution: hues show where a pin has moved. A lossless PNG takes seven times as long and four times the room.
+_JPEG = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 95),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+
 
 def dst_view(capture: AlignedCapture) -> npt.NDArray[np.uint8]:
     """Draw the DST picture of an aligned capture.
@@ -27,6 +34,11 @@ def dst_view(capture: AlignedCapture) -> npt.NDArray[np.uint8]:
     space = capture.unit_space
     picture = dst_picture(capture.distance, None if space.per_picture else space.white)
     return at_full_size(picture, capture)
+
+
+def encode_dst(picture: npt.NDArray[np.uint8]) -> bytes:
+    """Return a DST picture, uint8 (H, W, 3), RGB, as the bytes of a JPEG file (benchmarks/results/dst_stage.md)."""
+    return cv2.imencode(DST_SUFFIX, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _JPEG)[1].tobytes()
 
 
 def double_eye(left: AlignedCapture, right: AlignedCapture) -> npt.NDArray[np.uint8]:
