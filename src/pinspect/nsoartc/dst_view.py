@@ -14,7 +14,7 @@ from pinspect.nsoartc.aligned import AlignedCapture
 from pinspect.nsoartc.distance import dst_picture
 
 DST_SUFFIX = ".jpg"
-# Full color resolution: hues show where a pin has moved. A lossless PNG takes seven times as long and four times the room.
+# Full color resolution: hues show where a pin has moved. A lossless PNG takes 7 times as long and 4 times the room.
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
