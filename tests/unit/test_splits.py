@@ -199,3 +199,34 @@ def test_both_eyes_views_of_a_connector_share_a_split():
     assert len(set(splits.values())) > 1
     assert views[1].shot == views[0].shot == "_0.jpg"
     assert Candidate("camera0_1.jpg", "", "", False).shot == ""
+
+
+def shots(eyes: str, shot: int, **options) -> list[Candidate]:
+    """Return views of a passed shot of the series by the eyes' digits; `options` by digit, as for `candidate`."""
+    names = [f"OK_camera{shot}_{eye}_400_400_89_0_0_OK.jpg" for eye in eyes]
+    return [candidate(name, **options.get(f"eye_{eye}", {})) for eye, name in zip(eyes, names, strict=True)]
+
+
+def test_both_eyes_and_all_captures_of_a_shot_share_a_split():
+    other_light = candidate("OK_camera3_0_310_480_89_0_0_OK.jpg")
+    for shot in range(40):
+        decided = splits_of(shots("02", shot))
+        assert len(set(decided.values())) == 1
+    assert len(set(splits_of([*shots("02", 3), other_light]).values())) == 1
+
+
+def test_a_shot_joins_a_near_duplicate_of_its_second_view():
+    for shot in range(1, 40):
+        first = shots("02", 0)
+        second = shots("02", shot, eye_2={"bits": 9, "like": first[1].file})
+        decided, remarks = assign_splits([*first, *second], RULE, {})
+        assert len(set(decided.values())) == 1
+        assert remarks == []
+
+
+def test_a_later_shot_joins_and_moves_no_recorded_one():
+    first = shots("02", 0)
+    recorded = splits_of(first)
+    later = shots("02", 5, eye_2={"bits": 9, "like": first[1].file})
+    assert splits_of([*first, *later], recorded) == splits_of([*first, *later])
+    assert splits_of([*first, *later], recorded).items() >= recorded.items()

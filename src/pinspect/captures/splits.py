@@ -2,8 +2,8 @@
 
 A hash of a capture's content decides, so neither names nor order matter. Near-duplicates (the same picture, stored
 again or brightened) would leak from training into the test, so a later capture joins the split of the oldest capture
-that it nearly equals. All captures of one shot (both eyes, see `core.names`) stay together, too. A decided split is
-recorded and never changes.
+that it nearly equals. All captures of one shot (both eyes, see `core.names`) stay together, too: the near-duplicates of
+all its views decide. A decided split is recorded and never changes.
 
 Two pictures are near-duplicates when their perceptual hashes differ in few bits. On the sample line, where all
 pictures look alike, the hashes of two distinct captures differ in at least 34 of 256 bits (half of the pairs in 103).
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,15 @@ def assign_splits(
     hashes = np.array([list(bytes.fromhex(one.perceptual_hash)) for one in by_age], np.uint8).reshape(len(by_age), 32)
     splits: dict[str, str] = {}
     oldest_of_shot: dict[str, Candidate] = {}
+    by_shot: dict[str, list[int]] = defaultdict(list)
+    for age, capture in enumerate(by_age):
+        by_shot[capture.shot].append(age)
     remarks = []
     most_alike = 0
     for age, capture in enumerate(by_age):
-        bits = np.bitwise_count(hashes[:age] ^ hashes[age]).sum(axis=1, dtype=np.int64)
+        is_new_shot = capture.sha256 not in recorded and capture.shot and capture.shot not in oldest_of_shot
+        views = [age, *(by_shot[capture.shot] if is_new_shot else ())]  # the first view decides for all of its shot
+        bits = np.bitwise_count(hashes[:age, None] ^ hashes[None, views]).sum(axis=-1, dtype=np.int64).min(axis=1)
         older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
         if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
             older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
