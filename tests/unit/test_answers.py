@@ -91,6 +91,9 @@ lines = st.sampled_from(
         "- defect position->X:10, Y:U",
         "- defect mode->NA",
         "- defect position->NA",
+        *CONTRACT.render_grid(CONTRACT.grid()).split("\n"),
+        "- rows->D,D,U",
+        "- rows->D,U",
         "",
     ]
 )
@@ -100,7 +103,7 @@ lines = st.sampled_from(
 def test_pattern_and_parser_agree_on_every_text(text, kind):
     matches = bool(re.search(CONTRACT.pattern(kind), text))
     try:
-        CONTRACT.parse(text, kind)
+        CONTRACT.parse_grid(text) if kind is AnswerKind.GRID else CONTRACT.parse(text, kind)
     except AnswerFormatError:
         assert not matches
     else:
@@ -173,3 +176,33 @@ def test_the_contract_follows_the_layout_of_the_params(columns, rows):
     assert f"->{columns * len(rows)} pins" in text
     assert re.search(contract.pattern(), text)
     assert contract.parse(text).defect_position == contract.layout.addresses[-1]
+
+
+@given(st.permutations(range(9)), st.permutations(range(3)))
+def test_a_grid_answer_is_read_back_and_matches_its_pattern(columns, rows):
+    answer = CONTRACT.grid(columns, rows)
+    text = CONTRACT.render_grid(answer)
+    assert CONTRACT.parse_grid(text) == answer
+    assert re.search(CONTRACT.pattern(AnswerKind.GRID), text)
+
+
+def test_a_grid_answer_lists_the_marks_in_the_order_of_the_picture():
+    assert CONTRACT.render_grid(CONTRACT.grid()) == "- columns->1,2,3,4,5,6,7,8,9\n- rows->U,C,D"
+    shuffled = CONTRACT.grid((8, 7, 6, 5, 4, 3, 2, 1, 0), (1, 2, 0))
+    assert CONTRACT.render_grid(shuffled) == "- columns->9,8,7,6,5,4,3,2,1\n- rows->C,D,U"
+
+
+def test_a_grid_answer_with_a_wrong_number_of_marks_is_explained():
+    with pytest.raises(AnswerFormatError, match=r"line 1: expected 9 numbers of 1, 2, .* found '1,2,3'"):
+        CONTRACT.parse_grid("- columns->1,2,3\n- rows->U,C,D")
+    with pytest.raises(AnswerFormatError, match="line 2: expected 3 letters of U, C, D"):
+        CONTRACT.parse_grid("- columns->1,2,3,4,5,6,7,8,9\n- rows->U,C,Q")
+
+
+def test_modes_may_be_any_words_of_the_line():
+    contract = AnswerContract(LAYOUT, ("CYLN",), ("X-plus", "X", "pullout", "Y-minus", "wrong.color+1"))
+    for mode in contract.defect_modes:
+        answer = contract.defective("CYLN", "RAW", mode, Address(9, "D"))
+        assert contract.parse(contract.render(answer)) == answer
+        assert re.search(contract.pattern(), contract.render(answer))
+    assert not re.search(contract.pattern(), contract.render(answer).replace("wrong.color+1", "wrong-colorr1"))

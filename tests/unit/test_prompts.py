@@ -80,7 +80,7 @@ def test_only_prompts_about_distance_images_mention_a_white_circle():
 
 def test_instructions_stay_short_since_every_token_costs():
     assert max(len(text.split()) for text in prompts.texts()) <= 48
-    assert len(set(prompts.texts())) == len(PromptKind) * len(VIEWS) + 1
+    assert len(set(prompts.texts())) == len(PromptKind) * len(VIEWS) + len(prompts.SimpleKind)
 
 
 def test_an_unknown_view_is_refused_with_the_known_ones():

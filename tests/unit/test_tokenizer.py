@@ -12,6 +12,7 @@ from pinspect.pretraining.base import LINE_WORDS, new_base, pretext_texts
 
 LAYOUT = Layout(("U", "C", "D"), 9)
 MODES = ("bend", "X-plus", "Y-minus", "pullout", "stain", "Z-plus")  # the last two are not words of the vocabulary
+JUDGED = (AnswerKind.COMPARISON, AnswerKind.DISCRIMINATION)
 CONTRACT = AnswerContract(LAYOUT, ("CYLN", "OVAL"), MODES)
 
 
@@ -26,8 +27,9 @@ def answers() -> list[tuple[str, AnswerKind]]:
     chosen = [CONTRACT.defective(shape, "DST", mode, address) for shape in CONTRACT.shapes for mode in MODES]
     chosen.append(CONTRACT.passed("OVAL", "RAW"))
     return [
-        *((CONTRACT.render(answer, kind), kind) for answer in chosen for kind in AnswerKind if kind != AnswerKind.STAR),
+        *((CONTRACT.render(answer, kind), kind) for answer in chosen for kind in JUDGED),
         (CONTRACT.render(CONTRACT.star("CYLN", "RAW", address), AnswerKind.STAR), AnswerKind.STAR),
+        (CONTRACT.render_grid(CONTRACT.grid((3, 1, 2, 0, 8, 7, 6, 5, 4), (2, 0, 1))), AnswerKind.GRID),
     ]
 
 

@@ -9,14 +9,18 @@ Prompts, answer checks, constrained decoding and scoring take the grammar from t
     - defect position->X:3, Y:U
 
 A passed capture has `passed` in each of the last three lines. One-image answers have `- quantity of pins->` in the
-second line. The star answer, the worked example of a one-shot prompt, has the first, second and fifth line only.
+second line. The star answer, the worked example of a one-shot prompt, has the first, second and fifth line only. The
+grid answer has two lines of its own: the marks of the address grid, from the left and from above::
+
+    - columns->1,2,3,4,5,6,7,8,9
+    - rows->U,C,D
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,6 +40,7 @@ class AnswerKind(StrEnum):
     COMPARISON = "comparison"  # two images, or one stacked composite
     DISCRIMINATION = "discrimination"  # one image
     STAR = "star"
+    GRID = "grid"  # the marks of the address grid
 
 
 _LABELS = {
@@ -51,6 +56,24 @@ _LABELS[AnswerKind.DISCRIMINATION] = _LABELS[AnswerKind.COMPARISON] | {"number_o
 _LABELS[AnswerKind.STAR] = {
     field: _LABELS[AnswerKind.COMPARISON][field] for field in ("image_type", "number_of_pins", "defect_position")
 }
+_LABELS[AnswerKind.GRID] = {"columns": "columns", "rows": "rows"}
+
+
+@dataclass(frozen=True)
+class GridAnswer:
+    """The marks of an address grid, as a picture shows them.
+
+    Attributes:
+        columns: Marks of the columns, from the left.
+        rows: Marks of the rows, from above.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    def values(self) -> dict[str, str]:
+        """Return the marks as the strings behind the arrows of an answer."""
+        return {"columns": ",".join(self.columns), "rows": ",".join(self.rows)}
 
 
 @dataclass(frozen=True)
@@ -136,12 +159,42 @@ class AnswerContract:
         values = answer.values()
         return "\n".join(f"- {label}->{values[field]}" for field, label in _LABELS[kind].items())
 
+    def grid(self, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> GridAnswer:
+        """Return the answer about an address grid.
+
+        Args:
+            columns: For each column the index of the mark that is shown there; None for the usual order.
+            rows: The same for each row.
+        """
+        layout = self.layout
+        return GridAnswer(
+            tuple(str(index + 1) for index in (range(layout.columns) if columns is None else columns)),
+            tuple(layout.rows[index] for index in (range(len(layout.rows)) if rows is None else rows)),
+        )
+
+    def render_grid(self, answer: GridAnswer) -> str:
+        """Write an answer about an address grid, without a trailing newline."""
+        values = answer.values()
+        return "\n".join(f"- {label}->{values[field]}" for field, label in _LABELS[AnswerKind.GRID].items())
+
+    def parse_grid(self, text: str) -> GridAnswer:
+        """Read an answer about an address grid; marks may repeat.
+
+        Args:
+            text: The string, such as a model generates.
+
+        Raises:
+            AnswerFormatError: The string breaks the contract. The message names the line and what was expected.
+        """
+        values = self._split(text, AnswerKind.GRID)
+        return GridAnswer(tuple(values["columns"].split(",")), tuple(values["rows"].split(",")))
+
     def parse(self, text: str, kind: AnswerKind = AnswerKind.COMPARISON) -> Answer:
         """Read an answer.
 
         Args:
             text: The string, such as a model generates.
-            kind: The form of the answer.
+            kind: The form of the answer, not `GRID`, whose answers `parse_grid` reads.
 
         Returns:
             The facts.
@@ -206,6 +259,10 @@ class AnswerContract:
                 Constrained decoding needs it without.
         """
         labels = _LABELS[kind]
+        if kind is AnswerKind.GRID:
+            forms = self._line_forms()
+            body = "\n".join(f"- {label}->{forms[field][0]}" for field, label in labels.items())
+            return rf"\A{body}\Z" if anchored else body
         image_type = f"(?:{'|'.join(map(re.escape, self.shapes))})_(?:{'|'.join(VIEWS)})"
         columns = "|".join(str(column) for column in range(1, self.layout.columns + 1))
         address = f"X:(?:{columns}), Y:[{''.join(self.layout.rows)}]"
@@ -255,4 +312,12 @@ class AnswerContract:
                 f"{NO_ADDRESS}|{addresses}",
                 f"'{NO_ADDRESS}' or an address in {self.layout}, such as '{self.layout.addresses[0]}',",
             ),
+            "columns": _marks([str(column) for column in range(1, self.layout.columns + 1)], "numbers"),
+            "rows": _marks(self.layout.rows, "letters"),
         }
+
+
+def _marks(marks: Sequence[str], what: str) -> tuple[str, str]:
+    """Return the form of a line with one mark for each column or row, and its description."""
+    mark = f"(?:{'|'.join(marks)})"
+    return f"{mark}(?:,{mark}){{{len(marks) - 1}}}", f"{len(marks)} {what} of {', '.join(marks)}"

@@ -30,6 +30,13 @@ class PromptKind(StrEnum):
     STACKED = "stacked"  # one composite: passed above, inspected below
 
 
+class SimpleKind(StrEnum):
+    """Questions about what a picture shows, whose answers need no judgement."""
+
+    STAR = "star"  # a star image: where is the red star?
+    GRID = "grid"  # one composite: which marks has its address grid?
+
+
 _ROLE = "You are a visual inspector of pins."
 _REPORT = "Report image type, number of pins, your judgement, defect mode and defect position."
 _REPORT_ONE = "Report image type, quantity of pins, your judgement, defect mode and defect position."
@@ -60,6 +67,11 @@ INSTRUCTIONS = {(kind, view): text for view in VIEWS for kind, text in _instruct
 STAR_INSTRUCTION = (
     "A red star lies on one of the passed pins. "
     "Report image type, number of pins and, as defect position, the address of the star."
+)
+
+GRID_INSTRUCTION = (
+    "Read the yellow marks of this picture. Report the numbers of its columns from the left and the letters of its "
+    "rows from above."
 )
 
 
@@ -109,6 +121,17 @@ def stacked(view: str, answer: str | None = None, worked: str | None = None) -> 
     return [*example, _user(instruction, images=1), *_expected(answer)]
 
 
+def simple(kind: str, answer: str | None = None) -> list[Message]:
+    """Return the messages of a simple question about one picture.
+
+    Args:
+        kind: A `SimpleKind`.
+        answer: As for `two_image`.
+    """
+    instruction = {SimpleKind.STAR: STAR_INSTRUCTION, SimpleKind.GRID: GRID_INSTRUCTION}[SimpleKind(kind)]
+    return [_user(instruction, images=1), *_expected(answer)]
+
+
 def without_answer(messages: Sequence[Message]) -> list[Message]:
     """Return the messages without an expected answer at the end."""
     return list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
@@ -121,7 +144,7 @@ def image_count(messages: Sequence[Message]) -> int:
 
 def texts() -> tuple[str, ...]:
     """Return every instruction once: what a tokenizer must know besides the answers."""
-    return (*INSTRUCTIONS.values(), STAR_INSTRUCTION)
+    return (*INSTRUCTIONS.values(), STAR_INSTRUCTION, GRID_INSTRUCTION)
 
 
 def _instruction(kind: PromptKind, view: str) -> str:

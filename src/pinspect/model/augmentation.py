@@ -75,7 +75,7 @@ class Augmentation:
             mirrored = field[:: -1 if self.rows else 1, :: -1 if self.columns else 1].astype(np.float32)
             field[:] = np.clip(mirrored * self.gains[number] + 0.5, 0, 255)
             if self.marks:
-                _move_marks(single, cell, *self.marks)
+                move_marks(single, cell, *self.marks)
         if self.blank is not None and inspected:
             singles[-1][cell:, cell:] = self.blank
         return np.vstack(singles)
@@ -175,7 +175,15 @@ class Augmenter:
         return row | {"answer": text, "messages": [*before, {**last, "content": [{"type": "text", "text": text}]}]}
 
 
-def _move_marks(single: np.ndarray, cell: int, columns: Sequence[int], rows: Sequence[int]) -> None:
+def move_marks(single: np.ndarray, cell: int, columns: Sequence[int], rows: Sequence[int]) -> None:
+    """Move the marks of the address grid of a single composite, in place.
+
+    Args:
+        single: uint8 (H, W, 3).
+        cell: Side of a cell in px.
+        columns: For each column the index of the mark to show there.
+        rows: For each row the index of the mark to show there.
+    """
     top, left = single[:cell].copy(), single[:, :cell].copy()
     for place, mark in enumerate(columns, start=1):
         single[:cell, place * cell : (place + 1) * cell] = top[:, (mark + 1) * cell : (mark + 2) * cell]

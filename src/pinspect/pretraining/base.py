@@ -141,6 +141,7 @@ def pretext_texts(layout: Layout) -> tuple[list[str], list[str]]:
                         answer = pretext.neutral_answer(layout, shape, view, cells, kind)
                         pretext_only += [answer] if answer else []
     contract = AnswerContract(layout, pretext.SHAPES, pretext.CHANGES)
+    pretext_only.append(contract.render_grid(contract.grid()))
     shape, view = pretext.SHAPES[0], VIEWS[0]
     answers = [
         contract.passed(shape, view),

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
-from pinspect.core.answers import VIEWS, AnswerKind
+from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.core.layout import Address, Layout
+from pinspect.model.augmentation import move_marks
 from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat
 from pinspect.model.processor import ImageTextProcessor, patchify
 from pinspect.pretraining import pretext
@@ -23,10 +24,12 @@ from pinspect.pretraining.base import MERGE, PATCH
 from pinspect.pretraining.pretext import CELL_CLASSES, SetupPool
 
 MARGIN_CLASS = len(CELL_CLASSES)
+Marks = tuple[list[int], list[int]]  # for each column, and for each row, the index of the mark that is shown there
 STAR_CLASS = CELL_CLASSES.index("star")
 IMAGE_TYPES = tuple(f"{shape}_{view}" for shape in pretext.SHAPES for view in VIEWS)
-CHAT_KINDS = ("star", "two_image", "one_shot", "one_image", "stacked")
-CHAT_SHARES = (0.07, 0.46, 0.16, 0.12, 0.19)
+CHAT_KINDS = ("star", "grid", "two_image", "one_shot", "one_image", "stacked")
+CHAT_SHARES = (0.07, 0.06, 0.43, 0.15, 0.11, 0.18)
+SHUFFLED_MARKS = 0.25  # share of the see lesson's inspected pictures whose grid marks change places
 CHANGED_REFERENCES = 0.25  # share of the compare lesson's references with changed pins: the answer ignores these pins
 
 
@@ -50,6 +53,8 @@ class Lessons:
     def see(self, rng: np.random.Generator, images: int) -> dict[str, torch.Tensor]:
         """Draw pictures and the class of each cell; about 10 % are star images, some are stacked.
 
+        The marks of some grids change places, so that reading a mark takes more than knowing its place.
+
         Args:
             rng: Source of the random choices.
             images: Minimum number of pictures.
@@ -67,6 +72,8 @@ class Lessons:
                 self._stack(rng, group, view, int(rng.integers(len(group.cells))), pictures)
             else:
                 self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+                if rng.random() < SHUFFLED_MARKS:
+                    self._shuffle_marks(rng, pictures)
         return pictures.batch(self.layout)
 
     def compare(self, rng: np.random.Generator, chats: int) -> dict[str, torch.Tensor]:
@@ -80,38 +87,62 @@ class Lessons:
             The padded chats with `labels`; the pictures, see `_Pictures.batch`; `last`: int64 (chats,), the index of
             each chat's inspected picture; `looks`: see `_looks`.
         """
-        pictures, encoded, last, changed_pins = _Pictures(), [], [], []
+        pictures, encoded, last, looked_at = _Pictures(), [], [], []
         for _ in range(chats):
             group, view = self._group(rng), str(rng.choice(VIEWS))
             kind = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES))
-            draw = {"star": self._star_chat, "one_image": self._one_image_chat, "stacked": self._stacked_chat}
+            draw = {
+                "star": self._star_chat,
+                "grid": self._grid_chat,
+                "one_image": self._one_image_chat,
+                "stacked": self._stacked_chat,
+            }
             encoded.append(draw.get(kind, self._two_image_chat)(rng, group, view, kind, pictures))
             last.append(len(pictures.cells) - 1)
-            changed_pins.append(_only_changed_pin(pictures.cells[-1]))
+            pin = _only_changed_pin(pictures.cells[-1])
+            looked_at.append(self._marked_cells if kind == "grid" else [] if pin is None else [self._cell(pin)])
         tokenizer = self.processor.tokenizer
         batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
-        looks = self._looks(batch, changed_pins)
+        looks = self._looks(batch, looked_at)
         return batch | pictures.batch(self.layout) | {"last": torch.tensor(last), "looks": looks}
 
-    def _looks(self, batch: dict[str, torch.Tensor], changed_pins: list[int | None]) -> torch.Tensor:
+    def _looks(self, batch: dict[str, torch.Tensor], looked_at: list[list[int]]) -> torch.Tensor:
         """Return which image token each part of an answer should attend to: int64 (looks, 3) of chat, position, token.
 
-        The positions precede the mode, the column and the row in answers that name one pin; the image token is that
-        pin's token in the last image.
+        In an answer that names a pin, the positions before the mode, the column and the row attend to that pin. In an
+        answer about the grid, the position before each mark attends to the cell of that mark.
+
+        Args:
+            batch: The padded chats.
+            looked_at: For each chat, cells of the last picture in reading order: the pin, all marks, or nothing.
         """
         tokenizer = self.processor.tokenizer
-        colon, arrow, mode = tokenizer.convert_tokens_to_ids([":", "->", "\u0120mode"])
+        colon, comma, arrow, mode = tokenizer.convert_tokens_to_ids([":", ",", "->", "\u0120mode"])
         looks = []
-        for chat, (ids, labels, pin) in enumerate(zip(batch["input_ids"], batch["labels"], changed_pins, strict=True)):
-            if pin is None:
+        for chat, (ids, labels, cells) in enumerate(zip(batch["input_ids"], batch["labels"], looked_at, strict=True)):
+            if not cells:
                 continue
             in_answer = labels != IGNORED
-            guided = in_answer & ((ids == colon) | ((ids == arrow) & (ids.roll(1) == mode)))
+            if len(cells) == 1:
+                guided = in_answer & ((ids == colon) | ((ids == arrow) & (ids.roll(1) == mode)))
+            else:
+                guided = in_answer & ((ids == comma) | (ids == arrow))
             start = int(batch["mm_token_type_ids"][chat].nonzero()[-self.image_tokens])
-            row, column = divmod(pin, self.layout.columns)
-            token = start + (row + 1) * (self.layout.columns + 1) + column + 1
-            looks += [(chat, int(position), token) for position in guided.nonzero()[:, 0]]
+            positions = guided.nonzero()[:, 0].tolist()
+            targets = cells * len(positions) if len(cells) == 1 else cells
+            looks += [(chat, position, start + cell) for position, cell in zip(positions, targets, strict=True)]
         return torch.tensor(looks, dtype=torch.long).view(-1, 3)
+
+    def _cell(self, pin: int) -> int:
+        """Return the cell of a pin among all cells of a single composite, in reading order, margins included."""
+        row, column = divmod(pin, self.layout.columns)
+        return (row + 1) * (self.layout.columns + 1) + column + 1
+
+    @property
+    def _marked_cells(self) -> list[int]:
+        """The cells of the grid's marks: columns from the left, then rows from above."""
+        width = self.layout.columns + 1
+        return [*range(1, width), *(width * (row + 1) for row in range(len(self.layout.rows)))]
 
     def _group(self, rng: np.random.Generator) -> SetupPool:
         return self.pool[rng.integers(len(self.pool))]
@@ -152,12 +183,27 @@ class Lessons:
         self._inspected(group, view, index, pictures)
         pictures.stack()
 
+    def _shuffle_marks(self, rng: np.random.Generator, pictures: _Pictures) -> Marks:
+        """Let the grid marks of the last picture change places; return the mark of each column and each row."""
+        columns, rows = rng.permutation(self.layout.columns), rng.permutation(len(self.layout.rows))
+        move_marks(pictures.last, self.cell, columns.tolist(), rows.tolist())
+        pictures.marks[-1] = (columns.tolist(), rows.tolist())
+        return pictures.marks[-1]
+
     def _star_chat(
         self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         address = self._star(rng, group, view, pictures)
         answer = pretext.neutral_star(self.layout, group.shape, view, address)
-        return self._encode((kind, view, answer), lambda: prompts.two_image(view, None, answer)[:2], [1])
+        return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
+
+    def _grid_chat(
+        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+    ) -> EncodedChat:
+        self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+        contract = AnswerContract(self.layout, pretext.SHAPES, pretext.CHANGES)
+        answer = contract.render_grid(contract.grid(*self._shuffle_marks(rng, pictures)))
+        return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
 
     def _two_image_chat(
         self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
@@ -225,6 +271,22 @@ def cell_targets(cells: np.ndarray, layout: Layout) -> torch.Tensor:
     return torch.from_numpy(tokens.reshape(len(cells), -1)).long()
 
 
+def mark_targets(marks: Sequence[Marks | None], layout: Layout) -> torch.Tensor:
+    """Return the index of the mark in every marked cell.
+
+    Args:
+        marks: For each picture its marks; None for marks at their places.
+        layout: The pins.
+
+    Returns:
+        int64 (n, columns + rows): the column marks from the left, then the row marks from above; row marks have the
+        indices after those of the column marks.
+    """
+    at_their_places = list(range(layout.columns)), list(range(len(layout.rows)))
+    shown = [at_their_places if picture is None else picture for picture in marks]
+    return torch.tensor([[*columns, *(layout.columns + row for row in rows)] for columns, rows in shown])
+
+
 def _only_changed_pin(cells: np.ndarray) -> int | None:
     """Return the index of the only changed pin; None if no pin or several pins changed."""
     changed = np.flatnonzero(cells)
@@ -240,15 +302,22 @@ class _Pictures:
 
     def __init__(self) -> None:
         self.cells: list[np.ndarray] = []
+        self.marks: list[Marks | None] = []  # None: every mark at its place
         self._pictures: list[np.ndarray] = []
         self._types: list[int] = []
         self._heights: list[int] = []  # of each image, in pictures
+
+    @property
+    def last(self) -> np.ndarray:
+        """The picture that was added last."""
+        return self._pictures[-1]
 
     def add(self, picture: np.ndarray, cells: np.ndarray, image_type: str) -> None:
         """Add a picture, uint8 (H, W, 3), with the class of each pin and its image type."""
         self._pictures.append(picture)
         self._types.append(IMAGE_TYPES.index(image_type))
         self.cells.append(cells)
+        self.marks.append(None)
         self._heights.append(1)
 
     def stack(self) -> None:
@@ -259,7 +328,8 @@ class _Pictures:
         """Return the batch.
 
         `pixel_values` and `image_grid_thw` are Qwen3-VL's inputs. `seen`: int64 (pictures, tokens), the class of every
-        visual token. `types`: int64 (pictures,), the image types.
+        visual token. `marks`: int64 (pictures, columns + rows), see `mark_targets`. `types`: int64 (pictures,), the
+        image types.
         """
         images = torch.from_numpy(np.stack(self._pictures))
         rows, columns = images.shape[1] // PATCH, images.shape[2] // PATCH
@@ -267,5 +337,6 @@ class _Pictures:
             "pixel_values": patchify(images, PATCH, MERGE),
             "image_grid_thw": torch.tensor([[1, rows * height, columns] for height in self._heights]),
             "seen": cell_targets(np.stack(self.cells), layout),
+            "marks": mark_targets(self.marks, layout),
             "types": torch.tensor(self._types),
         }

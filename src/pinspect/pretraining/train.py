@@ -170,7 +170,7 @@ def match_lengths(trainer: BaseTrainer, lessons: Lessons) -> None:
     for parameter in visual.merger.linear_fc2.parameters():
         parameter.mul_(share)
     heads = trainer.heads
-    for head in (heads.seen, heads.image_type, heads.seen_address.column, heads.seen_address.row):
+    for head in (heads.seen, heads.mark, heads.image_type, heads.seen_address.column, heads.seen_address.row):
         head.weight.div_(share)
 
 

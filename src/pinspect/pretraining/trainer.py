@@ -28,6 +28,7 @@ class ThrowAwayHeads(nn.Module):
         super().__init__()
         self.image_type = nn.Linear(width, len(IMAGE_TYPES))
         self.seen = nn.Linear(width, len(CELL_CLASSES) + 1)
+        self.mark = nn.Linear(width, layout.columns + len(layout.rows))
         self.compared = nn.Linear(width, len(CELL_CLASSES) + 1)
         self.seen_address = _AddressHeads(width, layout)
         self.compared_address = _AddressHeads(width, layout)
@@ -71,7 +72,7 @@ class BaseTrainer:
         Args:
             batch: See `Lessons.see`.
         """
-        return self._seen_loss(visual_tokens(self.model, batch), batch["seen"], batch["types"])
+        return self._seen_loss(visual_tokens(self.model, batch), batch)
 
     def compare(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Figures]:
         """Return the loss of the second lesson and its figures: answers, comparison at the inspected tokens, looks.
@@ -90,7 +91,7 @@ class BaseTrainer:
         hidden = self.model.model(**{name: batch[name] for name in names}, use_cache=False).last_hidden_state
         for hook in hooks:
             hook.remove()
-        seen, figures = self._seen_loss(_joined(captured["seen"]), batch["seen"], batch["types"])
+        seen, figures = self._seen_loss(_joined(captured["seen"]), batch)
         at_images = captured["compared"][batch["mm_token_type_ids"].bool()].view(*batch["seen"].shape, -1)
         tokens, targets = at_images[batch["last"]].flatten(0, 1), batch["seen"][batch["last"]]
         address = self._address_loss(self.heads.compared_address, tokens, targets)
@@ -108,9 +109,8 @@ class BaseTrainer:
         total = answer + compared + 0.3 * look + 0.5 * seen + 0.5 * address
         return total, figures | _recall(logits, targets, "cmp")
 
-    def _seen_loss(
-        self, tokens: torch.Tensor, targets: torch.Tensor, types: torch.Tensor
-    ) -> tuple[torch.Tensor, Figures]:
+    def _seen_loss(self, tokens: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Figures]:
+        targets, types = batch["seen"], batch["types"]
         logits = self.heads.seen(tokens)
         flat = targets.flatten()
         seen = F.cross_entropy(logits, flat, weight=self.weights)
@@ -118,8 +118,12 @@ class BaseTrainer:
         # Every pin's token predicts the image type, which the first line of an answer names. Margins show no pin.
         pins = flat != MARGIN_CLASS
         typed = F.cross_entropy(self.heads.image_type(tokens[pins]), types.repeat_interleave(targets.shape[1])[pins])
-        figures = {"seen": seen.item(), "address": address.item(), "image_type": typed.item()}
-        return seen + 0.3 * address + 0.3 * typed, figures | _recall(logits, flat, "see")
+        # The tokens of the margin predict their marks: columns in the first row, then rows in the first column.
+        cells = tokens.view(len(targets), len(self.layout.rows) + 1, self.layout.columns + 1, -1)
+        margin = torch.cat([cells[:, 0, 1:], cells[:, 1:, 0]], dim=1)
+        mark = F.cross_entropy(self.heads.mark(margin).flatten(0, 1), batch["marks"].flatten())
+        figures = {"seen": seen.item(), "address": address.item(), "image_type": typed.item(), "mark": mark.item()}
+        return seen + 0.3 * address + 0.3 * typed + 0.3 * mark, figures | _recall(logits, flat, "see")
 
     def _address_loss(self, heads: _AddressHeads, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss of predicting column and row of every token; changed pins have the largest weight."""
