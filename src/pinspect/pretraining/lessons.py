@@ -41,10 +41,18 @@ class Lessons:
         processor: The processor of the base.
         layout: The pins.
         cell: Side of one pin's cell in px.
+        views: The views that are shown.
     """
 
-    def __init__(self, pool: list[SetupPool], processor: ImageTextProcessor, layout: Layout, cell: int) -> None:
-        self.pool, self.layout, self.cell = pool, layout, cell
+    def __init__(
+        self,
+        pool: list[SetupPool],
+        processor: ImageTextProcessor,
+        layout: Layout,
+        cell: int,
+        views: tuple[str, ...] = VIEWS,
+    ) -> None:
+        self.pool, self.layout, self.cell, self.views = pool, layout, cell, views
         self.processor: Any = processor
         self.image_tokens = (len(layout.rows) + 1) * (layout.columns + 1)
         self._chats: dict[tuple[object, ...], EncodedChat] = {}
@@ -64,7 +72,7 @@ class Lessons:
         """
         pictures = _Pictures()
         while len(pictures.cells) < images:
-            group, view = self._group(rng), str(rng.choice(VIEWS))
+            group, view = self._group(rng), str(rng.choice(self.views))
             draw = rng.random()
             if draw < 0.1:
                 self._star(rng, group, view, pictures)
@@ -89,7 +97,7 @@ class Lessons:
         """
         pictures, encoded, last, looked_at = _Pictures(), [], [], []
         for _ in range(chats):
-            group, view = self._group(rng), str(rng.choice(VIEWS))
+            group, view = self._group(rng), str(rng.choice(self.views))
             kind = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES))
             draw = {
                 "star": self._star_chat,

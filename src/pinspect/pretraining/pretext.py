@@ -1,16 +1,16 @@
 """Pre-text: what the base is trained on before it sees a real line.
 
-All pictures come from the virtual line, from many random set-ups of it; all texts use neutral words. The base learns to
-see pins, to name addresses and to compare two pictures. Which changes are defects, and what a line calls them, is left
-to the adapter. No judgement and no defect mode of the answer contract occurs in the pre-text.
+All pictures come from the virtual line, from many random set-ups of it, with the views that the stages draw; all texts
+use neutral words. The base learns to see pins, to name addresses and to compare two pictures. Which changes are
+defects, and what a line calls them, is left to the adapter. No judgement and no defect mode of the answer contract
+occurs in the pre-text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,28 @@ from pinspect.core.errors import UnitSpaceError
 from pinspect.core.files import atomic_path
 from pinspect.core.layout import Address, Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.aligned import align_capture
+from pinspect.nsoartc.aligned import place_capture
+from pinspect.nsoartc.alignment import Alignment
+from pinspect.nsoartc.field import Corners
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.virtual_line import LineSetup, Pins, Rendered
 
 SHAPES = ("CYLN", "SQUR")
 UNCHANGED = "unchanged"
-CHANGES = ("leaning", "lower", "absent", "darker", "shifted", "thinner")
+_LEANING = "leaning-"
+CHANGES = (
+    *(f"{_LEANING}{direction}" for direction in ("left", "right", "up", "down")),
+    *("lower", "higher", "absent", "darker", "thinner"),
+)
 CELL_CLASSES = (UNCHANGED, *CHANGES, "star")
 JPEG_QUALITY = 95
 _ATTEMPTS = 20
+_LEAN_SPREAD = 38.0  # degrees on either side of a direction
+_THINNER_SHARE = (0.7, 0.88)
+_STRAIGHT = 1.0  # degrees: largest turn of the references that make a unit space
+# How far a capture is laid off its true place, as the alignment of a stage would: pitches, and a share.
+_PLACE_ERROR = 0.012
+_TURN_ERROR = 0.0015
 
 # Replacements for the words of the contract's prompts and answers.
 _NEUTRAL_WORDS = {"defective": "changed", "defect": "change", "passed": UNCHANGED}
@@ -118,10 +130,10 @@ class PoolPlan:
         seed: Seed of all random choices.
     """
 
-    setups: int = 220
-    unit_space_references: int = 7
-    references: int = 4
-    inspected: int = 40
+    setups: int = 440
+    unit_space_references: int = 6
+    references: int = 3
+    inspected: int = 20
     seed: int = 1
 
 
@@ -200,28 +212,26 @@ def _render_setup(
     rng = np.random.default_rng([plan.seed, number, attempt])
     shape = SHAPES[number % len(SHAPES)]
     setup = virtual_line.random_setup(rng, shape)
-    references = [
-        _photograph(rng, setup, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)
+    straight = replace(setup, turn=min(setup.turn, _STRAIGHT))
+    passed = [
+        _photograph(rng, straight, _passed(rng, setup, layout), layout) for _ in range(plan.unit_space_references)
     ]
-    space = build_unit_space(
-        references,
-        [f"reference {index}" for index in range(len(references))],
-        None,
-        shape,
-        layout,
-        dst,
-    )
+    names = [f"reference {index}" for index in range(len(passed))]
+    last_row = layout.pins - layout.columns
+    outer = passed[0].centers[[0, layout.columns - 1, layout.pins - 1, last_row]]
+    corners = Corners(names[0], tuple((float(x), float(y)) for x, y in outer))
+    space = build_unit_space([each.image for each in passed], names, None, shape, layout, dst, corners)
     pictures: dict[tuple[str, str], list[bytes]] = {key: [] for key in _POOL_ORDER}
     for _ in range(plan.references):
-        image = _photograph(rng, setup, _passed(rng, setup, layout), layout)
-        _add_views(pictures, "references", image, space, layout, cell, dst)
+        photograph = _photograph(rng, setup, _passed(rng, setup, layout), layout)
+        _add_views(pictures, "references", photograph, space, rng, layout, cell)
     cells = np.zeros((plan.inspected, layout.pins), np.int8)
     for row in cells:
         pins = _passed(rng, setup, layout)
         for pin in _changed_pins(rng, layout):
             row[pin] = rng.integers(1, len(CHANGES) + 1)
-            _CHANGE[CELL_CLASSES[row[pin]]](pins, int(pin), rng, layout, setup)
-        _add_views(pictures, "inspected", _photograph(rng, setup, pins, layout), space, layout, cell, dst)
+            _change(CELL_CLASSES[row[pin]], pins, int(pin), rng, layout, setup)
+        _add_views(pictures, "inspected", _photograph(rng, setup, pins, layout), space, rng, layout, cell)
     ordered = [picture for key in _POOL_ORDER for picture in pictures[key]]
     with atomic_path(path) as partial:
         np.savez(
@@ -238,24 +248,39 @@ def _passed(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:
     return virtual_line.tolerated_pins(rng, setup, layout)
 
 
-def _photograph(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layout) -> np.ndarray:
-    rendered: Rendered = virtual_line.render(rng, setup, pins, layout)
-    return decode(virtual_line.encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range))))
+def _photograph(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layout) -> Rendered:
+    rendered = virtual_line.render(rng, setup, pins, layout)
+    jpeg = virtual_line.encode_jpeg(rendered.image, int(rng.integers(*setup.jpeg_range)))
+    return replace(rendered, image=decode(jpeg))
 
 
 def _add_views(
     pictures: dict[tuple[str, str], list[bytes]],
     role: str,
-    image: np.ndarray,
+    photograph: Rendered,
     space: UnitSpace,
+    rng: np.random.Generator,
     layout: Layout,
     cell: int,
-    dst: DstParams,
 ) -> None:
-    capture = align_capture(image, space, dst.maximum_shift)
+    capture = place_capture(photograph.image, _true_place(photograph, space, rng), space)
     style = Style(layout, cell, grid=True, jpeg_quality=JPEG_QUALITY)
     for view in VIEWS:
-        pictures[view, role].append(virtual_line.encode_jpeg(draw_view(view, image, capture, style), JPEG_QUALITY))
+        pictures[view, role].append(style.encode(draw_view(view, photograph.image, capture, style)))
+
+
+def _true_place(photograph: Rendered, space: UnitSpace, rng: np.random.Generator) -> Alignment:
+    """Return the place of a photograph in its unit space, which the renderer knows, with a small error.
+
+    So the pre-text contains lines that are hard to align, and takes half the time.
+    """
+    points = np.column_stack([photograph.centers, np.ones(len(photograph.centers))])
+    matrix = np.linalg.lstsq(points, space.pin_centers.astype(np.float64), rcond=None)[0].T
+    middle = photograph.centers.mean(axis=0)
+    turned = matrix[:, :2] @ (np.eye(2) + rng.normal(0, _TURN_ERROR, (2, 2)))
+    shift = matrix[:, :2] @ middle + matrix[:, 2] + rng.normal(0, _PLACE_ERROR * space.pitch, 2) - turned @ middle
+    x, y = turned @ middle + shift - middle
+    return Alignment(np.column_stack([turned, shift]).astype(np.float32), 1.0, (float(x), float(y)))
 
 
 def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
@@ -265,36 +290,11 @@ def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
     return rng.choice(layout.pins, size=count, replace=False)
 
 
-def _lean(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    virtual_line.change_pin(pins, pin, ModeDrawing(draw="lean"), rng, layout, setup)
-
-
-def _lower(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    pins.height[pin] *= 1 - rng.uniform(0.18, 0.62)
-
-
-def _take_away(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    pins.present[pin] = 0
-
-
-def _darken(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    pins.gray[pin] *= rng.uniform(0.55, 0.85)
-
-
-def _shift(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.22)
-    pins.shift_x[pin], pins.shift_y[pin] = far * np.cos(angle), far * np.sin(angle)
-
-
-def _thin(pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    pins.width[pin] *= rng.uniform(0.7, 0.88)
-
-
-_CHANGE: dict[str, Callable[[Pins, int, np.random.Generator, Layout, LineSetup], None]] = {
-    "leaning": _lean,
-    "lower": _lower,
-    "absent": _take_away,
-    "darker": _darken,
-    "shifted": _shift,
-    "thinner": _thin,
-}
+def _change(change: str, pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    """Change one pin as one of CHANGES."""
+    if change.startswith(_LEANING):
+        virtual_line.lean_towards(pins, pin, change.removeprefix(_LEANING), rng, setup, _LEAN_SPREAD)
+    elif change == "thinner":
+        pins.width[pin] *= rng.uniform(*_THINNER_SHARE)
+    else:
+        virtual_line.change_pin(pins, pin, ModeDrawing.model_validate({"draw": change}), rng, layout, setup)

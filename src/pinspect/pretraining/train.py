@@ -11,15 +11,17 @@ Each lesson has throw-away heads that give every visual token a target:
    heads of the last layer are trained to look at the changed pin while the answer names its mode and address.
    docs/LOG.md lists what failed without these targets.
 
-After a kill, just run the same command again.
+After a kill, just run the same command again: it goes on from the last checkpoint, and makes the same base. The work
+folder has one folder for each pre-text and one for each curriculum, so changed settings never continue an old run.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pinspect.core.answers import VIEWS
 from pinspect.core.files import atomic_path
-from pinspect.core.params import load_params
+from pinspect.core.params import Params, load_params
 from pinspect.model.batching import prepared_ahead
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import new_base, save_base
@@ -36,6 +39,9 @@ from pinspect.pretraining.lessons import Lessons
 from pinspect.pretraining.trainer import BaseTrainer, Figures, visual_tokens
 
 LESSONS = ("see", "compare")
+THREADS = 2  # the sums of a matrix product depend on the number of threads
+LOG_STEPS = 20
+VALIDATION_SETUPS, VALIDATION_BATCHES, CARD_BATCHES = 16, 4, 20
 VISUAL_LENGTH = 2.0  # mean norm of the visual tokens at the start of the second lesson
 
 
@@ -52,6 +58,7 @@ class Curriculum:
         compare_rate: Learning rate of the second lesson.
         chats: Chats per step of the second lesson.
         warmup: Steps of the linear warm-up in each lesson.
+        checkpoint_steps: Steps between checkpoints.
         seed: Seed of weights and batches.
     """
 
@@ -63,7 +70,12 @@ class Curriculum:
     compare_rate: float = 2e-3
     chats: int = 20
     warmup: int = 40
+    checkpoint_steps: int = 100
     seed: int = 5
+
+    def size_of(self, lesson: str) -> int:
+        """Return the pictures or chats per step of a lesson."""
+        return self.see_images if lesson == "see" else self.chats
 
 
 def run_lesson(
@@ -72,9 +84,11 @@ def run_lesson(
     lessons: Lessons,
     curriculum: Curriculum,
     work: Path,
-    checkpoint: dict[str, Any] | None = None,
+    validation: Lessons | None = None,
 ) -> None:
-    """Train one lesson; its curve goes to `work`/curve.jsonl and its state to `work`/checkpoint.pt.
+    """Train one lesson, from the checkpoint if `work` has one of this lesson.
+
+    The curve goes to `work`/curve.jsonl and the state of the training to `work`/checkpoint.pt.
 
     Args:
         name: One of LESSONS.
@@ -82,15 +96,14 @@ def run_lesson(
         lessons: Source of the batches.
         curriculum: Steps, batch sizes and learning rates.
         work: Folder for curve and checkpoint.
-        checkpoint: State of an interrupted run of this lesson.
+        validation: Source of the validation figures, which are measured at each checkpoint.
     """
-    steps, size, start = getattr(curriculum, f"{name}_steps"), curriculum.chats, 0
-    draw, loss_of = lessons.compare, trainer.compare
-    if name == "see":
-        size, draw, loss_of = curriculum.see_images, lessons.see, trainer.see
+    steps, size, start = getattr(curriculum, f"{name}_steps"), curriculum.size_of(name), 0
+    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
     optimizers = lesson_optimizers(name, trainer, curriculum)
     full_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    if checkpoint:
+    checkpoint = load_checkpoint(work)
+    if checkpoint and checkpoint["lesson"] == name:
         start = checkpoint["step"]
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -115,15 +128,40 @@ def run_lesson(
             optimizer.zero_grad(set_to_none=True)
         for key, value in (figures | {"loss": loss.item()}).items():
             sums.setdefault(key, []).append(value)
-        if (step + 1) % 20 == 0:
+        if (step + 1) % LOG_STEPS == 0:
             line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - start_time, 1)}
-            line |= _means(sums)
-            with (work / "curve.jsonl").open("a") as curve:
-                curve.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
+            _log(work, line | _means(sums))
             sums = {}
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if (step + 1) % curriculum.checkpoint_steps == 0 or step + 1 == steps:
+            if validation:
+                line = {"lesson": name, "step": step + 1, "split": "validation"}
+                _log(work, line | score_lesson(name, trainer, validation, VALIDATION_BATCHES, size))
             _save_checkpoint(work, name, step + 1, trainer, optimizers)
+
+
+def load_checkpoint(work: Path) -> dict[str, Any] | None:
+    """Return the state of an interrupted training in the folder `work`; None if there is none."""
+    path = work / "checkpoint.pt"
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def resume(trainer: BaseTrainer, work: Path) -> str:
+    """Load the weights and the curve of an interrupted training.
+
+    Args:
+        trainer: The model and its heads.
+        work: The folder of the training.
+
+    Returns:
+        The lesson to go on with.
+    """
+    checkpoint = load_checkpoint(work)
+    if checkpoint is None:
+        return LESSONS[0]
+    trainer.model.load_state_dict(checkpoint["model"])
+    trainer.heads.load_state_dict(checkpoint["heads"])
+    (work / "curve.jsonl").write_text(checkpoint["curve"])
+    return checkpoint["lesson"]
 
 
 def lesson_optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum) -> list[torch.optim.Optimizer]:
@@ -182,26 +220,35 @@ def rate_share(step: int, steps: int, warmup: int) -> float:
 
 
 @torch.inference_mode()
-def score_base(trainer: BaseTrainer, lessons: Lessons, batches: int, chats: int) -> Figures:
-    """Measure the figures of the second lesson on new batches.
+def score_lesson(name: str, trainer: BaseTrainer, lessons: Lessons, batches: int, size: int) -> Figures:
+    """Measure the figures of a lesson on batches that are the same at each call.
 
     Args:
+        name: One of LESSONS.
         trainer: The model and its heads.
         lessons: Source of the batches.
         batches: Number of batches.
-        chats: Chats per batch.
+        size: Pictures or chats per batch.
 
     Returns:
         Mean figures. `exact`: share of answers in which every token is right after the right tokens before it.
         `see/...` and `cmp/...`: recalls of the throw-away heads, by what happened to the pin.
     """
+    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
     trainer.model.eval()
     sums: dict[str, list[float]] = {}
     for index in range(batches):
-        _, figures = trainer.compare(lessons.compare(np.random.default_rng([0, index]), chats))
-        for name, value in figures.items():
-            sums.setdefault(name, []).append(value)
+        _, figures = loss_of(draw(np.random.default_rng([0, index]), size))
+        for key, value in figures.items():
+            sums.setdefault(key, []).append(value)
+    trainer.model.train()
     return dict(sorted(_means(sums).items()))
+
+
+def _log(work: Path, line: dict[str, Any]) -> None:
+    with (work / "curve.jsonl").open("a") as curve:
+        curve.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
 
 
 def _means(sums: dict[str, list[float]]) -> Figures:
@@ -217,49 +264,74 @@ def _save_checkpoint(
         "model": trainer.model.state_dict(),
         "heads": trainer.heads.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "curve": curve.read_text() if (curve := work / "curve.jsonl").exists() else "",
     }
     with atomic_path(work / "checkpoint.pt") as partial:
         torch.save(state, partial)
 
 
+def pretrain(out: Path, work: Path, params: Params, curriculum: Curriculum, plan: pretext.PoolPlan) -> None:
+    """Render the pre-text, train the base, save it.
+
+    Args:
+        out: Folder of the base.
+        work: Folder of the pre-text and of the training's state.
+        params: The parameters of the project.
+        curriculum: Steps, batch sizes and learning rates.
+        plan: Amount of pre-text.
+    """
+    torch.set_num_threads(THREADS)
+    layout, cell = params.layout.layout(), params.composite.cell
+    new_plan = replace(plan, setups=VALIDATION_SETUPS, seed=plan.seed + 1)
+    drawn = _digest(plan, params.layout, params.dst, cell)
+    start_time = time.monotonic()
+    paths, new_paths = (
+        pretext.build_pool(work / f"{name}-{drawn}", each, layout, params.dst, cell, THREADS)
+        for name, each in (("pool", plan), ("validation", new_plan))
+    )
+    model, processor, known = new_base(layout, curriculum.seed)
+    print(f"pre-text: {time.monotonic() - start_time:.0f} s; {sum(p.numel() for p in model.parameters()):,} parameters")
+    lessons = Lessons(pretext.load_pool(paths), processor, layout, cell)
+    # The validation figures come from set-ups that the lessons do not show.
+    new_setups = pretext.load_pool(new_paths)
+    validation = Lessons(new_setups, processor, layout, cell)
+    trainer = BaseTrainer(model, layout, known)
+    run = work / f"run-{_digest(drawn, curriculum)}"
+    run.mkdir(parents=True, exist_ok=True)
+    first = resume(trainer, run)
+    for name in LESSONS[LESSONS.index(first) :]:
+        checkpoint = load_checkpoint(run)
+        if name == "compare" and checkpoint and checkpoint["lesson"] == "see":
+            match_lengths(trainer, lessons)
+        run_lesson(name, trainer, lessons, curriculum, run, validation)
+    by_view = {
+        view: score_lesson(
+            "compare", trainer, Lessons(new_setups, processor, layout, cell, (view,)), CARD_BATCHES, curriculum.chats
+        )
+        for view in VIEWS
+    }
+    save_base(model, processor, known, out)
+    card = {"curriculum": asdict(curriculum), "pre_text": asdict(plan), "fresh_set_ups": by_view}
+    (out / "figures.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _digest(*settings: object) -> str:
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+
+
 def main() -> None:
-    """Render the pre-text, train the base, save it."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("models/base"))
     parser.add_argument("--work", type=Path, default=Path("build/base"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--workers", type=int, default=2)
     for name, value in asdict(Curriculum()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--setups", type=int, default=pretext.PoolPlan.setups)
     arguments = parser.parse_args()
     curriculum = Curriculum(**{name: getattr(arguments, name) for name in asdict(Curriculum())})
-    params = load_params(arguments.params)
-    layout, cell = params.layout.layout(), params.composite.cell
     plan = pretext.PoolPlan(setups=arguments.setups)
-    paths = pretext.build_pool(arguments.work / "pool", plan, layout, params.dst, cell, arguments.workers)
-    model, processor, known = new_base(layout, curriculum.seed)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    lessons = Lessons(pretext.load_pool(paths), processor, layout, cell)
-    trainer = BaseTrainer(model, layout, known)
-    saved = arguments.work / "checkpoint.pt"
-    checkpoint = torch.load(saved, weights_only=True) if saved.exists() else None
-    if checkpoint:
-        model.load_state_dict(checkpoint["model"])
-        trainer.heads.load_state_dict(checkpoint["heads"])
-    first = LESSONS.index(checkpoint["lesson"]) if checkpoint else 0
-    for name in LESSONS[first:]:
-        interrupted = checkpoint if checkpoint and checkpoint["lesson"] == name else None
-        if name == "compare" and not interrupted:
-            match_lengths(trainer, lessons)
-        run_lesson(name, trainer, lessons, curriculum, arguments.work, interrupted)
-    # The figures of the model card come from set-ups that the lessons did not show.
-    new_plan = pretext.PoolPlan(setups=16, seed=plan.seed + 1)
-    paths = pretext.build_pool(arguments.work / "fresh", new_plan, layout, params.dst, cell, arguments.workers)
-    figures = score_base(trainer, Lessons(pretext.load_pool(paths), processor, layout, cell), batches=20, chats=20)
-    save_base(model, processor, known, arguments.out)
-    card = {"curriculum": asdict(curriculum), "pre_text": asdict(plan), "fresh_set_ups": figures}
-    (arguments.out / "figures.json").write_text(json.dumps(card, indent=2) + "\n")
+    pretrain(arguments.out, arguments.work, load_params(arguments.params), curriculum, plan)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,13 @@ class Rendered:
     Attributes:
         image: uint8 (H, W, 3), RGB.
         field_box: x0, y0, x1, y1 around the tops of all pins, in px.
+        centers: float64 (pins, 2): where the tops of perfect pins would appear, in px.
         pin_boxes: float64 (pins, 4): x0, y0, x1, y1 around each pin, in px.
     """
 
     image: np.ndarray
     field_box: tuple[float, float, float, float]
+    centers: np.ndarray = field(repr=False)
     pin_boxes: np.ndarray = field(repr=False)
 
 
@@ -61,7 +63,9 @@ def render(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layou
     image = _expose(canvas, rng, setup)
     present = pins.present > 0
     edges = np.concatenate([tops[present].min(axis=(0, 1)), tops[present].max(axis=(0, 1))])
-    return Rendered(image, box_of(edges), boxes)
+    perfect = feet - np.column_stack([pins.shift_x, pins.shift_y, np.full(layout.pins, -setup.pin_height)])
+    centers = camera.project(perfect)
+    return Rendered(image, box_of(edges), centers, boxes)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
