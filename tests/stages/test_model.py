@@ -1,7 +1,6 @@
 """The model: its encoding equals the processor's, its answers follow the grammar, and it learns."""
 
 import importlib.util
-import json
 import re
 import shutil
 from pathlib import Path
@@ -27,9 +26,6 @@ from pinspect.model.processor import build_processor, build_tokenizer, patchify
 from pinspect.model.rows import RowEncoder
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import new_base, pretext_texts, save_base
-from pinspect.pretraining.lessons import Lessons
-from pinspect.pretraining.train import LESSONS, Curriculum, run_lesson
-from pinspect.pretraining.trainer import BaseTrainer
 from tests.support import chat_line
 
 ROOT = Path(__file__).parents[2]
@@ -179,28 +175,7 @@ def test_a_rendered_lesson_matches_its_labels(line, tmp_path):
         for pin in np.flatnonzero(cells == absent):
             row, column = divmod(int(pin), 9)
             middle = np.s_[(row + 1) * 64 + 24 : (row + 1) * 64 + 40, (column + 1) * 64 + 24 : (column + 1) * 64 + 40]
-            assert pretext.decode(picture)[middle].mean() < 0.6 * reference[middle].mean()
-
-
-def test_pre_training_improves_the_base(line, tmp_path):
-    _, params = line
-    layout = params.layout.layout()
-    plan = pretext.PoolPlan(setups=2, unit_space_references=5, references=2, inspected=12)
-    pool = pretext.load_pool(pretext.build_pool(tmp_path, plan, layout, params.dst, 64, workers=2))
-    model, processor, known = new_base(layout, seed=1)
-    trainer, lessons = BaseTrainer(model, layout, known), Lessons(pool, processor, layout, 64)
-    curriculum = Curriculum(see_steps=20, see_images=6, compare_steps=20, chats=4, warmup=2)
-    for name in LESSONS:
-        run_lesson(name, trainer, lessons, curriculum, tmp_path)
-        draw = lessons.see if name == "see" else lessons.compare
-        lesson = trainer.see if name == "see" else trainer.compare
-        batch = draw(np.random.default_rng(99), 6)
-        loss, _ = lesson(batch)
-        untrained = BaseTrainer(new_base(layout, seed=1)[0], layout, known)
-        first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
-        assert loss.item() < 0.8 * first.item()
-    curve = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert curve == ["see", "compare"]
+            assert np.abs(pretext.decode(picture)[middle].astype(int) - reference[middle]).mean() > 20
 
 
 # --- answering

@@ -230,7 +230,7 @@ def _render_setup(
         pins = _passed(rng, setup, layout)
         for pin in _changed_pins(rng, layout):
             row[pin] = rng.integers(1, len(CHANGES) + 1)
-            _change(CELL_CLASSES[row[pin]], pins, int(pin), rng, layout, setup)
+            change_pin(CELL_CLASSES[row[pin]], pins, int(pin), rng, layout, setup)
         _add_views(pictures, "inspected", _photograph(rng, setup, pins, layout), space, rng, layout, cell)
     ordered = [picture for key in _POOL_ORDER for picture in pictures[key]]
     with atomic_path(path) as partial:
@@ -290,8 +290,17 @@ def _changed_pins(rng: np.random.Generator, layout: Layout) -> np.ndarray:
     return rng.choice(layout.pins, size=count, replace=False)
 
 
-def _change(change: str, pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
-    """Change one pin as one of CHANGES."""
+def change_pin(change: str, pins: Pins, pin: int, rng: np.random.Generator, layout: Layout, setup: LineSetup) -> None:
+    """Change one pin.
+
+    Args:
+        change: One of CHANGES.
+        pins: The pins, changed in place.
+        pin: Index of the pin in the layout.
+        rng: Source of the amount.
+        layout: The pins.
+        setup: The line.
+    """
     if change.startswith(_LEANING):
         virtual_line.lean_towards(pins, pin, change.removeprefix(_LEANING), rng, setup, _LEAN_SPREAD)
     elif change == "thinner":
