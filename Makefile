@@ -1,4 +1,5 @@
-# `make demo`: from captures to a registered adapter.  `make test`: all tests.  `make unit`: the fast ones.
+# `make demo`: from captures to a registered adapter.  `make series`: the second line.
+# `make test`: all tests.  `make unit`: the fast ones.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,11 +11,14 @@ unexport PYTHONDONTWRITEBYTECODE
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 LOCK := $(if $(GPU),requirements-gpu.lock,requirements.lock)
 
-.PHONY: demo test unit server worker install install-dev base bench-nsoartc figures pictures lint lock clean
+.PHONY: demo series test unit server worker install install-dev base bench-nsoartc figures pictures lint lock clean
 
 demo: install
 	dvc repro
 	@pinspect summary
+
+series: install
+	cd lines/series && dvc repro && pinspect summary
 
 # Three workers on two cores, because many tests wait for servers. Each worker takes whole files.
 test: install-dev

@@ -39,7 +39,11 @@ class Group:
 
 
 def read_line(folder: Path, params: Params) -> Iterator[Group]:
-    """Yield the groups of a folder with labels.csv and images/. Field boxes are used only if labels.csv has them."""
+    """Yield the groups of a project's folder, or of a folder with labels.csv and images/.
+
+    Field boxes are used only if labels.csv has them.
+    """
+    folder = folder / "data/captures" if (folder / "data/captures").is_dir() else folder
     labels = pd.read_csv(folder / "labels.csv", dtype=str, keep_default_na=False)
     labels["eye"] = [eye[1] if (eye := re.search(r"camera\d+_([02])_", name)) else "" for name in labels["file"]]
     has_boxes = set(BOX) <= set(labels)
