@@ -68,6 +68,7 @@ def _rows_of(folder: Path, kind: prompts.PromptKind, view: str, shape: str, grid
                 "kind": str(kind),
                 "shot": prompts.ZERO_SHOT,
                 "file": f"images/{sha256[:20]}.jpg",
+                "capture": f"{identity}.jpg",
                 "sha256": sha256,
                 "answer_kind": str(answer_kind),
                 "answer": answer,

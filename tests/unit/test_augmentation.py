@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from pinspect.composites import drawing as composite
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerContract, AnswerKind
+from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import Layout
+from pinspect.core.mirroring import mirrored_modes
 from pinspect.core.params import CounterexampleParams, load_params
 from pinspect.model.augmentation import Augmentation, Augmenter
 
@@ -31,26 +33,38 @@ def white_pins(picture: np.ndarray) -> list:
     return [address for address, white in zip(LAYOUT.addresses, bright.flatten(), strict=True) if white]
 
 
-def row_about(address, view: str = "RAW", star=None, kind: str = "two_image", shape: str = "CYLN") -> dict:
+def row_about(
+    address, view: str = "RAW", star=None, kind: str = "two_image", shape: str = "CYLN", capture: str = ""
+) -> dict:
     """Return a chat row about a bent pin at `address`; one-shot if `star` is set."""
     answer = CONTRACT.render(CONTRACT.defective(shape, view, "bend", address))
     star_answer = None if star is None else CONTRACT.render(CONTRACT.star(shape, view, star), AnswerKind.STAR)
     messages = prompts.stacked(view, answer) if kind == "stacked" else prompts.two_image(view, answer, star_answer)
     images = ["stacked"] if kind == "stacked" else [f"{shape}-reference", "inspected"]
     return {
-        **{"source": "camera", "shape": shape, "view": view, "kind": kind, "answer_kind": "comparison"},
+        **{"source": "camera", "capture": capture, "shape": shape, "view": view, "kind": kind},
+        "answer_kind": "comparison",
         **{"answer": answer, "images": images if star is None else ["star", *images], "messages": messages},
     }
 
 
-def augmenter(rows: list[dict], *, mirror: bool = False, light_jitter: float = 0.0, **counterexamples) -> Augmenter:
+def augmenter(
+    rows: list[dict],
+    *,
+    mirror: bool = False,
+    light_jitter: float = 0.0,
+    simple_questions: float = 0.0,
+    contract: AnswerContract = CONTRACT,
+    **counterexamples,
+) -> Augmenter:
     shares = {"swapped": 0.0, "blank": 0.0, "other_shape": 0.0, "shuffled_letters": 0.0} | counterexamples
     changes = {
         "mirror": mirror,
         "light_jitter": light_jitter,
+        "simple_questions": simple_questions,
         "counterexamples": CounterexampleParams.model_construct(**shares),
     }
-    return Augmenter(rows, CONTRACT, PARAMS.train.model_copy(update=changes))
+    return Augmenter(rows, contract, PARAMS.train.model_copy(update=changes))
 
 
 @given(address=ADDRESSES, columns=st.booleans(), rows=st.booleans())
@@ -193,3 +207,133 @@ def test_counterexamples_keep_their_shares():
         "shuffled_letters": sum(shown["augmentation"].marks is not None for shown in drawn),
     }
     assert counts == pytest.approx({"swapped": 200, "blank": 200, "shuffled_letters": 400}, rel=0.25)
+
+
+def test_a_reference_of_another_shape_is_of_the_same_eye():
+    captures = [("CYLN", "left_1.png"), ("SQUR", "left_2.png"), ("SQUR", "right_2.png"), ("SQUR", "right_3.png")]
+    rows = [row_about(LAYOUT.addresses[0], shape=shape, capture=capture) for shape, capture in captures]
+    for row in rows:
+        row["images"] = [f"reference of {row['capture']}", "inspected"]
+    shown_as = augmenter(rows, other_shape=1.0)
+    shown = {shown_as(rows[0], np.random.default_rng(seed))["images"][0] for seed in range(20)}
+    assert shown == {"reference of left_2.png"}
+
+
+# --- directions
+
+
+SERIES_MODES = ("X-plus", "X-minus", "Y-plus", "Y-minus", "pullout")
+DECLARED = {
+    "to-the-left": ModeDrawing(draw="lean", direction="left"),
+    "to-the-right": ModeDrawing(draw="lean", direction="right"),
+    "upward": ModeDrawing(draw="lean", direction="up"),
+    "downward": ModeDrawing(draw="lean", direction="down"),
+    "bend": ModeDrawing(draw="lean"),
+    "retract": ModeDrawing(draw="lower"),
+}
+LINES = {
+    "series": (
+        SERIES_MODES,
+        {},
+        {"X-plus": "X-minus", "X-minus": "X-plus"},
+        {"Y-plus": "Y-minus", "Y-minus": "Y-plus"},
+    ),
+    "declared": (
+        tuple(DECLARED),
+        DECLARED,
+        {"to-the-left": "to-the-right", "to-the-right": "to-the-left"},
+        {"upward": "downward", "downward": "upward"},
+    ),
+    "sample": (("bend", "retract", "missing"), {}, {}, {}),
+}
+LAYOUTS = (Layout(("U", "C", "D"), 9), Layout(("A",), 12), Layout(("A", "B", "C", "D"), 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(("columns", "rows"), [(True, False), (False, True), (True, True), (False, False)])
+def test_mirroring_changes_address_and_direction_of_every_mode(line, layout, columns, rows):
+    modes, drawings, left_right, up_down = LINES[line]
+    contract = AnswerContract(layout, ("CYLN",), modes, drawings)
+    changed = (left_right if columns else {}) | (up_down if rows else {})
+    mirrored = mirrored_modes(contract, columns=columns, rows=rows)
+    shown = Augmentation(layout, columns, rows, (1.0,), modes=tuple(mirrored.items()))
+    for mode in modes:
+        for address in layout.addresses:
+            answer = contract.parse(shown.text(contract.render(contract.defective("CYLN", "RAW", mode, address))))
+            assert answer.defect_mode == changed.get(mode, mode)
+            place = answer.defect_position
+            assert place is not None
+            assert place.column == (layout.columns + 1 - address.column if columns else address.column)
+            letter = layout.rows.index(address.row)
+            assert layout.rows.index(place.row) == (len(layout.rows) - 1 - letter if rows else letter)
+
+
+def test_a_direction_of_the_picture_follows_its_mirror_image():
+    """A pin that leans to the right in the picture leans to the left in the mirrored picture."""
+    contract = AnswerContract(LAYOUT, ("CYLN",), SERIES_MODES)
+    leaning = {"X-plus": (0, 5), "X-minus": (0, -5), "Y-plus": (-5, 0), "Y-minus": (5, 0)}  # rows down, columns right
+    for columns, rows in ((True, False), (False, True), (True, True)):
+        mirrored = mirrored_modes(contract, columns=columns, rows=rows)
+        for mode, (down, right) in leaning.items():
+            seen = (-down if rows else down, -right if columns else right)
+            assert leaning[mirrored[mode]] == seen
+
+
+def test_a_row_whose_mirrored_direction_has_no_word_is_not_mirrored():
+    contract = AnswerContract(LAYOUT, ("CYLN",), ("X-plus", "retract"))
+    answers = {
+        mode: contract.render(contract.defective("CYLN", "RAW", mode, LAYOUT.addresses[0]))
+        for mode in contract.defect_modes
+    }
+    for mode, times in (
+        ("X-plus", {(False, False), (False, True)}),
+        ("retract", {(a, b) for a in (0, 1) for b in (0, 1)}),
+    ):
+        row = row_about(LAYOUT.addresses[0])
+        row |= {"answer": answers[mode], "messages": prompts.two_image("RAW", answers[mode])}
+        shown_as = augmenter([row], mirror=True, contract=contract)
+        drawn = [shown_as(row, np.random.default_rng(seed)) for seed in range(40)]
+        assert {(shown["augmentation"].columns, shown["augmentation"].rows) for shown in drawn} == times
+        assert {contract.parse(shown["answer"]).defect_mode for shown in drawn} == {mode}
+
+
+# --- simple questions
+
+
+def test_a_one_shot_row_becomes_the_question_about_its_star():
+    row = row_about(LAYOUT.address("X:1, Y:U"), star=LAYOUT.address("X:2, Y:D"))
+    shown_as = augmenter([row], simple_questions=1.0, mirror=True)
+    drawn = [shown_as(row, np.random.default_rng(seed)) for seed in range(30)]
+    for shown in drawn:
+        assert (shown["answer_kind"], shown["images"]) == ("star", ["star"])
+        assert shown["messages"] == prompts.simple("star", shown["answer"])
+    places = {str(CONTRACT.parse(shown["answer"], AnswerKind.STAR).defect_position) for shown in drawn}
+    assert places == {"X:2, Y:D", "X:8, Y:D", "X:2, Y:U", "X:8, Y:U"}
+
+
+def test_another_row_becomes_the_question_about_a_shuffled_grid():
+    row = row_about(LAYOUT.addresses[4])
+    picture = composite.single(field_with_a_white_pin_at(LAYOUT.addresses[4]), LAYOUT, CELL)
+    answers = set()
+    for seed in range(5):
+        shown = augmenter([row], simple_questions=1.0, mirror=True)(row, np.random.default_rng(seed))
+        assert shown["images"] == ["inspected"]
+        assert shown["messages"] == prompts.simple("grid", shown["answer"])
+        marks = CONTRACT.parse_grid(shown["answer"])
+        seen = shown["augmentation"].image(picture, 0)
+        for place, mark in enumerate(marks.columns, start=1):
+            assert np.array_equal(
+                seen[:CELL, place * CELL : (place + 1) * CELL],
+                picture[:CELL, int(mark) * CELL : (int(mark) + 1) * CELL],
+            )
+        for place, mark in enumerate(marks.rows, start=1):
+            top = (LAYOUT.rows.index(mark) + 1) * CELL
+            assert np.array_equal(seen[place * CELL : (place + 1) * CELL, :CELL], picture[top : top + CELL, :CELL])
+        answers.add(shown["answer"])
+    assert len(answers) == 5
+
+
+def test_a_stacked_row_asks_no_simple_question():
+    row = row_about(LAYOUT.addresses[4], kind="stacked")
+    assert augmenter([row], simple_questions=1.0)(row, np.random.default_rng(0))["answer_kind"] == "comparison"

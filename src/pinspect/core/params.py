@@ -248,6 +248,7 @@ class TrainParams(Section):
     camera_share: Share
     mirror: bool
     light_jitter: Annotated[float, Field(ge=0, le=0.7)]
+    simple_questions: Share
     counterexamples: CounterexampleParams
     epochs: Annotated[float, Field(gt=0)]
     maximum_steps: PositiveInt

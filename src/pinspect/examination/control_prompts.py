@@ -2,7 +2,7 @@
 
 * blank: the inspected pin field becomes uniform gray;
 * swapped: reference and inspected capture change places;
-* other_shape: the reference has another pin shape;
+* other_shape: the reference has another pin shape, and is of the same eye;
 * shuffled_letters: the digits and letters of the address grid are permuted, in all images alike;
 * lighting: the inspected photograph is relit.
 """
@@ -19,6 +19,7 @@ from PIL import Image
 
 from pinspect.core.answers import DEFECTIVE, PASSED, Answer, AnswerContract, AnswerKind
 from pinspect.core.layout import Layout
+from pinspect.core.names import eye_of
 from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import Row
@@ -174,13 +175,19 @@ def _swapped(prompts: _Prompts) -> Control:
 def _other_shape(prompts: _Prompts) -> Control:
     if not prompts.compares:
         return prompts.none("a one-image prompt shows no reference")
-    first = {row["shape"]: row for row in reversed(prompts.rows)}
-    shapes = sorted(first)
+    first = {(row["shape"], eye_of(row["capture"])): row for row in reversed(prompts.rows)}
+    shapes = sorted({shape for shape, _ in first})
     if len(shapes) < 2:
         return prompts.none(f"all captures are of one shape, {shapes[0]}")
     other = dict(zip(shapes, (*shapes[1:], shapes[0]), strict=True))
-    references = {shape: prompts.singles(first[other[shape]])[0] for shape in shapes}
-    return prompts.each(lambda row, singles: prompts.row(row, [references[row["shape"]], singles[-1]]))
+    by_shape = {row["shape"]: row for row in reversed(prompts.rows)}
+
+    def change(row: Row, singles: list[np.ndarray]) -> Row:
+        shape = other[row["shape"]]
+        reference = first.get((shape, eye_of(row["capture"])), by_shape[shape])  # of the same eye, if there is one
+        return prompts.row(row, [prompts.singles(reference)[0], singles[-1]])
+
+    return prompts.each(change)
 
 
 def _shuffled_letters(prompts: _Prompts) -> Control:

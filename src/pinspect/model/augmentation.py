@@ -1,7 +1,11 @@
-"""Augmentation of training rows: mirror images, brightness, and counterexamples.
+"""Augmentation of training rows: mirror images, brightness, simple questions, and counterexamples.
 
-A mirrored row stays true if all its images and all its addresses are mirrored, so a line's captures show each defect at
-up to four places. The address grid keeps its place; only the pins change sides.
+A mirrored row stays true if all its images, addresses and directions are mirrored (`X-plus` becomes `X-minus`), so a
+line's captures show each defect at up to four places. The address grid keeps its place; only the pins change sides. A
+row is not mirrored in a way that its line has no word for.
+
+Some rows ask a simple question instead: where the star is, or which marks the grid has, with the marks shuffled. So an
+adapter does not unlearn to read what it answers by.
 
 Counterexamples remove what a model could use instead of looking at the pins: the order of the images, the presence of
 pins, the shape of the reference, and the letters of the address grid.
@@ -17,13 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, PASSED, Answer, AnswerContract, AnswerKind
 from pinspect.core.layout import Address, Layout
+from pinspect.core.mirroring import mirrored_modes
+from pinspect.core.names import eye_of
 from pinspect.core.params import TrainParams
-from pinspect.core.prompts import PromptKind
+from pinspect.core.prompts import PromptKind, SimpleKind, simple
 from pinspect.core.rows import Row
 
 _ADDRESS = re.compile(r"X:\d+, Y:[A-Z]")
+_MODE = re.compile(r"(?<=^- defect mode->).+$", re.MULTILINE)
 
 
 class Counterexample(StrEnum):
@@ -47,6 +54,7 @@ class Augmentation:
         blank: The gray value, 0..255, that hides the inspected pins; None to show the pins.
         swapped: Whether the halves of the inspected stacked composite change places.
         marks: For each column, and for each row, the index of the mark that is shown there; None to keep all marks.
+        modes: Pairs of a defect mode and the mode that it becomes in the mirrored picture.
     """
 
     layout: Layout
@@ -56,6 +64,7 @@ class Augmentation:
     blank: int | None = None
     swapped: bool = False
     marks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    modes: tuple[tuple[str, str], ...] = ()
 
     def image(self, composite: np.ndarray, number: int) -> np.ndarray:
         """Return an augmented copy of one image of the row.
@@ -81,11 +90,13 @@ class Augmentation:
         return np.vstack(singles)
 
     def text(self, text: str) -> str:
-        """Return `text` with all addresses mirrored."""
-        return _ADDRESS.sub(lambda match: str(self._mirrored(self.layout.address(match[0]))), text)
+        """Return `text` with all addresses and all defect modes mirrored."""
+        text = _ADDRESS.sub(lambda match: str(self._mirrored(self.layout.address(match[0]))), text)
+        modes = dict(self.modes)
+        return _MODE.sub(lambda match: modes.get(match[0], match[0]), text)
 
     def message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Return a chat message with all addresses mirrored."""
+        """Return a chat message with all addresses and all defect modes mirrored."""
         parts: Sequence[dict[str, Any]] = message["content"]
         content = [part | {"text": self.text(part["text"])} if part["type"] == "text" else part for part in parts]
         return {**message, "content": content}
@@ -106,14 +117,15 @@ class Augmenter:
         Args:
             rows: All training rows; references of another shape come from them.
             contract: The answer contract.
-            params: `mirror`, `light_jitter` and `counterexamples` of the section `train`.
+            params: `mirror`, `light_jitter`, `simple_questions` and `counterexamples` of the section `train`.
         """
         self._contract, self._params = contract, params
         self._shares = np.cumsum([getattr(params.counterexamples, kind) for kind in Counterexample])
-        self._references: dict[tuple[str, str, str], list[str]] = {}
+        self._references: dict[tuple[str, str, str], dict[str, list[str]]] = {}  # by source, view and eye; by shape
         for row in rows:
             if row["kind"] == PromptKind.TWO_IMAGE:
-                self._references.setdefault((row["source"], row["view"], row["shape"]), []).append(row["images"][-2])
+                by_shape = self._references.setdefault(_scene(row), {})
+                by_shape.setdefault(row["shape"], []).append(row["images"][-2])
 
     def __call__(self, row: Row, rng: np.random.Generator) -> Row:
         """Return a copy of a row with its `augmentation`, and with its messages and answer changed to match.
@@ -126,16 +138,47 @@ class Augmenter:
             rng: Source of the random choices.
         """
         reach = np.log1p(self._params.light_jitter if row["view"] == "RAW" else 0.0)
-        columns, rows = (bool(toss) for toss in rng.random(2) < 0.5 * self._params.mirror)
-        gains = tuple(float(gain) for gain in np.exp(rng.uniform(-reach, reach, len(row["images"]))))
-        augmentation = Augmentation(self._contract.layout, columns, rows, gains)
-        row, augmentation = self._counterexample(row, augmentation, rng)
+        question = self._simple_question(row, rng) if rng.random() < self._params.simple_questions else None
+        if question is None:
+            columns, rows, modes = self._mirroring(row, rng)
+            augmentation = Augmentation(self._contract.layout, columns, rows, self._gains(row, reach, rng), modes=modes)
+            row, augmentation = self._counterexample(row, augmentation, rng)
+        else:
+            row, marks = question
+            columns, rows, _ = self._mirroring(row, rng)
+            augmentation = Augmentation(self._contract.layout, columns, rows, self._gains(row, reach, rng), marks=marks)
         return {
             **row,
             "answer": augmentation.text(row["answer"]),
             "messages": [augmentation.message(message) for message in row["messages"]],
             "augmentation": augmentation,
         }
+
+    def _mirroring(self, row: Row, rng: np.random.Generator) -> tuple[bool, bool, tuple[tuple[str, str], ...]]:
+        """Draw whether columns and rows are mirrored, and return what the modes of the row become."""
+        columns, rows = (bool(toss) for toss in rng.random(2) < 0.5 * self._params.mirror)
+        texts = [part["text"] for turn in row["messages"] for part in turn["content"] if part["type"] == "text"]
+        named = {mode for text in texts for mode in _MODE.findall(text)} - {PASSED}
+        mirrored = mirrored_modes(self._contract, columns=columns, rows=rows)
+        if not named <= mirrored.keys():
+            return False, False, ()
+        return columns, rows, tuple(mirrored.items())
+
+    def _gains(self, row: Row, reach: float, rng: np.random.Generator) -> tuple[float, ...]:
+        return tuple(float(gain) for gain in np.exp(rng.uniform(-reach, reach, len(row["images"]))))
+
+    def _simple_question(
+        self, row: Row, rng: np.random.Generator
+    ) -> tuple[Row, tuple[tuple[int, ...], tuple[int, ...]] | None] | None:
+        """Return a simple question about a picture of `row`, and its marks; None if it has no single composite."""
+        if row["kind"] == PromptKind.STACKED:
+            return None
+        if len(row["images"]) > 2:  # the worked example of a one-shot row
+            return star_question(row), None
+        layout = self._contract.layout
+        columns, rows = (tuple(map(int, rng.permutation(n))) for n in (layout.columns, len(layout.rows)))
+        answer = self._contract.render_grid(self._contract.grid(columns, rows))
+        return simple_row(row, SimpleKind.GRID, row["images"][-1], answer), (columns, rows)
 
     def _counterexample(
         self, row: Row, augmentation: Augmentation, rng: np.random.Generator
@@ -156,8 +199,8 @@ class Augmenter:
         if kind is Counterexample.OTHER_SHAPE and row["kind"] == PromptKind.TWO_IMAGE:
             others = [
                 reference
-                for (source, view, shape), references in self._references.items()
-                if (source, view) == (row["source"], row["view"]) and shape != row["shape"]
+                for shape, references in self._references[_scene(row)].items()
+                if shape != row["shape"]
                 for reference in references
             ]
             if others:
@@ -173,6 +216,29 @@ class Augmenter:
         text = self._contract.render(answer, AnswerKind(row["answer_kind"]))
         *before, last = row["messages"]
         return row | {"answer": text, "messages": [*before, {**last, "content": [{"type": "text", "text": text}]}]}
+
+
+def _scene(row: Row) -> tuple[str, str, str]:
+    """Return what pictures of a row share with those that may replace them: source, view and eye."""
+    return row["source"], row["view"], eye_of(row["capture"])
+
+
+def star_question(row: Row) -> Row:
+    """Return the simple question about the star image of a one-shot two-image row."""
+    return simple_row(row, SimpleKind.STAR, row["images"][0], row["messages"][1]["content"][0]["text"])
+
+
+def simple_row(row: Row, kind: SimpleKind, image: str, answer: str) -> Row:
+    """Return a row that asks a simple question about one image of `row`.
+
+    Args:
+        row: A row of the chat dataset.
+        kind: The question.
+        image: Name of the image.
+        answer: The expected answer.
+    """
+    facts = {"kind": str(kind), "answer_kind": str(kind), "answer": answer, "images": [image]}
+    return {**row, **facts, "messages": simple(kind, answer)}
 
 
 def move_marks(single: np.ndarray, cell: int, columns: Sequence[int], rows: Sequence[int]) -> None:
