@@ -40,9 +40,9 @@ server: install
 
 worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 worker: install
-	prefect work-pool inspect pinspect > /dev/null 2>&1 || prefect work-pool create pinspect --type process
-	prefect --no-prompt deploy --all
 	python -m flows.zombies
+	prefect work-pool create pinspect --type process --overwrite --base-job-template flows/job_template.json
+	prefect --no-prompt deploy --all
 	prefect worker start --pool pinspect
 
 base: install

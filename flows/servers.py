@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from flows.access import ensure_access
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
 from pinspect.registry.settings import load_register_settings
@@ -35,7 +36,7 @@ def commands(root: Path) -> dict[str, list[str]]:
         Name of the server -> command. MLflow is left out if the project registers at a team's server.
     """
     prefect_port, mlflow_port = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
-    servers = {"Prefect": ["prefect", "server", "start", "--host", HOST, "--port", prefect_port]}
+    servers = {"Prefect": ["flows.prefect_app", "--port", prefect_port]}
     if not load_register_settings(root).tracking_uri.startswith("http"):
         store = (root / "mlruns").resolve()
         store.mkdir(exist_ok=True)
@@ -86,8 +87,11 @@ def main(root: str = ".") -> None:
         signal.signal(number, signal.default_int_handler)
     servers: dict[str, subprocess.Popen] = {}
     try:
+        print(f"the sign-in page of the Prefect server asks for the auth_string in {ensure_access(Path(root))}")
         for name, command in commands(Path(root)).items():
-            servers[name] = subprocess.Popen(command, start_new_session=True, env=os.environ | environment.SETTINGS)
+            servers[name] = subprocess.Popen(
+                command, cwd=root, start_new_session=True, env=os.environ | environment.SETTINGS
+            )
         watch(servers)
     except KeyboardInterrupt:
         print("\nstopping")

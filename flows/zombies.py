@@ -2,8 +2,8 @@
 
     python -m flows.zombies
 
-A run sends a heartbeat every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds (30 in prefect.yaml). If three of them are
-missing and the run has not ended, its process or its machine is gone.
+A run sends a heartbeat every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds (30 in job_template.json). If three of
+them are missing and the run has not ended, its process or its machine is gone.
 """
 
 from __future__ import annotations

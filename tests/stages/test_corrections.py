@@ -1,6 +1,7 @@
 """Corrections: a person's judgement becomes a capture, with the checks of `pinspect add`, completely or not at all."""
 
 import csv
+import json
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -244,7 +245,11 @@ def test_a_correction_killed_between_image_and_label_is_completed_later(station,
     sha256 = station.inspect("one", new)
     if earlier:
         station.correct("one", **earlier)
-    (station.captures / "images" / f"station_{sha256[:12]}_MISSING.jpg").write_bytes(new.jpeg)
+    name = f"station_{sha256[:12]}_MISSING.jpg"
+    (station.captures / "images" / name).write_bytes(new.jpeg)
+    place = station.captures / ".adding-killed"
+    place.mkdir()
+    (place / "plan.json").write_text(json.dumps([name]))
     assert station.problems()
 
     station.correct("one", **BEND)

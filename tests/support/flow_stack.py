@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.access import ensure_access
 from tests.support.checkout import Checkout, make_checkout
 from tests.support.mlflow_server import free_port, running
 from tests.support.sample import ROOT
@@ -24,15 +26,17 @@ POOL = "pinspect"
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
     """The address of a real Prefect server on loopback; flows in this process use it too."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(free_port())]
+    auth = auth_string(ROOT)
+    command = [sys.executable, "-m", "flows.prefect_app", "--port", str(free_port())]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         with running(command, home / "server.log", "/api/health") as uri:
             patch.setenv("PREFECT_API_URL", f"{uri}/api")
-            with temporary_settings({PREFECT_API_URL: f"{uri}/api"}):
+            patch.setenv("PREFECT_API_AUTH_STRING", auth)
+            with temporary_settings({PREFECT_API_URL: f"{uri}/api", PREFECT_API_AUTH_STRING: auth}):
                 yield f"{uri}/api"
 
 
@@ -43,13 +47,7 @@ def deployed(prefect_api, tmp_path_factory) -> Iterator[Checkout]:
     It differs in its schedules: `nightly` comes every minute, all other deployments run when they are called.
     """
     checkout = make_checkout(tmp_path_factory.mktemp("deployed") / "line")
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    schedules = {"nightly": [{"cron": "* * * * *", "timezone": "UTC"}]}
-    for deployment in content["deployments"]:
-        deployment["schedules"] = schedules.get(deployment["name"], [])
-    (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content))
-    checkout.must("prefect", "work-pool", "create", POOL, "--type", "process")
-    checkout.must("prefect", "--no-prompt", "deploy", "--all")
+    deploy(checkout, {"nightly": [{"cron": "* * * * *", "timezone": "UTC"}]})
     with working(checkout, tmp_path_factory.mktemp("worker") / "worker.log"):
         yield checkout
 
@@ -67,15 +65,32 @@ def scheduled_run(deployed):
         return client.read_flow_run(first.id)
 
 
+def auth_string(root: Path) -> str:
+    """Return the password of a project's Prefect API."""
+    return tomllib.loads(ensure_access(root).read_text())["api"]["auth_string"]
+
+
+def deploy(checkout: Checkout, schedules: dict[str, list], **variables: str) -> None:
+    """Do what `make worker` does before it starts the worker; deployments that `schedules` lacks have no schedule."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    for deployment in content["deployments"]:
+        deployment["schedules"] = schedules.get(deployment["name"], [])
+    (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content))
+    recipe = (ROOT / "Makefile").read_text().split("worker: install\n")[1].split("\n\n")[0]
+    for command in recipe.splitlines():
+        if "worker start" not in command:
+            checkout.must(*command.split(), **variables)
+
+
 @contextmanager
-def working(checkout: Checkout, log: Path) -> Iterator[subprocess.Popen]:
+def working(checkout: Checkout, log: Path, **variables: str) -> Iterator[subprocess.Popen]:
     """Run a worker of the pool during the context."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
     with log.open("w") as output:
         worker = subprocess.Popen(
             command,
             cwd=checkout.root,
-            env=checkout.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"},
+            env=checkout.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"} | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

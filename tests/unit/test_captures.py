@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pinspect.captures.labels import add_captures, conflicting_labels, read_captures
+from pinspect.captures.adding import add_captures
+from pinspect.captures.labels import conflicting_labels, read_captures
 from pinspect.core.errors import CaptureError
 from tests.support.sample import ROOT, contents, drop, line, params, read_labels, write_labels
 

@@ -1,11 +1,13 @@
 """Captures leave the inbox once the project has them, and not before."""
 
-import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from pinspect.captures.inbox import take_captures
 from pinspect.captures.labels import IMAGES
+from pinspect.core.errors import CaptureError
 from tests.support.sample import contents, drop, line, params, read_labels, row, write_labels
 
 CONTRACT = params().contract()
@@ -92,18 +94,41 @@ def test_an_import_killed_before_the_inbox_is_emptied_is_completed(there, inbox,
     assert not list((inbox / IMAGES).iterdir())
 
 
-def test_an_import_killed_halfway_is_completed(there, inbox):
-    first, second = captures()[4:6]
-    place = there / ".adding-killed"
-    place.mkdir()
-    write_labels(place, [*read_labels(there), row(first), row(second)])
-    (there / IMAGES / first.name).write_bytes(first.jpeg)  # moved, not labelled; the second is not moved yet
-    (place / second.name).write_bytes(second.jpeg)
-    os.utime(place, (0, 0))
-    report = take(inbox, there)
-    assert (report.refused, len(report.added)) == ((), 5)
-    assert not place.exists()
-    assert [label["file"] for label in read_labels(there)] == [capture.name for capture in captures()[:9]]
+def test_rows_whose_label_the_project_lacks_stay(there, inbox):
+    """A row can arrive before its image, and the project can have another capture of the same name."""
+    rows = [row(captures()[0]) | {"role": "inspected", "judgement": "defective", "defect_mode": "bend"}]
+    rows[0]["defect_position"] = "X:1, Y:U"
+    write_labels(inbox, [*rows, *read_labels(inbox)])
+    take(inbox, there)
+    assert read_labels(inbox) == rows
+
+
+def test_a_capture_that_cannot_be_read_back_stays(there, inbox, monkeypatch):
+    before, copy = contents(inbox), shutil.copyfile
+
+    def damaged(source, target):
+        copy(source, target)
+        target.write_bytes(target.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(shutil, "copyfile", damaged)
+    with pytest.raises(CaptureError, match="the inbox still has it"):
+        take(inbox, there)
+    assert contents(inbox) == before
+
+
+def test_a_row_that_arrives_while_the_inbox_is_emptied_stays(there, inbox, monkeypatch):
+    late = row(captures()[4]) | {"file": "late.jpg"}
+    unlink = Path.unlink
+
+    def while_another_writes(path, **options):
+        unlink(path, **options)
+        if path.parent == inbox / IMAGES:
+            write_labels(inbox, [*read_labels(inbox), late])
+            monkeypatch.setattr(Path, "unlink", unlink)
+
+    monkeypatch.setattr(Path, "unlink", while_another_writes)
+    take(inbox, there)
+    assert read_labels(inbox) == [late]
 
 
 def test_a_missing_inbox_counts_as_empty(there, tmp_path):

@@ -1,23 +1,30 @@
 """Take captures from the inbox, a folder for new captures, into the project's captures.
 
 A capture with a problem is reported and stays in the inbox until someone corrects it. A capture leaves the inbox only
-after it was added to the project; the next run completes a run that was killed in between.
+after its image and its label were read back from the project; the next run completes a run that was killed in between.
 """
 
 from __future__ import annotations
 
 import csv
-import shutil
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pinspect.captures.labels import LABELS, AddReport, add_captures, images_folder
+from pinspect.captures.adding import AddReport, add_locked
+from pinspect.captures.change import locked
+from pinspect.captures.labels import (
+    LABELS,
+    Capture,
+    capture_of_row,
+    content_hash,
+    images_folder,
+    read_captures,
+    read_table,
+)
 from pinspect.core.answers import AnswerContract
+from pinspect.core.errors import CaptureError
 from pinspect.core.files import write_file
 from pinspect.core.images import IMAGE_SUFFIXES
-
-SECONDS_OF_ADDING = 60
 
 
 def take_captures(inbox: Path, folder: Path, contract: AnswerContract, *, max_pixels: int) -> AddReport:
@@ -33,54 +40,61 @@ def take_captures(inbox: Path, folder: Path, contract: AnswerContract, *, max_pi
         The report of `add_captures`; `refused` has the problems of the captures that stay in the inbox.
 
     Raises:
-        CaptureError: A `labels.csv` is not a table of labels, or the captures' folder has a problem.
+        CaptureError: A `labels.csv` is not a table of labels, the captures' folder has a problem, or an added capture
+            could not be read back; the inbox then still has it.
     """
-    _undo_cut_off(folder)
-    _forget_rows(inbox, images_folder(folder), taken=())
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in images_folder(inbox).glob("[!.]*")):
+    if not inbox.is_dir():
         return AddReport((), ())
-    report = add_captures(inbox, folder, contract, max_pixels=max_pixels, leave_bad=True)
-    taken = {*report.added, *report.skipped}
-    for name in taken:
-        (images_folder(inbox) / name).unlink()
-    _forget_rows(inbox, images_folder(folder), taken)
-    return report
+    with locked(folder):
+        _forget_rows(inbox, _moved(inbox, folder, contract))
+        images = images_folder(inbox)
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.glob("[!.]*")):
+            return AddReport((), ())
+        labels = {capture.file: capture for capture in read_captures(inbox, contract).captures}
+        report = add_locked(inbox, folder, contract, max_pixels=max_pixels, leave_bad=True)
+        _read_back(report.added, labels, images, folder, contract)
+        taken = {*report.added, *report.skipped}
+        for name in taken:
+            (images / name).unlink()
+        _forget_rows(inbox, taken)
+        return report
 
 
-def _undo_cut_off(folder: Path) -> None:
-    """Remove images without a label that a killed process has moved into `folder`; the source still has them.
-
-    `add_captures` works in `.adding-*`. An old folder of this name belongs to a process that was killed.
-    """
-    for place in folder.glob(".adding-*"):
-        if time.time() - place.stat().st_mtime < SECONDS_OF_ADDING:
-            continue
-        labelled, intended = _files(folder / LABELS), _files(place / LABELS)
-        for name in intended - labelled:
-            if not (place / name).exists():
-                (images_folder(folder) / name).unlink(missing_ok=True)
-        shutil.rmtree(place)
+def _read_back(
+    names: Sequence[str], labels: Mapping[str, Capture], images: Path, folder: Path, contract: AnswerContract
+) -> None:
+    """Raise CaptureError unless `folder` has the image and the label of each name."""
+    present = {capture.file: capture for capture in read_captures(folder, contract).captures}
+    target = images_folder(folder)
+    for name in names:
+        if present.get(name) != labels[name] or content_hash(target / name) != content_hash(images / name):
+            raise CaptureError(
+                f"{target / name}: not as it was in the inbox; the inbox still has it: check the disk, try again"
+            )
 
 
-def _files(labels: Path) -> set[str]:
-    """Return the files that a labels.csv has rows for."""
-    return set(_names(labels.read_bytes().splitlines(keepends=True))) - {""} if labels.is_file() else set()
+def _moved(inbox: Path, folder: Path, contract: AnswerContract) -> set[str]:
+    """Return the names of rows without an image whose label `folder` has: a killed run has moved their images."""
+    images = images_folder(inbox)
+    waiting = [row for _, row in read_table(inbox / LABELS) if row["file"] and not (images / row["file"]).exists()]
+    if not waiting:
+        return set()
+    present = {capture.file: capture.label for capture in read_captures(folder, contract).captures}
+    return {row["file"] for row in waiting if present.get(row["file"]) == capture_of_row(row, contract, "").label}
 
 
-def _forget_rows(inbox: Path, target: Path, taken: Collection[str]) -> None:
-    """Remove the rows of added captures from the inbox's labels; all other lines stay unchanged.
-
-    Added captures are the `taken` ones, and after a kill those whose image is in `target` instead of in the inbox.
-    """
-    labels, images = inbox / LABELS, images_folder(inbox)
-    if not labels.is_file():
-        return
-    lines = labels.read_bytes().splitlines(keepends=True)
-    names = _names(lines)
-    gone = {name for name in names if name and not (images / name).exists() and (target / name).is_file()}
-    kept = [line for name, line in zip(names, lines, strict=True) if name not in gone and name not in taken]
-    if kept != lines:
-        write_file(labels, b"".join(kept))
+def _forget_rows(inbox: Path, names: Collection[str]) -> None:
+    """Remove the rows of `names` from the inbox's labels; all other lines stay as they are, new ones too."""
+    labels = inbox / LABELS
+    while names and labels.is_file():
+        content = labels.read_bytes()
+        lines = content.splitlines(keepends=True)
+        kept = [line for name, line in zip(_names(lines), lines, strict=True) if name not in names]
+        if kept == lines:
+            return
+        if labels.read_bytes() == content:  # nobody has added a row meanwhile
+            write_file(labels, b"".join(kept))
+            return
 
 
 def _names(lines: Sequence[bytes]) -> list[str]:

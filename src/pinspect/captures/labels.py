@@ -1,4 +1,4 @@
-"""Read and add captures and their labels: a folder with `images/` and `labels.csv`.
+"""Read captures and their labels: a folder with `images/` and `labels.csv`.
 
 Each problem is one line with the row, the file, the value found and what to do. All problems are reported at once.
 """
@@ -10,15 +10,13 @@ import hashlib
 import io
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContract
-from pinspect.core.errors import CaptureError, ImageError
-from pinspect.core.images import IMAGE_SUFFIXES, read_image
+from pinspect.core.errors import CaptureError
+from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.names import NamedLabel, label_in_name
 
@@ -80,21 +78,6 @@ class Labels:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class AddReport:
-    """The result of `add_captures`.
-
-    Attributes:
-        added: Names of the added captures.
-        skipped: Names of the captures whose content is in the folder already.
-        refused: The problems of the captures that were not added, one line each.
-    """
-
-    added: tuple[str, ...]
-    skipped: tuple[str, ...]
-    refused: tuple[str, ...] = ()
-
-
 def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") -> Labels:
     """Read the labels of a folder of captures; the images are not opened.
 
@@ -112,14 +95,14 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
     images = images_folder(folder)
     present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
     labels = folder / LABELS
-    table = _read_table(labels)
+    table = read_table(labels)
     named = {row.get("file") for _, row in table}
     rows = [(f"{labels}, row {number} ({row.get('file', '?')})", row) for number, row in table]
-    rows += [(str(images / name), {"file": name}) for name in sorted(present - named) if _is_image(name)]
+    rows += [(str(images / name), {"file": name}) for name in sorted(present - named) if is_image(name)]
     captures: dict[str, Capture] = {}
     problems = []
     for place, row in rows:
-        capture = _capture(row, contract, shape)
+        capture = capture_of_row(row, contract, shape)
         if "cells" in row:
             complaints = [row["cells"]]
         elif capture.file in captures:
@@ -160,105 +143,12 @@ def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
     ]
 
 
-def add_captures(
-    source: Path, folder: Path, contract: AnswerContract, *, max_pixels: int, shape: str = "", leave_bad: bool = False
-) -> AddReport:
-    """Copy the new captures of a folder into the captures' folder, after a check of every image and label.
-
-    Captures whose content is in the folder already, with the same label, are skipped. New rows go to the end of
-    `labels.csv`, so the order of its rows is the age of the captures. `labels.csv` is written last.
-
-    Args:
-        source: The folder with new captures.
-        folder: The captures' folder.
-        contract: The line's layout, shapes and defect modes.
-        max_pixels: Refuse images with more pixels.
-        shape: Shape to assume where neither the row nor the name has one.
-        leave_bad: Leave out captures with a problem and report the problems, instead of raising CaptureError.
+def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem.
 
     Raises:
-        CaptureError: There is a problem; the message has one line for each, and `folder` is unchanged.
+        CaptureError: The file is not a table of labels. A missing file has no rows.
     """
-    if not source.is_dir():
-        raise CaptureError(f"{source}: no such folder; name a folder of images, with or without a {LABELS}")
-    if source.resolve() in (folder.resolve(), (folder / IMAGES).resolve()):
-        raise CaptureError(f"{source}: these captures are in place already; name another folder")
-    present, new = read_captures(folder, contract), read_captures(source, contract, shape=shape)
-    problems = [*present.problems, *new.problems]
-    if not new.captures and not new.problems:
-        problems.append(f"{source}: no captures found; expected images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    contents = [(capture, content_hash(images_folder(folder) / capture.file)) for capture in present.captures]
-    known = {content for _, content in contents}
-    names = {path.name for path in images_folder(folder).glob("*")}
-    wanted, skipped = [], []
-    for capture in new.captures:
-        image = images_folder(source) / capture.file
-        try:
-            read_image(image, max_pixels)
-        except ImageError as error:
-            problems.append(str(error))
-            continue
-        content = content_hash(image)
-        contents.append((capture, content))
-        if content in known:
-            skipped.append(capture)
-        elif capture.file in names:
-            problems.append(f"{image}: {folder} has another capture of this name; rename this file")
-        else:
-            wanted.append(capture)
-            known.add(content)
-    problems += conflicting_labels(contents)
-    if present.problems or (problems and not leave_bad):
-        raise CaptureError("\n".join(problems))
-    disputed = _disputed(contents)
-    wanted = [capture for capture in wanted if capture not in disputed]
-    skipped = [capture.file for capture in skipped if capture not in disputed]
-    if wanted:
-        _copy(wanted, images_folder(source), folder)
-    return AddReport(tuple(capture.file for capture in wanted), tuple(skipped), tuple(problems))
-
-
-def _disputed(contents: Sequence[tuple[Capture, str]]) -> set[Capture]:
-    """Return the captures whose content has different labels."""
-    labels: dict[str, set[tuple[str, ...]]] = {}
-    for capture, content in contents:
-        labels.setdefault(content, set()).add(capture.label)
-    return {capture for capture, content in contents if len(labels[content]) > 1}
-
-
-def _copy(captures: Sequence[Capture], images: Path, folder: Path) -> None:
-    """Copy to a temporary folder first, where a full disk does no harm, and rename at the end."""
-    target = images_folder(folder)
-    if not any(_is_image(path.name) for path in target.glob("*")):
-        target = folder / IMAGES
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adding-", dir=folder) as name:
-        place = Path(name)
-        labels = place / LABELS
-        _write_labels(labels, [*(row for _, row in _read_table(folder / LABELS)), *(c.row() for c in captures)])
-        for capture in captures:
-            shutil.copyfile(images / capture.file, place / capture.file)
-        try:
-            for capture in captures:
-                (place / capture.file).rename(target / capture.file)
-            labels.replace(folder / LABELS)
-        except BaseException:
-            for capture in captures:
-                if not (place / capture.file).exists():
-                    (target / capture.file).unlink(missing_ok=True)
-            raise
-
-
-def _write_labels(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    columns = [column for column in COLUMNS if column in LABEL_COLUMNS or any(row.get(column) for row in rows)]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem."""
     if not path.exists():
         return []
     try:
@@ -295,7 +185,7 @@ def _cells(row: Sequence[str], header: Sequence[str]) -> dict[str, str]:
     return {"file": cells.get("file", "?"), "cells": f"expected {len(header)} cells, found {len(row)}; {hint}"}
 
 
-def _capture(row: dict[str, str], contract: AnswerContract, shape: str) -> Capture:
+def capture_of_row(row: dict[str, str], contract: AnswerContract, shape: str) -> Capture:
     """Return the capture of a row; empty cells are filled from the file name where it has the fact."""
     file = row.get("file", "")
     named = _named_label(row, contract)
@@ -385,7 +275,8 @@ def _is_box(box: Sequence[str]) -> bool:
     return all(map(math.isfinite, (x0, y0, x1, y1))) and x0 < x1 and y0 < y1
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file of this name is a capture's image."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
+from pinspect.captures.change import locked
 from pinspect.captures.corners import CORNERS, read_corners, write_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
@@ -71,9 +72,10 @@ def build_raw(
         CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
         ParamsError: The virtual line cannot draw a shape, or draws no defect mode. `out` and the record are unchanged.
     """
-    labels = labelled.read_captures(captures, contract)
-    images = labelled.images_folder(captures)
-    contents = [(capture, labelled.content_hash(images / capture.file)) for capture in labels.captures]
+    with locked(captures):
+        labels = labelled.read_captures(captures, contract)
+        images = labelled.images_folder(captures)
+        contents = [(capture, labelled.content_hash(images / capture.file)) for capture in labels.captures]
     problems = [*labels.problems, *labelled.conflicting_labels(contents)]
     distinct, remarks = _distinct(contents)
     folder = IncrementalFolder(out)

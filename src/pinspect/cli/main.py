@@ -36,7 +36,7 @@ def add(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Check the images and labels of a folder, then copy them to the captures of the project."""
-    from pinspect.captures.labels import add_captures
+    from pinspect.captures.adding import add_captures
     from pinspect.core.params import load_params
 
     parameters = load_params(params)

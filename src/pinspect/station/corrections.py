@@ -13,26 +13,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
+from pinspect.captures.adding import add_locked
+from pinspect.captures.change import locked
 from pinspect.captures.labels import (
     INSPECTED,
     LABEL_COLUMNS,
     LABELS,
     Capture,
-    add_captures,
-    images_folder,
 )
 from pinspect.core.answers import PASSED, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
-from pinspect.core.files import write_file
-from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import Params
@@ -47,7 +42,6 @@ CORRECTIONS_COLUMNS = (
     *("model_judgement", "model_defect_mode", "model_defect_position"),
 )
 LONGEST_NAME = 80
-_LOCK = Path("data/station/corrections.lock")
 _CORRECTED_FILE = re.compile(r"station_[0-9a-f]{12}_")
 
 
@@ -115,7 +109,7 @@ def correct(
         capture=None,
     )
     _check(verdict, inspection, params.contract())
-    with _one_at_a_time(root):
+    with locked(root / CAPTURES):
         earlier = _earlier_capture(root, inspection.sha256)
         if earlier or _values(verdict) != _values(inspection):
             picture = pictures.path(inspection.sha256)
@@ -159,28 +153,10 @@ def _shape(inspection: Inspection) -> str:
     return (inspection.image_type or "").rpartition("_")[0]
 
 
-@contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
-    """Make corrections one after another, across threads and processes."""
-    lock = root / _LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
-
-
-def _earlier_capture(root: Path, sha256: str) -> str | None:
-    """Name of the capture from an earlier correction of the same picture; None if there is none.
-
-    A killed process can leave such an image without a row in labels.csv; that image is deleted.
-    """
-    labelled = {row.get("file") for row in _rows(root / CAPTURES / LABELS)}
-    earlier = None
-    for path in images_folder(root / CAPTURES).glob(f"{_stem(sha256)}*"):
-        if path.name in labelled:
-            earlier = path.name
-        else:
-            path.unlink()
-    return earlier
+def _earlier_capture(root: Path, sha256: str) -> str:
+    """Return the name of the capture from an earlier correction of the same picture; empty if there is none."""
+    names = (row.get("file", "") for row in _rows(root / CAPTURES / LABELS))
+    return next((name for name in names if name.startswith(_stem(sha256))), "")
 
 
 def _stem(sha256: str) -> str:
@@ -188,7 +164,7 @@ def _stem(sha256: str) -> str:
 
 
 def _add_capture(
-    root: Path, params: Params, picture: Path, inspection: Inspection, verdict: Correction, earlier: str | None
+    root: Path, params: Params, picture: Path, inspection: Inspection, verdict: Correction, earlier: str
 ) -> str | None:
     """Add the picture to the captures and return its name; None if the captures have it with this label already."""
     mode = "OK" if verdict.judgement == PASSED else verdict.defect_mode.upper()
@@ -200,44 +176,17 @@ def _add_capture(
         defect_position=verdict.defect_position,
         role=INSPECTED,
     )
-    captures, contract, max_pixels = root / CAPTURES, params.contract(), params.raw.max_pixels
     with tempfile.TemporaryDirectory(prefix="pinspect-correction-") as folder:
-        new, others = Path(folder) / "new", Path(folder) / "others"
-        new.mkdir()
+        new = Path(folder)
         shutil.copyfile(picture, new / capture.file)
         _write_rows(new / LABELS, LABEL_COLUMNS, [capture.row()])
         try:
-            if earlier is None:
-                captures.mkdir(parents=True, exist_ok=True)
-                report = add_captures(new, captures, contract, max_pixels=max_pixels)
-                return capture.file if report.added else None
-            _without(captures, earlier, others)
-            add_captures(new, others, contract, max_pixels=max_pixels)
+            report = add_locked(
+                new, root / CAPTURES, params.contract(), max_pixels=params.raw.max_pixels, replaced=earlier
+            )
         except CaptureError as error:
             raise CorrectionError(str(error).replace(f"{new}{os.sep}", "")) from None
-        _take_over(captures, earlier, new / capture.file, others / LABELS)
-    return capture.file
-
-
-def _without(captures: Path, earlier: str, others: Path) -> None:
-    """Create in `others` the folder of captures without `earlier`; its images are links."""
-    originals = images_folder(captures)
-    images = others / originals.relative_to(captures)
-    images.mkdir(parents=True)
-    for path in originals.iterdir():
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name != earlier:
-            (images / path.name).symlink_to(path.resolve())
-    rows = _rows(captures / LABELS)
-    _write_rows(others / LABELS, list(rows[0]), [row for row in rows if row.get("file") != earlier])
-
-
-def _take_over(captures: Path, earlier: str, image: Path, labels: Path) -> None:
-    """Replace the image and the labels; the label changes when labels.csv is renamed."""
-    images = images_folder(captures)
-    for source, target in ((image, images / image.name), (labels, captures / LABELS)):
-        write_file(target, source.read_bytes())
-    if earlier != image.name:
-        (images / earlier).unlink()
+    return capture.file if report.added else None
 
 
 def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
