@@ -215,7 +215,8 @@ def test_random_lines_show_their_pins(shape):
     sizes = set()
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        setup = dataclasses.replace(virtual_line.random_setup(rng, shape), turn=0.0, place_jitter_px=(0.0, 0.0))
+        still = {"turn": 0.0, "place_jitter_px": (0.0, 0.0), "shadow": 0.0}
+        setup = dataclasses.replace(virtual_line.random_setup(rng, shape), **still)
         image = connector(setup, seed).image
         x, y = (round(value) for value in setup.center_px)
         half = round(setup.pitch_px / 2)
@@ -223,6 +224,22 @@ def test_random_lines_show_their_pins(shape):
         assert np.abs(pin - floor).max() > 20
         sizes.add(image.shape[:2])
     assert len(sizes) > 5
+
+
+def test_a_line_takes_size_and_colors_from_references():
+    blue = virtual_line.LineSetup(
+        "CYLN", image_width=720, image_height=400, pin_color=(0.6, 0.85, 0.8), floor_color=(0.1, 0.15, 0.5),
+        center_px=(360.0, 200.0), table_color=(0.7, 0.7, 0.7), tint=0.0,
+    )  # fmt: skip
+    references = [connector(blue, seed).image for seed in range(3)]
+    like = virtual_line.setup_like(references, virtual_line.default_setup("CYLN"), LAYOUT)
+    assert (like.image_width, like.image_height) == (720, 400)
+    assert like.floor_color[2] > 2 * like.floor_color[0] and like.pin_color[1] > like.pin_color[0] + 0.1
+    assert like.table_color[0] == pytest.approx(like.table_color[2], abs=0.05)
+    rendered = connector(like)
+    assert rendered.image.shape == (400, 720, 3)
+    x0, y0, x1, y1 = rendered.field_box
+    assert 0 < x0 < 100 and 620 < x1 < 720 and 0 < y0 < y1 < 400
 
 
 def test_a_shape_that_cannot_be_drawn_is_refused_by_name():

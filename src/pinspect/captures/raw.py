@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pinspect.captures import labels as labelled
@@ -27,10 +28,11 @@ from pinspect.core.images import read_image
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import RawParams, VirtualParams
 from pinspect.core.rows import SPLITS
-from pinspect.virtual_line import VirtualCapture, render_line
+from pinspect.virtual_line import DRAWN_SHAPES, LineSetup, VirtualCapture, default_setup, render_line, setup_like
 
 CAMERA = "camera"
 VIRTUAL = "virtual"
+_SHOWN_REFERENCES = 7  # whose colors the virtual line takes
 COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
 
 
@@ -90,7 +92,8 @@ def build_raw(
             raise CaptureError("\n".join(problems))
         references = [capture.file for capture, _ in distinct if capture.role == REFERENCE]
         corners = read_corners(captures / CORNERS, references)
-        virtual = _render_virtual_line(folder, contract, params.virtual, workers)
+        setups = _virtual_setups(distinct, images, contract, params)
+        virtual = _render_virtual_line(folder, contract, params.virtual, setups, workers)
         if not distinct and not virtual:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         split_of, more_remarks = _split(distinct, copies, split_record, params)
@@ -127,19 +130,21 @@ def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
     return Product((file,), {"file": file, "perceptual_hash": splits.perceptual_hash(image)})
 
 
-def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, str], folder: Path) -> Product:
+def render_virtual_line(
+    payload: tuple[AnswerContract, VirtualParams, dict[str, LineSetup], str], folder: Path
+) -> Product:
     """Render the captures of one split of the virtual line.
 
     Args:
-        payload: Answer contract, parameters of the virtual line, and the split.
+        payload: Answer contract, parameters and looks of the virtual line, and the split.
         folder: The raw folder.
 
     Returns:
         A record with `rows`, the captures' rows of the manifest.
     """
-    contract, params, split = payload
+    contract, params, setups, split = payload
     rows = []
-    for capture in render_line(contract.layout, contract.shapes, contract.drawings, params):
+    for capture in render_line(contract.layout, contract.shapes, contract.drawings, params, setups):
         if capture.split == split:
             sha256 = hashlib.sha256(capture.jpeg).hexdigest()
             file = _write_image(folder, sha256, ".jpg", capture.jpeg)
@@ -172,10 +177,32 @@ def _copy_images(
     return folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
 
 
+def _virtual_setups(
+    contents: Sequence[tuple[Capture, str]], images: Path, contract: AnswerContract, params: RawParams
+) -> dict[str, LineSetup]:
+    """Return what the virtual captures of a shape look like, for each shape with references: like its references."""
+    virtual = params.virtual
+    setups: dict[str, LineSetup] = {}
+    if not (virtual.train or virtual.validation or virtual.test):
+        return setups
+    for shape in DRAWN_SHAPES:
+        files = sorted(
+            (sha256, each.file) for each, sha256 in contents if (each.role, each.shape) == (REFERENCE, shape)
+        )
+        pictures = [np.asarray(read_image(images / file, params.max_pixels)) for _, file in files[:_SHOWN_REFERENCES]]
+        if pictures:
+            setups[shape] = setup_like(pictures, default_setup(shape), contract.layout)
+    return setups
+
+
 def _render_virtual_line(
-    folder: IncrementalFolder, contract: AnswerContract, params: VirtualParams, workers: int | None
+    folder: IncrementalFolder,
+    contract: AnswerContract,
+    params: VirtualParams,
+    setups: dict[str, LineSetup],
+    workers: int | None,
 ) -> list[dict]:
-    """Return the rows of the virtual line; the line is seeded, so its parameters fully determine the captures."""
+    """Return the rows of the virtual line; the line is seeded, so parameters and looks fully determine the captures."""
     wanted = {split: getattr(params, split) for split in SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
@@ -184,7 +211,11 @@ def _render_virtual_line(
         if count or (split == splits.TRAIN and any(wanted.values()))
     }
     items = [
-        Item(f"virtual line, {split}", (repr(contract), part.model_dump_json()), (contract, part, split))
+        Item(
+            f"virtual line, {split}",
+            (repr((contract, setups)), part.model_dump_json()),
+            (contract, part, setups, split),
+        )
         for split, part in parts.items()
     ]
     try:

@@ -24,6 +24,8 @@ from pinspect.nsoartc.grid import (
 from pinspect.nsoartc.grid_fit import SMALLEST_PITCH
 from pinspect.nsoartc.parts import FloatImage
 
+__all__ = ["Corners", "PlacedReferences", "place_references", "require_confidence"]
+
 
 @dataclass(frozen=True)
 class PlacedReferences:

@@ -16,6 +16,7 @@ from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
 from pinspect.virtual_line.setups import LineSetup
 
 _PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
+DRAWN_SHAPES = tuple(_PIN_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class VirtualCapture:
 
 
 def render_line(
-    layout: Layout, shapes: tuple[str, ...], drawings: Mapping[str, ModeDrawing], params: VirtualParams
+    layout: Layout,
+    shapes: tuple[str, ...],
+    drawings: Mapping[str, ModeDrawing],
+    params: VirtualParams,
+    setups: Mapping[str, LineSetup] | None = None,
 ) -> Iterator[VirtualCapture]:
     """Render the captures of one virtual line: references of every shape, then training, test and validation captures.
 
@@ -59,6 +64,7 @@ def render_line(
         shapes: Pin shapes; captures alternate between them.
         drawings: Defect mode -> how it is drawn. A mode that is drawn as `nothing` does not occur.
         params: Numbers of captures, the share of defective ones, and the seed.
+        setups: Shape -> what the captures look like; `default_setup` for the other shapes.
 
     Raises:
         ValueError: The renderer cannot draw a shape, or defective captures are wanted and no mode can be drawn.
@@ -73,10 +79,12 @@ def render_line(
             "the virtual line draws no defect mode; declare how to draw one in answers.defect_modes, or set "
             "raw.virtual.train, .validation and .test to 0"
         )
+    setups = {shape: default_setup(shape) for shape in shapes} | dict(setups or {})
     for number, shape in enumerate(shapes):
         for index in range(params.references):
             rng = np.random.default_rng([params.seed, 0, number, index])
-            yield _capture(rng, f"virtual-{shape}-reference-{index:03d}", shape, PASSED, "reference", "train", layout)
+            name = f"virtual-{shape}-reference-{index:03d}"
+            yield _capture(rng, name, setups[shape], PASSED, "reference", "train", layout)
     parts = (("train", params.train), ("test", params.test), ("validation", params.validation))
     for part, (split, count) in enumerate(parts, start=1):
         for index in range(count):
@@ -84,20 +92,28 @@ def render_line(
             shape = shapes[index % len(shapes)]
             mode = str(rng.choice(modes)) if rng.random() < params.defective_share else PASSED
             name = f"virtual-{split}-{index:05d}"
-            yield _capture(rng, name, shape, mode, "inspected", split, layout, drawings.get(mode))
+            yield _capture(rng, name, setups[shape], mode, "inspected", split, layout, drawings.get(mode))
+
+
+def default_setup(shape: str) -> LineSetup:
+    """Return a line with gray pins in a dark housing.
+
+    Args:
+        shape: A shape that the renderer can draw.
+    """
+    return LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
 
 
 def _capture(
     rng: np.random.Generator,
     name: str,
-    shape: str,
+    setup: LineSetup,
     mode: str,
     role: str,
     split: str,
     layout: Layout,
     drawing: ModeDrawing | None = None,
 ) -> VirtualCapture:
-    setup = LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
     pins = tolerated_pins(rng, setup, layout)
     pin = None
     if drawing is not None:
@@ -106,7 +122,7 @@ def _capture(
     rendered = render(rng, setup, pins, layout)
     return VirtualCapture(
         name=f"{name}.jpg",
-        shape=shape,
+        shape=setup.shape,
         judgement=PASSED if pin is None else DEFECTIVE,
         defect_mode=mode,
         defect_position=NO_ADDRESS if pin is None else str(layout.addresses[pin]),

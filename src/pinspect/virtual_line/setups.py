@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
+
+from pinspect.core.layout import Layout
 
 Color = tuple[float, float, float]
 Range = tuple[float, float]
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
+_WIDEST = 800  # px, of a virtual capture
 _LEAST_CONTRAST = 0.22  # between the gray of the pins' tops and of the floor
 
 
@@ -147,6 +152,46 @@ def random_setup(rng: np.random.Generator, shape: str) -> LineSetup:
     )
 
 
+def setup_like(pictures: Sequence[np.ndarray], setup: LineSetup, layout: Layout) -> LineSetup:
+    """Give a line the image size and the colors of real captures.
+
+    The brightest part of the field is taken for the pins' tops, a darker part for the floor. A wrong guess makes
+    another look, not a wrong label.
+
+    Args:
+        pictures: Captures of one line, uint8 (H, W, 3), RGB; captures of another size than the first are left out.
+        setup: The line to change.
+        layout: Rows and columns of the pin field.
+    """
+    height, width = pictures[0].shape[:2]
+    scale = min(1.0, _WIDEST / width)
+    size = (round(width * scale), round(height * scale))
+    alike = [
+        cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in pictures if each.shape[:2] == (height, width)
+    ]
+    middle = np.median(alike, axis=0) / 255
+    field = middle[size[1] // 4 : -(size[1] // 4), size[0] // 8 : -(size[0] // 8)].reshape(-1, 3)
+    gray = field @ _LUMINANCE
+    dark, deep, half, bright = np.quantile(gray, [0.1, 0.35, 0.5, 0.9])
+    return replace(
+        setup,
+        image_width=size[0],
+        image_height=size[1],
+        pitch_px=min(size[0] / (layout.columns + 0.77), size[1] / (len(layout.rows) + 0.97)),
+        center_px=(size[0] / 2, size[1] / 2),
+        pin_color=_coarse(field[gray >= bright]),
+        floor_color=_coarse(field[(gray >= dark) & (gray <= deep)]),
+        wall_color=_coarse(field[(gray >= deep) & (gray <= half)]),
+        table_color=_coarse(np.concatenate([middle[:4], middle[-4:]]).reshape(-1, 3)),
+    )
+
+
+def _coarse(colors: np.ndarray) -> Color:
+    """Return the mean of colors (n, 3) in coarse steps, so that few new references change the virtual line."""
+    red, green, blue = ((round(float(value) ** 0.5 * 40) / 40) ** 2 for value in colors.mean(axis=0))
+    return red, green, blue
+
+
 def _colors(rng: np.random.Generator) -> tuple[Color, Color, Color, Color]:
     """Draw the colors of pins, floor, walls and table, with enough contrast between pins and floor."""
     while True:
@@ -192,7 +237,7 @@ def _lamps(rng: np.random.Generator) -> tuple[Lamp, ...]:
         if power > 0:
             place = (rng.uniform(-4.5, 4.5), sign * side * rng.uniform(0.3, 6.0), rng.uniform(5, 12))
             # A lamp at the side lights the floor at a low angle: it is stronger, so that the exposure stays the same.
-            strength = power / (place[2] / np.linalg.norm(place)) ** 1.5
+            strength = float(power / (place[2] / np.linalg.norm(place)) ** 1.5)
             lamps.append(Lamp(place, strength, _lamp_color(rng), jitter, rng.uniform(0.02, 0.35)))
     return tuple(lamps)
 
