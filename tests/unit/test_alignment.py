@@ -57,6 +57,19 @@ def test_a_moved_camera_is_found_to_a_third_of_a_pixel(motion):
     assert alignment.score > 0.99
 
 
+@pytest.mark.parametrize("degrees", [-4, -2, 2, 4])
+@pytest.mark.parametrize("scale", [0.97, 1.03])
+def test_a_connector_that_is_shifted_turned_and_nearer_is_found(degrees, scale):
+    mean = np.mean([photograph(seed=seed) for seed in range(20, 26)], axis=0)
+    pitch = STILL.pitch_px
+    for number, shift in enumerate(((0.3 * pitch, -0.3 * pitch), (-0.3 * pitch, 0.2 * pitch))):
+        gray = photograph("X:2, Y:C", seed=3 + number)
+        plain = align(gray, mean, 40)
+        away, back = moved(gray, degrees, scale, shift)
+        expected = np.vstack([plain.matrix, [0, 0, 1]]) @ np.vstack([back, [0, 0, 1]])
+        assert largest_error(align(away, mean, 60).matrix, expected[:2]) < 1
+
+
 @pytest.mark.parametrize("light", ["dimmer", "brighter", "from the left", "offset"])
 def test_another_light_does_not_move_the_alignment(light):
     gray = photograph()

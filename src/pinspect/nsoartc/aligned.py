@@ -10,7 +10,7 @@ import numpy as np
 
 from pinspect.core.errors import AlignmentError
 from pinspect.nsoartc.alignment import Alignment, align, warp
-from pinspect.nsoartc.distance import nsoartc
+from pinspect.nsoartc.distance import compare
 from pinspect.nsoartc.light import without_light
 from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import misfit
@@ -52,7 +52,8 @@ class AlignedCapture:
             float32 (rows, columns, 3), with a value for every `stride`-th pixel of the unit space.
         """
         space = self.unit_space
-        return nsoartc(without_light(self.image, self.light), space.mean, space.nsoartc, same_size=True)
+        pixels = without_light(self.image, self.light)
+        return compare(pixels.reshape(1, *pixels.shape[:2], -1), space.mean, space.nsoartc, same_size=True)[0]
 
     @cached_property
     def misfit(self) -> float:

@@ -26,7 +26,7 @@ from pinspect.core.nsoartc_settings import FRAME_PAIRS, NsoartcSettings
 from pinspect.nsoartc.parts import FloatImage, matrix_of
 from pinspect.nsoartc.pixels import LUMINANCE, as_captures, as_reference
 
-_BAND_ROWS = 32  # rows of an image at a time, at least: the working set stays in the processor's cache
+_BAND_ROWS = 64  # rows of an image at a time, at least: the working set stays in the processor's cache
 
 DEFAULT_SETTINGS = NsoartcSettings()
 
@@ -60,6 +60,22 @@ def nsoartc(
     captures, is_batch = as_captures(capture)
     gray = as_reference(reference)
     _check_sizes(captures, gray, settings, same_size)
+    distances = compare(captures, gray, settings, same_size=same_size)
+    return distances if is_batch else distances[0]
+
+
+def compare(captures: FloatImage, gray: FloatImage, settings: NsoartcSettings, *, same_size: bool) -> FloatImage:
+    """Compute the distance images of captures that are known to be valid.
+
+    Args:
+        captures: float32 (captures, rows, columns, 3 or 1), about 0..1.
+        gray: The reference, float32 (rows, columns), of the same size, at least as large as the parts.
+        settings: As for `nsoartc`.
+        same_size: As for `nsoartc`.
+
+    Returns:
+        float32 (captures, rows, columns, 3), as `nsoartc` returns it.
+    """
     if same_size:
         gray = _with_border(gray, settings.size)
     rows, columns = ((side - settings.size) // settings.stride + 1 for side in gray.shape)
@@ -67,9 +83,7 @@ def nsoartc(
     windows = _Windows(gray, captures.shape[-1], settings)
     for pixels, distance in zip(captures, distances, strict=True):
         windows.measure(_with_border(pixels, settings.size) if same_size else pixels, distance)
-    if distances.shape[-1] == 1:
-        distances = np.repeat(distances, 3, axis=-1)
-    return distances if is_batch else distances[0]
+    return np.repeat(distances, 3, axis=-1) if distances.shape[-1] == 1 else distances
 
 
 def one_gain(capture: npt.ArrayLike, reference: npt.ArrayLike) -> FloatImage:
@@ -108,7 +122,9 @@ def dst_picture(distance: FloatImage, white: float | None = None) -> npt.NDArray
     level = float(distance.max()) if white is None else white
     if level <= 0:
         return np.zeros(distance.shape, np.uint8)
-    return np.clip(np.rint(distance * np.float32(255 / level)), 0, 255).astype(np.uint8)
+    # OpenCV rounds and clips in one pass; it would take a short array for one of channels.
+    flat = np.ascontiguousarray(distance, np.float32).reshape(1, -1)
+    return np.asarray(cv2.convertScaleAbs(flat, alpha=255 / level), np.uint8).reshape(distance.shape)
 
 
 def _check_sizes(captures: FloatImage, gray: FloatImage, settings: NsoartcSettings, same_size: bool) -> None:
@@ -129,7 +145,8 @@ def _different_sizes(pixels: FloatImage, gray: FloatImage) -> str:
 def _with_border(pixels: FloatImage, size: int) -> FloatImage:
     """Repeat the border of (rows, columns) or (rows, columns, channels): every pixel becomes the center of a part."""
     before, after = size // 2, size - 1 - size // 2
-    return np.pad(pixels, [(before, after), (before, after), (0, 0)][: pixels.ndim], mode="edge")
+    bordered = cv2.copyMakeBorder(pixels, before, after, before, after, cv2.BORDER_REPLICATE)
+    return np.asarray(bordered, np.float32).reshape(*bordered.shape[:2], *pixels.shape[2:])
 
 
 class _Windows:
@@ -151,7 +168,9 @@ class _Windows:
         self._results = max(1, (band_rows - size) // stride + 1)
         buffers = np.zeros((6, band_rows * self._line), np.float32)
         self._difference, self._across, self._down, self._falling, self._rising, self._spare = buffers
-        self._response, self._second_response = np.empty((2, self._results, self._columns, channels), np.float32)
+        self._response, self._second_response, self._square = np.empty(
+            (3, self._results, self._columns, channels), np.float32
+        )
 
     def measure(self, pixels: FloatImage, distance: FloatImage) -> None:
         """Add the distance of every window to `distance`, zeros of float32 (rows, columns, channels)."""
@@ -167,29 +186,33 @@ class _Windows:
         difference = self._difference[:length].reshape(shape)
         cv2.merge([gray] * self._channels, dst=difference)
         cv2.subtract(difference, pixels, dst=difference)
-        names = [name for name in self._settings.parts if self._settings.is_default(name)]
+        size, names = self._settings.size, [name for name in self._settings.parts if self._settings.is_default(name)]
         if any(name not in ("LINE1", "LINE2") for name in names):
-            self._sum_every(self._channels, self._across, length)
-            self._sum_every(self._line, self._down, length)
+            self._sum_every(self._channels, size, self._across, length)
+            # A row and a column share a pixel, which counts once: the columns are shorter by this pixel.
+            self._sum_every(self._line, size - 1, self._down, length)
         if "LINE2" in names:
-            self._sum_every(self._line + self._channels, self._falling, length)
+            self._sum_every(self._line + self._channels, size, self._falling, length)
         if "LINE1" in names:
-            self._sum_every(self._line - self._channels, self._rising, length)
+            self._sum_every(self._line - self._channels, size, self._rising, length)
 
-    def _sum_every(self, step: int, target: FloatImage, length: int) -> None:
-        """Write into `target` the sum of `size` values, each `step` values further, that starts at each value.
+    def _sum_every(self, step: int, count: int, target: FloatImage, length: int) -> None:
+        """Write into `target` the sum of `count` values, each `step` values further, that starts at each value.
 
-        Two sums of k values make one of 2 k, and one value more makes k + 1: the binary digits of `size` lead to it.
+        Two sums of k values make one of 2 k, and one value more makes k + 1: the binary digits of `count` lead to it.
         """
         values, spare = self._difference[:length], self._spare[:length]
+        if count == 0:
+            target[:length] = 0
+            return
         lengths = [1]
-        for digit in f"{self._settings.size:b}"[1:]:
+        for digit in f"{count:b}"[1:]:
             lengths += [2 * lengths[-1]] + [2 * lengths[-1] + 1] * (digit == "1")
         sums = values
         # Each step writes into the buffer that the step before it left free; the last one writes into `target`.
-        for number, (count, longer) in enumerate(pairwise(lengths), start=1):
+        for number, (known, longer) in enumerate(pairwise(lengths), start=1):
             longer_sums = target[:length] if (len(lengths) - 1 - number) % 2 == 0 else spare
-            addend, start = (sums if longer == 2 * count else values), min(count * step, length)
+            addend, start = (sums if longer == 2 * known else values), min(known * step, length)
             np.add(sums[: length - start], addend[start:], out=longer_sums[: length - start])
             sums = longer_sums
         if sums is values:
@@ -198,9 +221,10 @@ class _Windows:
     def _minkowski(self, total: FloatImage) -> None:
         """Write the distances of one band into `total`, zeros of float32 (rows, columns, channels)."""
         if self._settings.p == 4:  # the series' exponent
+            square = self._square[: len(total)]
             for response in self._responses(len(total)):
-                cv2.multiply(response, response, dst=response)
-                cv2.accumulateSquare(response, total)
+                cv2.multiply(response, response, dst=square)
+                cv2.accumulateSquare(square, total)
             cv2.sqrt(total, total)
             cv2.sqrt(total, total)
             return
@@ -212,46 +236,44 @@ class _Windows:
         np.multiply(largest, powers.sum(axis=0) ** np.float32(1 / self._settings.p), out=total)
 
     def _responses(self, rows: int) -> Iterator[FloatImage]:
-        """Yield what is compared, float32 (rows, columns, channels), each time in the same buffer."""
-        response, second_response = self._response[:rows], self._second_response[:rows]
+        """Yield what is compared, float32 (rows, columns, channels), to read before the next one."""
         if self._settings.variant == "distance":
             for name in self._settings.parts:
-                self._respond(name, response)
-                yield response
+                yield self._response_of(name, self._response[:rows])
             return
         for first, second in FRAME_PAIRS:
-            self._respond(first, response)
-            self._respond(second, second_response)
-            cv2.subtract(response, second_response, dst=response)
-            yield response
+            response = self._response_of(first, self._response[:rows])
+            cv2.subtract(response, self._response_of(second, self._second_response[:rows]), dst=self._response[:rows])
+            yield self._response[:rows]
 
-    def _respond(self, name: str, response: FloatImage) -> None:
-        """Write the response of one part into `response`, float32 (rows, columns, channels)."""
-        last, center = self._settings.size - 1, self._settings.size // 2
+    def _response_of(self, name: str, buffer: FloatImage) -> FloatImage:
+        """Return the response of one part, float32 (rows, columns, channels): a view of sums, or in `buffer`."""
+        last, center, rows = self._settings.size - 1, self._settings.size // 2, len(buffer)
         match name:
             case _ if not self._settings.is_default(name):
-                self._respond_own(name, response)
-                return
+                self._respond_own(name, buffer)
+                return buffer
             case "LINE1":
-                response[...] = self._at(self._rising, 0, last, len(response))
-                return
+                return self._at(self._rising, 0, last, rows)
             case "LINE2":
-                response[...] = self._at(self._falling, 0, 0, len(response))
-                return
+                return self._at(self._falling, 0, 0, rows)
             case "BEND1":
-                row, column = 0, last
+                row, top, column = 0, 1, last
             case "BEND2":
-                row, column = last, last
+                row, top, column = last, 0, last
             case "BEND3":
-                row, column = last, 0
+                row, top, column = last, 0, 0
             case "BEND4":
-                row, column = 0, 0
+                row, top, column = 0, 1, 0
             case _:
-                row, column = center, center
-        rows = len(response)
-        cv2.add(self._at(self._across, row, 0, rows), self._at(self._down, 0, column, rows), dst=response)
-        # The row and the column share a pixel, which counts once.
-        cv2.subtract(response, self._at(self._difference, row, column, rows), dst=response)
+                row, top, column = center, 0, center
+        # For a part of one pixel `top` would lie outside of it; its column is empty.
+        top = min(top, last)
+        cv2.add(self._at(self._across, row, 0, rows), self._at(self._down, top, column, rows), dst=buffer)
+        if name == "DATUM" and last > 0:  # the column's last pixel is missing, and the shared pixel counts twice
+            cv2.add(buffer, self._at(self._difference, last, center, rows), dst=buffer)
+            cv2.subtract(buffer, self._at(self._difference, center, center, rows), dst=buffer)
+        return buffer
 
     def _respond_own(self, name: str, response: FloatImage) -> None:
         """Write the response of an own part into `response`; the time grows with the part's area."""

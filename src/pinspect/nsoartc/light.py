@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 _ROUNDS = 8
 _BRIGHTNESS_FLOOR = 0.005  # log brightness: assume at least half a percent of spread between a capture's pins
 _MAXIMUM_LOG = 2.5
+_STEP = 8  # px
 
 
 def light_field(brightness: np.ndarray, places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -26,15 +28,18 @@ def light_field(brightness: np.ndarray, places: np.ndarray, size: tuple[int, int
     coefficients = _fit(logarithm, _polynomial(places, size, order=2), np.array([_BRIGHTNESS_FLOOR]))[0]
     terms = np.zeros(6, np.float32)
     terms[: len(coefficients)] = coefficients
-    width, height = size
-    # Beyond the outer pins the field goes on as it is there: a polynomial would run away.
-    (left, top), (right, bottom) = places.min(axis=0), places.max(axis=0)
-    u = (np.clip(np.arange(width, dtype=np.float32), left, right) * np.float32(2 / width) - 1)[None]
-    v = (np.clip(np.arange(height, dtype=np.float32), top, bottom) * np.float32(2 / height) - 1)[:, None]
+    # The field is smooth: every eighth pixel is enough. Beyond the outer pins, where a polynomial would run away, the
+    # field goes on as it is there.
+    u, v = (
+        np.clip(_centers(side), low, high) * (2 / side) - 1
+        for side, low, high in zip(size, places.min(axis=0), places.max(axis=0), strict=True)
+    )
+    u, v = u[None].astype(np.float32), v[:, None].astype(np.float32)
     field = terms[4] * v * u
     field += terms[0] + terms[1] * u + terms[3] * u * u
     field += terms[2] * v + terms[5] * v * v
-    return np.exp(np.clip(field, -_MAXIMUM_LOG, _MAXIMUM_LOG, out=field), out=field)
+    field = np.exp(np.clip(field, -_MAXIMUM_LOG, _MAXIMUM_LOG))
+    return np.asarray(cv2.resize(field, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def without_light(image: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -49,7 +54,8 @@ def without_light(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     """
     if image.ndim == 2:
         return image / light
-    return image * (np.float32(1 / 255) / light)[..., None]
+    gain = np.float32(1 / 255) / light
+    return np.asarray(cv2.multiply(image, cv2.merge([gain] * 3), dtype=cv2.CV_32F), np.float32)
 
 
 def without_trend(values: np.ndarray, places: np.ndarray, size: tuple[int, int], floors: np.ndarray) -> np.ndarray:
@@ -66,6 +72,12 @@ def without_trend(values: np.ndarray, places: np.ndarray, size: tuple[int, int],
     """
     basis = _polynomial(places, size, order=1)
     return (values - basis @ _fit(values, basis, floors).T).astype(np.float32)
+
+
+def _centers(side: int) -> np.ndarray:
+    """Return the centers, px, of the intervals of about `_STEP` px that a side is cut into."""
+    intervals = -(-side // _STEP)
+    return (np.arange(intervals) + 0.5) * (side / intervals) - 0.5
 
 
 def _polynomial(places: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:

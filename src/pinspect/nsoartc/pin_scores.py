@@ -21,6 +21,7 @@ MODE_FEATURES = ("brightness", "size", "likeness", "distance", "inward", "across
 _BRIGHTNESS, _SHIFT, _SIZE, _DISTANCE, _LIKENESS = 0, slice(1, 3), 3, 4, 5
 FEATURE_FLOORS = np.array([0.008, 0.25, 0.25, 0.006, 0.004], np.float32)  # least spread assumed of passed pins
 _ROUNDS = 3
+_TOP_SAMPLES = 256  # pixels of a top; more change its median brightness by less than the noise of a capture
 _STEP = 2.0  # px: the linear model of a top's displacement holds for about that much at a time
 _NEAR = 4.0  # px: a top that lies further off is found by a search
 
@@ -34,7 +35,8 @@ class PinTemplates:
         pitch: Distance of neighboring pins, px.
         patches: float32 (pins, side * side), the mean image around each center.
         weight: float32 (side * side,), 1 on a top and its rim, 0 outside.
-        tops: bool (pins, side * side), True on the pin's top.
+        top_pixels: int64 (pins, samples), pixels on each pin's top, as indices of the flat mean image.
+        top_levels: float32 (pins, samples), the mean image at these pixels, above 0.
         jacobian: float32 (pins, side * side, 4), derivative of a patch by brightness, shift x, shift y and size.
         solve: float32 (pins, 4, side * side), weighted pseudo-inverse of `jacobian`.
     """
@@ -43,7 +45,8 @@ class PinTemplates:
     pitch: float
     patches: np.ndarray
     weight: np.ndarray
-    tops: np.ndarray
+    top_pixels: np.ndarray
+    top_levels: np.ndarray
     jacobian: np.ndarray
     solve: np.ndarray
 
@@ -80,9 +83,29 @@ def pin_templates(mean: np.ndarray, centers: np.ndarray, pitch: float) -> PinTem
     middle = (radius < 0.08 * pitch).ravel()
     level = patches[:, middle].mean(axis=1, keepdims=True)
     tops = (patches > 0.8 * level) & (radius < 0.3 * pitch).ravel()
+    top_pixels = np.stack([
+        _top_pixels(np.stack([x.ravel()[top], y.ravel()[top]], axis=1) + center, mean.shape)
+        for top, center in zip(tops, centers, strict=True)
+    ])  # fmt: skip
     return PinTemplates(
-        centers.astype(np.float32), float(pitch), patches, weight, tops, jacobian, solve.astype(np.float32)
+        centers=centers.astype(np.float32),
+        pitch=float(pitch),
+        patches=patches,
+        weight=weight,
+        top_pixels=top_pixels,
+        top_levels=np.maximum(mean.ravel()[top_pixels], 1e-3),
+        jacobian=jacobian,
+        solve=solve.astype(np.float32),
     )
+
+
+def _top_pixels(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return `_TOP_SAMPLES` of a top's pixels, as indices of the flat image; of a top without pixels, the first one."""
+    if not len(places):
+        return np.zeros(_TOP_SAMPLES, np.int64)
+    chosen = places[np.linspace(0, len(places) - 1, _TOP_SAMPLES).round().astype(int)].round().astype(np.int64)
+    column, row = np.clip(chosen, 0, np.array([shape[1], shape[0]]) - 1).T
+    return row * shape[1] + column
 
 
 def top_brightness(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
@@ -95,9 +118,7 @@ def top_brightness(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
     Returns:
         float64 (pins,), 1 for equal brightness.
     """
-    patches = _cut(aligned, templates.centers, templates.side)
-    tops = zip(patches, templates.patches, templates.tops, strict=True)
-    return np.array([np.median(patch[top] / (mean[top] + 1e-3)) if top.any() else 1.0 for patch, mean, top in tops])
+    return np.median(aligned.ravel()[templates.top_pixels] / templates.top_levels, axis=1).astype(np.float64)
 
 
 def measure_pins(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
