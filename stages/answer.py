@@ -2,14 +2,15 @@
 
     python -m stages.answer
 
-Reads the base model, models/adapter, data/chat/{validation,test}.jsonl and data/composited; for the baseline and the
-line profile data/raw and data/dst. Writes models/operating_point.json (the threshold on P(defective)),
-models/line_profile.json and reports/predictions: validation.csv, test.csv (with the baseline's rows), controls.json,
+Reads the base model, models/adapter, data/chat/{validation,test}.jsonl and data/composited; for the baselines and the
+line profile data/raw and data/dst. Writes models/operating_point.json (the thresholds of the model and the localizer),
+models/line_profile.json and reports/predictions: validation.csv, test.csv (with the baselines' rows), controls.json,
 evidence.json and answer_checks.json. Times and the device go to build/runs/answer.json.
 """
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from pinspect.core.rows import read_chat
 from pinspect.core.runs import write_run_facts
 from pinspect.examination.baseline import fit_baseline
 from pinspect.examination.examiner import Examiner
+from pinspect.examination.localizer import fit_localizer
+from pinspect.examination.photographs import Photographs
 from pinspect.examination.results import Examination, write_examination
 from pinspect.inspection.line_profile import make_profile, write_line_profile
 from pinspect.model.families import checkpoint_of
@@ -37,10 +40,13 @@ def main(root: Path = Path()) -> None:
     data, adapter, contract = root / "data", root / "models/adapter", params.contract()
     validation_rows, test_rows = (read_chat(data / f"chat/{split}.jsonl") for split in ("validation", "test"))
     inspector = load_inspector(checkpoint_of(params.model, root), adapter)
-    examiner = Examiner(inspector, data / "composited", contract, params.evaluate)
+    photographs = Photographs(data / "raw", data / "dst", params)
+    examiner = Examiner(inspector, data / "composited", contract, params.evaluate, photographs)
     question = examiner.question
 
     point, validation = examiner.calibrate(validation_rows, weights_sha256(adapter))
+    localizer = fit_localizer(data / "dst", data / "raw", contract)
+    point = replace(point, localizer_threshold=localizer.production_threshold)
     write_operating_point(point, root / "models/operating_point.json")
     profile = make_profile(data / "raw", data / "dst", validation, params)
     write_line_profile(profile, root / "models/line_profile.json")
@@ -52,7 +58,10 @@ def main(root: Path = Path()) -> None:
     checks = check_model_answers(answers, contract)
     examination = Examination(
         validation=validation,
-        test=pd.concat([test, baseline.answer(question.rows(test_rows), question.decoding)], ignore_index=True),
+        test=pd.concat(
+            [test, *(each.answer(question.rows(test_rows), question.decoding) for each in (baseline, localizer))],
+            ignore_index=True,
+        ),
         controls=examiner.run_controls(test_rows, answers, point.threshold),
         evidence=examiner.map_evidence(test_rows, answers, validation_rows),
         answer_checks=json.loads(checks.to_json()),

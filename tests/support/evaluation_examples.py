@@ -120,7 +120,7 @@ def answered(
 
 
 def baseline(rows: Iterable[dict[str, object]], answer=right, chance=None) -> pd.DataFrame:
-    """Return `answered` as predictions of the NSOARTC baseline."""
+    """Return `answered` as predictions of the per-pin baseline."""
     return answered(rows, answer, model=BASELINE, chance=chance)
 
 

@@ -59,7 +59,7 @@ def test_an_evaluation_answers_every_test_row_and_so_does_the_baseline(project):
         answered = table[(table["model"] == "adapter") & (table["decoding"] == decoding)]
         assert sorted(answered["id"]) == sorted(row["id"] for row in rows)
     assert table.loc[table["decoding"] == "constrained", "parses"].all()
-    assert set(table.loc[table["model"] == "NSOARTC baseline", "file"]) == {row["file"] for row in rows}
+    assert set(table.loc[table["model"] == "per-pin baseline", "file"]) == {row["file"] for row in rows}
 
 
 def test_the_headline_scores_productions_prompt_on_the_cameras_test_split(project):

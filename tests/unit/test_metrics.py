@@ -183,7 +183,7 @@ def test_groups_are_scored_apart_and_together():
     assert table[(*head, "DST", "all", "escape_rate")] == 0
     assert table[(*head, "all", "all", "escape_rate")] == 0.5
     assert table[(*head, "DST", "SQUR_DST", "exact_match")] == 1
-    assert ("NSOARTC baseline", "constrained", "camera", "all", "all", "all", "all", "exact_match") in table.index
+    assert (predictions.BASELINE, "constrained", "camera", "all", "all", "all", "all", "exact_match") in table.index
 
 
 def test_mcnemar_counts_only_captures_on_which_the_models_differ():

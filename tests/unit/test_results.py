@@ -259,6 +259,22 @@ def test_an_unusable_database_is_reported_in_one_line(tmp_path, url, message):
     assert "secret" not in str(caught.value)
 
 
+def test_a_database_of_an_older_pinspect_gets_the_new_columns(tmp_path):
+    url = f"sqlite:///{tmp_path}/results.db"
+    ResultsTable(url).close()
+    with sa.create_engine(url).begin() as connection:
+        for column in ("localizer_position", "localizer_disagrees"):
+            connection.execute(sa.text(f"ALTER TABLE station_inspections DROP COLUMN {column}"))
+        connection.execute(sa.text("UPDATE station_schema SET version = 1"))
+    table = ResultsTable(url)
+    record = {"file": "a.jpg", "localizer_position": "X:2, Y:D", "localizer_disagrees": True}
+    table.record(record, id="1", sha256="0" * 64, source="station", received=datetime.now(UTC))
+    stored = table.get("1")
+    assert (stored.localizer_position, stored.localizer_disagrees) == ("X:2, Y:D", True)
+    with sa.create_engine(url).begin() as connection:
+        assert connection.scalar(sa.text("SELECT version FROM station_schema")) == SCHEMA
+
+
 def test_a_database_of_a_newer_pinspect_is_left_alone(tmp_path):
     url = f"sqlite:///{tmp_path}/results.db"
     ResultsTable(url).close()

@@ -12,7 +12,12 @@ from rich.table import Table
 from pinspect.core.errors import StageInputError
 from pinspect.evaluation.score_names import SCORE_NAMES
 
-BLOCKS = {"zero_shot": "zero-shot", "one_shot": "one-shot", "baseline": "NSOARTC baseline"}
+BLOCKS = {
+    "zero_shot": "zero-shot",
+    "one_shot": "one-shot",
+    "baseline": "per-pin baseline",
+    "localizer": "NSOARTC localizer",
+}
 
 
 def score_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from pinspect.core.digests import weights_sha256
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
 
+LOCALIZER_THRESHOLD = 2.0  # of the localizer, without validation captures to choose it on
 _REMEDY = "run dvc repro answer"
 
 
@@ -30,6 +31,7 @@ class OperatingPoint:
         view: The view in production's question.
         kind: The kind of prompt in production's question.
         weights_sha256: Hash of the adapter that the threshold was chosen for.
+        localizer_threshold: The localizer calls a capture defective if its score is at least this threshold.
     """
 
     threshold: float
@@ -42,6 +44,7 @@ class OperatingPoint:
     view: str
     kind: str
     weights_sha256: str
+    localizer_threshold: float = LOCALIZER_THRESHOLD
 
     def summary(self) -> str:
         """Return the operating point in one line."""
@@ -86,6 +89,10 @@ def read_operating_point(path: Path, adapter: Path | None = None) -> OperatingPo
     if not isinstance(values["threshold"], float) or not 0 <= point.threshold < 1:
         raise StageInputError(
             f"{path}: threshold: expected a number between 0 and 1, found {values['threshold']!r}; {_REMEDY}"
+        )
+    if not isinstance(values["localizer_threshold"], float) or point.localizer_threshold <= 0:
+        raise StageInputError(
+            f"{path}: localizer_threshold: expected a number above 0, found {point.localizer_threshold!r}; {_REMEDY}"
         )
     if adapter is not None and point.weights_sha256 != weights_sha256(adapter):
         raise StageInputError(f"{path}: chosen for another adapter than {adapter}; {_REMEDY}")

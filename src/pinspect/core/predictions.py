@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
 
 MODEL = "adapter"  # values of the column `model`
-BASELINE = "NSOARTC baseline"
+BASELINE = "per-pin baseline"
+LOCALIZER = "NSOARTC localizer"
+BASELINES = (BASELINE, LOCALIZER)
 CONSTRAINED = "constrained"  # values of the column `decoding`
 FREE = "free"
 DECODINGS = (CONSTRAINED, FREE)

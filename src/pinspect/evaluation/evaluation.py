@@ -73,7 +73,7 @@ class Evaluation:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """Return the predictions table of the test rows, the baseline's included."""
+        """Return the predictions table of the test rows, those of the baselines included."""
         return self.examination.test
 
     @cached_property
@@ -97,7 +97,7 @@ class Evaluation:
 
         Args:
             shot: `zero_shot` or `one_shot`.
-            model: `MODEL` or `BASELINE`.
+            model: `MODEL`, `BASELINE` or `LOCALIZER`.
             source: `camera` or `virtual`; empty for `self.source`.
         """
         answers = self.question.answers(self.predictions, model=model, shot=shot)

@@ -13,7 +13,7 @@ from pinspect.core.charts import BLUE, GREEN, INK, RED, RULE, Axis, Chart
 from pinspect.evaluation import metrics
 
 _LARGEST_LOGIT = 9.0  # probabilities nearer to 0 or 1 than 1 in 8000 are drawn at this place
-_SERIES = ((BLUE, ""), (RED, "6 3"), (GREEN, "2 2"))
+_SERIES = ((BLUE, ""), (RED, "6 3"), (GREEN, "2 2"), (INK, "1 3"))
 _SHARES = [(share, f"{share:g}") for share in (0, 0.2, 0.4, 0.6, 0.8, 1)]
 
 
@@ -40,7 +40,7 @@ def roc_figure(series: Mapping[str, pd.DataFrame], operating_point: tuple[float,
     # The first curve is the widest and lies below: where curves agree, all of them can still be seen.
     for number, ((name, curve), (color, dash)) in enumerate(zip(curves.items(), _SERIES, strict=False)):
         xs, ys = curve["overkill_rate"].tolist(), curve["caught_rate"].tolist()
-        chart.line(xs, ys, color, width=3.4 - number, dash=dash, label=name)
+        chart.line(xs, ys, color, width=3.4 - 0.8 * number, dash=dash, label=name)
     if operating_point:
         chart.dots(
             [operating_point[0]], [operating_point[1]], INK, radii=6, hollow=True, label="operating point, zero-shot"

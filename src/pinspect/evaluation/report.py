@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from pinspect.core.predictions import BASELINE
+from pinspect.core.predictions import BASELINE, BASELINES
 from pinspect.core.question import CAMERA
 from pinspect.evaluation import cases, figures, wording
 from pinspect.evaluation.cases import SHOT_NAMES
@@ -33,7 +33,7 @@ def render_report(evaluation: Evaluation) -> str:
     production = [miss for miss in camera if miss in by_production]
     confidence, examination, point = evaluation.settings.confidence, evaluation.examination, evaluation.operating_point
     series = {name: evaluation.answers(shot) for shot, name in SHOT_NAMES.items()}
-    series[BASELINE] = evaluation.answers(model=BASELINE)
+    series |= {name: evaluation.answers(model=name) for name in BASELINES}
     return _template().render(
         evaluation=evaluation,
         examination=examination,
@@ -80,6 +80,7 @@ def _template() -> Template:
     }
     environment.globals |= {
         "baseline_name": BASELINE,
+        "baselines": BASELINES,
         "metric_names": METRIC_NAMES,
         "headline": HEADLINE,
         "field_by_field": FIELD_BY_FIELD,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pinspect.core.answers import DEFECTIVE
-from pinspect.core.predictions import BASELINE, FREE, MODEL
+from pinspect.core.predictions import BASELINE, BASELINES, FREE, MODEL
 from pinspect.core.prompts import ZERO_SHOT, PromptKind
 from pinspect.core.question import CAMERA, VIRTUAL
 from pinspect.core.statistics import wilson
@@ -116,9 +116,9 @@ class Shown:
         key = (model, question.decoding, source or self.source, question.kind, shot, question.view, image_type)
         return self._groups.get(key, {}).get(metric)
 
-    def baseline(self, metric: str, *, source: str = "") -> Estimate | None:
-        """Return a score of the baseline, which knows neither shots nor prompts; None where it was not run."""
-        return self.estimate(metric, model=BASELINE, source=source)
+    def baseline(self, metric: str, name: str = BASELINE, *, source: str = "") -> Estimate | None:
+        """Return a score of one of `BASELINES`, which know neither shots nor prompts; None where it was not run."""
+        return self.estimate(metric, model=name, source=source)
 
     def bound(self, metric: str) -> Bound | None:
         """Return the bound of `metric`, or None where `settings.yaml` has none."""
@@ -138,9 +138,10 @@ class Shown:
         return Bound(name, wanted, estimate.value, held, proven)
 
     def is_measured(self, metric: str) -> bool:
-        """Return whether `metric` was scored for the model or for the baseline."""
+        """Return whether `metric` was scored for the model or for a baseline."""
         estimates = [self.estimate(metric, shot) for shot in SHOT_NAMES]
-        return any(estimate and estimate.value is not None for estimate in (*estimates, self.baseline(metric)))
+        estimates += [self.baseline(metric, name) for name in BASELINES]
+        return any(estimate and estimate.value is not None for estimate in estimates)
 
     def behind_baseline(self) -> list[str]:
         """Return the names of the scores in which the zero-shot model is worse than the baseline."""

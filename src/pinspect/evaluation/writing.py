@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from pinspect.core.files import write_file
-from pinspect.core.predictions import BASELINE, MODEL
+from pinspect.core.predictions import BASELINE, LOCALIZER, MODEL
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT
 from pinspect.core.question import VIRTUAL
 from pinspect.evaluation import metrics, plots, wording
@@ -19,6 +19,8 @@ from pinspect.evaluation.metrics import HEADLINE
 from pinspect.evaluation.report import render_report
 
 _PLACES = 4
+
+_BASELINES = {"baseline": BASELINE, "localizer": LOCALIZER}
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> dict:
@@ -44,7 +46,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict:
     _write_csv(examination.evidence.table, out / "evidence.csv")
     for shot in SHOTS:
         plots.write_plot_tables(shot, evaluation.answers(shot), out / "plots")
-    plots.write_plot_tables("baseline", evaluation.answers(model=BASELINE), out / "plots")
+    for name, model in _BASELINES.items():
+        plots.write_plot_tables(name, evaluation.answers(model=model), out / "plots")
     _write_json(detail(evaluation), out / "detail.json")
     write_file(out / "report.html", render_report(evaluation))
     headline = headline_metrics(evaluation)
@@ -55,8 +58,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict:
 def headline_metrics(evaluation: Evaluation) -> dict:
     """Return the numbers that `dvc metrics show` prints and the README shows.
 
-    The blocks `zero_shot`, `one_shot` and `baseline` hold the scores of production's question on the camera's test
-    captures or, where there are none, on the virtual line's; `captures` is the number of the captures. The block
+    The blocks `zero_shot`, `one_shot`, `baseline` and `localizer` hold the scores of production's question on the
+    camera's test captures or, where there are none, on the virtual line's; `captures` is the number of the captures. The block
     `virtual` holds the exact match on the virtual line beside the camera's. A score that could not be measured, such as
     the overkill rate without passed captures, is left out.
     """
@@ -107,8 +110,9 @@ def detail(evaluation: Evaluation) -> dict:
 
 
 def _headline_scores(evaluation: Evaluation, source: str = "") -> dict[str, pd.Series]:
-    """Return the scores of production's question, metric -> value: of the model in both shots, and of the baseline."""
-    groups = {ZERO_SHOT: (ZERO_SHOT, MODEL), ONE_SHOT: (ONE_SHOT, MODEL), "baseline": (ZERO_SHOT, BASELINE)}
+    """Return the scores of production's question, metric -> value: of the model in both shots, and of the baselines."""
+    groups = {ZERO_SHOT: (ZERO_SHOT, MODEL), ONE_SHOT: (ONE_SHOT, MODEL)}
+    groups |= {name: (ZERO_SHOT, model) for name, model in _BASELINES.items()}
     answers = {name: evaluation.answers(shot, model=model, source=source) for name, (shot, model) in groups.items()}
     return {name: _scores_of(evaluation, rows) for name, rows in answers.items() if len(rows)}
 

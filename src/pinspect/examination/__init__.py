@@ -1,1 +1,1 @@
-"""Everything that asks the model: answers, controls, evidence, operating point, baseline (stage answer)."""
+"""Everything that asks the model: answers, controls, evidence, operating point, baselines (stage answer)."""

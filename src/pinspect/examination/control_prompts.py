@@ -4,7 +4,7 @@
 * swapped: reference and inspected capture change places;
 * other_shape: the reference has another pin shape, and is of the same eye;
 * shuffled_letters: the digits and letters of the address grid are permuted, in all images alike;
-* lighting: the inspected photograph is relit.
+* lighting: the inspected photograph is relit; a distance image is computed from the relit photograph.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _GAMMA = 2.2  # tone curve of the captures: light is proportional to (value / 25
 # life: afterwards the light may fall to 0.7 of its first value, or rise to 1 / 0.7 of it with a new lamp.
 _WORN = 0.7
 _TONE = 2.2 / 1.8  # the curve of sRGB in place of an older display's curve
+Relit = Callable[[Row, Callable[[np.ndarray], np.ndarray]], np.ndarray | None]
 _MARK = 64  # a margin without marks is darker than this, JPEG artifacts included
 
 
@@ -75,7 +76,9 @@ def control_rows(rows: Sequence[Row], contract: AnswerContract, question: Questi
     return passed[: max(half, 2 * half - len(defective))] + defective[: max(half, 2 * half - len(passed))]
 
 
-def make_controls(rows: Sequence[Row], images: Path, folder: Path, layout: Layout) -> list[Control]:
+def make_controls(
+    rows: Sequence[Row], images: Path, folder: Path, layout: Layout, relit: Relit | None = None
+) -> list[Control]:
     """Make every control of `rows`, in the order of `MAKERS`.
 
     Args:
@@ -83,13 +86,15 @@ def make_controls(rows: Sequence[Row], images: Path, folder: Path, layout: Layou
         images: Folder of their images.
         folder: Folder for the changed images, which are written as PNG.
         layout: Layout of the pins.
+        relit: Draws the inspected capture of a row under another light. None if the photographs are not at hand: the
+            light control then changes composites of photographs, and is not made for distance images.
 
     Raises:
         StageInputError: An image is missing in `images`.
     """
     if not rows:
         return [Control(name, reason="no test row asks production's question") for name in MAKERS]
-    return [make(_Prompts(name, rows, images, folder, layout)) for name, make in MAKERS.items()]
+    return [make(_Prompts(name, rows, images, folder, layout, relit)) for name, make in MAKERS.items()]
 
 
 def label_of(row: Row, contract: AnswerContract) -> Answer:
@@ -116,8 +121,17 @@ def pictures_of(row: Row, images: Path = Path()) -> list[np.ndarray]:
 class _Prompts:
     """Splits prompts into single composites (reference, inspected) and joins changed composites to new prompts."""
 
-    def __init__(self, name: str, rows: Sequence[Row], images: Path, folder: Path, layout: Layout) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        images: Path,
+        folder: Path,
+        layout: Layout,
+        relit: Relit | None,
+    ) -> None:
         self.name, self.rows, self.images, self.folder, self.layout = name, rows, images, folder, layout
+        self.relit = relit
 
     @property
     def compares(self) -> bool:
@@ -207,17 +221,25 @@ def _shuffled_letters(prompts: _Prompts) -> Control:
 
 
 def _lighting(prompts: _Prompts) -> Control:
-    if prompts.rows[0]["view"] != "RAW":
-        return prompts.none("light changes photographs; the brightness of a distance image means something else")
+    is_photograph = prompts.rows[0]["view"] == "RAW"
+    if not is_photograph and prompts.relit is None:
+        return prompts.none("light changes photographs, and the photographs of these distance images are not at hand")
 
-    def change(row: Row, light: str) -> Row:
+    def change(row: Row, light: str) -> Row | None:
         singles = prompts.singles(row)
-        field = prompts.field(singles[-1])
-        field[:] = (LIGHTS[light](field.astype(np.float32) / 255) * 255 + 0.5).clip(0, 255)
+        if is_photograph:
+            field = prompts.field(singles[-1])
+            field[:] = (LIGHTS[light](field.astype(np.float32) / 255) * 255 + 0.5).clip(0, 255)
+        elif prompts.relit is not None:
+            drawn = prompts.relit(row, LIGHTS[light])
+            if drawn is None:
+                return None
+            singles[-1] = drawn
         return prompts.row(row, singles, light.replace(" ", "-"), light=light)
 
-    pairs = [(row, light) for light in LIGHTS for row in prompts.rows]
-    return Control(prompts.name, tuple(change(*pair) for pair in pairs), tuple(row for row, _ in pairs))
+    pairs = [(row, change(row, light)) for light in LIGHTS for row in prompts.rows]
+    kept = [(row, changed) for row, changed in pairs if changed is not None]
+    return Control(prompts.name, tuple(changed for _, changed in kept), tuple(row for row, _ in kept))
 
 
 MAKERS: dict[str, Callable[[_Prompts], Control]] = {

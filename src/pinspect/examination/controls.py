@@ -31,6 +31,7 @@ from pinspect.core.rows import Row
 from pinspect.examination.control_prompts import (
     LIGHTS,
     Control,
+    Relit,
     control_rows,
     label_of,
     make_controls,
@@ -52,6 +53,7 @@ def run_controls(
     answer: AnswerRows,
     plain: Mapping[str, str],
     question: Question,
+    relit: Relit | None = None,
 ) -> list[ControlResult]:
     """Make, ask and judge every control.
 
@@ -63,13 +65,14 @@ def run_controls(
             of the controls exist.
         plain: Row id -> the model's answer to the unchanged row.
         question: What production asks.
+        relit: As in `make_controls`.
 
     Raises:
         StageInputError: An image is missing.
     """
     chosen = control_rows(rows, contract, question)
     with tempfile.TemporaryDirectory(prefix="pinspect-controls-") as folder:
-        controls = make_controls(chosen, images, Path(folder), contract.layout)
+        controls = make_controls(chosen, images, Path(folder), contract.layout, relit)
         changed = [row for control in controls for row in control.rows]
         answers = iter(answer(changed, Path(folder)) if changed else [])
         return [judge_control(control, [next(answers) for _ in control.rows], plain, contract) for control in controls]

@@ -21,6 +21,7 @@ from pinspect.core.rows import Row
 from pinspect.examination import evidence
 from pinspect.examination.controls import run_controls
 from pinspect.examination.operating_point import choose_operating_point
+from pinspect.examination.photographs import Photographs
 from pinspect.examination.results import ControlResult, Evidence
 from pinspect.examination.selection import shown_row_ids
 from pinspect.model.generated_answer import EVEN_ODDS
@@ -40,12 +41,14 @@ class Examiner:
         images: Folder of the pictures that the rows of the chat dataset name, usually `data/composited`.
         contract: The answer contract.
         params: Section `evaluate` of `params.yaml`.
+        photographs: The photographs behind the rows; None if they are not at hand.
     """
 
     inspector: Inspector
     images: Path
     contract: AnswerContract
     params: EvaluateParams
+    photographs: Photographs | None = None
 
     @property
     def question(self) -> Question:
@@ -118,7 +121,8 @@ class Examiner:
             return [answer.text for answer in generated]
 
         plain = dict(zip(answers["id"], answers["answer"], strict=True))
-        return run_controls(rows, self.images, self.contract, answer, plain, self.question)
+        relit = self.photographs and self.photographs.relit
+        return run_controls(rows, self.images, self.contract, answer, plain, self.question, relit)
 
     def map_evidence(self, rows: Sequence[Row], answers: pd.DataFrame, validation_rows: Sequence[Row]) -> Evidence:
         """Map where the model looks while it writes the address of a defect.

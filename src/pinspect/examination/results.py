@@ -132,7 +132,7 @@ class Examination:
 
     Attributes:
         validation: Predictions table of the validation rows, judged by the operating point.
-        test: Predictions table of the test rows: the model's answers, then the baseline's.
+        test: Predictions table of the test rows: the model's answers, then those of the baselines.
         controls: The outcome of each control.
         evidence: Where the model looked.
         answer_checks: Result of the answer checks on the model's test answers, as JSON; None where not measured.

@@ -15,10 +15,11 @@ from PIL import Image, ImageOps
 from pinspect.composites.drawing import stacked
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
-from pinspect.core.answers import DEFECTIVE, VIEWS
+from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS
 from pinspect.core.errors import AlignmentError, AnswerFormatError, ImageError, PinspectError, StageInputError
 from pinspect.core.images import decode_image
 from pinspect.core.names import EYES, eye_of
+from pinspect.core.operating_point import LOCALIZER_THRESHOLD
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question
@@ -26,7 +27,9 @@ from pinspect.inspection.files import printable, read_photograph
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
 from pinspect.model.families import composite_cell
-from pinspect.nsoartc.aligned import align_to_best
+from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
+from pinspect.nsoartc.dst_view import dst_view
+from pinspect.nsoartc.localizer import localize
 from pinspect.nsoartc.unit_space import UnitSpace
 
 if TYPE_CHECKING:
@@ -48,7 +51,14 @@ class CaptureInspector:
     """
 
     def __init__(
-        self, model: Inspector | None, line: Path, params: Params, threshold: float, *, version: str | None = None
+        self,
+        model: Inspector | None,
+        line: Path,
+        params: Params,
+        threshold: float,
+        *,
+        localizer_threshold: float = LOCALIZER_THRESHOLD,
+        version: str | None = None,
     ) -> None:
         """Load the unit spaces and references of a line.
 
@@ -57,6 +67,7 @@ class CaptureInspector:
             line: The folder of a packed line (see `pinspect.registry.package`).
             params: The parameters that the model was trained with.
             threshold: A capture is defective if P(defective) is at least this threshold, 0..1.
+            localizer_threshold: The localizer calls a capture defective if its score is at least this threshold.
             version: Number of the registered version.
 
         Raises:
@@ -67,6 +78,7 @@ class CaptureInspector:
         self._model = model
         self._params = params
         self._threshold = threshold
+        self._localizer_threshold = localizer_threshold
         self._contract = params.contract()
         self._layout = self._contract.layout
         self._kind = PromptKind(params.evaluate.kind)
@@ -288,7 +300,13 @@ class CaptureInspector:
         }[self._kind](view)
         row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
         pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
-        return Prepared(name, row, pictures, line_facts(inspected.capture))
+        return Prepared(name, row, pictures, line_facts(inspected.capture), self._localize(inspected.capture))
+
+    def _localize(self, capture: AlignedCapture) -> str:
+        """Return the position that the localizer reads off the DST picture, or `passed`."""
+        space = capture.unit_space
+        localization = localize(dst_view(capture), space.pin_centers, space.pitch, space.layout)
+        return str(localization.address) if localization.score >= self._localizer_threshold else PASSED
 
     def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
@@ -308,8 +326,12 @@ class CaptureInspector:
         if answer.address_probabilities is not None:
             scores["address_probabilities"] = list(answer.address_probabilities)
         record = empty_record(prepared.name) | {"answer": answer.text} | scores | dict(prepared.facts)
+        record["localizer_position"] = prepared.localizer_position
         try:
-            return record | self._contract.parse(answer.text, prompts.answer_kind_of(self._kind)).values()
+            values = self._contract.parse(answer.text, prompts.answer_kind_of(self._kind)).values()
+            position = values["defect_position"] if values["judgement"] == DEFECTIVE else PASSED
+            disagrees = position != prepared.localizer_position
+            return record | values | {"localizer_disagrees": disagrees}
         except AnswerFormatError as error:
             return record | {"error": f"the answer breaks the contract: {error}"}
 

@@ -50,7 +50,14 @@ def load_package(artifacts: Mapping[str, Path], version: str | None = None) -> C
         base = base.at(artifacts["base"])
     point = read_operating_point(artifacts["operating_point"], artifacts["adapter"])
     model = load_inspector(base, artifacts["adapter"])
-    return CaptureInspector(model, artifacts["line"], params, point.threshold, version=version)
+    return CaptureInspector(
+        model,
+        artifacts["line"],
+        params,
+        point.threshold,
+        localizer_threshold=point.localizer_threshold,
+        version=version,
+    )
 
 
 def package_artifacts(folder: Path) -> dict[str, Path]:

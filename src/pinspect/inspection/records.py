@@ -13,6 +13,7 @@ from pinspect.core.answers import DEFECTIVE, FIELDS
 from pinspect.inspection.line_facts import LINE_FACTS
 from pinspect.nsoartc.aligned import AlignedCapture
 
+LOCALIZER = ("localizer_position", "localizer_disagrees")
 SCORES = ("p_defective", "threshold", "address_entropy", "address_probabilities")
 
 Record = dict[str, Any]
@@ -71,12 +72,14 @@ class Prepared:
         row: The row of a chat dataset, without an expected answer.
         pictures: JPEG bytes of the composites, by the names that the row uses.
         facts: The `LINE_FACTS` of the capture.
+        localizer_position: The brightest pin of the DST picture, or `passed`.
     """
 
     name: str
     row: Record
     pictures: Mapping[str, bytes]
     facts: Mapping[str, float]
+    localizer_position: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Inspection:
         address_probabilities: One probability per pin, row by row from the top left: where the defect is, if the
             capture has one. They sum to 1.
         address_entropy: Entropy of the address probabilities, in bits.
+        localizer_position: The pin that the localizer finds defective in the DST picture, without a model, or `passed`.
+        localizer_disagrees: Whether model and localizer differ, in the judgement or in the pin: a person should look.
         pin_box: Corners of the defective pin's cell in the photograph, as (x, y) in px, clockwise from the top left of
             the pin; None for a passed capture.
         model_version: Version number in the registry; None for a model from a folder.
@@ -113,6 +118,8 @@ class Inspection:
     threshold: float | None = None
     address_probabilities: tuple[float, ...] | None = None
     address_entropy: float | None = None
+    localizer_position: str | None = None
+    localizer_disagrees: bool | None = None
     pin_box: tuple[Point, ...] | None = None
     model_version: str | None = None
     error: str | None = None
@@ -134,4 +141,4 @@ class Inspection:
 
 def empty_record(file: str) -> Record:
     """Return the record of a capture that was not inspected yet: every value but `file` is None."""
-    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LINE_FACTS, "error"))}
+    return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LOCALIZER, *LINE_FACTS, "error"))}

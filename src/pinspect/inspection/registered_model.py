@@ -90,6 +90,8 @@ _OUTPUTS: dict[str, Any] = {
     **dict.fromkeys(("file", *FIELDS, "answer"), DataType.string),
     **dict.fromkeys(("p_defective", "threshold", "address_entropy"), DataType.double),
     "address_probabilities": Array(DataType.double),
+    "localizer_position": DataType.string,
+    "localizer_disagrees": DataType.boolean,
     **dict.fromkeys(LINE_FACTS, DataType.double),
     "error": DataType.string,
 }

@@ -31,7 +31,7 @@ from pinspect.station.settings import StationSettings
 
 STATION = "station"
 WATCH = "watch"
-SCHEMA = 1
+SCHEMA = 2
 STATION_FOLDER = Path("data/station")
 _IDS_PER_QUERY = 500  # older SQLite takes 999 values per statement
 _WRITER_SECONDS = 30
@@ -95,6 +95,8 @@ class Inspection:
     threshold: float | None
     address_entropy: float | None
     address_probabilities: tuple[float, ...] | None
+    localizer_position: str | None
+    localizer_disagrees: bool | None
     brightness: float | None
     dst_background: float | None
     model_version: str | None
@@ -344,6 +346,18 @@ class ResultsTable:
                 f"{self._name}: written by a newer pinspect (schema {version}, this one reads up to {SCHEMA}); "
                 "update pinspect, or set station.results to another database"
             )
+        if version < SCHEMA:
+            self._add_columns(connection)
+
+    def _add_columns(self, connection: Connection) -> None:
+        """Bring the tables of an older pinspect up to date; their rows have no value in the new columns."""
+        table = tables.inspections
+        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.c:
+            if column.name not in known:
+                kind = column.type.compile(connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+        connection.execute(tables.schema.update().values(version=SCHEMA))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

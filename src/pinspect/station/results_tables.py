@@ -56,6 +56,8 @@ inspections = sa.Table(
     sa.Column("threshold", sa.Double),
     sa.Column("address_entropy", sa.Double),
     sa.Column("address_probabilities", sa.JSON(none_as_null=True)),
+    sa.Column("localizer_position", sa.String(64)),
+    sa.Column("localizer_disagrees", sa.Boolean),
     sa.Column("brightness", sa.Double),
     sa.Column("dst_background", sa.Double),
     sa.Column("model_version", sa.String(64)),
