@@ -165,6 +165,14 @@ def test_names_of_the_public_series_fill_empty_labels(new, name, judgement, mode
     assert (labels.captures[0].judgement, labels.captures[0].defect_mode) == (judgement, mode)
 
 
+@pytest.mark.parametrize("position", ["passed", "NA", ""])
+def test_a_passed_capture_needs_no_position(new, position):
+    change(new, 0, judgement="passed", defect_mode="passed", defect_position=position)
+    labels = read_captures(new, CONTRACT)
+    assert not labels.problems
+    assert labels.captures[0].defect_position == "passed"
+
+
 def test_an_image_without_a_row_is_labeled_by_its_name_and_the_given_shape(tmp_path):
     (tmp_path / "left_1_OK.jpg").write_bytes(line()[0].jpeg)
     (tmp_path / "notes.txt").write_text("no capture")
