@@ -275,6 +275,24 @@ def test_camera_captures_come_before_virtual_ones_and_are_capped_evenly(rows, mo
     assert len(control_rows(passed, CONTRACT, QUESTION)) == 4
 
 
+def test_the_light_control_of_distance_images_draws_them_from_relit_photographs(tmp_path):
+    rows = make_rows(tmp_path, view="DST")
+    lit = []
+
+    def relit(row, light):
+        lit.append((row["id"], float(light(np.full((1, 1, 3), 0.5, np.float32)).mean())))
+        return None if row["id"] == rows[0]["id"] else np.full_like(picture(tmp_path, row["images"][-1]), 7)
+
+    (tmp_path / "controls").mkdir()
+    made = make_controls(rows, tmp_path, tmp_path / "controls", LAYOUT, relit)
+    (lighting,) = [control for control in made if control.name == "lighting"]
+    assert {row["light"] for row in lighting.rows} == set(LIGHTS)
+    assert len(lighting.rows) == len(LIGHTS) * (len(rows) - 1)  # a photograph that cannot be aligned is left out
+    for (reference, _), (same, drawn) in pairs_of(lighting, tmp_path):
+        assert np.array_equal(reference, same) and (drawn == 7).all()
+    assert len({level for _, level in lit}) == len(LIGHTS)
+
+
 @pytest.mark.parametrize(
     ("control", "changes", "reason"),
     [

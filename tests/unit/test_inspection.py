@@ -13,7 +13,7 @@ from pinspect.core.answers import FIELDS
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
-from pinspect.inspection.records import SCORES, Photograph, Task
+from pinspect.inspection.records import LOCALIZER, SCORES, Photograph, Task
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_inspector
 from pinspect.nsoartc.aligned import align_capture
@@ -141,13 +141,27 @@ def test_a_record_has_the_probabilities_of_judgement_and_address(model, sample_l
     assert len({tuple(record["address_probabilities"]) for record in records}) == 1
 
 
+def test_a_record_shows_whether_the_localizer_agrees(model, sample_line):
+    """At the lowest and the highest threshold the model calls everything defective and everything passed."""
+    rows = {row["judgement"]: row for row in read_labels(CAPTURES) if row["role"] == "inspected"}
+    for row in rows.values():
+        task = Task(Photograph(row["file"], (CAPTURES / "images" / row["file"]).read_bytes()), shape=row["shape"])
+        for limit in (0.0, 1.1):
+            inspector = CaptureInspector(model, sample_line, params(), limit, localizer_threshold=3.0)
+            (record,) = inspector.inspect([task])
+            expected = row["defect_position"] if row["judgement"] == "defective" else "passed"
+            assert record["localizer_position"] == expected
+            named = record["defect_position"] if record["judgement"] == "defective" else "passed"
+            assert record["localizer_disagrees"] == (named != record["localizer_position"])
+
+
 def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
     (record,) = CaptureInspector(model, sample_line, params(), 0.5).inspect(
         [Task(Photograph("note.txt", b"no picture"))]
     )
     assert record["error"].startswith("note.txt: ")
     assert {value for name, value in record.items() if name not in ("file", "error")} == {None}
-    assert list(record) == ["file", *FIELDS, "answer", *SCORES, *LINE_FACTS, "error"]
+    assert list(record) == ["file", *FIELDS, "answer", *SCORES, *LOCALIZER, *LINE_FACTS, "error"]
 
 
 def test_captures_prepared_by_several_threads_get_the_same_answers(model, sample_line):

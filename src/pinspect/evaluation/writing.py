@@ -59,9 +59,9 @@ def headline_metrics(evaluation: Evaluation) -> dict:
     """Return the numbers that `dvc metrics show` prints and the README shows.
 
     The blocks `zero_shot`, `one_shot`, `baseline` and `localizer` hold the scores of production's question on the
-    camera's test captures or, where there are none, on the virtual line's; `captures` is the number of the captures. The block
-    `virtual` holds the exact match on the virtual line beside the camera's. A score that could not be measured, such as
-    the overkill rate without passed captures, is left out.
+    camera's test captures or, where there are none, on the virtual line's; `captures` is the number of the captures.
+    The block `virtual` holds the exact match on the virtual line beside the camera's. A score that could not be
+    measured, such as the overkill rate without passed captures, is left out.
     """
     blocks: dict = {name: _round(scores, HEADLINE) for name, scores in _headline_scores(evaluation).items()}
     blocks["captures"] = int(evaluation.answers()["file"].nunique())

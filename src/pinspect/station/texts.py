@@ -189,7 +189,7 @@ TEXTS = {
         "mode_missing": "欠品",
         "p_defective": "不良確率",
         "threshold": "しきい値 {threshold}",
-        "disagree": "モデルとロケータが不一致です。DST画像では {position} が最も明るく見えます。現物を確認してください。",
+        "disagree": "モデルとロケータが不一致です。DST画像では {position} が最も明るいです。現物を確認してください。",
         "disagree_passed": "モデルとロケータが不一致です。DST画像に不良は見えません。現物を確認してください。",
         "view_RAW": "RAW（撮影画像）",
         "view_DST": "DST（距離画像）",
