@@ -7,12 +7,14 @@ import pytest
 import yaml
 
 from pinspect.captures.labels import REFERENCE, content_hash, read_captures
+from pinspect.cli.status import stage_states
+from pinspect.core.digests import git_commit
 from pinspect.core.manifests import read_manifest
 from pinspect.core.names import label_in_name, series_name, shot_of
 from pinspect.core.params import load_params
 from pinspect.core.yaml_file import SETTINGS_FILE
 from pinspect.registry.settings import load_registry_settings
-from tests.stages.test_pipeline_dvc import PIPELINE, Project, captures, paths
+from tests.stages.test_pipeline_dvc import IMAGING_STAGES, PIPELINE, Project, captures, paths
 from tests.support.sample import ROOT, contents, drop
 
 LINES = sorted(path.parent for path in (ROOT / "lines").glob("*/params.yaml"))
@@ -111,3 +113,12 @@ def test_two_lines_share_the_stages_and_nothing_else(tmp_path):
     assert "Running stage" not in again.stdout
     assert project.run("git", "check-ignore", "lines/second/data/raw").returncode == 0
     assert not (line / "data/.gitignore").exists()  # DVC adds one where an output is not ignored
+    for folder in (project.root, line):
+        states = stage_states(folder)
+        assert list(states) == list(IMAGING_STAGES)
+        assert states["raw"]["state"] == "unchanged"
+    project.commit()
+    assert git_commit(line) == git_commit(project.root) != ""
+    with (project.root / "src/pinspect/core/answers.py").open("a") as module:
+        module.write("# edited")
+    assert git_commit(line).endswith("+")
