@@ -5,7 +5,7 @@
 Reads the base model, models/adapter, data/chat/{validation,test}.jsonl and data/composited; for the baselines and the
 line profile data/raw and data/dst. Writes models/operating_point.json (the thresholds of the model and the localizer),
 models/line_profile.json and reports/predictions: validation.csv, test.csv (with the baselines' rows), controls.json,
-evidence.json and answer_checks.json. Times and the device go to build/runs/answer.json.
+simple_questions.json, evidence.json and answer_checks.json. Times and the device go to build/runs/answer.json.
 """
 
 import json
@@ -65,6 +65,7 @@ def main(root: Path = Path()) -> None:
         controls=examiner.run_controls(test_rows, answers, point.threshold),
         evidence=examiner.map_evidence(test_rows, answers, validation_rows),
         answer_checks=json.loads(checks.to_json()),
+        simple_questions=examiner.ask_simple_questions(test_rows),
     )
     write_examination(examination, root / "reports/predictions")
     facts = {

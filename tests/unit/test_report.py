@@ -137,6 +137,16 @@ def test_the_verdict_names_failed_controls(images):
     assert held == ["yes", "no", "not judged"]
 
 
+def test_the_report_has_a_row_for_each_simple_question(images):
+    rows = chat_rows(*range(4))
+    text = render_report(everything(rows, answered(rows), images))
+    star, grid = lines_of(section_of(text, "simple"))
+    assert "star?" in star and star[-1] == "yes"
+    assert "grid?" in grid and grid[-1] == "no"
+    plain = words_of(render_report(evaluation_of(rows, answered(rows), images)))
+    assert "Simple questions not measured." in plain
+
+
 def test_the_report_states_when_the_model_is_worse_than_the_baseline(images):
     rows = chat_rows(*range(8))
     headline_rows = QUESTION.rows(rows)

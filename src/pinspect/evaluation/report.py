@@ -52,6 +52,10 @@ def render_report(evaluation: Evaluation) -> str:
             (control, wording.CONTROLS[control.name], wording.control_outcome(control, confidence))
             for control in examination.controls
         ],
+        simple_questions=[
+            (result, wording.SIMPLE_QUESTIONS[result.name], wording.control_outcome(result, confidence))
+            for result in examination.simple_questions
+        ],
         evidence_summary=wording.evidence_summary(examination.evidence, evaluation.contract.layout, confidence),
         answer_checks=[
             ("Chat dataset, before training", evaluation.dataset_checks),

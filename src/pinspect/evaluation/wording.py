@@ -67,6 +67,19 @@ CONTROLS = {
     ),
 }
 
+SIMPLE_QUESTIONS = {
+    "star": ControlText(
+        "Where is the red star?",
+        "A red star is drawn on one pin of a passed test capture.",
+        f"The address of the star, for {_IN_100} pictures.",
+    ),
+    "grid": ControlText(
+        "Which marks has the grid?",
+        "The digits and letters of the address grid change places.",
+        f"All marks in the order of the picture, for {_IN_100} pictures.",
+    ),
+}
+
 
 def control_outcome(result: ControlResult, confidence: float) -> str:
     """Return the outcome of a control in words.

@@ -17,6 +17,7 @@ from pinspect.evaluation import metrics, plots, wording
 from pinspect.evaluation.evaluation import Evaluation
 from pinspect.evaluation.metrics import HEADLINE
 from pinspect.evaluation.report import render_report
+from pinspect.examination.results import ControlResult
 
 _PLACES = 4
 
@@ -75,7 +76,7 @@ def headline_metrics(evaluation: Evaluation) -> dict:
 def detail(evaluation: Evaluation) -> dict:
     """Return the content of detail.json: all results for machines that metrics.json leaves out."""
     point = evaluation.operating_point
-    controls = evaluation.examination.controls
+    examination = evaluation.examination
     confidence = evaluation.settings.confidence
     return {
         **evaluation.digests,
@@ -92,20 +93,26 @@ def detail(evaluation: Evaluation) -> dict:
             if evaluation.source != VIRTUAL
         },
         "against_baseline": {outcome: asdict(test) for outcome, test in evaluation.comparisons.items()},
-        "controls": [
-            {
-                "name": result.name,
-                "held": result.held,
-                "captures": result.captures,
-                "expected": wording.CONTROLS[result.name].expected,
-                "outcome": wording.control_outcome(result, confidence),
-                "checks": [asdict(check) | {"held": check.held} for check in result.checks],
-            }
-            for result in controls
+        "controls": [_outcome(result, wording.CONTROLS[result.name], confidence) for result in examination.controls],
+        "simple_questions": [
+            _outcome(result, wording.SIMPLE_QUESTIONS[result.name], confidence)
+            for result in examination.simple_questions
         ],
-        "evidence": wording.evidence_summary(evaluation.examination.evidence, evaluation.contract.layout, confidence),
-        "answer_checks": wording.checks_summary(evaluation.examination.answer_checks),
+        "evidence": wording.evidence_summary(examination.evidence, evaluation.contract.layout, confidence),
+        "answer_checks": wording.checks_summary(examination.answer_checks),
         "set_aside": dict(evaluation.set_aside),
+    }
+
+
+def _outcome(result: ControlResult, text: wording.ControlText, confidence: float) -> dict[str, object]:
+    """Return a control or a simple question as detail.json has it."""
+    return {
+        "name": result.name,
+        "held": result.held,
+        "captures": result.captures,
+        "expected": text.expected,
+        "outcome": wording.control_outcome(result, confidence),
+        "checks": [asdict(check) | {"held": check.held} for check in result.checks],
     }
 
 

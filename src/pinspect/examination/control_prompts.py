@@ -68,7 +68,7 @@ def control_rows(rows: Sequence[Row], contract: AnswerContract, question: Questi
         At most `CONTROL_CAPTURES` rows that ask the question, of the camera or, where it has none, of the virtual line.
         Passed and defective captures in equal parts as far as possible, chosen by content hash.
     """
-    ordered = sorted(camera_else_virtual(question.rows(rows)), key=lambda row: _content_hash(row, "control"))
+    ordered = sorted(camera_else_virtual(question.rows(rows)), key=lambda row: content_hash(row, "control"))
     passed, defective = (
         [row for row in ordered if label_of(row, contract).judgement == judgement] for judgement in (PASSED, DEFECTIVE)
     )
@@ -94,7 +94,7 @@ def make_controls(
     """
     if not rows:
         return [Control(name, reason="no test row asks production's question") for name in MAKERS]
-    return [make(_Prompts(name, rows, images, folder, layout, relit)) for name, make in MAKERS.items()]
+    return [make(Prompts(name, rows, images, folder, layout, relit)) for name, make in MAKERS.items()]
 
 
 def label_of(row: Row, contract: AnswerContract) -> Answer:
@@ -118,7 +118,7 @@ def pictures_of(row: Row, images: Path = Path()) -> list[np.ndarray]:
     return [read_composite(images / name) for name in row["images"]]
 
 
-class _Prompts:
+class Prompts:
     """Splits prompts into single composites (reference, inspected) and joins changed composites to new prompts."""
 
     def __init__(
@@ -128,7 +128,7 @@ class _Prompts:
         images: Path,
         folder: Path,
         layout: Layout,
-        relit: Relit | None,
+        relit: Relit | None = None,
     ) -> None:
         self.name, self.rows, self.images, self.folder, self.layout = name, rows, images, folder, layout
         self.relit = relit
@@ -171,7 +171,15 @@ class _Prompts:
         return Control(self.name, reason=reason)
 
 
-def _blank(prompts: _Prompts) -> Control:
+def no_grid_reason(prompts: Prompts) -> str:
+    """Return why the marks of the address grid cannot change places; empty if they can."""
+    picture = prompts.singles(prompts.rows[0])[-1]
+    if picture[: prompts.cell(picture)].max() < _MARK:
+        return "the composites have no address grid (composite.grid)"
+    return ""
+
+
+def _blank(prompts: Prompts) -> Control:
     def change(row: Row, singles: list[np.ndarray]) -> Row:
         # The mean of the capture keeps its brightness and removes all structure.
         prompts.field(singles[-1])[:] = round(float(prompts.field(singles[-1]).mean()))
@@ -180,13 +188,13 @@ def _blank(prompts: _Prompts) -> Control:
     return prompts.each(change)
 
 
-def _swapped(prompts: _Prompts) -> Control:
+def _swapped(prompts: Prompts) -> Control:
     if not prompts.compares:
         return prompts.none("a one-image prompt shows no reference")
     return prompts.each(lambda row, singles: prompts.row(row, singles[::-1]))
 
 
-def _other_shape(prompts: _Prompts) -> Control:
+def _other_shape(prompts: Prompts) -> Control:
     if not prompts.compares:
         return prompts.none("a one-image prompt shows no reference")
     first = {(row["shape"], eye_of(row["capture"])): row for row in reversed(prompts.rows)}
@@ -204,15 +212,14 @@ def _other_shape(prompts: _Prompts) -> Control:
     return prompts.each(change)
 
 
-def _shuffled_letters(prompts: _Prompts) -> Control:
-    picture = prompts.singles(prompts.rows[0])[-1]
-    if picture[: prompts.cell(picture)].max() < _MARK:
-        return prompts.none("the composites have no address grid (composite.grid)")
+def _shuffled_letters(prompts: Prompts) -> Control:
+    if reason := no_grid_reason(prompts):
+        return prompts.none(reason)
     if prompts.layout.pins == 1:
         return prompts.none("the layout has one pin only")
 
     def change(row: Row, singles: list[np.ndarray]) -> Row:
-        random = np.random.default_rng(int(_content_hash(row, "letters")[:16], 16))
+        random = np.random.default_rng(int(content_hash(row, "letters")[:16], 16))
         columns, letters = (_derangement(random, n) for n in (prompts.layout.columns, len(prompts.layout.rows)))
         moved = Augmentation(prompts.layout, gains=(1.0,), marks=(columns, letters))
         return prompts.row(row, [moved.image(single, 0) for single in singles], columns=columns, letters=letters)
@@ -220,7 +227,7 @@ def _shuffled_letters(prompts: _Prompts) -> Control:
     return prompts.each(change)
 
 
-def _lighting(prompts: _Prompts) -> Control:
+def _lighting(prompts: Prompts) -> Control:
     is_photograph = prompts.rows[0]["view"] == "RAW"
     if not is_photograph and prompts.relit is None:
         return prompts.none("light changes photographs, and the photographs of these distance images are not at hand")
@@ -242,7 +249,7 @@ def _lighting(prompts: _Prompts) -> Control:
     return Control(prompts.name, tuple(changed for _, changed in kept), tuple(row for row, _ in kept))
 
 
-MAKERS: dict[str, Callable[[_Prompts], Control]] = {
+MAKERS: dict[str, Callable[[Prompts], Control]] = {
     "blank": _blank,
     "swapped": _swapped,
     "other_shape": _other_shape,
@@ -273,6 +280,6 @@ def _derangement(random: np.random.Generator, n: int) -> tuple[int, ...]:
             return permutation
 
 
-def _content_hash(row: Row, salt: str) -> str:
+def content_hash(row: Row, salt: str) -> str:
     """Return a hash by which captures have a random order that never changes."""
     return hashlib.sha256(f"{row['sha256']}/{salt}".encode()).hexdigest()

@@ -105,11 +105,11 @@ def judge_control(
         name=control.name,
         captures=len({row["file"] for row in control.rows}),
         checks=tuple(_RULES[control.name](cases, contract.layout)),
-        pictures=tuple(_data_uri(picture) for picture in pictures_of(shown)),
+        pictures=tuple(data_uri(picture) for picture in pictures_of(shown)),
     )
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def data_uri(picture: np.ndarray) -> str:
     """Return uint8 RGB (H, W, 3) as the data URI of a small JPEG."""
     image = Image.fromarray(picture)
     image.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
@@ -219,9 +219,13 @@ def _count(name: str, cases: Sequence[_Case], hit: Callable[[_Case], bool], *, b
 
 
 def _most(name: str, cases: Sequence[_Case], hit: Callable[[_Case], bool]) -> Check:
+    return at_least_most(name, [hit(case) for case in cases])
+
+
+def at_least_most(name: str, hits: Sequence[bool]) -> Check:
     """Return a count that all cases but a share of `TOLERATED_LOSS`, rounded up to whole cases, have to reach."""
-    bound = len(cases) - ceil(TOLERATED_LOSS * len(cases))
-    return Check(name, sum(map(hit, cases)), len(cases), bound, at_least=True)
+    bound = len(hits) - ceil(TOLERATED_LOSS * len(hits))
+    return Check(name, sum(hits), len(hits), bound, at_least=True)
 
 
 def _now_called(case: _Case, layout: Layout) -> Address | None:

@@ -24,6 +24,7 @@ from pinspect.examination.operating_point import choose_operating_point
 from pinspect.examination.photographs import Photographs
 from pinspect.examination.results import ControlResult, Evidence
 from pinspect.examination.selection import shown_row_ids
+from pinspect.examination.simple_questions import ask_simple_questions
 from pinspect.model.generated_answer import EVEN_ODDS
 from pinspect.model.generation import answer_rows
 
@@ -123,6 +124,15 @@ class Examiner:
         plain = dict(zip(answers["id"], answers["answer"], strict=True))
         relit = self.photographs and self.photographs.relit
         return run_controls(rows, self.images, self.contract, answer, plain, self.question, relit)
+
+    def ask_simple_questions(self, rows: Sequence[Row]) -> list[ControlResult]:
+        """Ask where the star is and which marks the grid has, on a few test captures."""
+
+        def answer(changed: Sequence[Row], folder: Path) -> list[str]:
+            generated = self._generate(changed, self.question.decoding, EVEN_ODDS, folder)
+            return [answer.text for answer in generated]
+
+        return ask_simple_questions(rows, self.images, self.contract, answer, self.question)
 
     def map_evidence(self, rows: Sequence[Row], answers: pd.DataFrame, validation_rows: Sequence[Row]) -> Evidence:
         """Map where the model looks while it writes the address of a defect.

@@ -20,7 +20,7 @@ from pinspect.core.files import write_file
 from pinspect.core.layout import Address, Layout
 
 VALIDATION, TEST = "validation.csv", "test.csv"
-CONTROLS, EVIDENCE = "controls.json", "evidence.json"
+CONTROLS, EVIDENCE, SIMPLE = "controls.json", "evidence.json", "simple_questions.json"
 ANSWER_CHECKS = "answer_checks.json"
 EVIDENCE_COLUMNS = (
     *("id", "file", "defect_mode", "defect_position", "named_position", "brightest_position"),
@@ -136,6 +136,7 @@ class Examination:
         controls: The outcome of each control.
         evidence: Where the model looked.
         answer_checks: Result of the answer checks on the model's test answers, as JSON; None where not measured.
+        simple_questions: The outcome of each simple question, in the form of a control.
     """
 
     validation: pd.DataFrame
@@ -143,6 +144,7 @@ class Examination:
     controls: Sequence[ControlResult] = ()
     evidence: Evidence = field(default_factory=Evidence)
     answer_checks: Mapping[str, object] | None = None
+    simple_questions: Sequence[ControlResult] = ()
 
 
 def write_examination(examination: Examination, folder: Path) -> None:
@@ -151,6 +153,7 @@ def write_examination(examination: Examination, folder: Path) -> None:
     predictions.write(examination.validation, folder / VALIDATION)
     predictions.write(examination.test, folder / TEST)
     _write_json([asdict(control) for control in examination.controls], folder / CONTROLS)
+    _write_json([asdict(question) for question in examination.simple_questions], folder / SIMPLE)
     evidence = examination.evidence
     content = {
         "reason": evidence.reason,
@@ -185,6 +188,7 @@ def read_examination(folder: Path, layout: Layout) -> Examination:
             reason=evidence["reason"],
         ),
         answer_checks=_read_json(folder / ANSWER_CHECKS),
+        simple_questions=tuple(_control_from_json(record) for record in _read_json(folder / SIMPLE)),
     )
 
 
