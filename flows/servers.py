@@ -16,6 +16,8 @@ from pathlib import Path
 from flows.access import ensure_access
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
+from pinspect.registry.addresses import artifact_folder, bring_home
+from pinspect.registry.connection import project_database, registry_lock
 from pinspect.registry.settings import load_register_settings
 
 HOST = "127.0.0.1"
@@ -38,9 +40,11 @@ def commands(root: Path) -> dict[str, list[str]]:
     prefect_port, mlflow_port = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
     servers = {"Prefect": ["flows.prefect_app", "--port", prefect_port]}
     if not load_register_settings(root).tracking_uri.startswith("http"):
-        store = (root / "mlruns").resolve()
-        store.mkdir(exist_ok=True)
-        place = ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", f"{store}/artifacts"]
+        database = project_database(root)
+        with registry_lock(root):
+            bring_home(database)
+        place = ["--backend-store-uri", f"sqlite:///{database}"]
+        place += ["--artifacts-destination", str(artifact_folder(database))]
         servers["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", mlflow_port, "--workers", "1", *place]
     return {name: [sys.executable, "-m", *command] for name, command in servers.items()}
 

@@ -18,11 +18,11 @@ import pandas as pd
 
 from pinspect.chat.checks import check_model_answers
 from pinspect.core.digests import git_commit, weights_sha256
-from pinspect.core.errors import run
 from pinspect.core.operating_point import write_operating_point
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.core.runs import write_run_facts
+from pinspect.core.stage import run_stage
 from pinspect.examination.baseline import fit_baseline
 from pinspect.examination.examiner import Examiner
 from pinspect.examination.localizer import fit_localizer
@@ -80,4 +80,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("answer", main)

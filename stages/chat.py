@@ -8,8 +8,8 @@ Reads data/raw, data/dst and data/composited. Writes data/chat/{train,validation
 from pathlib import Path
 
 from pinspect.chat.dataset import build_chat, count_rows, write_chat
-from pinspect.core.errors import run
 from pinspect.core.params import load_params
+from pinspect.core.stage import run_stage
 from pinspect.model.families import family_named, require_images_fit
 
 
@@ -30,4 +30,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("chat", main)

@@ -8,9 +8,9 @@ Reads data/chat. Writes reports/answers/validation.json, also when the checks fa
 from pathlib import Path
 
 from pinspect.chat.checks import check_chat
-from pinspect.core.errors import run
 from pinspect.core.files import write_file
 from pinspect.core.params import load_params
+from pinspect.core.stage import run_stage
 
 
 def main(root: Path = Path()) -> None:
@@ -27,4 +27,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("check", main)

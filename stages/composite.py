@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pinspect.composites.composited import build_composited
 from pinspect.composites.views import Style
-from pinspect.core.errors import run
 from pinspect.core.params import load_params
+from pinspect.core.stage import run_stage
 from pinspect.model.families import composite_cell
 
 
@@ -29,4 +29,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("composite", main)

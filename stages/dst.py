@@ -8,8 +8,8 @@ and the double-eye of every connector with a left and a right view.
 
 from pathlib import Path
 
-from pinspect.core.errors import run
 from pinspect.core.params import load_params
+from pinspect.core.stage import run_stage
 from pinspect.nsoartc.dst import Reading, build_dst
 
 
@@ -29,4 +29,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("dst", main)

@@ -9,7 +9,7 @@ metrics.json, detail.json, scores.csv, validation_scores.csv, controls.csv, evid
 
 from pathlib import Path
 
-from pinspect.core.errors import run
+from pinspect.core.stage import run_stage
 from pinspect.evaluation.evaluation import read_evaluation
 from pinspect.evaluation.writing import write_evaluation
 
@@ -23,4 +23,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("evaluate", main)

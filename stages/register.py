@@ -10,9 +10,9 @@ An experiment of DVC registers nothing, so that no experiment can move an alias.
 import json
 from pathlib import Path
 
-from pinspect.core.errors import run
 from pinspect.core.files import write_file
 from pinspect.core.params import load_params
+from pinspect.core.stage import run_stage
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.registration import describe_experiment, experiment_name, register_candidate
@@ -39,4 +39,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("register", main)

@@ -11,10 +11,10 @@ commit) to build/runs/train.json. After a stop or a kill, the next run resumes f
 from pathlib import Path
 
 from pinspect.core.digests import git_commit, weights_sha256
-from pinspect.core.errors import run
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.core.runs import write_run_facts
+from pinspect.core.stage import run_stage
 from pinspect.model.backends import open_backend
 from pinspect.model.families import checkpoint_of
 
@@ -42,4 +42,4 @@ def main(root: Path = Path()) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage("train", main)

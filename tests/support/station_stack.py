@@ -6,11 +6,9 @@ module). Tests that start and stop a station themselves use `station`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,12 +31,6 @@ from tests.support.shared_project import made_once
 from tests.support.waiting import until
 
 PINSPECT = Path(sys.executable).with_name("pinspect")
-_LOCATIONS = {  # columns of MLflow's database that hold paths
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-    "model_versions": "storage_location",
-}
 
 
 @dataclass
@@ -132,12 +124,7 @@ def _register_three(evaluated: Path, project: Path) -> None:
 @pytest.fixture(scope="module")
 def registered(three_versions, tmp_path_factory) -> Path:
     """A test module's own copy of `three_versions`, with its own registry."""
-    project = shutil.copytree(three_versions, tmp_path_factory.mktemp("station") / "project")
-    with contextlib.closing(sqlite3.connect(project / "mlruns/mlflow.db")) as database, database:
-        for table, column in _LOCATIONS.items():
-            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-            database.execute(change, (str(three_versions), str(project)))
-    return project
+    return shutil.copytree(three_versions, tmp_path_factory.mktemp("station") / "project")
 
 
 @pytest.fixture(scope="module")

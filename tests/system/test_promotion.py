@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,8 +19,10 @@ from pinspect.evaluation import metrics
 from pinspect.registry.comparison import Evidence
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import compare, leaderboard
-from pinspect.registry.promotion import DECISION, Decision, promote, rollback, weigh
+from pinspect.registry.promotion import DECISION, Decision, promote, rollback
+from pinspect.registry.rules import weigh
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
+from pinspect.registry.versions import stored_report
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
 from tests.support.sample import ROOT, stage_environment
@@ -27,7 +30,7 @@ from tests.support.sample import ROOT, stage_environment
 NAME = "pin-inspector"
 PINSPECT = Path(sys.executable).with_name("pinspect")
 CAPTURES = 40  # odd captures are passed
-HELD = {"controls.blank": "true", "controls.swapped": "true"}
+HELD = dict.fromkeys(("blank", "swapped", "other_shape", "shuffled_letters", "lighting"), True)
 
 
 def rows(captures: int = CAPTURES, view: str = "RAW") -> list[dict]:
@@ -58,9 +61,11 @@ def settings_with(root=ROOT, **promotion) -> RegistrySettings:
     return replace(settings, promote=settings.promote.model_copy(update=promotion))
 
 
-def broken(ours: Evidence, theirs: Evidence | None = None, tags=HELD, approve_by="", **promotion) -> dict[str, str]:
+def broken(
+    ours: Evidence, theirs: Evidence | None = None, controls=HELD, tags=None, approve_by="", **promotion
+) -> dict[str, str]:
     """Return the rules that do not hold: name -> measured value."""
-    rules = weigh(ours, theirs, tags, settings_with(**promotion), approve_by=approve_by)
+    rules = weigh(ours, theirs, controls, tags or {}, settings_with(**promotion), approve_by=approve_by)
     return {rule.name: rule.found for rule in rules if not rule.holds}
 
 
@@ -102,19 +107,22 @@ def test_a_worse_exact_match_is_refused_beyond_chance_only():
 
 
 def test_required_controls_must_be_measured_and_hold():
-    assert broken(evidence(), tags={})["controls"] == "none was made that holds; run dvc repro evaluate"
-    tags = HELD | {"controls.blank": "false", "controls.other_shape": "null"}
-    assert broken(evidence(), tags=tags) == {"controls": "1 of 2 do not hold: blank"}
-    assert broken(evidence(), tags=HELD | {"controls.other_shape": "null"}) == {}
+    assert broken(evidence(), controls=HELD | {"blank": False}) == {"controls": "1 of 5 do not hold: blank"}
+    for controls in ({}, {name: held for name, held in HELD.items() if name != "lighting"}, HELD | {"lighting": None}):
+        problem = broken(evidence(), controls=controls)["controls"]
+        assert problem.startswith("required but not measured: ")
+        assert "lighting; run dvc repro evaluate" in problem
 
 
 def test_a_control_that_is_not_required_is_reported_and_stops_nothing():
-    tags = HELD | {"controls.swapped": "false"}
-    assert broken(evidence(), tags=tags, required_controls=["blank"]) == {}
-    assert broken(evidence(), tags=tags, required_controls=["swapped"]) == {"controls": "1 of 2 do not hold: swapped"}
+    controls = {"blank": True, "swapped": False}
+    assert broken(evidence(), controls=controls, required_controls=["blank"]) == {}
+    assert broken(evidence(), controls={}, required_controls=[]) == {}
+    broken_rule = {"controls": "1 of 2 do not hold: swapped"}
+    assert broken(evidence(), controls=controls, required_controls=["swapped"]) == broken_rule
     (rule,) = [
         rule
-        for rule in weigh(evidence(), None, tags, settings_with(required_controls=["blank"]), approve_by="")
+        for rule in weigh(evidence(), None, controls, {}, settings_with(required_controls=["blank"]), approve_by="")
         if rule.name == "controls"
     ]
     assert rule.found == "1 hold; not required, and not held: swapped"
@@ -124,8 +132,8 @@ def test_approval_is_needed_if_configured_and_after_a_rollback():
     assert list(broken(evidence(), approval_required=True)) == ["approval"]
     assert broken(evidence(), approval_required=True, approve_by="K. Sato") == {}
     back = {"rolled_back": json.dumps({"rolled_back_at": "2026-11-20T10:00:00+00:00", "why": "3 escapes at line 2"})}
-    assert "3 escapes at line 2" in broken(evidence(), tags=HELD | back)["not rolled back before"]
-    assert broken(evidence(), tags=HELD | back, approve_by="K. Sato") == {}
+    assert "3 escapes at line 2" in broken(evidence(), tags=back)["not rolled back before"]
+    assert broken(evidence(), tags=back, approve_by="K. Sato") == {}
 
 
 def test_the_test_set_digest_covers_photographs_and_labels():
@@ -199,7 +207,7 @@ def evaluate_as(root: Path, number: int, table) -> None:
     predictions.write(table, root / "reports/predictions/test.csv")
     detail = json.loads((out / "detail.json").read_text())
     detail["adapter_sha256"] = provenance.adapter_sha256(root / "models/adapter")
-    detail["controls"] = [{"name": name, "held": True} for name in ("blank", "swapped")]
+    detail["controls"] = [{"name": name, "held": True} for name in HELD]
     (out / "detail.json").write_text(json.dumps(detail))
     content = json.loads((out / "metrics.json").read_text())
     scores = metrics.score(table, bootstrap_samples=100)
@@ -236,6 +244,42 @@ def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_
     with pytest.raises(PromotionRefused, match="three escapes at line 2"):
         promote(line.root, line.params, line.settings).require()
     assert line.aliases == {"champion": "1", "challenger": "2"}
+
+
+def test_controls_come_from_the_stored_evaluation_and_not_from_tags(line):
+    """Whoever can write tags cannot make a control hold."""
+    stored = stored_report(line.client.get_model_version(NAME, "2"), "detail.json", line.root)
+    before = stored.read_text()
+    detail = json.loads(before)
+    detail["controls"] = [{"name": "blank", "held": False}]
+    stored.write_text(json.dumps(detail))
+    line.set(challenger="2")
+    try:
+        decision = promote(line.root, line.params, line.settings)
+    finally:
+        stored.write_text(before)
+    assert line.tags("2")["controls.blank"] == "true"
+    (rule,) = [rule for rule in decision.rules if rule.name == "controls"]
+    assert rule.found.startswith("1 of 1 do not hold: blank; required but not measured: swapped, other_shape")
+    assert line.aliases == {"challenger": "2"}
+
+
+def test_a_version_that_does_not_load_becomes_champion_neither_by_promotion_nor_by_rollback(line):
+    logged = line.client.get_logged_model(line.client.get_model_version(NAME, "2").model_id)
+    weights = Path(urlsplit(logged.artifact_location).path) / "artifacts/adapter/adapter_model.safetensors"
+    away = weights.rename(weights.with_suffix(".away"))
+    try:
+        line.set(champion="1", challenger="2")
+        decision = promote(line.root, line.params, line.settings)
+        assert [rule.name for rule in decision.rules if not rule.holds] == ["inspects its references"]
+        assert line.aliases == {"champion": "1", "challenger": "2"}
+        line.set(previous="2")
+        with pytest.raises(RegistryError, match="version 2 of pin-inspector cannot become champion again"):
+            rollback(line.root, line.settings.register, "three escapes")
+        assert line.aliases == {"champion": "1", "challenger": "2", "previous": "2"}
+        assert "rolled_back" not in line.tags("1")
+    finally:
+        away.rename(weights)
 
 
 def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_alias_moves(line):

@@ -63,6 +63,13 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def heal(folder: Path) -> None:
+    """Complete or undo what a killed writer has left in a captures' folder, if it exists."""
+    if folder.is_dir():
+        with locked(folder):
+            pass
+
+
 def store(captures: Sequence[Capture], images: Path, folder: Path, replaced: str = "") -> None:
     """Add captures to a locked folder; after an exception the folder is as it was.
 

@@ -10,6 +10,7 @@
     ├── AnswerCheckFailed              rows of the chat dataset fail validation
     ├── ModelError                     base, adapter or processor is missing, corrupt or of another kind
     ├── StageInputError                a file that an earlier stage makes is missing
+    │   └── InputChangedError          an input of a stage changed while it ran: try again (exit code 75)
     ├── RegistryError                  the MLflow registry refuses a call, or cannot be used
     │   └── RegistryUnreachableError   its server does not answer: try again later (exit code 75)
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
@@ -62,6 +63,12 @@ class ModelError(PinspectError):
 
 class StageInputError(PinspectError):
     """A stage was started before the stage that makes its input."""
+
+
+class InputChangedError(StageInputError):
+    """An input of a stage changed while the stage ran, so its output belongs to neither state."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the data
 
 
 class RegistryError(PinspectError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,11 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
+from pinspect.registry.addresses import LOCKED, STORE, artifact_folder, bring_home
 from pinspect.registry.settings import RegisterSettings
 
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _CHANGED_BY_MLFLOW = (_URI_VARIABLE, "MLFLOW_REGISTRY_URI")
-_DEFAULT_STORE = Path("mlruns")
 _PROBE_SECONDS = 10
 
 
@@ -37,7 +38,12 @@ def tracking_uri(root: Path, settings: RegisterSettings) -> str:
         project.
     """
     chosen = os.environ.get(_URI_VARIABLE) or settings.tracking_uri
-    return chosen or f"sqlite:///{(root / _DEFAULT_STORE / 'mlflow.db').resolve()}"
+    return chosen or f"sqlite:///{project_database(root)}"
+
+
+def project_database(root: Path) -> Path:
+    """Return the file of the registry that belongs to the project in `root`; it may be missing."""
+    return (root / STORE / "mlflow.db").resolve()
 
 
 def portable_uri(root: Path, settings: RegisterSettings) -> str:
@@ -75,17 +81,20 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     mlflow.set_registry_uri(uri)
     try:
         with registry_lock(root):  # two processes must not create the tables of a new database at the same time
+            bring_home(project_database(root))
             client = MlflowClient(uri, uri)
             experiment_id(client, root, settings)
         yield client
     except MlflowException as error:
+        if LOCKED in str(error):
+            raise _unusable(uri, error) from error
         raise RegistryError(
             f"{uri}: {_in_one_line(error)}; check the MLflow server and that its version fits this MLflow"
         ) from error
     except requests.RequestException as error:
         raise _unreachable(uri, error) from error
-    except SQLAlchemyError as error:
-        raise RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away") from error
+    except (SQLAlchemyError, sqlite3.OperationalError) as error:
+        raise _unusable(uri, error) from error
     finally:
         # MLflow puts its URIs into the environment, where the next project would take them for the user's choice.
         for name, value in previous.items():
@@ -102,7 +111,7 @@ def experiment_id(client: MlflowClient, root: Path, settings: RegisterSettings) 
         return experiment.experiment_id
     # A server chooses the place of its artifacts itself; the project's own database keeps them next to it.
     is_local = tracking_uri(root, settings).startswith("sqlite:")
-    location = (root / _DEFAULT_STORE / "artifacts").resolve().as_uri() if is_local else None
+    location = artifact_folder(project_database(root)).as_uri() if is_local else None
     return client.create_experiment(settings.experiment, artifact_location=location)
 
 
@@ -119,7 +128,7 @@ def registry_lock(root: Path) -> Iterator[None]:
     Yields:
         Nothing, once this process holds the lock.
     """
-    lock = root / _DEFAULT_STORE / "register.lock"
+    lock = root / STORE / "register.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         yield
@@ -138,6 +147,12 @@ def _unreachable(uri: str, error: Exception) -> RegistryUnreachableError:
         f"{uri}: no MLflow server answers ({type(error).__name__}); start it or correct MLFLOW_TRACKING_URI, then run "
         "dvc repro again: only this stage is left"
     )
+
+
+def _unusable(uri: str, error: Exception) -> RegistryError:
+    if LOCKED in str(error):
+        return RegistryUnreachableError(f"{uri}: another program keeps the database locked; end it, or try again later")
+    return RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away")
 
 
 def _silence_mlflow() -> None:

@@ -10,12 +10,11 @@ A process that is killed between two steps leaves one version as champion; the n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
@@ -24,11 +23,12 @@ from rich.table import Table
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.files import write_file
 from pinspect.core.params import Params
-from pinspect.evaluation.comparing import mcnemar
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.registry.comparison import Evidence, on_one_test_set
 from pinspect.registry.connection import open_registry, registry_lock
-from pinspect.registry.settings import PromoteSettings, RegisterSettings, RegistrySettings
+from pinspect.registry.rules import Rule, weigh
+from pinspect.registry.settings import RegisterSettings, RegistrySettings
+from pinspect.registry.trial import stored_controls, trial_problem
 from pinspect.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -41,22 +41,6 @@ from pinspect.registry.versions import (
 )
 
 DECISION = Path("reports/promotion.json")
-_CONTROL = "controls."
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One condition of promotion.
-
-    Attributes:
-        name: The name of the rule.
-        holds: Whether the challenger meets it.
-        found: What was measured, in words with figures.
-    """
-
-    name: str
-    holds: bool
-    found: str
 
 
 @dataclass(frozen=True)
@@ -215,7 +199,10 @@ def decide(
     """
     evidence = on_one_test_set(root, params, [version for version in (challenger, champion) if version])
     ours, theirs = evidence[0], evidence[1] if champion else None
-    rules = weigh(ours, theirs, challenger.tags, settings, approve_by=approve_by)
+    rules = weigh(ours, theirs, stored_controls(challenger), challenger.tags, settings, approve_by=approve_by)
+    if all(rule.holds for rule in rules):
+        problem = trial_problem(root, settings.register, challenger)
+        rules = (*rules, Rule("inspects its references", not problem, problem or "loaded and tried"))
     return Decision(
         name=challenger.name,
         challenger=number_of(challenger),
@@ -229,34 +216,6 @@ def decide(
         rescored=tuple(each.version for each in evidence if each.rescored),
         approved_by=approve_by,
         decided_at=_now(),
-    )
-
-
-def weigh(
-    ours: Evidence,
-    theirs: Evidence | None,
-    tags: Mapping[str, str],
-    settings: RegistrySettings,
-    *,
-    approve_by: str = "",
-) -> tuple[Rule, ...]:
-    """Apply every rule of `settings.promote`.
-
-    Args:
-        ours: The challenger's evidence.
-        theirs: The champion's evidence on the same test set; None if there is no champion.
-        tags: The tags of the challenger's version.
-        settings: The registry's settings.
-        approve_by: The person who approves; empty for nobody.
-
-    Returns:
-        The rules with their results.
-    """
-    return (
-        *_absolute_rules(ours, settings),
-        *(_comparing_rules(ours, theirs, settings.promote) if theirs else ()),
-        _controls(tags, settings.promote.required_controls),
-        *_approval(tags, settings.promote, approve_by),
     )
 
 
@@ -275,7 +234,8 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> 
         What was done.
 
     Raises:
-        RegistryError: There is no previous champion, `why` is empty, or the registry cannot be used.
+        RegistryError: There is no previous champion, it does not inspect its references any more, `why` is empty, or
+            the registry cannot be used. No alias has moved.
     """
     if not why.strip():
         raise RegistryError("a rollback needs a reason: pinspect rollback --why 'three escapes at line 2'")
@@ -288,87 +248,16 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> 
                 f"{client.tracking_uri}: version {champion.version} of {name} is champion, and no version was before "
                 "it: nothing to roll back to"
             )
+        if problem := trial_problem(root, settings, previous):
+            raise RegistryError(
+                f"version {previous.version} of {name} cannot become champion again: {problem}; version "
+                f"{champion.version} stays champion"
+            )
         done = Rollback(name, number_of(previous), number_of(champion), why.strip(), by, _now())
         client.set_model_version_tag(name, champion.version, ROLLBACK_TAG, json.dumps(done.to_dict()))
         client.set_registered_model_alias(name, CHAMPION, previous.version)
         client.delete_registered_model_alias(name, PREVIOUS)
     return done
-
-
-def _absolute_rules(ours: Evidence, settings: RegistrySettings) -> list[Rule]:
-    """Return the rules that hold for every champion, the first one too."""
-    rows, promote = ours.answered, settings.promote
-    unread = len(rows) - int(rows["parses"].to_numpy(bool).sum())
-    defective, passed = len(ours.on_defective), len(rows) - len(ours.on_defective)
-    scores = ours.scores(settings.report)
-
-    def bound(name: str, metric: str, captures: int, judgement: str, maximum: float) -> Rule:
-        value = scores[metric].value
-        if value is None:
-            return Rule(name, False, f"no {judgement} capture to measure it on")
-        count = round(value * captures)
-        text = f"{value:.3f} ({count} of {captures} {judgement} captures), at most {maximum:.3f}"
-        return Rule(name, value <= maximum, text)
-
-    return [
-        Rule("answers parse", len(rows) > 0 and not unread, f"{len(rows) - unread} of {len(rows)} answers parse"),
-        Rule(
-            "enough defective captures",
-            defective >= promote.minimum_defective,
-            f"{defective} in the test set, at least {promote.minimum_defective}",
-        ),
-        bound("escape rate", "escape_rate", defective, "defective", promote.maximum_escape_rate),
-        bound("overkill rate", "overkill_rate", passed, "passed", promote.maximum_overkill_rate),
-    ]
-
-
-def _comparing_rules(ours: Evidence, theirs: Evidence, promote: PromoteSettings) -> list[Rule]:
-    """Return the rules against the champion: not worse beyond chance, by McNemar's test on the same captures."""
-
-    def not_worse(name: str, outcome: str, first: pd.DataFrame, second: pd.DataFrame) -> Rule:
-        test = mcnemar(first, second, outcome, on=("file",))
-        text = (
-            f"{test.only_second} of {test.n} captures right with version {theirs.version} only, {test.only_first} with "
-            f"version {ours.version} only (McNemar p = {test.p_value:.3g}, worse beyond chance below "
-            f"{promote.significance:g})"
-        )
-        return Rule(name, test.only_second <= test.only_first or test.p_value >= promote.significance, text)
-
-    return [
-        not_worse("escapes against the champion", "judgement", ours.on_defective, theirs.on_defective),
-        not_worse("exact match against the champion", "exact_match", ours.answered, theirs.answered),
-    ]
-
-
-def _controls(tags: Mapping[str, str], required: Sequence[str]) -> Rule:
-    """Return the rule on the controls, which a model that does not look at the picture fails.
-
-    A control that could not be made does not fail; one that is not required is only reported.
-    """
-    controls = {name.removeprefix(_CONTROL): value for name, value in tags.items() if name.startswith(_CONTROL)}
-    failed = sorted(name for name, value in controls.items() if value == "false")
-    passed = sum(value == "true" for value in controls.values())
-    broken = [name for name in failed if name in required]
-    if broken:
-        return Rule("controls", False, f"{len(broken)} of {passed + len(failed)} do not hold: {', '.join(broken)}")
-    if not passed:
-        return Rule("controls", False, "none was made that holds; run dvc repro evaluate")
-    ignored = f"; not required, and not held: {', '.join(failed)}" if failed else ""
-    return Rule("controls", True, f"{passed} hold{ignored}")
-
-
-def _approval(tags: Mapping[str, str], promote: PromoteSettings, approve_by: str) -> list[Rule]:
-    """Return the rules on a person's approval: if the settings ask for it, and for a version that was rolled back."""
-    rules = []
-    if promote.approval_required:
-        text = f"approved by {approve_by}" if approve_by else "nobody approved; --approve-by NAME"
-        rules.append(Rule("approval", bool(approve_by), text))
-    if ROLLBACK_TAG in tags:
-        record = json.loads(tags[ROLLBACK_TAG])
-        text = f"rolled back {record['rolled_back_at']}: {record['why']}; "
-        text += f"approved by {approve_by} nevertheless" if approve_by else "needs --approve-by NAME"
-        rules.append(Rule("not rolled back before", bool(approve_by), text))
-    return rules
 
 
 def _challenger(client: MlflowClient, name: str) -> ModelVersion:

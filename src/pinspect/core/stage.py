@@ -1,0 +1,94 @@
+"""Runs a stage of the pipeline, and fails it if one of its inputs changes meanwhile.
+
+DVC records what a stage depends on after the stage has ended. Without this check, a capture that arrives while `raw`
+runs would count as learned, and a parameter edited while `train` runs would be recorded beside the old adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from pinspect.core.errors import InputChangedError, run
+
+_PIPELINE = "dvc.yaml"
+_NAMES_SHOWN = 3
+
+
+def run_stage(name: str, main: Callable[[], None]) -> None:
+    """Run a stage in the current folder as `core.errors.run` does, and watch its inputs.
+
+    Args:
+        name: The stage's name in `dvc.yaml`.
+        main: Does the stage's work.
+    """
+    run(lambda: watch_inputs(name, main, Path()))
+
+
+def watch_inputs(name: str, main: Callable[[], None], root: Path) -> None:
+    """Call `main`, and compare the inputs of a stage before and after.
+
+    Args:
+        name: The stage's name in `dvc.yaml`.
+        main: Does the stage's work.
+        root: The project's folder. Without a `dvc.yaml` nothing is compared.
+
+    Raises:
+        InputChangedError: A dependency or a parameter of the stage has changed meanwhile. If none has, an error of
+            `main` is raised as it is.
+    """
+    before = dict(_inputs(root, name))
+    failure: Exception | None = None
+    try:
+        main()
+    except Exception as error:
+        failure = error
+    after = dict(_inputs(root, name))
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if changed:
+        more = f" and {len(changed) - _NAMES_SHOWN} more" if len(changed) > _NAMES_SHOWN else ""
+        raise InputChangedError(
+            f"{', '.join(changed[:_NAMES_SHOWN])}{more}: changed while the stage {name} ran; try again"
+        ) from failure
+    if failure:
+        raise failure
+
+
+def _inputs(root: Path, name: str) -> Iterator[tuple[str, object]]:
+    """Yield each input of a stage: file -> size, time and inode; parameter -> value."""
+    if not (root / _PIPELINE).is_file():
+        return
+    stage = cast(dict[str, Any], _read(root / _PIPELINE))["stages"][name]
+    for dependency in cast(list[str], stage.get("deps", [])):
+        path = root / dependency
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if not _is_ignored(file.relative_to(root)) and file.is_file():
+                status = file.stat()
+                yield file.relative_to(root).as_posix(), (status.st_size, status.st_mtime_ns, status.st_ino)
+    for entry in cast(list[str | dict[str, list[str]]], stage.get("params", [])):
+        for file, keys in [("params.yaml", [entry])] if isinstance(entry, str) else list(entry.items()):
+            content = _read(root / file)
+            for key in keys:
+                yield f"{file}: {key}", _value(content, key)
+
+
+def _is_ignored(path: Path) -> bool:
+    """Return whether DVC ignores a file (`.dvcignore`)."""
+    return any(part.startswith(".") or part == "__pycache__" or part.endswith(".partial") for part in path.parts)
+
+
+def _read(path: Path) -> object:
+    """Return the content of a YAML file; None if the file cannot be read, because a person is writing it."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _value(content: object, key: str) -> object:
+    for part in key.split("."):
+        content = cast(Mapping[str, object], content).get(part) if isinstance(content, Mapping) else None
+    return content

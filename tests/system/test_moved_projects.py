@@ -1,0 +1,108 @@
+"""A project folder that was renamed or copied: inspect, register and promote work there and only there."""
+
+import contextlib
+import shutil
+import sqlite3
+import subprocess
+from urllib.parse import unquote
+
+import pytest
+from mlflow.artifacts import download_artifacts
+
+from pinspect.core.errors import RegistryUnreachableError
+from pinspect.registry.addresses import bring_home
+from pinspect.registry.connection import open_registry, project_database
+from pinspect.registry.settings import load_register_settings
+from pinspect.registry.versions import load_registered
+from tests.support.evaluated_project import run_stage
+from tests.support.sample import contents, line, set_values
+from tests.support.station_stack import PINSPECT
+
+TABLES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+@pytest.fixture
+def renamed(three_versions, tmp_path):
+    """A project whose folder has a new name; the old one is gone."""
+    first = shutil.copytree(three_versions, tmp_path / "first name")
+    with open_registry(first, load_register_settings(first)):
+        pass
+    return first.rename(tmp_path / "second name 100%")
+
+
+@pytest.fixture
+def copied(three_versions, tmp_path):
+    """An original, a copy, and the original's files before the copy works."""
+    original = shutil.copytree(three_versions, tmp_path / "original")
+    with open_registry(original, load_register_settings(original)):
+        pass
+    copy = shutil.copytree(original, tmp_path / "copy")
+    return original, copy, contents(original)
+
+
+def addresses(project) -> list[str]:
+    with contextlib.closing(sqlite3.connect(project_database(project))) as database:
+        return [row[0] for table, column in TABLES.items() for row in database.execute(f"SELECT {column} FROM {table}")]
+
+
+def works(project, tmp_path) -> None:
+    """Inspect with the champion, register another version, read a stored report, ask for a promotion."""
+    photograph = tmp_path / "photo.jpg"
+    photograph.write_bytes(line(seed=3, train=8, references=2)[-1].jpeg)
+    done = subprocess.run([PINSPECT, "inspect", photograph], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    set_values(project, "dst", maximum_shift=43)
+    run_stage("register", project)
+    settings = load_register_settings(project)
+    with open_registry(project, settings) as client:
+        version = client.get_model_version_by_alias(settings.model_name, "challenger")
+        assert str(version.version) == "4"
+        assert download_artifacts(run_id=version.run_id, artifact_path="reports/metrics.json")
+    load_registered(project, settings, "challenger")
+    promoted = subprocess.run([PINSPECT, "promote"], cwd=project, capture_output=True, text=True, check=False)
+    assert promoted.returncode in (0, 3), promoted.stderr
+    assert [address for address in addresses(project) if f"{project}/mlruns/" not in unquote(address)] == []
+
+
+def test_a_renamed_project_inspects_registers_and_promotes(renamed, tmp_path):
+    works(renamed, tmp_path)
+    assert not (tmp_path / "first name").exists()
+
+
+def test_a_copy_works_in_the_copy_only(copied, tmp_path):
+    original, copy, before = copied
+    works(copy, tmp_path)
+    assert contents(original) == before
+    assert all("/original/mlruns/" in address for address in addresses(original))
+
+
+def test_addresses_of_servers_and_of_other_stores_stay(tmp_path):
+    database = tmp_path / "mlruns/mlflow.db"
+    database.parent.mkdir()
+    others = ["mlflow-artifacts:/1", "s3://bucket/mlruns/artifacts", "file:///mnt/large/artifacts"]
+    old = "file:///somewhere/mlruns/artifacts"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in TABLES.items():
+            connection.execute(f"CREATE TABLE {table} ({column} TEXT)")
+            rows = [(text,) for text in (*others, old, f"{old}/7/artifacts", f"{old}-other/7", None)]
+            connection.executemany(f"INSERT INTO {table} VALUES (?)", rows[: 4 if table == "experiments" else None])
+    bring_home(database)
+    new = database.with_name("artifacts").as_uri()
+    assert addresses(tmp_path)[:4] == [*others, new]
+    assert addresses(tmp_path)[4:] == [*others, new, f"{new}/7/artifacts", f"{old}-other/7", None] * 3
+
+
+def test_a_locked_database_asks_to_try_again_later(three_versions, tmp_path):
+    project = shutil.copytree(three_versions, tmp_path / "project")
+    with contextlib.closing(sqlite3.connect(project_database(project), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(RegistryUnreachableError, match=r"locked.*try again later"),
+            open_registry(project, load_register_settings(project)),
+        ):
+            pass
