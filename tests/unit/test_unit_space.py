@@ -130,7 +130,10 @@ def test_a_bad_reference_is_reported_by_name_and_does_not_count(shape, mode):
     good = [capture(shape, seed) for seed in range(7)]
     spoiled = built([*good, capture(shape, 77, mode, "X:2, Y:D")], shape)
     assert spoiled.outliers == ("r7.jpg",)
-    assert distances(built(good, shape), Rendered(gray_image(spoiled.mean), (0, 0, 0, 0), np.empty(0))).max() < 0.6
+    assert (
+        distances(built(good, shape), Rendered(gray_image(spoiled.mean), (0, 0, 0, 0), np.empty(0), np.empty(0))).max()
+        < 0.6
+    )
 
 
 @pytest.mark.parametrize("shape", SETUPS)
