@@ -98,15 +98,20 @@ def throughput(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) 
 
     Both trees run the function of stage dst that makes one capture's DST file, in rounds that alternate between them.
     """
-    files = captures.loc[(captures["shape"] == "CYLN") & (captures["role"] == "inspected"), "file"][:CAPTURES]
-    (folder / "files.json").write_text(json.dumps(list(files)), encoding="utf-8")
+    of_shape = captures[captures["shape"] == "CYLN"]
+    inspected = of_shape[of_shape["role"] == "inspected"][:CAPTURES]
+    chosen = pd.concat([of_shape[of_shape["role"] == "reference"], inspected])
+    (folder / "files.json").write_text(json.dumps(list(inspected["file"])), encoding="utf-8")
+    (folder / "few").mkdir()
+    chosen.to_csv(folder / "few/manifest.csv", index=False)
+    (folder / "few/images").symlink_to(raw / "images")
     old = folder / "old"
     subprocess.run(["git", "worktree", "add", "--detach", "--force", str(old), OLD], cwd=ROOT, check=True)
     times: dict[str, list[float]] = {"old": [], "new": []}
     try:
         for _ in range(ROUNDS):
             for name, tree in (("old", old), ("new", ROOT)):
-                times[name].append(_milliseconds(tree, raw, folder))
+                times[name].append(_milliseconds(tree, folder))
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
     ms = {name: float(np.median(values)) for name, values in times.items()}
@@ -120,10 +125,10 @@ def throughput(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) 
     }
 
 
-def _milliseconds(tree: Path, raw: Path, folder: Path) -> float:
+def _milliseconds(tree: Path, folder: Path) -> float:
     """Return the milliseconds of process time that a tree needs to make a capture's DST file."""
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(raw), str(folder / "files.json"), str(folder / "round")]
+    command = [sys.executable, "-c", WORKER, str(folder / "few"), str(folder / "files.json"), str(folder / "round")]
     done = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True)
     shutil.rmtree(folder / "round")
     return float(done.stdout)

@@ -34,10 +34,10 @@ def differences(root, capture: str) -> np.ndarray:
     """Return the distance from mid-gray of a capture's double-eye picture in each pin's cell, shape (pins,)."""
     space = UnitSpace.load(root / "data/dst/unit_space/camera-CYLN-left.npz")
     with Image.open(root / "data/dst" / manifest(root).loc[capture, EYES_FILE]) as picture:
-        assert (picture.mode, picture.size) == ("L", space.size)
+        assert (picture.mode, picture.size) == ("L", (space.size[0] // 2, space.size[1] // 2))
         away = np.abs(np.asarray(picture).astype(int) - 128)
-    reach = round(space.pitch / 2)
-    places = space.pin_centers.round().astype(int)
+    reach = round(space.pitch / 4)
+    places = (space.pin_centers / 2).round().astype(int)
     return np.array([away[y - reach : y + reach, x - reach : x + reach].mean() for x, y in places])
 
 

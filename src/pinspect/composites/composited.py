@@ -47,8 +47,9 @@ class Sheet:
         split: `train`, `validation` or `test`.
         alignment_score: Correlation of the aligned capture with the unit space's mean image, -1..1.
         raw: Path of the photograph.
-        dst: Path of the DST image, which is aligned already.
+        dst: Path of the DST picture, which is aligned already.
         matrix: Six numbers, row by row, of the 2 x 3 matrix that maps px of the photograph to px of the unit space.
+        dst_matrix: The same for px of the DST picture.
         grid: Nine numbers, row by row, of the 3 x 3 matrix that maps column and row of a pin to px of the unit space.
         version: A hash of the inputs.
     """
@@ -61,6 +62,7 @@ class Sheet:
     raw: str
     dst: str
     matrix: tuple[float, ...]
+    dst_matrix: tuple[float, ...]
     grid: tuple[float, ...]
     version: str
 
@@ -166,16 +168,14 @@ def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
         raise StageInputError(f"{dst / MANIFEST}: {lost[0]} is not in {raw / MANIFEST}; run `dvc repro`")
     both = captures.merge(aligned[aligned["error"] == ""], on="file")
     lines = lines_of(captures)
-    grids = {
-        line: tuple(UnitSpace.load(dst / line.unit_space).grid.ravel().tolist())
-        for line in {lines[file] for file in both["file"]}
-    }
-    return [_sheet(row, lines[row["file"]], raw, dst, grids[lines[row["file"]]]) for row in both.to_dict("records")]
+    spaces = {line: UnitSpace.load(dst / line.unit_space) for line in {lines[file] for file in both["file"]}}
+    return [_sheet(row, lines[row["file"]], raw, dst, spaces[lines[row["file"]]]) for row in both.to_dict("records")]
 
 
-def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, grid: tuple[float, ...]) -> Sheet:
+def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, space: UnitSpace) -> Sheet:
     matrix = tuple(float(row[name]) for name in _MATRIX)
-    content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, grid)
+    grid, dst_matrix = (tuple(numbers.ravel().tolist()) for numbers in (space.grid, space.picture_matrix))
+    content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, dst_matrix, grid)
     return Sheet(
         file=row["file"],
         line=line,
@@ -186,6 +186,7 @@ def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, grid: tuple
         dst=str(dst / row["dst_file"]),
         matrix=matrix,
         grid=grid,
+        dst_matrix=dst_matrix,
         version=hashlib.sha256(repr(content).encode()).hexdigest(),
     )
 
@@ -213,8 +214,8 @@ def _item(title: str, sheets: tuple[Sheet, ...]) -> Item:
 
 
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
-    path, matrix = (sheet.raw, np.reshape(sheet.matrix, (2, 3))) if view == "RAW" else (sheet.dst, np.eye(2, 3))
-    return style.composite(np.asarray(read_image(path)), matrix, np.reshape(sheet.grid, (3, 3)))
+    path, matrix = (sheet.raw, sheet.matrix) if view == "RAW" else (sheet.dst, sheet.dst_matrix)
+    return style.composite(np.asarray(read_image(path)), np.reshape(matrix, (2, 3)), np.reshape(sheet.grid, (3, 3)))
 
 
 def _save(style: Style, composite: np.ndarray, folder: Path, name: str, **facts: str) -> dict[str, str]:

@@ -71,4 +71,4 @@ def draw_view(view: str, image: np.ndarray, capture: AlignedCapture, style: Styl
     pin_grid = capture.unit_space.grid
     if view == "RAW":
         return style.composite(image, capture.alignment.matrix, pin_grid)
-    return style.composite(dst_view(capture), np.eye(2, 3), pin_grid)
+    return style.composite(dst_view(capture), capture.unit_space.picture_matrix, pin_grid)

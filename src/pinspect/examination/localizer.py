@@ -24,7 +24,8 @@ from pinspect.core.prompts import answer_kind_of
 from pinspect.core.question import preferred_source
 from pinspect.core.rows import Row
 from pinspect.examination.baseline import choose_threshold
-from pinspect.nsoartc.localizer import Localization, localize
+from pinspect.nsoartc.dst_view import localize_pin
+from pinspect.nsoartc.localizer import Localization
 from pinspect.nsoartc.unit_space import UnitSpace
 
 _STEEPNESS = 4.0
@@ -93,9 +94,7 @@ def fit_localizer(dst: Path, raw: Path, contract: AnswerContract) -> LocalizerBa
     spaces = {line: UnitSpace.load(dst / line.unit_space) for line in {lines[file] for file in asked["file"]}}
     localizations: dict[str, Localization] = {}
     for file, dst_file in zip(asked["file"], asked["dst_file"], strict=True):
-        space = spaces[lines[file]]
-        picture = np.asarray(read_image(dst / dst_file))
-        localizations[file] = localize(picture, space.pin_centers, space.pitch, space.layout)
+        localizations[file] = localize_pin(np.asarray(read_image(dst / dst_file)), spaces[lines[file]])
     known = asked[asked["split"] == VALIDATION]
     scores = known["file"].map({file: each.score for file, each in localizations.items()}).astype(float)
     thresholds = {

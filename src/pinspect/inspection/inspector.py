@@ -28,8 +28,7 @@ from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
 from pinspect.model.families import composite_cell
 from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
-from pinspect.nsoartc.dst_view import dst_view
-from pinspect.nsoartc.localizer import localize
+from pinspect.nsoartc.dst_view import dst_view, localize_pin
 from pinspect.nsoartc.unit_space import UnitSpace
 
 if TYPE_CHECKING:
@@ -304,8 +303,7 @@ class CaptureInspector:
 
     def _localize(self, capture: AlignedCapture) -> str:
         """Return the position that the localizer reads off the DST picture, or `passed`."""
-        space = capture.unit_space
-        localization = localize(dst_view(capture), space.pin_centers, space.pitch, space.layout)
+        localization = localize_pin(dst_view(capture), capture.unit_space)
         return str(localization.address) if localization.score >= self._localizer_threshold else PASSED
 
     def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:

@@ -162,15 +162,14 @@ class _Windows:
         height, width = gray.shape
         size, stride = settings.size, settings.stride
         self._line = width * channels
-        self._columns = (width - size) // stride + 1
+        self._columns = width - size + 1  # of all pixels: whole rows of windows are compared faster than every n-th one
         # A band has `size` - 1 rows in common with the next one: a fourth of its rows at most.
         band_rows = min(height, max(_BAND_ROWS, 4 * size))
         self._results = max(1, (band_rows - size) // stride + 1)
         buffers = np.zeros((6, band_rows * self._line), np.float32)
         self._difference, self._across, self._down, self._falling, self._rising, self._spare = buffers
-        self._response, self._second_response, self._square = np.empty(
-            (3, self._results, self._columns, channels), np.float32
-        )
+        results = np.empty((4, self._results, self._columns, channels), np.float32)
+        self._response, self._second_response, self._square, self._total = results
 
     def measure(self, pixels: FloatImage, distance: FloatImage) -> None:
         """Add the distance of every window to `distance`, zeros of float32 (rows, columns, channels)."""
@@ -179,7 +178,10 @@ class _Windows:
             stop = min(start + self._results, len(distance))
             rows = slice(start * stride, (stop - 1) * stride + size)
             self._sum_lines(self._gray[rows], pixels[rows])
-            self._minkowski(distance[start:stop])
+            total = self._total[: stop - start]
+            total[...] = 0
+            self._minkowski(total)
+            distance[start:stop] = total[:, :: self._settings.stride]
 
     def _sum_lines(self, gray: FloatImage, pixels: FloatImage) -> None:
         shape, length = pixels.shape, pixels.size
@@ -285,9 +287,7 @@ class _Windows:
         response[...] = self._at(np.asarray(sums, np.float32).reshape(-1), 0, 0, len(response))
 
     def _at(self, sums: FloatImage, row: int, column: int, rows: int) -> FloatImage:
-        """Return the values at one pixel of every window, a view (rows, columns, channels)."""
+        """Return the values at one pixel of the windows of every `stride`-th row, a view (rows, columns, channels)."""
         stride, channels = self._settings.stride, self._channels
         lines = sums.reshape(-1, self._line // channels, channels)
-        return lines[
-            row : row + (rows - 1) * stride + 1 : stride, column : column + (self._columns - 1) * stride + 1 : stride
-        ]
+        return lines[row : row + (rows - 1) * stride + 1 : stride, column : column + self._columns]

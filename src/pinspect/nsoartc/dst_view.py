@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from pinspect.nsoartc.aligned import AlignedCapture
 from pinspect.nsoartc.distance import dst_picture
+from pinspect.nsoartc.localizer import Localization, localize
+from pinspect.nsoartc.unit_space import UnitSpace
 
 DST_SUFFIX = ".jpg"
 # Full color resolution: hues show where a pin has moved. A lossless PNG takes 7 times as long and 4 times the room.
@@ -28,12 +30,26 @@ def dst_view(capture: AlignedCapture) -> npt.NDArray[np.uint8]:
         capture: The aligned capture.
 
     Returns:
-        uint8 (H, W, 3), RGB, in px of the unit space. White is the unit space's constant, so that brightness can be
-        compared between pictures, or the picture's own maximum if the unit space says `per_picture`.
+        uint8 (rows, columns, 3), RGB, a pixel for every `stride`-th pixel of the unit space
+        (`UnitSpace.picture_matrix`). White is the unit space's constant, so that brightness can be compared between
+        pictures, or the picture's own maximum if the unit space says `per_picture`.
     """
     space = capture.unit_space
-    picture = dst_picture(capture.distance, None if space.per_picture else space.white)
-    return at_full_size(picture, capture)
+    return dst_picture(capture.distance, None if space.per_picture else space.white)
+
+
+def localize_pin(picture: npt.NDArray[np.uint8], unit_space: UnitSpace) -> Localization:
+    """Find the most conspicuous pin of a DST picture.
+
+    Args:
+        picture: uint8 (rows, columns, 3), RGB, as `dst_view` draws it.
+        unit_space: The unit space of the picture.
+
+    Returns:
+        The localization; its vector is in px of the picture.
+    """
+    stride = unit_space.nsoartc.stride
+    return localize(picture, unit_space.pin_centers / stride, unit_space.pitch / stride, unit_space.layout)
 
 
 def encode_dst(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -52,25 +68,21 @@ def double_eye(left: AlignedCapture, right: AlignedCapture) -> npt.NDArray[np.ui
         right: The right view; it is laid over the left one by the pin grids of the two unit spaces.
 
     Returns:
-        uint8 (H, W) in px of the left view. Mid-gray (128) is zero; brighter pixels have more distance in the left
-        view, darker pixels in the right view. The scale is the mean of the unit spaces' `white`.
+        uint8 (rows, columns), of the size of the left view's DST picture. Mid-gray (128) is zero; brighter pixels have
+        more distance in the left view, darker pixels in the right view. The scale is the mean of the unit spaces'
+        `white`.
     """
-    over = left.unit_space.grid @ np.linalg.inv(right.unit_space.grid)
-    distances = [at_full_size(capture.distance.mean(axis=-1), capture) for capture in (left, right)]
+    grids = [
+        np.diag([1 / s.nsoartc.stride, 1 / s.nsoartc.stride, 1]) @ s.grid for s in (left.unit_space, right.unit_space)
+    ]
+    distances = [np.ascontiguousarray(capture.distance.mean(axis=-1)) for capture in (left, right)]
     right_over_left = cv2.warpPerspective(
-        distances[1], over, left.unit_space.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        distances[1],
+        grids[0] @ np.linalg.inv(grids[1]),
+        distances[0].shape[::-1],
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
     )
     white = (left.unit_space.white + right.unit_space.white) / 2
     difference = (distances[0] - right_over_left) / np.float32(white)
     return (128 + 127 * np.clip(difference, -1, 1)).round().astype(np.uint8)
-
-
-def at_full_size(picture: np.ndarray, capture: AlignedCapture) -> np.ndarray:
-    """Enlarge values of every `stride`-th pixel, uint8 or float32 (rows, columns[, 3]), to the unit space's size."""
-    stride = capture.unit_space.nsoartc.stride
-    if stride == 1:
-        return picture
-    wider = np.array([[stride, 0, 0], [0, stride, 0]], np.float32)
-    return cv2.warpAffine(
-        picture, wider, capture.unit_space.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )

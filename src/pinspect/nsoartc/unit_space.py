@@ -114,6 +114,11 @@ class UnitSpace:
         square = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
         return project(self.grid, square + np.array((column, row)))
 
+    @property
+    def picture_matrix(self) -> np.ndarray:
+        """Return the map from px of a DST picture to px of the unit space, float64 (2, 3)."""
+        return np.array([[self.nsoartc.stride, 0, 0], [0, self.nsoartc.stride, 0]], np.float64)
+
     @cached_property
     def templates(self) -> PinTemplates:
         """Return the pins of the mean image, prepared for measuring."""
