@@ -5,6 +5,7 @@ Reads data/captures and the series line. Writes four pictures to docs/pictures/n
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,20 +14,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from line_captures import Group, floats, read_line
+from line_captures import Group, read_line
 
-from pinspect.core.nsoartc_settings import PART_NAMES, NsoartcSettings
+from pinspect.core.nsoartc_settings import PART_NAMES
 from pinspect.core.params import load_params
-from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
-from pinspect.nsoartc.parts import FloatImage, default_part
-from pinspect.nsoartc.pixels import LUMINANCE
+from pinspect.nsoartc.aligned import AlignedCapture, place_capture
+from pinspect.nsoartc.dst_view import dst_view
+from pinspect.nsoartc.parts import default_part
 from pinspect.nsoartc.reduction import reduce_dst
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs/pictures/nsoartc"
-WIDTH, CAPTION = 400, 20
+WIDTH, CAPTION = 320, 18
 EXAMPLE = 3  # which capture of a mode is shown
-SETTINGS = NsoartcSettings(size=5)
 
 
 def main() -> None:
@@ -37,11 +37,11 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     parts().save(OUT / "parts.png", optimize=True)
     sample = next(iter(read_line(ROOT / "data/captures", params)))
-    sheet(sample, ("passed", "bend", "retract", "missing"), with_view=True).save(OUT / "sample.jpg", quality=82)
+    sheet(sample, ("passed", "bend", "retract", "missing")).save(OUT / "sample.jpg", quality=80)
     series = next(iter(read_line(arguments.series, params)))
     modes = ("passed", "X-plus", "X-minus", "Y-plus", "Y-minus", "pullout")
-    sheet(series, modes, with_view=False).save(OUT / "series.jpg", quality=82)
-    stage_2(series, ("passed", "X-plus", "pullout")).save(OUT / "stage2.png", optimize=True)
+    sheet(series, modes).save(OUT / "series.jpg", quality=80)
+    stage_2(series, modes).save(OUT / "stage2.png", optimize=True)
 
 
 def parts() -> Image.Image:
@@ -54,51 +54,38 @@ def parts() -> Image.Image:
     return Image.fromarray(np.hstack([np.pad(cell, ((4, 4), (6, 6), (0, 0)), constant_values=255) for cell in cells]))
 
 
-def distances_of(group: Group) -> tuple[list[FloatImage], float]:
-    """Return the distances of all captures, one gain each, and a white that few passed pins reach."""
-    images = floats(group.aligned)
-    reference = images[0] @ LUMINANCE
-    for _ in range(2):
-        chosen = [image for image, is_reference in zip(images, group.is_reference, strict=True) if is_reference]
-        reference = (np.mean(chosen, axis=0) @ LUMINANCE).astype(np.float32)
-        images = [one_gain(image, reference) for image in images]
-    distances = [nsoartc(image, reference, SETTINGS, same_size=True) for image in images]
-    passed = [distance for distance, is_reference in zip(distances, group.is_reference, strict=True) if is_reference]
-    return distances, 2 * float(np.quantile(np.stack(passed), 0.995))
-
-
-def example(group: Group, mode: str) -> int:
+def example(group: Group, mode: str) -> tuple[str, AlignedCapture]:
+    """Return a caption and the aligned capture of one inspected capture of a mode."""
     table = group.table
-    return int(table.index[(table["defect_mode"] == mode) & (table["role"] == "inspected")][EXAMPLE])
+    index = int(table.index[(table["defect_mode"] == mode) & (table["role"] == "inspected")][EXAMPLE])
+    position = "" if mode == "passed" else f", {table['defect_position'][index]}"
+    return f"{mode}{position}", place_capture(group.images[index], group.places[index], group.space)
 
 
-def sheet(group: Group, modes: tuple[str, ...], *, with_view: bool) -> Image.Image:
-    """Draw a column a mode: the aligned capture, its DST picture, and the DST view if asked for."""
-    distances, white = distances_of(group)
+def sheet(group: Group, modes: tuple[str, ...]) -> Image.Image:
+    """Draw a column a mode: the aligned capture, and its DST picture."""
     columns = []
     for mode in modes:
-        index = example(group, mode)
-        capture = group.aligned[index]
-        pictures = {
-            f"{group.name}, {mode}, {group.table['defect_position'][index]}": capture,
-            "NSOARTC, stage 1": dst_picture(distances[index], white),
-        }
-        columns.append(np.vstack([captioned(picture, caption, WIDTH) for caption, picture in pictures.items()]))
+        caption, capture = example(group, mode)
+        columns.append(np.vstack([captioned(capture.image, caption, WIDTH), captioned(dst_view(capture), "", WIDTH)]))
     half = len(columns) // 2
     return Image.fromarray(np.vstack([np.hstack(columns[:half]), np.hstack(columns[half:])]))
 
 
 def stage_2(group: Group, modes: tuple[str, ...]) -> Image.Image:
-    """Draw the reduced picture of one capture a mode, five times enlarged."""
-    distances, white = distances_of(group)
-    passed = [distance for distance, is_reference in zip(distances, group.is_reference, strict=True) if is_reference]
-    reference = np.mean([dst_picture(distance, white) for distance in passed], axis=(0, 3))
+    """Draw the reduced picture of one capture a mode, enlarged; it is made from distances of every pixel."""
+    space = replace(group.space, nsoartc=replace(group.space.nsoartc, stride=1))
+    passed = [
+        dst_view(place_capture(image, place, space))
+        for image, place, is_reference in zip(group.images, group.places, group.is_reference, strict=True)
+        if is_reference
+    ]
+    reference = np.mean(passed, axis=(0, 3))
     cells = []
     for mode in modes:
-        index = example(group, mode)
-        small = reduce_dst(dst_picture(distances[index], white), reference)
-        large = np.kron(small, np.ones((5, 5), np.uint8))
-        cells.append(captioned(large, f"{mode}, {group.table['defect_position'][index]}", large.shape[1]))
+        caption, capture = example(replace(group, space=space), mode)
+        small = reduce_dst(dst_view(capture), reference)
+        cells.append(captioned(np.kron(small, np.ones((4, 4), np.uint8)), caption, 4 * small.shape[1]))
     return Image.fromarray(np.hstack([np.pad(cell, ((0, 0), (3, 3), (0, 0)), constant_values=255) for cell in cells]))
 
 
