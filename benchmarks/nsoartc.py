@@ -2,7 +2,7 @@
 
     python benchmarks/nsoartc.py                                   all parts
     python benchmarks/nsoartc.py speed                             one part; the other parts keep their figures
-    python benchmarks/nsoartc.py series --series lines/series      the series line from another folder
+    python benchmarks/nsoartc.py series --series FOLDER      the series line from another folder
 
 Parts: sample (data/captures), series, speed. Writes benchmarks/results/nsoartc.json and nsoartc.md. One core, about
 five minutes. Nothing is trained: unit spaces, means and scales come from the references alone.
@@ -29,11 +29,12 @@ from threadpoolctl import threadpool_limits
 
 from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.core.params import Params, load_params
+from pinspect.nsoartc.aligned import place_capture
 from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
-from pinspect.nsoartc.light import light_field
-from pinspect.nsoartc.localizer import DIRECTIONS, Localization, localize
+from pinspect.nsoartc.dst_view import dst_view, localize_pin
+from pinspect.nsoartc.localizer import DIRECTIONS, Localization
 from pinspect.nsoartc.parts import matrix_of
-from pinspect.nsoartc.pin_scores import measure_pins, top_brightness
+from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.pixels import LUMINANCE
 from pinspect.nsoartc.reduction import reduce_dst
 from pinspect.nsoartc.unit_space import UnitSpace, even_light
@@ -48,7 +49,9 @@ WHITE_QUANTILE = 0.995  # of the references' distances, times two: white of the 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="sample, series, speed; default: all")
-    parser.add_argument("--series", type=Path, default=ROOT / "lines/series", help="folder of the series line")
+    parser.add_argument(
+        "--series", type=Path, default=ROOT / "lines/series/data/captures", help="folder of the series line"
+    )
     arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
     parts = {
@@ -93,23 +96,31 @@ def outcomes(group: Group) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each variant's name and its score, address and direction of every inspected capture."""
     space, is_reference = group.space, group.is_reference
     unaligned, aligned = floats(group.images), floats(group.aligned)
-    gained, evened = one_gain_each(aligned, is_reference), [even_color(image, space) for image in aligned]
+    gained = one_gain_each(aligned, is_reference)
     for name, images, settings in (
         ("stage 1, 5 x 5, not aligned", unaligned, SMALL),
         ("stage 1, 5 x 5, aligned", aligned, SMALL),
         ("stage 1, 5 x 5, aligned, one gain", gained, SMALL),
         ("stage 1, 9 x 9, aligned, one gain", gained, LARGE),
-        ("stage 1, 9 x 9, aligned, light evened", evened, LARGE),
         ("difference variant, 9 x 9, aligned, one gain", gained, FRAME),
     ):
         distances = distances_of(images, is_reference, settings)
         scores = relative(np.array([cell_means(distance, space) for distance in distances]), is_reference)
         yield name, outcome_of(scores, group)
-        if images is gained and settings is not FRAME:
-            localizations = [localize(distance, space.pin_centers, space.pitch, space.layout) for distance in distances]
-            yield f"localizer, {settings.size} x {settings.size}, one gain", localized(localizations, group)
         if images is gained and settings is SMALL:
             yield "stage 2 of 5 x 5, one gain", outcome_of(relative(reduced(distances, group), is_reference), group)
+    captures = [place_capture(image, place, space) for image, place in zip(group.images, group.places, strict=True)]
+    stride = space.nsoartc.stride
+    means = np.array([cell_means(capture.distance, space, stride) for capture in captures])
+    size = f"{space.nsoartc.size} x {space.nsoartc.size}"
+    yield (
+        f"the default: stage 1, {size}, stride {stride}, light evened",
+        outcome_of(relative(means, is_reference), group),
+    )
+    yield (
+        "localizer, from the DST picture",
+        localized([localize_pin(dst_view(each), space) for each in captures], group),
+    )
     grays = [even_light((image @ LUMINANCE).astype(np.float32), space.templates) for image in aligned]
     baseline = np.array([space.pin_distances(measure_pins(gray, space.templates)) for gray in grays])
     yield "per-pin Mahalanobis baseline", outcome_of(baseline, group)
@@ -130,16 +141,11 @@ def one_gain_each(images: list[np.ndarray], is_reference: np.ndarray) -> list[np
     return [one_gain(image, reference) for image in images]
 
 
-def even_color(image: np.ndarray, space: UnitSpace) -> np.ndarray:
-    brightness = top_brightness((image @ LUMINANCE).astype(np.float32), space.templates)
-    return image / light_field(brightness, space.templates.centers, space.size)[..., None]
-
-
-def cell_means(picture: np.ndarray, space: UnitSpace) -> np.ndarray:
+def cell_means(picture: np.ndarray, space: UnitSpace, stride: int = 1) -> np.ndarray:
     """Return the mean distance in the square of one pitch around each pin: (pins,)."""
-    half = space.pitch / 2
-    corners = [(max(0, round(y - half)), max(0, round(x - half))) for x, y in space.pin_centers.tolist()]
-    side = round(space.pitch)
+    half = space.pitch / 2 / stride
+    corners = [(max(0, round(y - half)), max(0, round(x - half))) for x, y in (space.pin_centers / stride).tolist()]
+    side = round(2 * half)
     return np.array([picture[top : top + side, left : left + side].mean() for top, left in corners])
 
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/nsoartc.md: `python tools/nsoartc_pictures.py [--series lines/series]`.
+"""Draw the pictures of docs/nsoartc.md: `python tools/nsoartc_pictures.py [--series FOLDER]`.
 
 Reads data/captures and the series line. Writes four pictures to docs/pictures/nsoartc.
 """
@@ -31,7 +31,9 @@ EXAMPLE = 3  # which capture of a mode is shown
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--series", type=Path, default=ROOT / "lines/series", help="folder of the series line")
+    parser.add_argument(
+        "--series", type=Path, default=ROOT / "lines/series/data/captures", help="folder of the series line"
+    )
     arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
     OUT.mkdir(parents=True, exist_ok=True)

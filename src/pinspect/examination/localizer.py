@@ -108,7 +108,7 @@ def answer_of(localization: Localization, threshold: float, shape: str, view: st
     """Return what the localizer answers about a capture.
 
     The mode is the one that leans in the direction of the localization. Where the picture shows no direction, or the
-    line has no such mode, it is the first mode without a direction: the localizer cannot tell such modes apart.
+    line has no such mode, it is the first mode without a direction: the localizer does not distinguish such modes.
 
     Args:
         localization: What the localizer reads off the capture's DST picture.
