@@ -57,6 +57,7 @@ def works(project, tmp_path) -> None:
     done = subprocess.run([PINSPECT, "inspect", photograph], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     set_values(project, "dst", maximum_shift=43)
+    set_values(project, "station", results="postgresql://station:hunter2@host/results")
     run_stage("register", project)
     settings = load_register_settings(project)
     with open_registry(project, settings) as client:
@@ -64,6 +65,7 @@ def works(project, tmp_path) -> None:
         assert str(version.version) == "4"
         assert download_artifacts(run_id=version.run_id, artifact_path="reports/metrics.json")
     load_registered(project, settings, "challenger")
+    assert not [path for path, content in contents(project / "mlruns").items() if b"hunter2" in content]
     promoted = subprocess.run([PINSPECT, "promote"], cwd=project, capture_output=True, text=True, check=False)
     assert promoted.returncode in (0, 3), promoted.stderr
     assert [address for address in addresses(project) if f"{project}/mlruns/" not in unquote(address)] == []

@@ -1,7 +1,10 @@
 """Reading image files: every format is read correctly, or refused by name with advice."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -131,3 +134,21 @@ def test_gray_is_luminance_from_black_to_white():
     np.testing.assert_allclose(gray, 1)
     np.testing.assert_allclose(to_gray(Image.new("RGB", (1, 1), (255, 0, 0))), 0.299, atol=0.002)
     assert (to_gray(np.zeros((2, 2, 3), np.uint8)) == 0).all()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".eps"])
+def test_postscript_is_refused_and_no_program_is_started(tmp_path, suffix):
+    """Pillow would run Ghostscript for a PostScript file, whatever its name."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+    photograph = tmp_path / f"photo{suffix}"
+    photograph.write_bytes(postscript)
+    program = tmp_path / "bin/gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    code = f"from pinspect.core.images import read_image; read_image({str(photograph)!r})"
+    environment = os.environ | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ImageError" in done.stderr
+    assert "not an image file" in done.stderr
+    assert not (tmp_path / "started").exists()

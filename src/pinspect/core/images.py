@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from pinspect.core.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow knows more, and runs Ghostscript for PostScript
 SMALLEST_SIDE = 32
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, MemoryError)
@@ -84,12 +85,12 @@ def _open(content: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns at a fixed size; the limit of this project is raw.max_pixels, which the caller checks.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content))
+            return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused unread: {error}; crop the image") from None
     except _BROKEN:
         raise ImageError(
-            f"{name}: not an image file, or its header is damaged; expected JPEG, PNG, TIFF or BMP"
+            f"{name}: not an image file, or its header is damaged; expected JPEG, PNG, TIFF, BMP or WebP"
         ) from None
 
 

@@ -22,7 +22,7 @@ from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.settings import ReportSettings
-from pinspect.registry.connection import tracking_uri
+from pinspect.registry.connection import registry_environment
 from pinspect.registry.settings import load_register_settings
 from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
 
@@ -168,12 +168,12 @@ def _answers(root: Path, params: Params, version: ModelVersion, rows: Sequence[M
             shutil.copyfile(_required(root / "data/raw" / row["file"]), photograph)
             tasks.append({"inspected": str(photograph), "shape": row["shape"]})
         (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
-        uri = tracking_uri(root, load_register_settings(root))
         done = subprocess.run(
             [
-                *(sys.executable, "-c", f"import mlflow; mlflow.set_tracking_uri({uri!r})\n{_ANSWER}"),
+                *(sys.executable, "-c", _ANSWER),
                 *(f"models:/{version.name}/{number_of(version)}", folder / "tasks.json", folder / "answers.json"),
             ],
+            env=registry_environment(root, load_register_settings(root)),
             capture_output=True,
             text=True,
             check=False,

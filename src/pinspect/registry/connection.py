@@ -9,6 +9,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 import requests
@@ -41,17 +42,30 @@ def tracking_uri(root: Path, settings: RegisterSettings) -> str:
     return chosen or f"sqlite:///{project_database(root)}"
 
 
+def registry_environment(root: Path, settings: RegisterSettings) -> dict[str, str]:
+    """Return the environment of a process that uses the project's registry; a command line would show a password."""
+    return os.environ | {_URI_VARIABLE: tracking_uri(root, settings)}
+
+
+def without_password(uri: str) -> str:
+    """Return a URI without the password in it, for files and messages."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return uri.replace(f":{parts.password}@", ":***@", 1)
+
+
 def project_database(root: Path) -> Path:
     """Return the file of the registry that belongs to the project in `root`; it may be missing."""
     return (root / STORE / "mlflow.db").resolve()
 
 
 def portable_uri(root: Path, settings: RegisterSettings) -> str:
-    """Return `tracking_uri` without this machine's folders if the registry is a sqlite file in the project."""
+    """Return `tracking_uri` without password, and without this machine's folders if it is a file in the project."""
     uri = tracking_uri(root, settings)
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:") or not path.is_relative_to(root.resolve()):
-        return uri
+        return without_password(uri)
     return f"sqlite:///{path.relative_to(root.resolve()).as_posix()}"
 
 
@@ -89,7 +103,8 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
         if LOCKED in str(error):
             raise _unusable(uri, error) from error
         raise RegistryError(
-            f"{uri}: {_in_one_line(error)}; check the MLflow server and that its version fits this MLflow"
+            f"{without_password(uri)}: {_in_one_line(error)}; check the MLflow server and that its version fits this "
+            "MLflow"
         ) from error
     except requests.RequestException as error:
         raise _unreachable(uri, error) from error
@@ -144,12 +159,13 @@ def _probe(uri: str) -> None:
 
 def _unreachable(uri: str, error: Exception) -> RegistryUnreachableError:
     return RegistryUnreachableError(
-        f"{uri}: no MLflow server answers ({type(error).__name__}); start it or correct MLFLOW_TRACKING_URI, then run "
-        "dvc repro again: only this stage is left"
+        f"{without_password(uri)}: no MLflow server answers ({type(error).__name__}); start it or correct "
+        "MLFLOW_TRACKING_URI, then run dvc repro again: only this stage is left"
     )
 
 
 def _unusable(uri: str, error: Exception) -> RegistryError:
+    uri = without_password(uri)
     if LOCKED in str(error):
         return RegistryUnreachableError(f"{uri}: another program keeps the database locked; end it, or try again later")
     return RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away")

@@ -25,7 +25,7 @@ from pinspect.core.files import write_file
 from pinspect.core.params import Params
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.registry.comparison import Evidence, on_one_test_set
-from pinspect.registry.connection import open_registry, registry_lock
+from pinspect.registry.connection import open_registry, registry_lock, without_password
 from pinspect.registry.rules import Rule, weigh
 from pinspect.registry.settings import RegisterSettings, RegistrySettings
 from pinspect.registry.trial import stored_controls, trial_problem
@@ -34,6 +34,7 @@ from pinspect.registry.versions import (
     CHAMPION,
     DECISION_TAG,
     PREVIOUS,
+    REGISTER_ONE,
     ROLLBACK_TAG,
     number_of,
     require_version,
@@ -245,8 +246,8 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> 
         previous = version_of(client, name, PREVIOUS)
         if previous is None or previous.version == champion.version:
             raise RegistryError(
-                f"{client.tracking_uri}: version {champion.version} of {name} is champion, and no version was before "
-                "it: nothing to roll back to"
+                f"{without_password(client.tracking_uri)}: version {champion.version} of {name} is champion, and no "
+                "version was before it: nothing to roll back to"
             )
         if problem := trial_problem(root, settings, previous):
             raise RegistryError(
@@ -266,7 +267,7 @@ def _challenger(client: MlflowClient, name: str) -> ModelVersion:
         champion = version_of(client, name, CHAMPION)
         status = f"version {champion.version} is champion" if champion else "none is champion"
         raise RegistryError(
-            f"{client.tracking_uri}: no version of {name} is challenger, {status}; dvc repro registers new adapters"
+            f"{without_password(client.tracking_uri)}: no version of {name} is challenger, {status}; {REGISTER_ONE}"
         )
     return challenger
 
@@ -278,8 +279,8 @@ def _switch(client: MlflowClient, decision: Decision) -> None:
         version = version_of(client, name, alias)
         if (number_of(version) if version else None) != expected:
             raise RegistryError(
-                f"{client.tracking_uri}: the {alias} of {name} changed while version {decision.challenger} was "
-                "weighed; promote again"
+                f"{without_password(client.tracking_uri)}: the {alias} of {name} changed while version "
+                f"{decision.challenger} was weighed; promote again"
             )
     if decision.champion:
         client.set_registered_model_alias(name, PREVIOUS, decision.champion)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 
 from pinspect.core.errors import RegistryError
-from pinspect.registry.connection import tracking_uri
+from pinspect.registry.connection import registry_environment
 from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import ADAPTER_TAG, number_of, stored_report
 
@@ -20,8 +20,7 @@ DETAIL = "detail.json"
 # A separate process, because a version is tried with the code that it was registered with, not with this code.
 _TRIAL = """
 import sys, mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-mlflow.pyfunc.load_model(sys.argv[2]).unwrap_python_model().inspector.try_out()
+mlflow.pyfunc.load_model(sys.argv[1]).unwrap_python_model().inspector.try_out()
 """
 
 
@@ -69,7 +68,8 @@ def trial_problem(root: Path, settings: RegisterSettings, version: ModelVersion)
         Why the version cannot be used, in one line; empty if it can.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _TRIAL, tracking_uri(root, settings), f"models:/{version.name}/{number_of(version)}"],
+        [sys.executable, "-c", _TRIAL, f"models:/{version.name}/{number_of(version)}"],
+        env=registry_environment(root, settings),
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from pinspect.core.errors import RegistryError
-from pinspect.registry.connection import open_registry
+from pinspect.registry.connection import open_registry, without_password
 from pinspect.registry.settings import RegisterSettings
 
 CHALLENGER = "challenger"
@@ -24,6 +24,10 @@ TEST_SET_TAG = "test_set_digest"
 DECISION_TAG = "promotion"  # JSON: the last decision on a version, see `promotion.Decision`
 ROLLBACK_TAG = "rolled_back"  # JSON: why a version is no longer champion, see `promotion.Rollback`
 PREDICTIONS = "test.csv"  # answers to the test split, among the reports of a version
+REGISTER_ONE = (  # DVC does not know that a registry is lost: it compares files
+    f"run dvc repro, which registers one as {CHALLENGER}; if it reports that nothing has changed, run dvc repro "
+    "--force --single-item register"
+)
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 
@@ -81,10 +85,8 @@ def require_version(client: MlflowClient, name: str, reference: str) -> ModelVer
     if version is None:
         problem = f"no version {reference} of {name}; see pinspect models"
         if not reference.isdecimal():
-            problem = (
-                f"no version of {name} has the alias {reference}; run dvc repro, which registers one as {CHALLENGER}"
-            )
-        raise RegistryError(f"{client.tracking_uri}: {problem}")
+            problem = f"no version of {name} has the alias {reference}; {REGISTER_ONE}"
+        raise RegistryError(f"{without_password(client.tracking_uri)}: {problem}")
     return version
 
 
