@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(folder: Path, count: int, params: Params) -> dict:
-    """Return seconds of each stage, clean and with `ADDED` captures more, and whether the folders equal a clean run's."""
+    """Return seconds of each stage, clean and with `ADDED` captures more, and whether a clean run gives the same."""
     contract = params.contract()
     virtual = VirtualParams(train=count + ADDED, test=0, references=REFERENCES, defective_share=0.5, seed=31)
     captures = list(render_line(contract.layout, contract.shapes, contract.drawings, virtual))
