@@ -2,9 +2,12 @@
 
     python -m stages.check
 
-Reads data/chat. Writes reports/answers/validation.json, also when the checks fail.
+Reads data/chat. Writes reports/answers/validation.json, also when the checks fail, and reports/answers/passed.json only
+when they pass. Training depends on passed.json alone, which has no sentence of a check, so rewording a check trains
+nothing again.
 """
 
+import json
 from pathlib import Path
 
 from pinspect.chat.checks import check_chat
@@ -16,13 +19,15 @@ from pinspect.core.stage import run_stage
 def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
-    report = root / "reports/answers/validation.json"
+    report, gate = root / "reports/answers/validation.json", root / "reports/answers/passed.json"
+    gate.unlink(missing_ok=True)
     result = check_chat(root / "data/chat", params.contract(), minimum_rows=params.check.minimum_rows)
     write_file(report, result.to_json())
     result.require_success(
         "Correct the labels (data/captures/labels.csv) or the parameters that these rows come from, then run `dvc "
         f"repro`. Nothing was trained. All results: {report}"
     )
+    write_file(gate, json.dumps({"passed": True, "rows": result.rows}) + "\n")
     print(f"{result.rows} rows keep all {len(result.expectations)} rules")
 
 

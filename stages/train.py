@@ -37,7 +37,7 @@ def main(root: Path = Path()) -> None:
         write_run_facts(root, "train", facts.run_facts() | origin)
         print(
             f"{facts.steps} steps in {facts.seconds:.0f} s with {facts.backend}; {facts.trainable:,} trainable "
-            f"parameters ({facts.trainable / facts.parameters:.1%}) in {facts.lora_modules} LoRA modules"
+            f"parameters ({facts.trainable / facts.parameters:.1%}) in {sum(facts.lora_modules.values())} LoRA modules"
         )
 
 

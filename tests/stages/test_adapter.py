@@ -109,8 +109,10 @@ def test_training_learns_and_records_what_it_trained(line, tmp_path):
     assert record["trainable_parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert record["trainable_share"] == pytest.approx(facts.trainable / facts.parameters, abs=1e-6)
     assert record["adapter_bytes"] == (tmp_path / "adapter/adapter_model.safetensors").stat().st_size
-    assert record["lora_modules"] == len(adapted_modules(load_base(base)[0], params_of(line).train))
-    assert record["lora_modules"] == sum(name.endswith("lora_A.weight") for name in weights)
+    assert sum(record["lora_modules"].values()) == len(adapted_modules(load_base(base)[0], params_of(line).train))
+    assert sum(record["lora_modules"].values()) == sum(name.endswith("lora_A.weight") for name in weights)
+    assert record["lora_modules"]["visual.blocks.*.attn.qkv"] == 4
+    assert record["lora_modules"]["language_model.layers.*.self_attn.q_proj"] == 5
     assert facts.run_facts().keys() == {"seconds", "tokens_per_second", "backend", "processes", "device", "torch"}
     assert not facts.run_facts().keys() & record.keys(), "facts about the run are not among the outputs"
 

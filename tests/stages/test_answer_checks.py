@@ -7,6 +7,7 @@ from pathlib import Path
 import great_expectations.expectations as gxe
 import pandas as pd
 import pytest
+import yaml
 from great_expectations.expectations import registry
 
 from pinspect.chat import checks as answer_checks
@@ -17,8 +18,9 @@ from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed
 from pinspect.core.params import load_params
 from pinspect.core.rows import SPLITS, read_chat
+from stages import check as check_stage
 from tests.support import chat_line
-from tests.support.sample import stage_process
+from tests.support.sample import ROOT, contents, stage_process
 
 KINDS = {"two_image": 3, "one_image": 1, "stacked": 2}
 
@@ -317,11 +319,28 @@ def test_the_stage_writes_the_same_validation_again_and_nothing_else(workspace):
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     validation = workspace / "reports/answers/validation.json"
-    written = validation.read_text()
-    assert json.loads(written)["success"] is True
+    written = contents(validation.parent)
+    assert json.loads(validation.read_text())["success"] is True
     assert run_stage("check", workspace).returncode == 0
-    assert validation.read_text() == written
-    assert [path.name for path in validation.parent.iterdir()] == ["validation.json"]
+    assert contents(validation.parent) == written
+    assert sorted(path.name for path in validation.parent.iterdir()) == ["passed.json", "validation.json"]
+
+
+def test_rewording_a_check_changes_the_report_and_not_what_training_depends_on(workspace, monkeypatch):
+    check_stage.main(workspace)
+    gate, report = workspace / "reports/answers/passed.json", workspace / "reports/answers/validation.json"
+    before = gate.read_bytes(), report.read_bytes()
+    monkeypatch.setattr(answer_checks, "_in_set", reworded(answer_checks._in_set))
+    check_stage.main(workspace)
+    assert gate.read_bytes() == before[0]
+    assert report.read_bytes() != before[1]
+    train = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    assert "reports/answers/passed.json" in train and "reports/answers/validation.json" not in train
+
+
+def reworded(make):
+    """Return a function that makes the same expectation with another sentence."""
+    return lambda column, values, rule, *more: make(column, values, f"in other words: {rule}", *more)
 
 
 def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
@@ -342,6 +361,7 @@ def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
     validation = json.loads((workspace / "reports/answers/validation.json").read_text())
     assert (validation["success"], validation["failing_rows"]) == (False, 1)
     assert row["id"] in (workspace / "reports/answers/validation.json").read_text()
+    assert not (workspace / "reports/answers/passed.json").exists()
 
 
 def all_lines(root: Path) -> list[str]:

@@ -117,6 +117,7 @@ def project(tmp_path):
     (adapter / WEIGHTS[0]).write_text(json.dumps({"r": 16, "lora_alpha": 32}))
     (adapter / WEIGHTS[1]).write_bytes(b"weights")
     training = {"base_sha256": "0" * 64, "trainable_parameters": 1000, "trainable_share": 0.1, "adapter_bytes": 2000}
+    training["lora_modules"] = {"visual.blocks.*.attn.qkv": 4, "language_model.layers.*.mlp.up_proj": 5}
     training |= {"steps": 240, "params": {"attention": True, "mlp": True, "vision": True, "language": True}}
     (adapter / "training.json").write_text(json.dumps(training))
     (adapter / "learning_curve.csv").write_text("step,loss,validation_loss\n1,2.0,\n2,1.0,0.5\n")
@@ -146,6 +147,7 @@ def test_evaluate_writes_its_files_twice_alike_and_loads_no_torch(project):
             for series in ("zero_shot", "one_shot", "baseline")
         ),
     }
+    assert b"9: visual.blocks.*.attn.qkv (4), language_model.layers.*.mlp.up_proj (5)" in made[0]["report.html"]
     metrics = json.loads(made[0]["metrics.json"])
     assert (metrics["captures"], metrics["zero_shot"]["exact_match"]) == (4, 0.75)
     assert metrics["baseline"]["exact_match"] == 1.0

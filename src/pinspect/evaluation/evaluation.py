@@ -163,6 +163,7 @@ def read_evaluation(root: Path) -> Evaluation:
         facts={
             "Adapter": f"LoRA, rank {config['r']}, alpha {config['lora_alpha']}",
             "Adapted layers": _adapted_parts(training["params"]),
+            "Matched modules": _matched_modules(training["lora_modules"]),
             "Trainable parameters": f"{training['trainable_parameters']:,} ({training['trainable_share']:.1%})",
             "File size": f"{training['adapter_bytes'] / 1e6:.2f} MB",
             "Training steps": f"{training['steps']:,}",
@@ -179,6 +180,12 @@ def _adapted_parts(params: Mapping[str, object]) -> str:
     layers = [label for name, label in (("attention", "attention"), ("mlp", "MLP")) if params[name]]
     parts = [name for name in ("vision", "language") if params[name]]
     return f"{' and '.join(layers)} of {' and '.join(parts)}"
+
+
+def _matched_modules(modules: Mapping[str, int]) -> str:
+    """Return the modules with a LoRA pair, such as `visual.blocks.*.attn.qkv (4)`."""
+    names = ", ".join(f"{name} ({count})" for name, count in modules.items())
+    return f"{sum(modules.values())}: {names}"
 
 
 def _set_aside(captures: pd.DataFrame, dst: Path) -> dict[str, str]:

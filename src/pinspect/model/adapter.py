@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class TrainedAdapter:
         kept_step: The step whose weights are kept.
         stopped_early: Whether the validation answers ended the training before its last planned step.
         tokens: Tokens of prompts and answers in all steps, without padding.
-        lora_modules: Number of layers with a LoRA pair.
+        lora_modules: The layers with a LoRA pair: name, with `*` for its numbers -> how many layers have this name.
         trainable: Number of trainable parameters.
         parameters: Number of all parameters.
         validation_loss: Validation loss at `kept_step` in nats per answer token; None without validation rows.
@@ -62,7 +63,7 @@ class TrainedAdapter:
     kept_step: int
     stopped_early: bool
     tokens: int
-    lora_modules: int
+    lora_modules: dict[str, int]
     trainable: int
     parameters: int
     validation_loss: float | None
@@ -245,6 +246,13 @@ def _rate_share(step: int, steps: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def lora_modules(model: Any) -> dict[str, int]:
+    """Count the layers with a LoRA pair by their name, numbers replaced by `*`, such as `visual.blocks.*.attn.qkv`."""
+    names = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    short = [re.sub(r"^(base_model\.)?(model\.)*", "", re.sub(r"(?<=\.)\d+(?=\.)", "*", name)) for name in names]
+    return {name: short.count(name) for name in dict.fromkeys(short)}
+
+
 def _weights(model: Any) -> dict[str, torch.Tensor]:
     """Return the weights of the adapter alone; peft would otherwise look up the base on the hub."""
     return get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -260,7 +268,7 @@ def _facts(progress: _Progress, rows: int, planned: int, backend: Backend, learn
         kept_step=kept,
         stopped_early=progress.step < planned,
         tokens=progress.tokens,
-        lora_modules=sum(isinstance(module, LoraLayer) for module in learner.model.modules()),
+        lora_modules=lora_modules(learner.model),
         trainable=sum(parameter.numel() for parameter in learner.trainable),
         parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
         validation_loss=point["validation_loss"],
