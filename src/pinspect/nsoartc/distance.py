@@ -178,10 +178,13 @@ class _Windows:
             stop = min(start + self._results, len(distance))
             rows = slice(start * stride, (stop - 1) * stride + size)
             self._sum_lines(self._gray[rows], pixels[rows])
+            if stride == 1:
+                self._minkowski(distance[start:stop])
+                continue
             total = self._total[: stop - start]
             total[...] = 0
             self._minkowski(total)
-            distance[start:stop] = total[:, :: self._settings.stride]
+            distance[start:stop] = total[:, ::stride]
 
     def _sum_lines(self, gray: FloatImage, pixels: FloatImage) -> None:
         shape, length = pixels.shape, pixels.size
