@@ -95,7 +95,7 @@ def warp(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.n
 def _halved(image: FloatImage) -> FloatImage:
     # Whole blocks of 2 x 2 px, so that each size has its pixels in the same places.
     even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
-    return cv2.resize(even, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(even, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _coarse_place(gray: FloatImage, mean: FloatImage, maximum_shift: float) -> FloatImage:
@@ -122,7 +122,7 @@ def _coarse_place(gray: FloatImage, mean: FloatImage, maximum_shift: float) -> F
     return place
 
 
-def _at_twice_the_size(matrix: FloatImage) -> FloatImage:
+def _at_twice_the_size(matrix: np.ndarray) -> FloatImage:
     """Convert a matrix between images to images of twice the size; pixel centers lie at whole numbers."""
     full = matrix.astype(np.float64)
     full[:, 2] = 2 * full[:, 2] + 0.5 * (1 - full[:, :2].sum(axis=1))

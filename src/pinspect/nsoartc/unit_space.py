@@ -324,7 +324,8 @@ def _unpacked(name: str, array: np.ndarray) -> object:
     if name == "per_picture":
         return bool(array)
     if name == "nsoartc":
-        values = json.loads(str(array))
-        own_parts = {part: tuple(map(tuple, rows)) for part, rows in values["own_parts"].items()}
+        values: dict[str, Any] = json.loads(str(array))
+        rows_of: dict[str, list[list[float]]] = values["own_parts"]
+        own_parts = {part: tuple(tuple(row) for row in rows) for part, rows in rows_of.items()}
         return NsoartcSettings(**values | {"parts": tuple(values["parts"]), "own_parts": own_parts})
     return float(array) if array.ndim == 0 else array
