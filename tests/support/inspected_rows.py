@@ -39,7 +39,8 @@ def field(picture: np.ndarray) -> np.ndarray:
 
 def _rows_of(folder: Path, kind: prompts.PromptKind, view: str, shape: str, grid: bool, cell: int) -> list[dict]:
     rng = np.random.default_rng(5)
-    setup = virtual_line.LineSetup(shape=shape, place_jitter_px=(0.0, 0.0))
+    lamp = virtual_line.Lamp((0.0, 0.0, 8.5))
+    setup = virtual_line.LineSetup(shape, place_jitter_px=(0.0, 0.0), lamps=(lamp,), light_range=(0.9, 0.9))
     reference = _composite(setup, "passed", 0, rng, grid, cell)
     rows = []
     for number, mode in enumerate(MODES):
