@@ -305,10 +305,16 @@ def test_a_disk_that_fails_half_way_leaves_everything_as_it_was(here, new, monke
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CaptureError, match=r"cannot be written \(No space left on device\); nothing was added"):
         add(new, here)
     assert contents(here) == before
     assert not list(here.glob(".adding-*"))
+
+
+def test_a_folder_that_cannot_be_locked_is_named(new, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CaptureError, match=r"file: cannot be written \(.*\); correct its permissions"):
+        add(new, tmp_path / "file/captures")
 
 
 @pytest.mark.parametrize(("place", "message"), [("nowhere", "no such folder"), ("captures", "in place already")])

@@ -46,15 +46,20 @@ def locked(folder: Path) -> Iterator[None]:
 
     Yields:
         Nothing, once this thread holds the lock.
+
+    Raises:
+        CaptureError: The lock cannot be made, or `labels.csv` is not a table of labels.
     """
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        _log.info("%s: waiting for another process that adds captures", folder)
+        _log.warning("%s: waiting for another process that adds captures", folder)
         lock.acquire()
+    except OSError as error:
+        raise CaptureError(f"{folder.parent}: cannot be written ({error.strerror}); correct its permissions") from None
     try:
         for place in folder.glob(f"{_PLACE}*"):
             _settle(place, folder)
@@ -80,8 +85,16 @@ def store(captures: Sequence[Capture], images: Path, folder: Path, replaced: str
         replaced: Name of a capture to remove in the same step; none if empty.
 
     Raises:
-        CaptureError: A person has changed `labels.csv` at this moment.
+        CaptureError: The folder cannot be written, or a person has changed `labels.csv` at this moment.
     """
+    try:
+        _store(captures, images, folder, replaced)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CaptureError(f"{folder}: cannot be written ({reason}); nothing was added") from error
+
+
+def _store(captures: Sequence[Capture], images: Path, folder: Path, replaced: str) -> None:
     target = images_folder(folder)
     if not any(is_image(path.name) for path in target.glob("*")):
         target = folder / IMAGES
