@@ -280,7 +280,7 @@ def test_the_light_control_of_distance_images_draws_them_from_relit_photographs(
     lit = []
 
     def relit(row, light):
-        lit.append((row["id"], float(light(np.full((1, 1, 3), 0.5, np.float32)).mean())))
+        lit.append((row["id"], float(light(np.full((1, 2, 3), 0.5, np.float32)).mean())))
         return None if row["id"] == rows[0]["id"] else np.full_like(picture(tmp_path, row["images"][-1]), 7)
 
     (tmp_path / "controls").mkdir()
