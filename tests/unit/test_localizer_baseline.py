@@ -53,7 +53,7 @@ def test_it_judges_and_locates_unseen_captures(root, localizer):
         table.loc[name, "found_defect_position"] == rows[name]["defect_position"]
         for name in table.index if rows[name]["judgement"] == "defective"
     ]  # fmt: skip
-    assert len(placed) > 2 and sum(judged) >= len(judged) - 1 and sum(placed) >= len(placed) - 1
+    assert len(placed) > 2 and sum(judged) >= len(judged) - 2 and sum(placed) >= len(placed) - 2
     assert ((table["p_defective"] >= 0.5) == (table["found_judgement"] == "defective")).all()
 
 

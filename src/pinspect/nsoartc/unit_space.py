@@ -325,7 +325,8 @@ def _unpacked(name: str, array: np.ndarray) -> object:
         return bool(array)
     if name == "nsoartc":
         values: dict[str, Any] = json.loads(str(array))
-        rows_of: dict[str, list[list[float]]] = values["own_parts"]
+        rows_of: dict[str, list[list[float]]] = values.pop("own_parts")
+        names: list[str] = values.pop("parts")
         own_parts = {part: tuple(tuple(row) for row in rows) for part, rows in rows_of.items()}
-        return NsoartcSettings(**values | {"parts": tuple(values["parts"]), "own_parts": own_parts})
+        return NsoartcSettings(parts=tuple(names), own_parts=own_parts, **values)
     return float(array) if array.ndim == 0 else array
