@@ -26,7 +26,6 @@ from pinspect.captures.corners import CORNERS, read_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
-from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
@@ -233,7 +232,8 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
     unit_space = capture.unit_space
     measures = measure_pins(capture.evened, unit_space.templates)
     dst_file = str(PurePosixPath(file).with_suffix(DST_SUFFIX))
-    write_file(folder / dst_file, encode_dst(dst_view(capture)))
+    (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / dst_file).write_bytes(encode_dst(dst_view(capture)))
     scores = score_row(measures, unit_space)
     return Product((dst_file,), _placed(dst_file, capture.alignment) | {"error": "", "scores": scores})
 
