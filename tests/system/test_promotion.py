@@ -22,7 +22,6 @@ from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback
 from pinspect.registry.rules import weigh
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
-from pinspect.registry.versions import stored_report
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
 from tests.support.sample import ROOT, stage_environment
@@ -248,7 +247,8 @@ def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_
 
 def test_controls_come_from_the_stored_evaluation_and_not_from_tags(line):
     """Whoever can write tags cannot make a control hold."""
-    stored = stored_report(line.client.get_model_version(NAME, "2"), "detail.json", line.root)
+    run = line.client.get_run(line.client.get_model_version(NAME, "2").run_id)
+    stored = Path(urlsplit(run.info.artifact_uri).path) / "reports/detail.json"
     before = stored.read_text()
     detail = json.loads(before)
     detail["controls"] = [{"name": "blank", "held": False}]
@@ -265,7 +265,7 @@ def test_controls_come_from_the_stored_evaluation_and_not_from_tags(line):
 
 
 def test_a_version_that_does_not_load_becomes_champion_neither_by_promotion_nor_by_rollback(line):
-    logged = line.client.get_logged_model(line.client.get_model_version(NAME, "2").model_id)
+    logged = line.client.get_logged_model(line.client.get_model_version(NAME, "2").source.removeprefix("models:/"))
     weights = Path(urlsplit(logged.artifact_location).path) / "artifacts/adapter/adapter_model.safetensors"
     away = weights.rename(weights.with_suffix(".away"))
     try:
