@@ -152,7 +152,7 @@ def test_pre_text_contains_no_judgement_and_no_defect_mode(line):
 def test_pre_text_answers_name_at_most_one_pin(line):
     layout = line[1].layout.layout()
     cells = np.zeros(27, np.int8)
-    assert pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).endswith("->passed")
+    assert pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).endswith("->unchanged")
     cells[3] = pretext.CELL_CLASSES.index("absent")
     lines = pretext.neutral_answer(layout, "CYLN", "RAW", cells, AnswerKind.COMPARISON).splitlines()
     assert lines[2:] == ["- your judgement->changed", "- change mode->absent", "- change position->X:4, Y:U"]
