@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pinspect.core.errors import CaptureError, InputChangedError
+from pinspect.core.runs import read_run_facts
 from pinspect.core.stage import watch_inputs
 
 PIPELINE = {
@@ -101,6 +102,7 @@ def test_dvc_does_not_record_a_stage_whose_parameter_was_edited_meanwhile(projec
     assert not (project / "dvc.lock").exists()
     subprocess.run(repro, cwd=project, check=True)
     assert "seed: 2" in (project / "out.txt").read_text()
+    assert read_run_facts(project, "raw")["stage_seconds"] >= 0
 
 
 def test_every_stage_of_the_pipeline_watches_its_inputs():

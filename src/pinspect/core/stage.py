@@ -6,6 +6,7 @@ runs would count as learned, and a parameter edited while `train` runs would be 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +14,29 @@ from typing import Any, cast
 import yaml
 
 from pinspect.core.errors import InputChangedError, run
+from pinspect.core.runs import read_run_facts, write_run_facts
 
 _PIPELINE = "dvc.yaml"
 _NAMES_SHOWN = 3
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
-    """Run a stage in the current folder as `core.errors.run` does, and watch its inputs.
+    """Run a stage in the current folder as `core.errors.run` does, watch its inputs, and record its duration.
+
+    The duration is the fact `stage_seconds` of the run, without the start of Python.
 
     Args:
         name: The stage's name in `dvc.yaml`.
         main: Does the stage's work.
     """
-    run(lambda: watch_inputs(name, main, Path()))
+    run(lambda: _timed(name, main, Path()))
+
+
+def _timed(name: str, main: Callable[[], None], root: Path) -> None:
+    begun = time.perf_counter()
+    watch_inputs(name, main, root)
+    facts = read_run_facts(root, name) | {"stage_seconds": round(time.perf_counter() - begun, 1)}
+    write_run_facts(root, name, facts)
 
 
 def watch_inputs(name: str, main: Callable[[], None], root: Path) -> None:
