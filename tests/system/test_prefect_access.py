@@ -131,7 +131,10 @@ def test_the_password_is_not_enough_for_a_page_of_another_origin_or_host(checkou
 
 def test_a_web_socket_of_another_origin_is_refused(variables):
     address = variables["PREFECT_API_URL"].replace("http:", "ws:") + "/events/in"
-    with pytest.raises(InvalidStatus, match="403"), connect(address, origin="http://attacker.example"):
+    with (
+        pytest.raises(InvalidStatus, match="403"),
+        connect(address, additional_headers={"Origin": "http://attacker.example"}),
+    ):
         pass
 
 
