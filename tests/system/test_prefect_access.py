@@ -122,8 +122,8 @@ def test_the_api_refuses_strangers(variables, headers):
 
 
 def test_the_password_is_not_enough_for_a_page_of_another_origin_or_host(checkout, variables):
-    credentials = tuple(auth_string(checkout.root).split(":"))
-    ask = partial(requests.get, f"{variables['PREFECT_API_URL']}/admin/version", auth=credentials, timeout=60)
+    user, password = auth_string(checkout.root).split(":")
+    ask = partial(requests.get, f"{variables['PREFECT_API_URL']}/admin/version", auth=(user, password), timeout=60)
     assert ask().status_code == 200
     for header in ({"Host": "attacker.example"}, {"Origin": "http://127.0.0.1:9"}, {"Origin": "null"}):
         assert ask(headers=header).status_code == 403
