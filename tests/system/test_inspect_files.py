@@ -20,7 +20,7 @@ from pinspect.inspection.annotate import RED, AnnotatedPictures
 from pinspect.inspection.files import find_images, read_photograph
 from pinspect.inspection.inspector import BATCH
 from pinspect.inspection.line_facts import LINE_FACTS
-from pinspect.inspection.records import SCORES
+from pinspect.inspection.records import LOCALIZER, SCORES
 from pinspect.inspection.stream import inspect_files
 from pinspect.registry.loading import load_inspector
 from tests.support.sample import contents
@@ -130,8 +130,9 @@ def test_a_capture_that_cannot_be_inspected_gives_an_error_record_and_the_others
     names = ["a.jpg", "b-text.jpg", "c-empty.png", "d-cut.jpg", "e-black.png", "z.jpg", "gone.jpg"]
     assert [record["file"] for record in records] == [str(tmp_path / name) for name in names]
     assert [bool(record["error"]) for record in records] == [False, True, True, True, True, False, True]
+    columns = {"file", *FIELDS, "answer", *SCORES, *LOCALIZER, *LINE_FACTS, "error", "model_version", "seconds"}
     for record in records:
-        assert set(record) == {"file", *FIELDS, "answer", *SCORES, *LINE_FACTS, "error", "model_version", "seconds"}
+        assert set(record) == columns
         assert record["model_version"] == "1"
         if record["error"]:
             assert record["error"].startswith(record["file"])
