@@ -49,7 +49,15 @@ def checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def variables(checkout, tmp_path_factory):
+def password_of_the_file():
+    """Leaves only `prefect.toml` to name the password, even if an earlier test has set a variable for its own server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def variables(checkout, password_of_the_file, tmp_path_factory):
     """The variables of a client of a running `make server` with a `make worker` beside it."""
     port, folder = free_port(), tmp_path_factory.mktemp("prefect-home")
     ports = {"PREFECT_PORT": str(port), "MLFLOW_PORT": str(free_port()), "PREFECT_HOME": str(folder / "home")}
