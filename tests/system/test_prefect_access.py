@@ -50,7 +50,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def password_of_the_file():
-    """Leaves only `prefect.toml` to name the password, even if an earlier test has set a variable for its own server."""
+    """Only `prefect.toml` names the password, even if an earlier test has set a variable for its own server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_API_AUTH_STRING", raising=False)
         yield
