@@ -42,6 +42,6 @@ def write_params(root: Path, **train: object) -> None:
     content["check"]["minimum_rows"] = 1
     content["model"]["checkpoint"] = str(root / "models/base")
     content["train"] |= {"maximum_steps": 2, "batch_size": 4} | train
-    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     shutil.copy(ROOT / SETTINGS_FILE, root)
     set_values(root, "report", bootstrap_samples=100)
