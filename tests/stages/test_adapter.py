@@ -42,7 +42,7 @@ def line(tmp_path_factory) -> Path:
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["model"]["checkpoint"] = str(ROOT / "models/base")
     settings["train"] |= FEW_STEPS
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     params, stages = load_params(root / "params.yaml"), (root / f"data/{name}" for name in ("raw", "dst", "composited"))
     dataset = build_chat(*stages, params.contract(), params.chat)
     for split, count in (
@@ -85,7 +85,7 @@ def project_at(line: Path, root: Path, checkpoint: Path = ROOT / "models/base", 
     settings["model"]["checkpoint"] = str(checkpoint)
     settings["train"] |= train
     root.mkdir()
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     (root / "data").symlink_to(line / "data")
     return root
 

@@ -191,7 +191,7 @@ def test_a_damaged_manifest_is_named(root, content, message):
 def test_the_stage_draws_stacks_if_the_chat_dataset_uses_them(root):
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["chat"]["kinds"] = {"two_image": 3, "stacked": 3}
-    (root.parent / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root.parent / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     result = stage_process("composite", root.parent)
     assert result.returncode == 0, result.stderr
     assert set(read_manifest(root / "composited/manifest.csv", COLUMNS)["kind"]) == {"single", "star", "stacked"}

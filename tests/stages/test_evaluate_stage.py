@@ -111,7 +111,7 @@ def project(tmp_path):
     manifest[["file"]].assign(error="").to_csv(tmp_path / "data/dst/manifest.csv", index=False)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["evaluate"]["view"] = "DST"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     shutil.copy(ROOT / "settings.yaml", tmp_path)
     adapter = tmp_path / "models/adapter"
     (adapter / WEIGHTS[0]).write_text(json.dumps({"r": 16, "lora_alpha": 32}))
@@ -144,7 +144,7 @@ def test_evaluate_writes_its_files_twice_alike_and_loads_no_torch(project):
         *(
             f"plots/{table}_{series}.csv"
             for table in ("confusion", "roc", "reliability")
-            for series in ("zero_shot", "one_shot", "baseline")
+            for series in ("zero_shot", "one_shot", "baseline", "localizer")
         ),
     }
     assert b"9: visual.blocks.*.attn.qkv (4), language_model.layers.*.mlp.up_proj (5)" in made[0]["report.html"]

@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> tuple[Path, Checkpoint]:
     content = yaml.safe_load((root / "params.yaml").read_text())
     content["model"]["checkpoint"] = str(ROOT / "models/base")
     content["train"] |= {"batch_size": 4, "maximum_steps": 5, "rank": 4, "learning_rate": 0.01}
-    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     params = load_params(root / "params.yaml")
     base, data = checkpoint_of(params.model), root / "data"
     stages = (data / "raw", data / "dst", data / "composited")

@@ -43,7 +43,7 @@ def line(tmp_path_factory):
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["model"]["checkpoint"] = str(ROOT / "models/base")
     settings["train"] |= {"batch_size": 4, "maximum_steps": 2}
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     run_stage("chat", root)
     params = load_params(root / "params.yaml")
     chat, images = root / "data/chat", root / "data/composited"

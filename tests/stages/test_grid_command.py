@@ -31,7 +31,7 @@ def drop_references(root: Path, looks: dict[str, Look]) -> None:
     """Write a project whose captures are five references of each look, which is named after the beginning of a file."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     images = root / "data/captures/images"
     images.mkdir(parents=True)
     rows = []

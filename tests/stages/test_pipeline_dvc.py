@@ -43,7 +43,7 @@ class Project:
         params["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
         params["dst"] |= {"minimum_references": 3}
         params["composite"] |= {"cell": 32}
-        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         shutil.copy(ROOT / SETTINGS_FILE, root)
         self.run("git", "init", "--quiet")
         self.run("dvc", "init", "--quiet")

@@ -22,7 +22,7 @@ def write_params(folder, **virtual) -> Params:
     """Write the shipped parameters with a virtual line of size `virtual` (default: no virtual captures)."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
-    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return load_params(folder / "params.yaml")
 
 
@@ -122,12 +122,12 @@ def test_the_virtual_line_leaves_out_a_mode_that_it_cannot_draw(root):
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["answers"]["defect_modes"] = {"rusty": {"draw": "nothing"}}
     settings["raw"]["virtual"] |= {"train": 2, "defective_share": 0.0}
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     shutil.rmtree(root / "data/captures")
     build(root)
     assert set(manifest(root)["judgement"]) == {"passed"}
     settings["raw"]["virtual"]["defective_share"] = 0.5
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     with pytest.raises(ParamsError, match=r"draws no defect mode; declare how to draw one in answers.defect_modes"):
         build(root)
 

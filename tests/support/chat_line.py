@@ -30,7 +30,7 @@ def make_line(root: Path, *, inspected: int = 16, references: int = 5, stacked: 
     settings = yaml.safe_load((PROJECT / "params.yaml").read_text())
     if not stacked:
         settings["chat"]["kinds"] = {"two_image": 3}
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     params = load_params(root / "params.yaml")
     raw = [
         row

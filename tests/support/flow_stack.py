@@ -75,7 +75,7 @@ def deploy(checkout: Checkout, schedules: dict[str, list], **variables: str) -> 
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     for deployment in content["deployments"]:
         deployment["schedules"] = schedules.get(deployment["name"], [])
-    (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content))
+    (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = (ROOT / "Makefile").read_text().split("worker: install\n")[1].split("\n\n")[0]
     for command in recipe.splitlines():
         if "worker start" not in command:

@@ -216,7 +216,7 @@ def test_another_view_of_the_same_adapter_is_a_new_version_and_the_first_stays_u
     detail["headline"]["view"] = other
     before = len(client.search_model_versions(f"name = '{NAME}'"))
     try:
-        files[0].write_text(yaml.safe_dump(content))
+        files[0].write_text(yaml.safe_dump(content, sort_keys=False))
         files[1].write_text(json.dumps(detail))
         run_stage("register", project)
         version = str(registration(project)["version"])

@@ -21,7 +21,7 @@ def ask_doctor(root, monkeypatch, *options: str, **model: object):
     """`pinspect doctor` in a project whose params.yaml has `model` changed."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["model"] |= {"checkpoint": str(ROOT / "models/base")} | model
-    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(root)
     return CliRunner().invoke(app, ["doctor", *options])
 

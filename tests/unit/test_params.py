@@ -141,7 +141,7 @@ def settings() -> dict:
 
 
 def write_settings(root: Path, content: dict) -> None:
-    (root / SETTINGS_FILE).write_text(yaml.safe_dump(content))
+    (root / SETTINGS_FILE).write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def test_the_shipped_settings_are_accepted():
