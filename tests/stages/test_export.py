@@ -24,7 +24,7 @@ from pinspect.model.families import Checkpoint, checkpoint_of
 from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
 from pinspect.model.merging import export_merged
-from pinspect.registry.connection import open_registry
+from pinspect.registry.connection import experiment_id, open_registry
 from pinspect.registry.settings import load_register_settings
 from tests.support import chat_line
 from tests.support.sample import ROOT
@@ -89,7 +89,7 @@ def test_a_registered_version_is_exported_by_its_alias_or_number(trained, tmp_pa
     shutil.copy(ROOT / "settings.yaml", root)
     settings = load_register_settings(root)
     packed = {"adapter": root / "models/adapter", "base": base.folder, "params": root / "params.yaml"}
-    with open_registry(root, settings) as client, mlflow.start_run():
+    with open_registry(root, settings) as client, mlflow.start_run(experiment_id=experiment_id(client, root, settings)):
         model = mlflow.pyfunc.log_model(
             name="inspector",
             python_model=pyfunc_model.__file__,
@@ -102,6 +102,7 @@ def test_a_registered_version_is_exported_by_its_alias_or_number(trained, tmp_pa
         client.set_registered_model_alias(settings.model_name, "champion", str(version.version))
     monkeypatch.chdir(root)
     done = CliRunner().invoke(app, ["export", str(tmp_path / "by-alias")])
+    assert done.exception is None, repr(done.exception)
     assert (done.exit_code, done.output) == (0, f"version 1 merged into {tmp_path / 'by-alias'}\n")
     export_version(root, settings, "1", tmp_path / "by-number")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("by-alias", "by-number")]
