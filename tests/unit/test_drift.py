@@ -170,7 +170,7 @@ def test_too_few_captures_are_not_judged(profile, inspected):
 
 
 def test_a_significant_but_small_difference_is_not_drift(profile, inspected):
-    mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
+    mixed = pd.concat([inspected(WINDOW // 2, half), inspected(WINDOW)], ignore_index=True)
     brightness = judge(profile, mixed, minimum_effect=0.0).quantities[0]
     assert brightness.changed
     for effect, matters in ((brightness.distance - 0.01, True), (brightness.distance + 0.01, False)):
@@ -183,7 +183,7 @@ def test_p_defective_closer_to_zero_or_one_is_not_a_change(profile):
 
 
 def test_the_significance_is_shared_among_the_quantities(profile, inspected):
-    mixed = pd.concat([inspected(WINDOW // 4, half), inspected(WINDOW)], ignore_index=True)
+    mixed = pd.concat([inspected(WINDOW // 2, half), inspected(WINDOW)], ignore_index=True)
     p = judge(profile, mixed).quantities[0].p
     for share, matters in ((1.1, True), (0.9, False)):
         report = judge(profile, mixed, minimum_effect=0.0, significance=share * len(QUANTITIES) * p)
