@@ -46,9 +46,9 @@ def main() -> None:
     """Run the server until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="Run the Prefect server on loopback.")
     parser.add_argument("--port", type=int, required=True)
-    app = create_app(final=True)
-    app.add_middleware(SameOrigin)
-    uvicorn.run(app, host=HOST, port=parser.parse_args().port, timeout_keep_alive=5)
+    port = parser.parse_args().port
+    # Around the app, not in it: Prefect's services call the app itself, under a host name of their own.
+    uvicorn.run(SameOrigin(create_app(final=True)), host=HOST, port=port, timeout_keep_alive=5)
 
 
 if __name__ == "__main__":
