@@ -76,7 +76,7 @@ class Clone:
         """Undo an edit and what ran after it."""
         self.run("git", "checkout", "--quiet", "--", ".")
         self.run("git", "clean", "--quiet", "--force", "-d", "data/captures")
-        self.run("dvc", "checkout", "--quiet", "--force")
+        self.run("dvc", "checkout", "--quiet", "--force", "dvc.yaml")  # lines/ have caches of their own
         # Both are of this machine: DVC does not cache them.
         shutil.copy(ROOT / "reports/registration.json", self.root / "reports/registration.json")
         shutil.rmtree(self.root / "mlruns", ignore_errors=True)
@@ -116,7 +116,7 @@ def edit_core(clone: Clone) -> None:
 def edit_core_and_commit(clone: Clone) -> None:
     """Reword the docstring, and record with DVC that no result has changed."""
     edit_core(clone)
-    clone.run("dvc", "commit", "--force", "--quiet")
+    clone.run("dvc", "commit", "--force", "--quiet", "dvc.yaml")
 
 
 def add_captures(clone: Clone) -> None:
