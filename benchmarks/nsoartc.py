@@ -27,12 +27,13 @@ from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from pinspect.core.drawings import NAMED_DIRECTIONS
 from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.core.params import Params, load_params
 from pinspect.nsoartc.aligned import place_capture
 from pinspect.nsoartc.distance import dst_picture, nsoartc, one_gain
 from pinspect.nsoartc.dst_view import dst_view, localize_pin
-from pinspect.nsoartc.localizer import DIRECTIONS, Localization
+from pinspect.nsoartc.localizer import Localization
 from pinspect.nsoartc.parts import matrix_of
 from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.pixels import LUMINANCE
@@ -201,7 +202,7 @@ def rates(outcome: pd.DataFrame) -> dict:
         "auroc": rounded(roc_auc_score(defective, outcome["score"])),
         "address": rounded(is_correct[defective].mean()),
     }
-    bent = outcome["defect_mode"].isin(DIRECTIONS)
+    bent = outcome["defect_mode"].isin(list(NAMED_DIRECTIONS))
     if bent.any() and (outcome["direction"] != "").any():
         row["direction"] = rounded((outcome["direction"] == outcome["defect_mode"])[bent].mean())
     row["modes"] = {}

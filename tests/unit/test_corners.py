@@ -2,7 +2,7 @@
 
 import pytest
 
-from pinspect.captures.corners import Corners, read_corners, write_corners
+from pinspect.core.corners import Corners, read_corners, write_corners
 from pinspect.core.errors import CaptureError
 
 HEADER = "file,x0,y0,x1,y1,x2,y2,x3,y3\n"

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from pinspect.core.drawings import NAMED_DIRECTIONS
 from pinspect.core.layout import Layout
 from pinspect.nsoartc.distance import dst_picture, nsoartc
-from pinspect.nsoartc.localizer import DIRECTIONS, direction_of, localize
+from pinspect.nsoartc.localizer import direction_of, localize
 from pinspect.nsoartc.pixels import LUMINANCE
 
 LAYOUT = Layout(("U", "C", "D"), 9)
@@ -35,7 +36,7 @@ def picture(capture: np.ndarray, color=TEAL) -> np.ndarray:
     return dst_picture(nsoartc(capture, reference, same_size=True), white=6)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", NAMED_DIRECTIONS)
 @pytest.mark.parametrize("pin", [0, 13, 25])
 def test_a_bent_pin_gives_its_address_and_direction(direction, pin):
     result = localize(picture(photograph(50, shifts={pin: SHIFTS[direction]})), CENTERS, PITCH, LAYOUT)
@@ -77,7 +78,7 @@ def test_a_black_picture_is_no_defect():
 
 
 def test_the_larger_component_names_the_direction():
-    assert [direction_of(vector) for vector in ((3, 1), (-3, 1), (1, 3), (1, -3), (0, 0))] == [*DIRECTIONS, ""]
+    assert [direction_of(vector) for vector in ((3, 1), (-3, 1), (1, 3), (1, -3), (0, 0))] == [*NAMED_DIRECTIONS, ""]
 
 
 def test_other_arrays_are_refused():

@@ -18,11 +18,11 @@ import pandas as pd
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
 from pinspect.captures.change import locked
-from pinspect.captures.corners import CORNERS, read_corners, write_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
 from pinspect.core.answers import AnswerContract
+from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
 from pinspect.core.manifests import MANIFEST

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pinspect.captures.corners import CORNERS, Corners, read_corners, write_corners
 from pinspect.captures.labels import REFERENCE, images_folder, read_captures
+from pinspect.core.corners import CORNERS, Corners, read_corners, write_corners
 from pinspect.core.errors import CaptureError, UnitSpaceError
 from pinspect.core.files import write_file
 from pinspect.core.images import read_image, to_gray

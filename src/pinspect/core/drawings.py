@@ -12,6 +12,8 @@ Draw = Literal["lean", "lower", "higher", "absent", "darker", "nothing"]
 Direction = Literal["any", "left", "right", "up", "down"]
 
 ANY_DIRECTION = "any"
+# The series' name of a bend -> where the top of the pin moves in the picture.
+NAMED_DIRECTIONS: dict[str, Direction] = {"X-plus": "right", "X-minus": "left", "Y-plus": "up", "Y-minus": "down"}
 
 
 class ModeDrawing(Section):

@@ -7,9 +7,8 @@ without a declared direction that is named as in the series (`X-plus`, `Y-minus`
 from __future__ import annotations
 
 from pinspect.core.answers import AnswerContract
-from pinspect.core.drawings import ANY_DIRECTION
+from pinspect.core.drawings import ANY_DIRECTION, NAMED_DIRECTIONS
 
-_NAMED_DIRECTIONS = {"X-plus": "right", "X-minus": "left", "Y-plus": "up", "Y-minus": "down"}
 _LEFT_RIGHT = {"left": "right", "right": "left"}
 _UP_DOWN = {"up": "down", "down": "up"}
 
@@ -18,7 +17,7 @@ def direction_of(mode: str, contract: AnswerContract) -> str:
     """Return where the top of a pin with this mode leans in the picture: left, right, up, down, or any."""
     drawing = contract.drawings.get(mode)
     direction = ANY_DIRECTION if drawing is None else drawing.direction
-    return _NAMED_DIRECTIONS.get(mode, ANY_DIRECTION) if direction == ANY_DIRECTION else direction
+    return NAMED_DIRECTIONS.get(mode, ANY_DIRECTION) if direction == ANY_DIRECTION else direction
 
 
 def mirrored_modes(contract: AnswerContract, *, columns: bool, rows: bool) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pandas as pd
 from pinspect.captures.splits import TEST, VALIDATION
 from pinspect.core import predictions
 from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract
-from pinspect.core.drawings import ANY_DIRECTION
+from pinspect.core.drawings import ANY_DIRECTION, NAMED_DIRECTIONS
 from pinspect.core.images import read_image
 from pinspect.core.lines import COLUMNS, lines_of
 from pinspect.core.manifests import MANIFEST, read_manifest
@@ -29,7 +29,6 @@ from pinspect.nsoartc.localizer import Localization
 from pinspect.nsoartc.unit_space import UnitSpace
 
 _STEEPNESS = 4.0
-_DIRECTIONS = {"right": "X-plus", "left": "X-minus", "up": "Y-plus", "down": "Y-minus"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def answer_of(localization: Localization, threshold: float, shape: str, view: st
     """
     if localization.score < threshold:
         return contract.passed(shape, view)
-    directions = {mode: _DIRECTIONS.get(drawing.direction, "") for mode, drawing in contract.drawings.items()}
-    modes = [mode for mode, direction in directions.items() if direction and direction == localization.direction]
+    direction = NAMED_DIRECTIONS.get(localization.direction)
+    modes = [mode for mode, drawing in contract.drawings.items() if drawing.direction == direction]
     plain = [mode for mode, drawing in contract.drawings.items() if drawing.direction == ANY_DIRECTION]
     return contract.defective(shape, view, (modes + plain + list(contract.defect_modes))[0], localization.address)

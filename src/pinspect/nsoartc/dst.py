@@ -1,7 +1,7 @@
 """The dst folder: the unit space of every line, and the DST view of every capture.
 
 unit_space/<source>-<SHAPE>.npz      one per line, built from its references (two eyes: <source>-<SHAPE>-<eye>.npz)
-images/<2 hex>/<20 hex>.jpg          the DST picture of a capture, in px of the unit space
+images/<2 hex>/<20 hex>.jpg          the DST picture of a capture, a pixel for every `stride`-th one of the unit space
 images/<2 hex>/<20 hex>-EYES.png     the double-eye of a connector with two views, named after the left view
 scores.csv                           one row per inspected capture: the pins' scores, the features of the highest pin
 manifest.csv                         one row per capture: its DST view and place, or the reason why it was set aside
@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pinspect.captures.corners import CORNERS, read_corners
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
+from pinspect.core.corners import CORNERS, read_corners
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pinspect.captures.corners import Corners
+from pinspect.core.corners import Corners
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
@@ -23,8 +23,6 @@ from pinspect.nsoartc.grid import (
 )
 from pinspect.nsoartc.grid_fit import SMALLEST_PITCH
 from pinspect.nsoartc.parts import FloatImage
-
-__all__ = ["Corners", "PlacedReferences", "place_references", "require_confidence"]
 
 
 @dataclass(frozen=True)

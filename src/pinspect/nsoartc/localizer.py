@@ -18,8 +18,6 @@ import numpy.typing as npt
 from pinspect.core.layout import Address, Layout
 from pinspect.nsoartc.parts import FloatImage
 
-DIRECTIONS = ("X-plus", "X-minus", "Y-plus", "Y-minus")  # right, left, up, down in the picture
-
 _CELL = 0.5  # pitches: half the side of the square that gives a pin its score
 _SURROUNDINGS = 0.6  # pitches: radius of the disc in which the two hues are compared
 _WHITE_SHARE = 0.2  # of the whitest pixel in the disc: pixels above belong to the defect
@@ -37,7 +35,8 @@ class Localization:
         pin_scores: float32 (pins,), the score of each pin in the order of `layout.addresses`.
         vector: From the cream to the cyan-white part around that pin, px, x to the right and y **up**. (0, 0) where
             the picture shows no such hues.
-        direction: One of `DIRECTIONS`, the larger component of `vector`; empty where the picture shows no such hues.
+        direction: One of `core.drawings.NAMED_DIRECTIONS`, the larger component of `vector`; empty where the picture
+            shows no such hues.
     """
 
     score: float

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pinspect.captures.corners import Corners
 from pinspect.captures.labels import FIELD_BOX, REFERENCE
 from pinspect.core.answers import DEFECTIVE
+from pinspect.core.corners import Corners
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.lines import Line
 

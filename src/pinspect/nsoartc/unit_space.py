@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pinspect.captures.corners import Corners
+from pinspect.core.corners import Corners
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.nsoartc_settings import NsoartcSettings

@@ -22,6 +22,7 @@ from pinspect import virtual_line
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
+from pinspect.core.corners import Corners
 from pinspect.core.drawings import ModeDrawing
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.files import atomic_path
@@ -29,7 +30,6 @@ from pinspect.core.layout import Address, Layout
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import place_capture
 from pinspect.nsoartc.alignment import Alignment
-from pinspect.nsoartc.field import Corners
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 from pinspect.virtual_line import LineSetup, Pins, Rendered
 

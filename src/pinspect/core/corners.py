@@ -51,13 +51,17 @@ def read_corners(path: Path, references: Iterable[str]) -> tuple[Corners, ...]:
         raise CaptureError(f"{path}: not readable as CSV ({error}); mark the corners again: pinspect grid") from None
     if not rows or tuple(rows[0]) != COLUMNS:
         raise CaptureError(
-            f"{path}, row 1: expected the columns {','.join(COLUMNS)}, found {','.join(*(rows[:1] or [[]]))!r}"
+            f"{path}, row 1: expected the columns {','.join(COLUMNS)}, found {','.join(rows[0] if rows else [])!r}; "
+            "mark the corners again: pinspect grid"
         )
     known, corners, problems = set(references), dict[str, Corners](), list[str]()
     for number, row in enumerate(rows[1:], start=2):
         file, points = row[0] if row else "", _points(row[1:])
         if points is None:
-            problems.append(f"{path}, row {number} ({file}): expected eight numbers, found {','.join(row[1:])!r}")
+            problems.append(
+                f"{path}, row {number} ({file}): expected eight numbers, found {','.join(row[1:])!r}; mark the corners "
+                "again: pinspect grid"
+            )
         elif file not in known:
             problems.append(
                 f"{path}, row {number}: {file!r} is no reference in labels.csv; mark the corners in another reference: "
