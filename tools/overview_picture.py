@@ -21,10 +21,12 @@ INK, PAPER = (34, 34, 34), (255, 255, 255)
 def choose() -> tuple[dict[str, dict], str]:
     """Return the rows (by view) of a camera capture with a retracted pin, and the model's answer to its RAW view."""
     table = predictions.read(ROOT / "reports/predictions/test.csv")
-    answers = camera_else_virtual(Question(view="RAW", kind="two_image", decoding="constrained").answers(table))
+    question = Question(view="RAW", kind="two_image", decoding="constrained")
+    answers = camera_else_virtual(question.answers(table))
     chosen = answers[answers["expected_defect_mode"] == "retract"].sort_values("id").iloc[0]
-    rows = [row for row in read_chat(ROOT / "data/chat/test.jsonl") if row["file"] == chosen["file"]]
-    return {row["view"]: row for row in rows if row["shot"] == ZERO_SHOT}, chosen["answer"]
+    prompt = {"file": chosen["file"], "kind": question.kind, "shot": ZERO_SHOT}
+    rows = [row for row in read_chat(ROOT / "data/chat/test.jsonl") if prompt.items() <= row.items()]
+    return {row["view"]: row for row in rows}, chosen["answer"]
 
 
 def draw(rows: dict[str, dict], answer: str) -> Image.Image:
