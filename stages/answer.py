@@ -5,7 +5,8 @@
 Reads the base model, models/adapter, data/chat/{validation,test}.jsonl and data/composited; for the baselines and the
 line profile data/raw and data/dst. Writes models/operating_point.json (the thresholds of the model and the localizer),
 models/line_profile.json and reports/predictions: validation.csv, test.csv (with the baselines' rows), controls.json,
-simple_questions.json, evidence.json and answer_checks.json. Times and the device go to build/runs/answer.json.
+other_controls.json, simple_questions.json, evidence.json and answer_checks.json. Times and the device go to
+build/runs/answer.json.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pinspect.chat.checks import check_model_answers
 from pinspect.core.digests import git_commit, weights_sha256
@@ -37,6 +39,7 @@ def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     began = time.monotonic()
     params = load_params(root / "params.yaml")
+    torch.set_num_threads(params.model.threads)
     data, adapter, contract = root / "data", root / "models/adapter", params.contract()
     validation_rows, test_rows = (read_chat(data / f"chat/{split}.jsonl") for split in ("validation", "test"))
     inspector = load_inspector(checkpoint_of(params.model, root), adapter)
@@ -63,6 +66,7 @@ def main(root: Path = Path()) -> None:
             ignore_index=True,
         ),
         controls=examiner.run_controls(test_rows, answers, point.threshold),
+        other_controls=examiner.run_other_controls(test_rows, answers, point.threshold),
         evidence=examiner.map_evidence(test_rows, answers, validation_rows),
         answer_checks=json.loads(checks.to_json()),
         simple_questions=examiner.ask_simple_questions(test_rows),

@@ -24,11 +24,14 @@ def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     base = checkpoint_of(params.model, root)
     backend = open_backend(params.model.backend)  # imports Unsloth, which must come before the next imports
+    import torch
+
     from pinspect.model.adapter import train_adapter
     from pinspect.model.learner import training_processes
     from pinspect.model.loading import load_processor
     from pinspect.model.rows import require_placeholders
 
+    torch.set_num_threads(params.model.threads)
     data, out, work = root / "data", root / "models/adapter", root / "build/train"
     require_placeholders(load_processor(base), base.family, read_chat(data / "chat/train.jsonl"))
     facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend)

@@ -68,6 +68,7 @@ def examination_of(rows):
             ),
             ControlResult("swapped", 0, reason="a one-image prompt shows no reference"),
         ),
+        other_controls={"RAW": (ControlResult("blank", 4, (Check("judged passed", 1, 4, bound=0),)),)},
         evidence=Evidence(maps, table, table[:1]),
         answer_checks={"rows": 4, "failing_rows": 0, "expectations": []},
         simple_questions=(ControlResult("star", 4, (Check("stars at their address", 4, 4, 3, at_least=True),)),),
@@ -79,6 +80,7 @@ def test_an_examination_is_read_as_it_was_written(tmp_path):
     write_examination(examination, tmp_path / "first")
     read = read_examination(tmp_path / "first", CONTRACT.layout)
     assert read.controls == examination.controls
+    assert read.other_controls == examination.other_controls
     assert read.simple_questions == examination.simple_questions
     assert read.controls[0].held is True and read.controls[1].held is None
     assert read.answer_checks == examination.answer_checks

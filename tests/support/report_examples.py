@@ -59,12 +59,10 @@ def chat_rows(*numbers, source="camera", kinds=ASKED, views=("DST", "RAW")):
     return [row | {"images": shown(row), "messages": messages(row)} for row in rows]
 
 
-def evaluation_of(
-    rows, predictions, images, *, controls=(), evidence=None, answer_checks=None, simple=(), bounds=None, **more
-):
+def evaluation_of(rows, predictions, images, *, bounds=None, examined=None, **more):
     """Return an evaluation without any optional part, except those in the arguments."""
     settings = REPORT.model_copy(update={"bounds": bounds or {}, "bootstrap_samples": 10})
-    examination = Examination(answered([]), predictions, controls, evidence or Evidence(), answer_checks, simple)
+    examination = Examination(answered([]), predictions, **(examined or {}))
     return Evaluation(examination, CONTRACT, PARAMS.evaluate, settings, rows, images, **more)
 
 
@@ -112,14 +110,19 @@ def everything(rows, predictions, images):
     return evaluation_of(
         rows, predictions, images, bounds=REPORT.bounds, operating_point=POINT, learning_curve=CURVE, facts=FACTS,
         digests=DIGESTS, params_text="evaluate:\n  view: DST", set_aside=SET_ASIDE, names=NAMES,
-        evidence=Evidence(evidence_for(rows)), dataset_checks=CHECKS, answer_checks=CHECKS,
-        controls=[
-            ControlResult("blank", 50, (Check("judged passed", 0, 50, bound=0),), pictures=(uri,)),
-            ControlResult("swapped", 50, (Check("defective pairs judged passed", 2, 50, bound=46, at_least=True),)),
-            ControlResult("other_shape", 0, reason="all captures are of one shape, CYLN"),
-        ],
-        simple=[
-            ControlResult("star", 20, (Check("stars at their address", 20, 20, bound=18, at_least=True),)),
-            ControlResult("grid", 20, (Check("grids read whole", 3, 20, bound=18, at_least=True),)),
-        ],
+        dataset_checks=CHECKS,
+        examined={
+            "evidence": Evidence(evidence_for(rows)),
+            "answer_checks": CHECKS,
+            "controls": [
+                ControlResult("blank", 50, (Check("judged passed", 0, 50, bound=0),), pictures=(uri,)),
+                ControlResult("swapped", 50, (Check("defective pairs judged passed", 2, 50, bound=46, at_least=True),)),
+                ControlResult("other_shape", 0, reason="all captures are of one shape, CYLN"),
+            ],
+            "other_controls": {"RAW": [ControlResult("blank", 50, (Check("judged passed", 9, 50, bound=0),))]},
+            "simple_questions": [
+                ControlResult("star", 20, (Check("stars at their address", 20, 20, bound=18, at_least=True),)),
+                ControlResult("grid", 20, (Check("grids read whole", 3, 20, bound=18, at_least=True),)),
+            ],
+        },
     )  # fmt: skip

@@ -334,8 +334,8 @@ def test_the_table_of_checks_shows_share_interval_and_bound(rows, images, contro
     passes = AlwaysPassed(rows, images)
     plain = dict(zip((row["id"] for row in rows), passes(rows, images), strict=True))
     result = judge_control(controls["blank"], passes(controls["blank"].rows, images), plain, CONTRACT)
-    table = checks_table([result], 0.95).set_index(["control", "check"])
-    blank = table.loc["blank", "judged passed"]
+    table = checks_table({"RAW": [result]}, 0.95).set_index(["view", "control", "check"])
+    blank = table.loc["RAW", "blank", "judged passed"]
     assert (blank.hits, blank.n, blank.share, blank.bound, blank.held) == (12, 12, 1.0, 0, False)
     assert 0.7 < blank.low < blank.high == 1
     assert "12 of 12 (76 to 100 %; at most 0 expected)" in control_outcome(result, 0.95)

@@ -134,7 +134,8 @@ def test_the_verdict_names_failed_controls(images):
     text = render_report(everything(rows, answered(rows), images))
     assert verdict_of(text).endswith("; it fails 1 of 3 controls (Reference and capture swapped).")
     held = re.findall(r'<td class="(?:held|missed|none)">(yes|no|not judged)</td>', section_of(text, "controls"))
-    assert held == ["yes", "no", "not judged"]
+    assert held == ["yes", "no", "not judged", "no"]
+    assert "in the view RAW" in section_of(text, "controls")
 
 
 def test_the_report_has_a_row_for_each_simple_question(images):

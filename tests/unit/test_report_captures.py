@@ -111,11 +111,11 @@ def test_evidence_is_needed_only_for_the_rows_that_the_report_shows(images):
     predictions = pd.concat([answered(rows[:10], moved), answered(rows[10:])], ignore_index=True)
     wanted, maps = shown_row_ids(predictions, QUESTION), evidence_for(rows)
     assert len(wanted) == len(set(wanted))
-    text = render_report(evaluation_of(rows, predictions, images, evidence=Evidence(maps)))
+    text = render_report(evaluation_of(rows, predictions, images, examined={"evidence": Evidence(maps)}))
     cards = [*cards_of(text), *cards_of(text, "hit")]
     assert sum(card.count("<h5>model, ") for card in cards) == len(wanted)
     fewer = Evidence({row_id: maps[row_id] for row_id in wanted})
-    assert render_report(evaluation_of(rows, predictions, images, evidence=fewer)) == text
+    assert render_report(evaluation_of(rows, predictions, images, examined={"evidence": fewer})) == text
 
 
 def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
@@ -132,7 +132,7 @@ def test_the_address_map_gives_every_share_and_frames_the_expected_pin(images):
 
 def test_the_evidence_map_lies_over_the_inspected_picture(images):
     rows = chat_rows(0, views=("DST",), kinds=[("two_image", ZERO_SHOT)])
-    evaluation = evaluation_of(rows, answered(rows, moved), images, evidence=Evidence(evidence_for(rows)))
+    evaluation = evaluation_of(rows, answered(rows, moved), images, examined={"evidence": Evidence(evidence_for(rows))})
     text = render_report(evaluation)
     (card,) = cards_of(text)
     inspected = re.search(r'aria-label="inspected[^>]*><use href="#(\w+)"', card)[1]

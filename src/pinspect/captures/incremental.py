@@ -175,16 +175,17 @@ class IncrementalFolder:
 
     def _is_whole(self, product: dict) -> bool:
         return all(
-            any(_file_sha256(folder / name) == sha256 for folder in (self.partial, self.path))
+            any(_file_sha256(folder / name) == sha256 for folder in (self.path, self.partial))
             for name, sha256 in product["files"].items()
         )
 
     def _complete(self) -> None:
         (self.path / MANIFEST).unlink(missing_ok=True)
         item_files = {name: sha256 for product in self._claimed.values() for name, sha256 in product["files"].items()}
-        for name, sha256 in item_files.items():
-            if _file_sha256(self.partial / name) == sha256:
-                _move(self.partial / name, self.path / name)
+        for path in [path for path in self.partial.rglob("*") if path.is_file()]:
+            name = path.relative_to(self.partial).as_posix()
+            if name in item_files and _file_sha256(path) == item_files[name]:
+                _move(path, self.path / name)
         manifest_last = sorted(self._new_files, key=lambda name: name == MANIFEST)
         _prune(self.path, keep={*item_files, *self._new_files})
         products = self.partial / f"{PRODUCTS}.new"
@@ -223,22 +224,22 @@ def source_files(start: Path, root: Path) -> list[Path]:
     files: set[Path] = {start}
     waiting = [start]
     while waiting:
-        new = _imported_files(waiting.pop(), root) - files
+        new = _imported_files(waiting.pop().read_bytes(), root) - files
         files |= new
         waiting += new
     return [start, *sorted(files - {start})]
 
 
-def _imported_files(path: Path, root: Path) -> set[Path]:
-    """Return the files of all imported names: `from a.b import c` may import a, a.b and a.b.c."""
-    parts = [name.split(".") for name in _imported_names(path.read_bytes())]
+@functools.cache
+def _imported_files(source: bytes, root: Path) -> frozenset[Path]:
+    """Return the files of all names that a module imports: `from a.b import c` may import a, a.b and a.b.c."""
+    parts = [name.split(".") for name in _imported_names(source)]
     modules = {root.joinpath(*part[:length]) for part in parts for length in range(1, len(part) + 1)}
     candidates = {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")}
     public_doors = {root / part[0] / "__init__.py" for part in parts}
-    return {file for file in candidates - public_doors if file.is_file()}
+    return frozenset(file for file in candidates - public_doors if file.is_file())
 
 
-@functools.cache
 def _imported_names(source: bytes) -> frozenset[str]:
     """Return the names that a module imports when it runs."""
     names: set[str] = set()
@@ -306,13 +307,17 @@ def _line(product: dict) -> str:
 
 
 def _prune(folder: Path, keep: Iterable[str]) -> None:
-    kept = {folder / name for name in keep}
-    for path in sorted(folder.rglob("*"), reverse=True):  # children before their folder
-        if path.is_dir() and not path.is_symlink():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif path not in kept:
+    kept = set(keep)
+    for parent, folders, files in os.walk(folder, topdown=False):  # children before their folder
+        place = Path(parent)
+        prefix = "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
+        for path in (place / name for name in files if f"{prefix}{name}" not in kept):
             path.unlink()
+        for path in (place / name for name in folders):
+            if path.is_symlink():
+                path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
 
 
 def _move(source: Path, target: Path) -> None:
@@ -325,4 +330,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _file_sha256(path: Path) -> str | None:
-    return _sha256(path.read_bytes()) if path.is_file() else None
+    try:
+        return _sha256(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 
@@ -30,7 +33,7 @@ from pinspect.core.rows import SPLITS, Row
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 
 
-Candidates = TypeVar("Candidates", bound=Collection[Any])
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,44 @@ class ChatDataset:
     set_aside: dict[str, str]
 
 
+class Examples:
+    """Worked examples on a ring, ordered by their hashes.
+
+    A choice takes the next example after its own place on the ring. So it takes the same time with few and with many
+    captures, and a new example changes the choices of few captures.
+    """
+
+    def __init__(self) -> None:
+        self._unordered: list[tuple[str, str, Worked]] = []
+
+    def add(self, worked: Worked, capture: str) -> None:
+        """Add an example that shows a capture."""
+        self._unordered.append((_sha256(worked.image, worked.answer), capture, worked))
+
+    @cached_property
+    def _ring(self) -> list[tuple[str, str, Worked]]:
+        return sorted(self._unordered, key=itemgetter(0))
+
+    def choose(self, place: str, capture: RawCapture) -> Worked | None:
+        """Return the first example from a place on the ring that shows another capture; None if there is none.
+
+        Args:
+            place: A hash in hex.
+            capture: The capture that the prompt asks about.
+        """
+        start = bisect_left(self._ring, place, key=itemgetter(0))
+        around = (self._ring[index - len(self._ring)] for index in range(start, start + len(self._ring)))
+        return next((worked for _, shown, worked in around if shown != capture.file), None)
+
+
 class Composites:
     """The pictures of the composite stage, by capture, view and line; paths are relative to its folder."""
 
     def __init__(self, composited: pd.DataFrame, captures: dict[str, RawCapture], contract: AnswerContract):
         self._singles: dict[tuple[str, str], str] = {}
-        self._stars: dict[tuple[Line, str], list[Worked]] = defaultdict(list)
+        self._stars: dict[tuple[Line, str], Examples] = defaultdict(Examples)
         self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-        self._worked_stacks: dict[tuple[Line, str], list[tuple[str, Worked]]] = defaultdict(list)
+        self._worked_stacks: dict[tuple[Line, str], Examples] = defaultdict(Examples)
         for composite in composited.to_dict("records"):
             capture, view, file = captures.get(composite["raw_file"]), composite["view"], composite["file"]
             if capture is None:  # set aside
@@ -71,12 +104,12 @@ class Composites:
             elif composite["kind"] == "star" and capture.split == "train":
                 address = contract.layout.address(composite["star_position"])
                 answer = contract.render(contract.star(capture.shape, view, address), AnswerKind.STAR)
-                self._stars[capture.line, view].append(Worked(file, answer))
+                self._stars[capture.line, view].add(Worked(file, answer), capture.file)
             elif composite["kind"] == "stacked":
                 self._stacks[capture.file, view][composite["reference_file"]] = file
                 if capture.split == "train" and capture.judgement == DEFECTIVE:
                     worked = Worked(file, contract.render(capture.answer(view, contract)))
-                    self._worked_stacks[capture.line, view].append((capture.file, worked))
+                    self._worked_stacks[capture.line, view].add(worked, capture.file)
 
     def single(self, capture: RawCapture, view: str) -> str:
         """Return the composite of one capture. Raises StageInputError if there is none."""
@@ -86,15 +119,14 @@ class Composites:
         """Return the stacked composites of one capture by the raw file of their reference. Raises StageInputError."""
         return _require(self._stacks.get((capture.file, view)), f"no stacked {view} composite of {capture.file}")
 
-    def stars(self, capture: RawCapture, view: str) -> list[Worked]:
-        """Return the star images of the line of the capture. Raises StageInputError if there are none."""
-        name = f"no {view} star composite of {capture.line}"
-        return _require(self._stars.get((capture.line, view)), name)
+    def star(self, capture: RawCapture, view: str, place: str) -> Worked:
+        """Return a star image of the line of the capture, see `Examples`. Raises StageInputError if there is none."""
+        worked = self._stars[capture.line, view].choose(place, capture)
+        return _require(worked, f"no {view} star composite of {capture.line}")
 
-    def worked_stacks(self, capture: RawCapture, view: str) -> list[Worked]:
-        """Return the stacked composites of other, defective training captures of the same line; maybe none."""
-        examples = self._worked_stacks.get((capture.line, view), [])
-        return [worked for file, worked in examples if file != capture.file]
+    def worked_stack(self, capture: RawCapture, view: str, place: str) -> Worked | None:
+        """Return a stacked composite of another, defective training capture of the line, see `Examples`."""
+        return self._worked_stacks[capture.line, view].choose(place, capture)
 
 
 class ChatBuilder:
@@ -151,7 +183,7 @@ class ChatBuilder:
         A stacked prompt needs another defective training capture of the line, which a new line may lack.
         """
         if kind is PromptKind.STACKED:
-            return bool(self.composites.worked_stacks(capture, view))
+            return self.composites.worked_stack(capture, view, "") is not None
         return kind is PromptKind.TWO_IMAGE
 
     def _comparisons(self, capture: RawCapture, view: str, kind: PromptKind) -> list[tuple[str, ...]]:
@@ -182,9 +214,9 @@ class ChatBuilder:
             ONE_SHOT if int(start + (row + 1) * share) > int(start + row * share) else ZERO_SHOT for row in range(rows)
         ]
 
-    def _worked(self, capture: RawCapture, view: str, kind: PromptKind, number: int) -> Worked:
-        candidates = self.composites.stars if kind is PromptKind.TWO_IMAGE else self.composites.worked_stacks
-        return self._ranked(candidates(capture, view), capture, view, str(number))[0]
+    def _worked(self, capture: RawCapture, view: str, kind: PromptKind, number: int) -> Worked | None:
+        choose = self.composites.star if kind is PromptKind.TWO_IMAGE else self.composites.worked_stack
+        return choose(capture, view, self._digest(capture.sha256, view, str(number)))
 
     def _row(
         self, capture: RawCapture, view: str, kind: PromptKind, shot: str, images: tuple[str, ...], number: int
@@ -213,15 +245,19 @@ class ChatBuilder:
             "messages": messages,
         }
 
-    def _ranked(self, candidates: Sequence, capture: RawCapture, *salt: str) -> list:
-        """Sort candidates by a hash with the capture; a new candidate leaves the order of the others unchanged."""
-        return sorted(candidates, key=lambda candidate: self._digest(capture.sha256, *salt, repr(candidate)))
+    def _ranked(self, images: Sequence[tuple[str, ...]], capture: RawCapture, view: str) -> list[tuple[str, ...]]:
+        """Sort images by a hash with the capture; new images leave the order of the others unchanged."""
+        return sorted(images, key=lambda each: self._digest(capture.sha256, view, repr(each)))
 
     def _fraction(self, *parts: str) -> float:
         return int(self._digest(*parts)[:8], 16) / 16**8
 
     def _digest(self, *parts: str) -> str:
-        return hashlib.sha256("\0".join([str(self.params.seed), *parts]).encode()).hexdigest()
+        return _sha256(str(self.params.seed), *parts)
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams) -> ChatDataset:
@@ -301,7 +337,7 @@ def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -
     return prompts.one_image(view, answer)
 
 
-def _require(candidates: Candidates | None, what: str) -> Candidates:
-    if not candidates:
+def _require(found: Found | None, what: str) -> Found:
+    if not found:
         raise StageInputError(f"data/composited/manifest.csv: {what}; run `dvc repro -f composite`")
-    return candidates
+    return found

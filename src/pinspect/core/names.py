@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 
 from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract
@@ -210,6 +211,7 @@ def label_in_name(file: str, contract: AnswerContract) -> NamedLabel:
     )
 
 
+@cache
 def series_name(file: str) -> SeriesName | None:
     """Return the facts in a file name of the series, or None for any other name."""
     try:

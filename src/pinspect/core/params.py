@@ -30,6 +30,8 @@ class ModelParams(Section):
         checkpoint: A folder or a Hugging Face hub id; empty for the default of the family.
         revision: Commit of a hub checkpoint.
         trust_remote_code: Whether code that comes with a checkpoint may run.
+        threads: CPU threads of the stages train and answer. The sums of a matrix product depend on their number, so it
+            is fixed: the same weights come out of machines with few and with many cores.
     """
 
     family: str
@@ -37,6 +39,7 @@ class ModelParams(Section):
     checkpoint: str
     revision: str
     trust_remote_code: bool
+    threads: PositiveInt
 
 
 class LayoutParams(Section):

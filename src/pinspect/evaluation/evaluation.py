@@ -23,7 +23,7 @@ from pinspect.core.rows import Row, read_chat
 from pinspect.evaluation import comparing, metrics
 from pinspect.evaluation.comparing import McNemar
 from pinspect.evaluation.settings import ReportSettings, load_report_settings
-from pinspect.examination.results import Examination, read_examination
+from pinspect.examination.results import ControlResult, Examination, read_examination
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Evaluation:
     def sources(self) -> list[str]:
         """Return the lines that the model was asked about."""
         return sorted(self.model_answers["source"].unique())
+
+    @property
+    def controls(self) -> dict[str, Sequence[ControlResult]]:
+        """Return the controls by view, the view that production asks about first."""
+        return {self.question.view: self.examination.controls, **self.examination.other_controls}
 
     def answers(self, shot: str = ZERO_SHOT, *, model: str = MODEL, source: str = "") -> pd.DataFrame:
         """Return the answers to production's question.

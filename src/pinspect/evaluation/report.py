@@ -48,10 +48,13 @@ def render_report(evaluation: Evaluation) -> str:
         separation=figures.separation_figure(evaluation.answers(), point and point.threshold),
         reliability=figures.reliability_figure(evaluation.reliability),
         learning_curve=figures.learning_curve_figure(evaluation.learning_curve),
-        controls=[
-            (control, wording.CONTROLS[control.name], wording.control_outcome(control, confidence))
-            for control in examination.controls
-        ],
+        controls={
+            view: [
+                (control, wording.CONTROLS[control.name], wording.control_outcome(control, confidence))
+                for control in results
+            ]
+            for view, results in evaluation.controls.items()
+        },
         simple_questions=[
             (result, wording.SIMPLE_QUESTIONS[result.name], wording.control_outcome(result, confidence))
             for result in examination.simple_questions

@@ -93,20 +93,20 @@ def control_outcome(result: ControlResult, confidence: float) -> str:
     return "; ".join(_count(check, confidence) for check in result.checks)
 
 
-def checks_table(results: Sequence[ControlResult], confidence: float) -> pd.DataFrame:
+def checks_table(results: Mapping[str, Sequence[ControlResult]], confidence: float) -> pd.DataFrame:
     """Return the counts of all controls, one row per count.
 
     Args:
-        results: The controls.
+        results: View -> the controls.
         confidence: Coverage of Wilson's interval (low, high) of the share.
     """
-    columns = ("control", "check", "hits", "n", "share", "low", "high", "at_least", "bound", "held")
+    columns = ("view", "control", "check", "hits", "n", "share", "low", "high", "at_least", "bound", "held")
     rows = []
-    for result in results:
+    for view, result in ((view, result) for view, each in results.items() for result in each):
         for check in result.checks:
             share = check.hits / check.n if check.n else None
             counts = (check.hits, check.n, share, *_interval(check, confidence))
-            rows.append((result.name, check.name, *counts, check.at_least, check.bound, check.held))
+            rows.append((view, result.name, check.name, *counts, check.at_least, check.bound, check.held))
     return pd.DataFrame(rows, columns=list(columns))
 
 

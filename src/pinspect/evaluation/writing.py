@@ -43,7 +43,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict:
     examination, settings = evaluation.examination, evaluation.settings
     metrics.write_scores(evaluation.scores, out / "scores.csv")
     metrics.write_scores(evaluation.score(examination.validation), out / "validation_scores.csv")
-    _write_csv(wording.checks_table(examination.controls, settings.confidence), out / "controls.csv")
+    _write_csv(wording.checks_table(evaluation.controls, settings.confidence), out / "controls.csv")
     _write_csv(examination.evidence.table, out / "evidence.csv")
     for shot in SHOTS:
         plots.write_plot_tables(shot, evaluation.answers(shot), out / "plots")
@@ -94,6 +94,10 @@ def detail(evaluation: Evaluation) -> dict:
         },
         "against_baseline": {outcome: asdict(test) for outcome, test in evaluation.comparisons.items()},
         "controls": [_outcome(result, wording.CONTROLS[result.name], confidence) for result in examination.controls],
+        "other_controls": {
+            view: [_outcome(result, wording.CONTROLS[result.name], confidence) for result in results]
+            for view, results in examination.other_controls.items()
+        },
         "simple_questions": [
             _outcome(result, wording.SIMPLE_QUESTIONS[result.name], confidence)
             for result in examination.simple_questions

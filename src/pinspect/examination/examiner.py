@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pinspect.core import predictions
-from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import ModelError, StageInputError
 from pinspect.core.operating_point import OperatingPoint
 from pinspect.core.params import EvaluateParams
@@ -109,13 +109,40 @@ class Examiner:
     def run_controls(
         self, rows: Sequence[Row], answers: pd.DataFrame, threshold: float = EVEN_ODDS
     ) -> list[ControlResult]:
-        """Make, ask and judge every control.
+        """Make, ask and judge every control in the view that production asks about.
 
         Args:
             rows: Rows of the test split.
             answers: The model's predictions for them by production's decoding.
             threshold: As in `test`.
         """
+        return self._controls(rows, answers, threshold, self.question)
+
+    def run_other_controls(
+        self, rows: Sequence[Row], answers: pd.DataFrame, threshold: float = EVEN_ODDS
+    ) -> dict[str, list[ControlResult]]:
+        """Make, ask and judge every control in the other views of the chat dataset.
+
+        Args:
+            rows: As in `run_controls`.
+            answers: As in `run_controls`.
+            threshold: As in `test`.
+
+        Returns:
+            View -> the outcomes, without pictures.
+        """
+        questions = [replace(self.question, view=view) for view in VIEWS if view != self.question.view]
+        return {
+            question.view: [
+                replace(result, pictures=()) for result in self._controls(rows, answers, threshold, question)
+            ]
+            for question in questions
+            if question.rows(rows)
+        }
+
+    def _controls(
+        self, rows: Sequence[Row], answers: pd.DataFrame, threshold: float, question: Question
+    ) -> list[ControlResult]:
 
         def answer(changed: Sequence[Row], folder: Path) -> list[str]:
             generated = self._generate(changed, self.question.decoding, threshold, folder)
@@ -123,7 +150,7 @@ class Examiner:
 
         plain = dict(zip(answers["id"], answers["answer"], strict=True))
         relit = self.photographs and self.photographs.relit
-        return run_controls(rows, self.images, self.contract, answer, plain, self.question, relit)
+        return run_controls(rows, self.images, self.contract, answer, plain, question, relit)
 
     def ask_simple_questions(self, rows: Sequence[Row]) -> list[ControlResult]:
         """Ask where the star is and which marks the grid has, on a few test captures."""

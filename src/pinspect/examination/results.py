@@ -20,7 +20,8 @@ from pinspect.core.files import write_file
 from pinspect.core.layout import Address, Layout
 
 VALIDATION, TEST = "validation.csv", "test.csv"
-CONTROLS, EVIDENCE, SIMPLE = "controls.json", "evidence.json", "simple_questions.json"
+CONTROLS, OTHER_CONTROLS = "controls.json", "other_controls.json"
+EVIDENCE, SIMPLE = "evidence.json", "simple_questions.json"
 ANSWER_CHECKS = "answer_checks.json"
 EVIDENCE_COLUMNS = (
     *("id", "file", "defect_mode", "defect_position", "named_position", "brightest_position"),
@@ -133,7 +134,8 @@ class Examination:
     Attributes:
         validation: Predictions table of the validation rows, judged by the operating point.
         test: Predictions table of the test rows: the model's answers, then those of the baselines.
-        controls: The outcome of each control.
+        controls: The outcome of each control, in the view that production asks about.
+        other_controls: View -> the outcome of each control, for the other views of the chat dataset; without pictures.
         evidence: Where the model looked.
         answer_checks: Result of the answer checks on the model's test answers, as JSON; None where not measured.
         simple_questions: The outcome of each simple question, in the form of a control.
@@ -142,6 +144,7 @@ class Examination:
     validation: pd.DataFrame
     test: pd.DataFrame
     controls: Sequence[ControlResult] = ()
+    other_controls: Mapping[str, Sequence[ControlResult]] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
     answer_checks: Mapping[str, object] | None = None
     simple_questions: Sequence[ControlResult] = ()
@@ -153,6 +156,8 @@ def write_examination(examination: Examination, folder: Path) -> None:
     predictions.write(examination.validation, folder / VALIDATION)
     predictions.write(examination.test, folder / TEST)
     _write_json([asdict(control) for control in examination.controls], folder / CONTROLS)
+    others = {view: [asdict(control) for control in each] for view, each in examination.other_controls.items()}
+    _write_json(others, folder / OTHER_CONTROLS)
     _write_json([asdict(question) for question in examination.simple_questions], folder / SIMPLE)
     evidence = examination.evidence
     content = {
@@ -180,7 +185,8 @@ def read_examination(folder: Path, layout: Layout) -> Examination:
     return Examination(
         validation=predictions.read(folder / VALIDATION),
         test=predictions.read(folder / TEST),
-        controls=tuple(_control_from_json(record) for record in _read_json(folder / CONTROLS)),
+        controls=_controls_from_json(_read_json(folder / CONTROLS)),
+        other_controls={view: _controls_from_json(each) for view, each in _read_json(folder / OTHER_CONTROLS).items()},
         evidence=Evidence(
             maps={row_id: _map_from_json(record, layout) for row_id, record in evidence["maps"].items()},
             table=pd.DataFrame(evidence["table"], columns=list(EVIDENCE_COLUMNS)),
@@ -188,13 +194,21 @@ def read_examination(folder: Path, layout: Layout) -> Examination:
             reason=evidence["reason"],
         ),
         answer_checks=_read_json(folder / ANSWER_CHECKS),
-        simple_questions=tuple(_control_from_json(record) for record in _read_json(folder / SIMPLE)),
+        simple_questions=_controls_from_json(_read_json(folder / SIMPLE)),
     )
 
 
-def _control_from_json(record: Mapping) -> ControlResult:
-    checks = tuple(Check(**check) for check in record["checks"])
-    return ControlResult(**{**record, "checks": checks, "pictures": tuple(record["pictures"])})
+def _controls_from_json(records: Sequence[Mapping]) -> tuple[ControlResult, ...]:
+    return tuple(
+        ControlResult(
+            **{
+                **record,
+                "checks": tuple(Check(**check) for check in record["checks"]),
+                "pictures": tuple(record["pictures"]),
+            }
+        )
+        for record in records
+    )
 
 
 def _map_to_json(evidence: EvidenceMap) -> dict[str, object]:

@@ -130,7 +130,7 @@ class PoolPlan:
         seed: Seed of all random choices.
     """
 
-    setups: int = 440
+    setups: int = 700
     unit_space_references: int = 6
     references: int = 3
     inspected: int = 20

@@ -62,11 +62,11 @@ class Curriculum:
         seed: Seed of weights and batches.
     """
 
-    see_steps: int = 800
+    see_steps: int = 900
     see_images: int = 40
     see_rate: float = 1.5e-3
     muon_rate: float = 0.02
-    compare_steps: int = 500
+    compare_steps: int = 700
     compare_rate: float = 2e-3
     chats: int = 20
     warmup: int = 40

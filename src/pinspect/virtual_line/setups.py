@@ -195,7 +195,7 @@ def _coarse(colors: np.ndarray) -> Color:
 def _colors(rng: np.random.Generator) -> tuple[Color, Color, Color, Color]:
     """Draw the colors of pins, floor, walls and table, with enough contrast between pins and floor."""
     while True:
-        look = rng.choice(["dark", "housing", "pale", "any"], p=[0.3, 0.45, 0.13, 0.12])
+        look = rng.choice(["dark", "housing", "pale", "any"], p=[0.32, 0.5, 0.1, 0.08])
         pins = _color(rng, saturation=(0.0, 0.12), value=(0.5, 0.97))
         if look == "dark":  # gray pins, dark floor
             floor = _color(rng, saturation=(0.0, 0.25), value=(0.03, 0.25))
