@@ -33,18 +33,19 @@ def promote(root: str = ".", approve_by: str = "") -> State:
 
 
 @flow(name="rollback")
-def rollback(root: str = ".", why: str = "", by: str = "") -> State:
-    """Make the previous champion champion again.
+def rollback(root: str = ".", why: str = "", by: str = "", to: str = "") -> State:
+    """Make the previous champion, or another version, champion again.
 
     Args:
         root: The project's folder.
         why: What went wrong; recorded with the version that is rolled back.
         by: The person who decided; empty for nobody.
+        to: Number or alias of the version to go back to; empty for the previous champion.
 
     Returns:
-        Completed; Failed if there is no previous champion.
+        Completed; Failed if there is no such version.
     """
-    return end_state(lambda: _roll_back(Path(root).resolve(), why, by))
+    return end_state(lambda: _roll_back(Path(root).resolve(), why, by, to))
 
 
 def _promote(project: Path, approve_by: str) -> State:
@@ -61,11 +62,12 @@ def _promote(project: Path, approve_by: str) -> State:
     return Completed(message=f"Version {decision.challenger} is the champion.", data=decision.to_dict())
 
 
-def _roll_back(project: Path, why: str, by: str) -> State:
+def _roll_back(project: Path, why: str, by: str, to: str) -> State:
     from pinspect.registry import promotion
 
-    done = promotion.rollback(project, load_register_settings(project), why, by)
-    return Completed(message=f"Version {done.version} is the champion again instead of version {done.rolled_back}.")
+    done = promotion.rollback(project, load_register_settings(project), why, by, to)
+    instead = f" instead of version {done.rolled_back}" if done.rolled_back else ""
+    return Completed(message=f"Version {done.version} is the champion again{instead}.")
 
 
 def main() -> None:

@@ -239,6 +239,13 @@ def test_a_better_challenger_becomes_champion_and_the_rollback_restores_the_old_
     with pytest.raises(RegistryError, match="nothing to roll back to"):
         rollback(line.root, line.settings.register, "again")
 
+    with pytest.raises(RegistryError, match="version 1 of pin-inspector is champion, and it is champion already"):
+        rollback(line.root, line.settings.register, "again", to="1")
+    line.client.delete_registered_model_alias(NAME, "champion")
+    restored = rollback(line.root, line.settings.register, "somebody deleted the alias", to="1")
+    assert (restored.version, restored.rolled_back) == ("1", "")
+    assert line.aliases == {"champion": "1"}
+
     line.set(challenger="2")
     with pytest.raises(PromotionRefused, match="three escapes at line 2"):
         promote(line.root, line.params, line.settings).require()
@@ -305,26 +312,18 @@ def test_a_first_champion_is_promoted_without_comparison(line):
         promote(line.root, line.params, line.settings)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 3])
-def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(line, steps):
+def test_a_promotion_that_was_killed_between_two_steps_is_finished_by_the_next(line):
     line.set(champion="1", challenger="2")
     decision = promote(line.root, line.params, line.settings)
-    # After a kill the registry has only the proof, then also `previous`, then `champion`, then all of it.
-    line.set(champion="1", challenger="2")
-    line.client.delete_registered_model_alias(NAME, "previous")
-    (line.root / DECISION).unlink()
-    if steps > 0:
-        line.set(previous="1")
-    if steps > 1:
-        line.set(champion="2")
-    if steps > 2:
-        line.client.delete_registered_model_alias(NAME, "challenger")
+    # After a kill the registry has only the proof, then also `previous`, then also the new `champion`.
+    for done in ({}, {"previous": "1"}, {"previous": "1", "champion": "2"}):
+        line.client.delete_registered_model_alias(NAME, "previous")
+        line.set(**{"champion": "1", "challenger": "2", **done})
+        (line.root / DECISION).unlink()
+        repeated = promote(line.root, line.params, line.settings)
+        assert replace(repeated, decided_at="") == replace(decision, decided_at="")
         assert line.aliases == {"champion": "2", "previous": "1"}
-        return
-    repeated = promote(line.root, line.params, line.settings)
-    assert replace(repeated, decided_at="") == replace(decision, decided_at="")
-    assert line.aliases == {"champion": "2", "previous": "1"}
-    assert (line.root / DECISION).is_file()
+        assert (line.root / DECISION).is_file()
 
 
 def test_promotions_and_registrations_raced_by_processes_leave_one_consistent_registry(line):

@@ -37,35 +37,29 @@ def stages_of(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def test_an_experiment_trains_and_evaluates_with_its_own_parameters_and_moves_no_alias(sweep):
-    before = registered(sweep)
-    assert str(before["challenger"]) == "1"
-    sets = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
-    output = sweep.must("dvc", "exp", "run", "--name", "narrow", *sets)
-    assert stages_of(output) == ["train", "answer", "evaluate", "register"]
-    assert "not registered, since this is experiment narrow" in output
-    assert json.loads((sweep.root / "models/adapter/adapter_config.json").read_text())["r"] == 4
-    assert json.loads((sweep.root / "reports/registration.json").read_text())["experiment"] == "narrow"
-    assert registered(sweep) == before
-    shown = json.loads(sweep.must("dvc", "exp", "show", "--json"))
-    (experiment,) = (entry for revision in shown for entry in revision["experiments"] or [])
-    (revision,) = experiment["revs"]
-    assert experiment["name"] == "narrow"
-    assert revision["data"]["params"]["params.yaml"]["data"]["train"]["rank"] == 4
-    assert "zero_shot" in revision["data"]["metrics"]["reports/eval/metrics.json"]["data"]
-
-
-def test_an_experiment_in_a_folder_of_its_own_runs_its_own_code_and_moves_no_alias(sweep):
+def test_an_experiment_runs_its_own_code_with_its_own_parameters_and_moves_no_alias(sweep):
     """The experiment's stage prints which code it runs; PYTHONPATH is not set, and another pinspect is installed."""
     assert "PYTHONPATH" not in sweep.environment
     before, adapter = registered(sweep), (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes()
+    assert str(before["challenger"]) == "1"
     module = sweep.root / "src/pinspect/model/adapter.py"
     module.write_text(module.read_text() + f"\nprint({MARK!r}, __file__)\n")
-    done = sweep.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "train.rank=4")
+    sets = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
+    done = sweep.run("dvc", "exp", "run", "--temp", "--name", "apart", *sets)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
+    assert stages_of(output)[-4:] == ["train", "answer", "evaluate", "register"]
     assert "not registered, since this is experiment apart" in output
     (line,) = (line for line in output.splitlines() if MARK in line)
     assert f"{sweep.root}/.dvc/tmp/exps/" in line
     assert registered(sweep) == before
     assert (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes() == adapter
+    shown = json.loads(sweep.must("dvc", "exp", "show", "--json"))
+    (experiment,) = (entry for revision in shown for entry in revision["experiments"] or [])
+    (revision,) = experiment["revs"]
+    assert experiment["name"] == "apart"
+    assert revision["data"]["params"]["params.yaml"]["data"]["train"]["rank"] == 4
+    assert "zero_shot" in revision["data"]["metrics"]["reports/eval/metrics.json"]["data"]
+    sweep.must("dvc", "exp", "apply", "apart")
+    assert json.loads((sweep.root / "models/adapter/adapter_config.json").read_text())["r"] == 4
+    assert json.loads((sweep.root / "reports/registration.json").read_text())["experiment"] == "apart"

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from pinspect.captures.labels import (
     COLUMNS,
@@ -30,11 +27,10 @@ from pinspect.captures.labels import (
     read_table,
 )
 from pinspect.core.errors import CaptureError
+from pinspect.core.locks import only_process
 
 _PLACE = ".adding-"
 _PLAN = "plan.json"
-
-_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -51,21 +47,19 @@ def locked(folder: Path) -> Iterator[None]:
         CaptureError: The lock cannot be made, or `labels.csv` is not a table of labels.
     """
     folder = folder.resolve()
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.warning("%s: waiting for another process that adds captures", folder)
-        lock.acquire()
-    except OSError as error:
-        raise CaptureError(f"{folder.parent}: cannot be written ({error.strerror}); correct its permissions") from None
-    try:
+    lock, who_waits = (
+        folder.with_name(f".{folder.name}.lock"),
+        f"{folder}: waiting for another process that adds captures",
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_process(lock, who_waits))
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror}); correct its permissions"
+            raise CaptureError(f"{folder.parent}: {reason}") from None
         for place in folder.glob(f"{_PLACE}*"):
             _settle(place, folder)
         yield
-    finally:
-        lock.release()
 
 
 def heal(folder: Path) -> None:

@@ -223,17 +223,19 @@ def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
 def rollback(
     why: Annotated[str, typer.Option(help="What went wrong; recorded with the version.")],
     by: Annotated[str, typer.Option(metavar="NAME", help="The person who decided; recorded.")] = "",
+    to: Annotated[str, typer.Option(metavar="VERSION", help="Go back to this version, not to the previous one.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion champion again."""
+    """Make the previous champion, or another version, champion again."""
     from pinspect.registry import promotion
     from pinspect.registry.settings import load_register_settings
 
-    done = promotion.rollback(Path(), load_register_settings(Path()), why, by)
+    done = promotion.rollback(Path(), load_register_settings(Path()), why, by, to)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:
-        print(f"version {done.version} of {done.name} is champion again, version {done.rolled_back} is not: {done.why}")
+        before = f", version {done.rolled_back} is not" if done.rolled_back else ""
+        print(f"version {done.version} of {done.name} is champion again{before}: {done.why}")
 
 
 @app.command()

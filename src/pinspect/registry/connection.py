@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import mlflow
 import requests
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
+from pinspect.core.locks import only_process
 from pinspect.registry.addresses import LOCKED, STORE, artifact_folder, bring_home
 from pinspect.registry.settings import RegisterSettings
 
@@ -143,9 +143,8 @@ def registry_lock(root: Path) -> Iterator[None]:
     Yields:
         Nothing, once this process holds the lock.
     """
-    lock = root / STORE / "register.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    who_waits = f"{root / STORE}: waiting for another process that registers or promotes"
+    with only_process(root / STORE / "register.lock", who_waits):
         yield
 
 

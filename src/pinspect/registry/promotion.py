@@ -104,7 +104,7 @@ class Rollback:
     Attributes:
         name: The registered model.
         version: The number of the champion from now on.
-        rolled_back: The number of the champion before.
+        rolled_back: The number of the champion before; empty if the alias `champion` had been deleted.
         why: What went wrong with it.
         by: The person who decided; empty for nobody.
         rolled_back_at: ISO 8601, UTC.
@@ -220,43 +220,46 @@ def decide(
     )
 
 
-def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "") -> Rollback:
-    """Make the previous champion champion again.
+def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "", to: str = "") -> Rollback:
+    """Make the previous champion, or any other version, champion again.
 
-    The version that is rolled back is not promoted again without a person's approval.
+    The version that is rolled back is not promoted again without a person's approval. With `to`, a rollback also
+    restores an alias `champion` that was deleted.
 
     Args:
         root: The project's folder.
         settings: The section `register`.
         why: What went wrong; recorded with the version that is rolled back.
         by: The person who decided; empty for nobody.
+        to: Number or alias of the version to go back to; empty for the previous champion.
 
     Returns:
         What was done.
 
     Raises:
-        RegistryError: There is no previous champion, it does not inspect its references any more, `why` is empty, or
-            the registry cannot be used. No alias has moved.
+        RegistryError: There is no previous champion or no version `to`, it is champion already, it does not inspect
+            its references any more, `why` is empty, or the registry cannot be used. No alias has moved.
     """
     if not why.strip():
         raise RegistryError("a rollback needs a reason: pinspect rollback --why 'three escapes at line 2'")
     name = settings.model_name
     with open_registry(root, settings) as client, registry_lock(root):
-        champion = require_version(client, name, CHAMPION)
-        previous = version_of(client, name, PREVIOUS)
-        if previous is None or previous.version == champion.version:
+        champion = version_of(client, name, CHAMPION) if to else require_version(client, name, CHAMPION)
+        target = require_version(client, name, to) if to else version_of(client, name, PREVIOUS)
+        if target is None or (champion and target.version == champion.version):
+            problem = "it is champion already" if to else "no version was before it: nothing to roll back to"
             raise RegistryError(
-                f"{without_password(client.tracking_uri)}: version {champion.version} of {name} is champion, and no "
-                "version was before it: nothing to roll back to"
+                f"{without_password(client.tracking_uri)}: version {champion and champion.version} of {name} is "
+                f"champion, and {problem}; pinspect models lists all versions, and --to goes back to any of them"
             )
-        if problem := trial_problem(root, settings, previous):
-            raise RegistryError(
-                f"version {previous.version} of {name} cannot become champion again: {problem}; version "
-                f"{champion.version} stays champion"
-            )
-        done = Rollback(name, number_of(previous), number_of(champion), why.strip(), by, _now())
-        client.set_model_version_tag(name, champion.version, ROLLBACK_TAG, json.dumps(done.to_dict()))
-        client.set_registered_model_alias(name, CHAMPION, previous.version)
+        if problem := trial_problem(root, settings, target):
+            stays = f"; version {champion.version} stays champion" if champion else ""
+            raise RegistryError(f"version {target.version} of {name} cannot become champion again: {problem}{stays}")
+        rolled_back = number_of(champion) if champion else ""
+        done = Rollback(name, number_of(target), rolled_back, why.strip(), by, _now())
+        if champion:
+            client.set_model_version_tag(name, champion.version, ROLLBACK_TAG, json.dumps(done.to_dict()))
+        client.set_registered_model_alias(name, CHAMPION, target.version)
         client.delete_registered_model_alias(name, PREVIOUS)
     return done
 
