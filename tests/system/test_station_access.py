@@ -1,12 +1,14 @@
 """Who may send requests to the station: tokens, logins, other sites, other hosts, limits. No model process runs."""
 
+import time
+
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from pinspect.core.errors import PinspectError
 from pinspect.core.params import load_params
-from pinspect.station.access import COOKIE, check_token, cookie_of
+from pinspect.station.access import COOKIE, WRONG_TOKENS_A_MINUTE, check_token, cookie_of
 from pinspect.station.api import create_app
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.settings import StationSettings
@@ -58,9 +60,25 @@ def test_a_browser_logs_in_on_the_page(registered):
     assert "samesite=strict" in cookie
     assert TOKEN not in cookie
     assert client.get("/results").status_code == 200
+    soon, ended = int(time.time()) + 3600, int(time.time()) - 1
+    other = cookie_of("another token altogether", soon)
+    for cookie, status in ((cookie_of(TOKEN, soon), 200), (cookie_of(TOKEN, ended), 401), (other, 401), ("9.9", 401)):
+        client.cookies.clear()
+        client.cookies.set(COOKIE, cookie)
+        assert client.get("/results").status_code == status
     client.cookies.clear()
-    client.cookies.set(COOKIE, cookie_of("another token altogether"))
+    client.cookies.set(COOKIE, cookie_of(TOKEN, ended).replace(str(ended), str(soon)))
     assert client.get("/results").status_code == 401
+
+
+def test_wrong_tokens_are_tried_a_few_times_a_minute(registered):
+    client = client_of(registered, token=TOKEN)
+    tries = [client.post("/login", data={"token": "wrong"}) for _ in range(WRONG_TOKENS_A_MINUTE + 2)]
+    assert [answer.status_code for answer in tries] == [403] * WRONG_TOKENS_A_MINUTE + [429] * 2
+    assert "logins per minute" in refusal(tries[-1])[1]
+    wrong = client.get("/results", headers={"Authorization": "Bearer wrong"})
+    assert (wrong.status_code, 0 < int(wrong.headers["Retry-After"]) <= 60) == (429, True)
+    assert client.get("/results", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
 def test_requests_from_other_sites_are_refused(registered):
@@ -100,6 +118,8 @@ def test_a_large_body_that_is_no_upload_gets_413(registered):
     large = b"[" + b"0," * 600_000
     assert client.post("/results/1/correction", content=large).status_code == 413
     assert client.post("/results/1/correction", content=iter([large])).status_code == 413
+    # Form data is no exception outside of the routes that take images.
+    assert client_of(registered, token=TOKEN).post("/login", files={"token": large}).status_code == 413
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""`pinspect station` under load: kills, promotions, a broken champion, and a clean shutdown."""
+"""`pinspect station` under load: kills, promotions, a broken champion, hostile clients, and a clean shutdown."""
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -24,6 +26,8 @@ from tests.support.station_stack import PINSPECT, StationProcess, make_champion,
 from tests.support.waiting import is_gone, until
 
 CLIENTS = 8
+TOKEN = {"PINSPECT_STATION_TOKEN": "a-token-that-nobody-guesses"}
+LOGIN = {"Authorization": f"Bearer {TOKEN['PINSPECT_STATION_TOKEN']}"}
 CAPTURES = [capture.jpeg for capture in line()]
 
 
@@ -42,7 +46,7 @@ class Load:
             while not self._ends.is_set():
                 image = ("images", (f"{number}.jpg", CAPTURES[number % len(CAPTURES)]))
                 try:
-                    answer = session.post(f"{self._url}/inspect", files=[image], timeout=600)
+                    answer = session.post(f"{self._url}/inspect", files=[image], headers=LOGIN, timeout=600)
                 except requests.RequestException:
                     self.broken += 1
                     return
@@ -81,7 +85,7 @@ def versions(registered):
 
 @pytest.fixture(scope="module")
 def running(versions):
-    with station(versions) as running:
+    with station(versions, **TOKEN) as running:
         yield running
 
 
@@ -90,11 +94,17 @@ def health(running: StationProcess) -> dict:
 
 
 def inspected(running: StationProcess) -> requests.Response:
-    return requests.post(f"{running.url}/inspect", files={"images": ("a.jpg", CAPTURES[0])}, timeout=600)
+    images = {"images": ("a.jpg", CAPTURES[0])}
+    return requests.post(f"{running.url}/inspect", files=images, headers=LOGIN, timeout=600)
 
 
 def table(project: Path) -> ResultsTable:
     return ResultsTable.of_project(project, StationSettings())
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def model_process(running: StationProcess) -> psutil.Process:
@@ -156,7 +166,7 @@ def test_health_reports_a_broken_champion_and_the_last_good_version_stays(runnin
     assert (report["status"], report["version"]) == ("degraded", "2")
     assert "version 3" in report["last_error"]
     assert inspected(running).json()["results"][0]["model_version"] == "2"
-    assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", timeout=600).text
+    assert "pinspect_model_stale 1.0" in requests.get(f"{running.url}/metrics", headers=LOGIN, timeout=600).text
     # A restarted model process also reports the broken champion.
     model_process(running).kill()
     until(lambda: health(running)["version"] == "2", "the last good version again")
@@ -190,11 +200,35 @@ def test_requests_are_refused_while_the_model_process_restarts(running):
     assert "it is started again" in running.log.read_text()
 
 
+def test_a_thousand_half_sent_requests_and_an_endless_body_stop_no_answer(running):
+    address = urlsplit(running.url).hostname, urlsplit(running.url).port
+    log, stored = running.log.stat().st_size, size_of(running.root)
+    half = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: "
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with ExitStack() as connections:
+        connections.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1000):
+            connections.enter_context(socket.create_connection(address)).sendall(half)
+        assert inspected(running).ok
+        assert len(psutil.Process(running.process.pid).net_connections()) < 1000
+    body = b"Transfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+    chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+    with socket.create_connection(address) as endless:
+        endless.sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\n" + body)
+        with pytest.raises(ConnectionError):
+            for _ in range(2048):  # 2 GB
+                endless.sendall(chunk)
+    assert inspected(running).ok
+    assert running.log.stat().st_size - log < 10_000
+    assert size_of(running.root) - stored < 10_000_000
+
+
 def test_requests_in_progress_are_finished_when_the_station_ends(running):
     answers = []
     images = [("images", (f"{number}.jpg", content)) for number, content in enumerate(CAPTURES)]
     client = threading.Thread(
-        target=lambda: answers.append(requests.post(f"{running.url}/inspect", files=images, timeout=600))
+        target=lambda: answers.append(requests.post(f"{running.url}/inspect", files=images, headers=LOGIN, timeout=600))
     )
     client.start()
     until(lambda: health(running)["queue"], "captures that wait", every=0.01)

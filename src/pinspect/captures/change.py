@@ -47,13 +47,10 @@ def locked(folder: Path) -> Iterator[None]:
         CaptureError: The lock cannot be made, or `labels.csv` is not a table of labels.
     """
     folder = folder.resolve()
-    lock, who_waits = (
-        folder.with_name(f".{folder.name}.lock"),
-        f"{folder}: waiting for another process that adds captures",
-    )
+    lock = folder.with_name(f".{folder.name}.lock")
     with ExitStack() as stack:
         try:
-            stack.enter_context(only_process(lock, who_waits))
+            stack.enter_context(only_process(lock, f"{folder}: waiting for another process that adds captures"))
         except OSError as error:
             reason = f"cannot be written ({error.strerror}); correct its permissions"
             raise CaptureError(f"{folder.parent}: {reason}") from None

@@ -1,10 +1,11 @@
-"""Access control in one ASGI middleware: host names, request rate, token, requests from pages of other sites.
+"""Access control in one ASGI middleware: host names, rates, bodies, token, requests from pages of other sites.
 
 Every response carries headers that keep a browser from running or framing content of other sites.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -13,7 +14,7 @@ from collections.abc import Collection
 from math import ceil
 from urllib.parse import quote, urlsplit
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
@@ -28,13 +29,18 @@ from pinspect.station.problems import Problem
 
 COOKIE = "pinspect_station"
 LOGIN = "/login"
+UPLOADS = ("/inspect", "/upload")
+LOGIN_SECONDS = 12 * 3600  # a login lasts a shift
+WRONG_TOKENS_A_MINUTE = 10  # of one client, logins included
 SHORTEST_TOKEN = 16
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = ("/health", LOGIN)  # paths without a token
 _UNCOUNTED = ("/health", "/metrics")  # a monitor must always get an answer
 _STATIC = "/static/"
 _SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
-_LARGEST_BODY = 1 << 20  # bytes; uploads have their own limit
+_LARGEST_BODY = 1 << 20  # bytes; uploads have their own limits of bytes and time
+_SECONDS_FOR_BODY = 30.0
+_TOO_LONG = f"the request has more than {_LARGEST_BODY} bytes"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -101,14 +107,29 @@ def is_token(text: str, token: str) -> bool:
     return hmac.compare_digest(text.strip().encode("utf-8", "replace"), token.encode())
 
 
-def cookie_of(token: str) -> str:
-    """Return the value of the login cookie: it proves knowledge of the token without containing it."""
-    return hmac.new(token.encode(), b"pinspect station login", hashlib.sha256).hexdigest()
+def cookie_of(token: str, until: int) -> str:
+    """Return the value of the login cookie: it proves knowledge of the token without containing it.
+
+    Args:
+        token: The token.
+        until: When the login ends, in seconds since 1970.
+    """
+    proof = hmac.new(token.encode(), f"pinspect station login until {until}".encode(), hashlib.sha256)
+    return f"{until}.{proof.hexdigest()}"
+
+
+def is_cookie(cookie: str, token: str) -> bool:
+    """Whether `cookie` is the cookie of a login that has not ended."""
+    until = cookie.partition(".")[0]
+    if not (until.isascii() and until.isdecimal() and len(until) < 20 and int(until) > time.time()):
+        return False
+    return hmac.compare_digest(cookie.encode("utf-8", "replace"), cookie_of(token, int(until)).encode())
 
 
 def log_in(response: Response, token: str, *, secure: bool) -> None:
     """Set the login cookie. `secure`: the browser sends it over TLS only."""
-    response.set_cookie(COOKIE, cookie_of(token), httponly=True, samesite="strict", secure=secure, path="/")
+    value = cookie_of(token, int(time.time()) + LOGIN_SECONDS)
+    response.set_cookie(COOKIE, value, max_age=LOGIN_SECONDS, httponly=True, samesite="strict", secure=secure, path="/")
 
 
 class Access:
@@ -126,6 +147,7 @@ class Access:
         self._inner = app
         self._token = token
         self._limit = RateLimitItemPerMinute(requests_a_minute)
+        self._wrong_tokens = RateLimitItemPerMinute(WRONG_TOKENS_A_MINUTE, namespace="wrong tokens")
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,40 +156,50 @@ class Access:
             await self._inner(scope, receive, send)
             return
 
+        body = _Body(HTTPConnection(scope), receive)
+
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if body.endless:
+                    headers["Connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, secured)
+        if body.too_long:
+            await Problem(413, _TOO_LONG, reason="bytes").response()(scope, receive, secured)
+        else:
+            await self._app(scope, body.receive, secured)
 
     async def _allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = HTTPConnection(scope)
         try:
             self._count(request)
             self._check_origin(request)
-            self._check_length(request)
             allowed = self._has_token(request)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
         if allowed:
-            await self._inner(scope, _limited(request, receive), send)
+            await self._inner(scope, receive, send)
         else:
             await self._refused(request)(scope, receive, send)
 
     def _count(self, request: HTTPConnection) -> None:
         path = request.url.path
-        if path in _UNCOUNTED or path.startswith(_STATIC):
-            return
+        if path not in _UNCOUNTED and not path.startswith(_STATIC):
+            self._hit(self._limit, request, "requests")
+        if path == LOGIN and request.scope["method"] not in _SAFE:
+            self._hit(self._wrong_tokens, request, "logins")
+
+    def _hit(self, limit: RateLimitItem, request: HTTPConnection, what: str) -> None:
         client = request.client.host if request.client else ""
-        if not self._limiter.hit(self._limit, client):
-            seconds = ceil(max(1, self._limiter.get_window_stats(self._limit, client).reset_time - time.time()))
+        if not self._limiter.hit(limit, client):
+            seconds = ceil(max(1, self._limiter.get_window_stats(limit, client).reset_time - time.time()))
             raise Problem(
                 429,
-                f"more than {self._limit.amount} requests per minute from {client}; try again in {seconds} s",
+                f"more than {limit.amount} {what} per minute from {client}; try again in {seconds} s",
                 reason="rate",
                 headers={"Retry-After": str(seconds)},
             )
@@ -181,11 +213,6 @@ class Access:
         if foreign or request.headers.get("sec-fetch-site") == "cross-site":
             raise Problem(403, "a page of another site sent this request; open the station's own page", reason="origin")
 
-    def _check_length(self, request: HTTPConnection) -> None:
-        length = request.headers.get("content-length", "")
-        if not _is_upload(request) and length.isdecimal() and int(length) > _LARGEST_BODY:
-            raise Problem(413, f"the request has more than {_LARGEST_BODY} bytes", reason="bytes")
-
     def _has_token(self, request: HTTPConnection) -> bool:
         path = request.url.path
         if not self._token or path in _OPEN or path.startswith(_STATIC):
@@ -193,8 +220,11 @@ class Access:
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_token(credentials, self._token):
             return True
-        cookie = request.cookies.get(COOKIE, "")
-        return hmac.compare_digest(cookie.encode(), cookie_of(self._token).encode())
+        if is_cookie(request.cookies.get(COOKIE, ""), self._token):
+            return True
+        if credentials:
+            self._hit(self._wrong_tokens, request, "wrong tokens")
+        return False
 
     def _refused(self, request: HTTPConnection) -> Response:
         """Redirect browsers to the login page; refuse other clients."""
@@ -204,22 +234,38 @@ class Access:
         return Problem(401, "send the token: Authorization: Bearer TOKEN", reason="token", headers=headers).response()
 
 
-def _is_upload(request: HTTPConnection) -> bool:
-    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+class _Body:
+    """The body of a request, which ends at the limits of bytes and time, whatever the Content-Length header declares.
 
+    The routes that take images have limits of their own.
+    """
 
-def _limited(request: HTTPConnection, receive: Receive) -> Receive:
-    """Wrap `receive` so that it stops at the limit, whatever the Content-Length header declares."""
-    if _is_upload(request):
-        return receive
-    read = 0
+    def __init__(self, request: HTTPConnection, receive: Receive):
+        self._receive, self._is_upload = receive, request.url.path in UPLOADS
+        self._bytes, self._until = 0, time.monotonic() + _SECONDS_FOR_BODY
+        self._complete = request.scope["method"] in _SAFE
+        length = request.headers.get("content-length", "")
+        self._declared = int(length) if length.isdecimal() else None
 
-    async def counted() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > _LARGEST_BODY:
-            raise HTTPException(413, f"the request has more than {_LARGEST_BODY} bytes")
+    @property
+    def too_long(self) -> bool:
+        """Whether the request declares more bytes than it may have."""
+        return not self._is_upload and self._declared is not None and self._declared > _LARGEST_BODY
+
+    @property
+    def endless(self) -> bool:
+        """Whether the rest of the body, which nobody reads, may be long: the connection has to be closed."""
+        return not self._complete and (self._declared is None or self._declared > _LARGEST_BODY)
+
+    async def receive(self) -> Message:
+        """Return the next part; raise HTTPException at a limit."""
+        limited = not (self._is_upload or self._complete)  # after the body comes the end of the connection
+        try:
+            message = await asyncio.wait_for(self._receive(), self._until - time.monotonic() if limited else None)
+        except TimeoutError:
+            raise HTTPException(408, f"the request was not complete within {_SECONDS_FOR_BODY:g} s") from None
+        self._bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if limited and self._bytes > _LARGEST_BODY:
+            raise HTTPException(413, _TOO_LONG)
         return message
-
-    return counted
