@@ -10,6 +10,7 @@ import yaml
 from pinspect.core.errors import CaptureError, InputChangedError
 from pinspect.core.runs import read_run_facts
 from pinspect.core.stage import watch_inputs
+from tests.support.waiting import is_gone, until
 
 PIPELINE = {
     "stages": {
@@ -103,6 +104,32 @@ def test_dvc_does_not_record_a_stage_whose_parameter_was_edited_meanwhile(projec
     subprocess.run(repro, cwd=project, check=True)
     assert "seed: 2" in (project / "out.txt").read_text()
     assert read_run_facts(project, "raw")["stage_seconds"] >= 0
+
+
+def test_a_stage_whose_dvc_was_killed_ends_and_the_next_run_completes(project):
+    (project / "stage.py").write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from pinspect.core.stage import run_stage\n"
+        "def main():\n"
+        "    if not Path('first').exists():\n"
+        "        Path('first.partial').write_text(str(os.getpid()))\n"
+        "        Path('first.partial').rename('first')\n"
+        "        time.sleep(3600)\n"
+        "        Path('out.txt').write_text('too late')\n"
+        "    Path('out.txt').write_text('second')\n"
+        "run_stage('raw', main)\n"
+    )
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=project, check=True)
+    repro = [sys.executable, "-m", "dvc", "repro"]
+    first = subprocess.Popen(repro, cwd=project)
+    until((project / "first").exists, "the stage's start")
+    first.kill()
+    first.wait()
+    stage = int((project / "first").read_text())
+    until(lambda: is_gone(stage), "the end of the stage")
+    subprocess.run(repro, cwd=project, check=True)
+    assert (project / "out.txt").read_text() == "second"
 
 
 def test_every_stage_of_the_pipeline_watches_its_inputs():

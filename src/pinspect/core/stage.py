@@ -2,10 +2,15 @@
 
 DVC records what a stage depends on after the stage has ended. Without this check, a capture that arrives while `raw`
 runs would count as learned, and a parameter edited while `train` runs would be recorded beside the old adapter.
+
+A stage ends with the `dvc` that started it, and runs once at a time. Otherwise the stage of a killed `dvc` would work
+on, and overwrite outputs that a later run has recorded.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,10 +19,13 @@ from typing import Any, cast
 import yaml
 
 from pinspect.core.errors import InputChangedError, run
+from pinspect.core.locks import only_process
 from pinspect.core.runs import read_run_facts, write_run_facts
 
 _PIPELINE = "dvc.yaml"
 _NAMES_SHOWN = 3
+_STARTED_BY_DVC = "DVC_STAGE"  # the variable that DVC sets for the commands of stages
+_RANK = "LOCAL_RANK"  # the number of a process of a training in several processes, which belong together
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
@@ -33,10 +41,23 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
 
 
 def _timed(name: str, main: Callable[[], None], root: Path) -> None:
-    begun = time.perf_counter()
-    watch_inputs(name, main, root)
-    facts = read_run_facts(root, name) | {"stage_seconds": round(time.perf_counter() - begun, 1)}
-    write_run_facts(root, name, facts)
+    if _STARTED_BY_DVC in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if os.environ.get(_RANK, "0") != "0":
+        main()
+        return
+    with only_process(root / f"build/{name}.lock", f"waiting for another run of the stage {name}"):
+        begun = time.perf_counter()
+        watch_inputs(name, main, root)
+        facts = read_run_facts(root, name) | {"stage_seconds": round(time.perf_counter() - begun, 1)}
+        write_run_facts(root, name, facts)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended; by then no process reads its output."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(InputChangedError.exit_code)
 
 
 def watch_inputs(name: str, main: Callable[[], None], root: Path) -> None:
