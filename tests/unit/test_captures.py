@@ -2,6 +2,7 @@
 
 import errno
 import io
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -272,9 +273,33 @@ def name_taken(here, new):
     return [taken, "another capture of this name"]
 
 
+def name_alike(here, new):
+    taken = read_labels(here)[0]["file"]
+    (new / "images" / read_labels(new)[0]["file"]).rename(new / "images" / taken.upper())
+    change(new, 0, file=taken.upper())
+    return [taken.upper(), "another capture of this name"]
+
+
+def names_that_some_systems_take_for_one(here, new):
+    first, second = ("Stück.jpg", unicodedata.normalize("NFD", "stück.jpg"))
+    for number, name in enumerate((first, second)):
+        (new / "images" / read_labels(new)[number]["file"]).rename(new / "images" / name)
+        change(new, number, file=name)
+    return [second, f"the name equals {first} but for case"]
+
+
+def line_separator_in_a_name(here, new):
+    (new / "images" / read_labels(new)[0]["file"]).rename(new / "images/a\u2028b.jpg")
+    change(new, 0, file="a\u2028b.jpg")
+    return [r"a\u2028b.jpg", "rename the file"]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        name_alike,
+        names_that_some_systems_take_for_one,
+        line_separator_in_a_name,
         broken_image,
         empty_image,
         huge_image,

@@ -14,6 +14,7 @@ from pinspect.captures.labels import (
     conflicting_labels,
     content_hash,
     images_folder,
+    name_key,
     read_captures,
 )
 from pinspect.core.answers import AnswerContract
@@ -93,7 +94,7 @@ def add_locked(
     others = [capture for capture in present.captures if capture.file != replaced]
     contents = [(capture, content_hash(images_folder(folder) / capture.file)) for capture in others]
     known = {content for _, content in contents}
-    names = {path.name for path in images_folder(folder).glob("*")} - {replaced}
+    names = {name_key(path.name) for path in images_folder(folder).glob("*") if path.name != replaced}
     wanted, skipped = [], []
     for capture in new.captures:
         image = images_folder(source) / capture.file
@@ -106,7 +107,7 @@ def add_locked(
         contents.append((capture, content))
         if content in known:
             skipped.append(capture)
-        elif capture.file in names:
+        elif name_key(capture.file) in names:
             problems.append(f"{image}: {folder} has another capture of this name; rename this file")
         else:
             wanted.append(capture)

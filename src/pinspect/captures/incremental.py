@@ -293,7 +293,7 @@ def _read_products(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
     products = {}  # by key
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             product = json.loads(line)
         except json.JSONDecodeError:  # an empty line, or a line that a kill has cut off

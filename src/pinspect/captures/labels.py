@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,10 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
     labels = folder / LABELS
     table = read_table(labels)
     named = {row.get("file") for _, row in table}
-    rows = [(f"{labels}, row {number} ({row.get('file', '?')})", row) for number, row in table]
-    rows += [(str(images / name), {"file": name}) for name in sorted(present - named) if is_image(name)]
+    rows = [(f"{labels}, row {number} ({_one_line(row.get('file', '?'))})", row) for number, row in table]
+    rows += [(str(images / _one_line(name)), {"file": name}) for name in sorted(present - named) if is_image(name)]
     captures: dict[str, Capture] = {}
+    by_key: dict[str, str] = {}
     problems = []
     for place, row in rows:
         capture = capture_of_row(row, contract, shape)
@@ -107,6 +109,8 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
             complaints = [row["cells"]]
         elif capture.file in captures:
             complaints = ["an earlier row labels this file; keep one of the two"]
+        elif (other := by_key.setdefault(name_key(capture.file), capture.file)) != capture.file:
+            complaints = [f"the name equals {other} but for case or the form of its letters; rename one of the two"]
         else:
             complaints = list(_complaints(capture, contract, present, images))
         problems += [f"{place}: {complaint}" for complaint in complaints]
@@ -118,6 +122,11 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
 def images_folder(folder: Path) -> Path:
     """Return the folder of the images: `images/` below `folder`, or `folder` itself where it has no `images/`."""
     return folder / IMAGES if (folder / IMAGES).is_dir() else folder
+
+
+def name_key(name: str) -> str:
+    """Return what names have in common that some file systems take for one: they differ in case or Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def content_hash(path: Path) -> str:
@@ -217,9 +226,20 @@ def _named_label(row: dict[str, str], contract: AnswerContract) -> NamedLabel:
     return NamedLabel(shape=named.shape, usual_shape=named.usual_shape)
 
 
+def _one_line(name: str) -> str:
+    """Return a name with control characters and ends of lines (U+2028 is one, too) written as escapes."""
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
+        for character in name
+    )
+
+
 def _complaints(capture: Capture, contract: AnswerContract, present: set[str], images: Path) -> Iterator[str]:
     if not re.fullmatch(r"[^./\\][^/\\]*", capture.file):
         yield f"file: expected the name of an image in {images}, found {capture.file!r}; correct the row"
+        return
+    if _one_line(capture.file) != capture.file:
+        yield "file: the name has an end of a line or a control character; rename the file"
         return
     if capture.file not in present:
         yield f"file: the image is missing from {images}; put it there or remove the row"

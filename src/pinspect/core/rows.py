@@ -27,7 +27,7 @@ def read_chat(path: Path) -> list[Row]:
             the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 is no end of a row
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found; run `dvc repro chat`") from None
     rows: list[Row] = []
