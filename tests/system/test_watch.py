@@ -131,6 +131,17 @@ def test_a_file_that_changes_before_it_is_read_is_not_ready(inbox):
     assert watched.scan() == watched.unfinished == []
 
 
+def test_another_picture_of_the_same_size_and_time_is_ready_again(inbox):
+    watched = Inbox(inbox, settle=0, patience=10)
+    put(inbox, "a.jpg", b"1")
+    assert watched.scan() == ["a.jpg"]
+    watched.done("a.jpg")
+    status = (inbox / "a.jpg").stat()
+    put(inbox, "a.jpg", b"2")
+    os.utime(inbox / "a.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert watched.scan() == ["a.jpg"]
+
+
 def test_a_damaged_file_is_retried_until_patience_ends_or_it_changes(inbox):
     watched = Inbox(inbox, settle=0, patience=3)
     put(inbox, "a.jpg", b"half")

@@ -45,18 +45,23 @@ class InboxError(PinspectError):
     """An inbox cannot be watched."""
 
 
+# Time of the last change (ns), size (bytes), number of the inode, and time of its last change (ns), which a copy that
+# keeps time and size cannot set.
+Signature = tuple[int, int, int, int]
+
+
 @dataclass(slots=True)
 class _FileState:
     """State of a file.
 
     Attributes:
-        signature: Time of the last change (ns) and size (bytes).
+        signature: See `Signature`.
         since: Time of the first scan with this signature, on the monotonic clock.
         damaged: The file could not be read or decoded.
         done: Nothing is left to do.
     """
 
-    signature: tuple[int, int]
+    signature: Signature
     since: float
     damaged: bool = False
     done: bool = False
@@ -143,7 +148,7 @@ class Inbox:
         except OSError:
             return False
 
-    def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
+    def _files(self) -> Iterator[tuple[str, Signature]]:
         folders = [""]
         while folders:
             folder = folders.pop()
@@ -418,5 +423,5 @@ def _stopped_by_signals(watcher: Watcher) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _signature(status: os.stat_result) -> tuple[int, int]:
-    return status.st_mtime_ns, status.st_size
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
