@@ -194,6 +194,27 @@ def test_a_duplicate_picture_is_stored_once_and_reported(root):
     assert len(manifest(root)) == 10
 
 
+def test_another_picture_under_an_old_name_causes_a_remark(root):
+    assert build(root).remarks == ()
+    name = read_labels(root / "data/captures")[0]["file"]
+    (root / "data/captures/images" / name).write_bytes(line()[11].jpeg)
+    assert build(root).remarks == (f"{name}: another picture than so far under this name; it counts as a new capture",)
+    assert build(root).remarks == ()
+
+
+def test_a_row_that_contradicts_its_file_name_causes_a_remark(root):
+    rows = read_labels(root / "data/captures")
+    passed = next(row for row in rows if row["judgement"] == "passed")
+    images = root / "data/captures/images"
+    (images / passed["file"]).rename(images / "camera0_0_452_400_89_0_0_BENDNG.jpg")
+    write_labels(
+        root / "data/captures",
+        [row | {"file": "camera0_0_452_400_89_0_0_BENDNG.jpg"} if row is passed else row for row in rows],
+    )
+    (remark,) = build(root).remarks
+    assert remark == "camera0_0_452_400_89_0_0_BENDNG.jpg: the name says defective bend, its row passed; the row counts"
+
+
 def test_a_renamed_capture_is_not_copied_again(root):
     build(root)
     rows = read_labels(root / "data/captures")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,13 @@ def test_a_picture_near_two_splits_causes_a_remark():
     splits, remarks = assign_splits(captures, RULE, old)
     assert splits[captures[2].sha256] == "train"
     assert remarks == ["between (train) shows the same as right in another split; remove one of them"]
+
+
+def test_nearly_equal_pictures_with_different_labels_cause_a_remark():
+    first, alike = replace(candidate("a"), label="passed"), candidate("b", bits=1, like="a")
+    _, remarks = assign_splits([first, replace(alike, label="bend")], RULE, {})
+    assert remarks == ["b (bend) shows nearly the same as a (passed); correct the wrong label, if one is wrong"]
+    assert assign_splits([first, replace(alike, label="passed")], RULE, {})[1] == []
 
 
 def test_a_threshold_too_wide_for_the_line_causes_a_remark():

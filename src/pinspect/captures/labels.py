@@ -152,6 +152,25 @@ def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
     ]
 
 
+def contradicted_names(captures: Iterable[Capture], contract: AnswerContract) -> list[str]:
+    """Find captures whose row has another label than their file name.
+
+    Returns:
+        One line for each; the row counts.
+    """
+    remarks = []
+    for capture in captures:
+        try:
+            named = label_in_name(capture.file, contract)
+        except ValueError:  # the name has no label of this line, and the row has one
+            continue
+        pairs = [(getattr(named, column), getattr(capture, column)) for column in LABEL_COLUMNS[2:5]]
+        if any(in_name not in ("", in_row) for in_name, in_row in pairs):
+            words = [" ".join(dict.fromkeys(filter(None, label))) for label in zip(*pairs, strict=True)]
+            remarks.append(f"{capture.file}: the name says {words[0]}, its row {words[1]}; the row counts")
+    return remarks
+
+
 def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem.
 

@@ -25,7 +25,7 @@ from pinspect.core.answers import AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
-from pinspect.core.manifests import MANIFEST
+from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import RawParams, VirtualParams
 from pinspect.core.rows import SPLITS
 from pinspect.virtual_line import DRAWN_SHAPES, LineSetup, VirtualCapture, default_setup, render_line, setup_like
@@ -80,6 +80,7 @@ def build_raw(
         contents = [(capture, labelled.content_hash(images / capture.file)) for capture in labels.captures]
     problems = [*labels.problems, *labelled.conflicting_labels(contents)]
     distinct, remarks = _distinct(contents)
+    remarks += [*labelled.contradicted_names(labels.captures, contract), *_replaced(distinct, out / MANIFEST)]
     folder = IncrementalFolder(out)
     with folder:
         copies = _copy_images(folder, distinct, images, params, workers)
@@ -227,13 +228,28 @@ def _render_virtual_line(
     return [row for record in records for row in record["rows"]]
 
 
+def _replaced(captures: Sequence[tuple[Capture, str]], manifest: Path) -> list[str]:
+    """Return a remark for each name under which the raw folder has had another picture so far."""
+    if not manifest.exists():
+        return []
+    before = read_manifest(manifest, ("capture", "source", "sha256"))
+    known = before[before["source"] == CAMERA].set_index("capture")["sha256"].to_dict()
+    return [
+        f"{capture.file}: another picture than so far under this name; it counts as a new capture"
+        for capture, sha256 in captures
+        if known.get(capture.file, sha256) != sha256
+    ]
+
+
 def _split(
     contents: Sequence[tuple[Capture, str]], copies: Sequence[dict], split_record: Path, params: RawParams
 ) -> tuple[dict[str, str], list[str]]:
     """Return the split of each capture by its sha256, after writing the record, and remarks."""
     rule = splits.SplitRule(params.split_salt, params.validation_share, params.test_share, params.near_duplicate_bits)
     candidates = [
-        splits.Candidate(capture.file, sha256, copy["perceptual_hash"], capture.role == REFERENCE)
+        splits.Candidate(
+            capture.file, sha256, copy["perceptual_hash"], capture.role == REFERENCE, " ".join(capture.label[1:4])
+        )
         for (capture, sha256), copy in zip(contents, copies, strict=True)
     ]
     split_of, remarks = splits.assign_splits(candidates, rule, splits.read_splits(split_record, rule))

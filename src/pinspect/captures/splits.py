@@ -73,12 +73,14 @@ class Candidate:
         sha256: The hash of the content, in hex.
         perceptual_hash: From `perceptual_hash`.
         is_reference: References are always for training, since other captures are compared with them.
+        label: Judgement, mode and position in words.
     """
 
     file: str
     sha256: str
     perceptual_hash: str
     is_reference: bool
+    label: str = ""
 
     @property
     def shot(self) -> str:
@@ -125,6 +127,7 @@ def assign_splits(
         views = [age, *(by_shot[capture.shot] if is_new_shot else ())]  # the first view decides for all of its shot
         bits = np.bitwise_count(hashes[:age, None] ^ hashes[None, views]).sum(axis=-1, dtype=np.int64).min(axis=1)
         older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
+        alike = older.copy()
         if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
             older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
         if capture.is_reference:
@@ -138,6 +141,12 @@ def assign_splits(
         if divided:
             remarks.append(
                 f"{capture.file} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
+            )
+        other_labels = [other for other in alike if other.label != capture.label]
+        if other_labels:
+            remarks.append(
+                f"{capture.file} ({capture.label}) shows nearly the same as {other_labels[0].file} "
+                f"({other_labels[0].label}); correct the wrong label, if one is wrong"
             )
         most_alike = max(most_alike, len(older))
     if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
