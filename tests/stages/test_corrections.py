@@ -34,7 +34,7 @@ class Station:
         self.captures = root / "data/captures"
         self.params = load_params(root / "params.yaml")
         self.results = ResultsTable.of_project(root, StationSettings())
-        self.pictures = PictureStore(root, 90)
+        self.pictures = PictureStore(root, 90, 10**9)
 
     def inspect(self, id, capture, **labels):
         """Store the result of a capture; the model's answer is passed unless `labels` changes it."""

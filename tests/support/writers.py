@@ -125,7 +125,7 @@ def _correct(root: Path, rounds: int) -> None:
     from pinspect.station.settings import StationSettings
 
     params = load_params(root / "params.yaml")
-    results, pictures = ResultsTable.of_project(root, StationSettings()), PictureStore(root, 90)
+    results, pictures = ResultsTable.of_project(root, StationSettings()), PictureStore(root, 90, 10**9)
     for number in range(rounds):
         source = root / "sources" / f"correction-{number}"
         (label,) = read_labels(source)

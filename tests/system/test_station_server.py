@@ -136,7 +136,7 @@ def test_every_answer_before_a_power_cut_is_stored_once(versions):
         assert again.stop() == 0
     times = Counter(result["id"] for result in kept)
     assert {id: times[id] for id in answered} == dict.fromkeys(answered, 1)
-    stored = PictureStore(versions, 1)
+    stored = PictureStore(versions, 1, 10**9)
     assert all(stored.path(result["sha256"]) for result in kept)
 
 

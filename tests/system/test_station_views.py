@@ -35,7 +35,7 @@ class Station:
         self.root = root
         self.params, settings = load_params(root / "params.yaml"), StationSettings()
         self.results = ResultsTable.of_project(root, settings)
-        self.pictures = PictureStore(root, 90)
+        self.pictures = PictureStore(root, 90, 10**9)
         self.app = create_app(root, self.params, settings, ModelProcess(root, settings), token=token)
 
     def visitor(self, **headers) -> TestClient:

@@ -195,7 +195,7 @@ def test_once_inspects_the_inbox_and_ends_with_the_exit_code_of_inspect(register
     assert inspections["1.jpg"].seconds > 0
     assert len(inspections["1.jpg"].address_probabilities) == 27
     assert {record["id"] for record in watch.records} == {inspection.id for inspection in inspections.values()}
-    store = PictureStore(registered, keep_days=90)
+    store = PictureStore(registered, 90, 10**9)
     assert store.path(inspections["1.jpg"].sha256).read_bytes() == CAPTURES[0]
 
 

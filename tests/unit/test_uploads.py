@@ -15,7 +15,7 @@ from PIL import Image
 
 from pinspect.station.problems import Problem
 from pinspect.station.settings import StationSettings
-from pinspect.station.uploads import LONGEST_NAME, checked_image, read_uploads, shown_name
+from pinspect.station.uploads import LONGEST_NAME, ByteBudget, checked_image, read_uploads, shown_name
 from tests.support.problem_answers import refusal
 from tests.support.sample import line, params
 
@@ -146,10 +146,12 @@ LIMITS = {"upload_bytes": 200_000, "images_a_request": 2, "timeout_seconds": 0.5
 def app():
     """An application that returns what it read."""
     app = FastAPI()
+    app.state.budget = ByteBudget(1_000_000)
 
     @app.post("/")
     async def read(request: Request) -> dict:
-        upload = await read_uploads(request, params(), StationSettings(**LIMITS))
+        with app.state.budget.share() as take:
+            upload = await read_uploads(request, params(), StationSettings(**LIMITS), take)
         return {"names": [image.name for image in upload.images], "shape": upload.shape}
 
     @app.exception_handler(Problem)
@@ -227,6 +229,15 @@ def test_a_request_longer_than_its_content_length_is_cut_off(app):
     headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "1000"}
     assert refusal(post(app, content=content(), headers=headers))[0] == 413
     assert len(sent) == 3
+
+
+def test_uploads_beyond_the_bytes_at_once_are_refused_until_others_have_ended(app):
+    with app.state.budget.share() as take:
+        take(999_990)
+        answer = post(app, files=files(JPEG))
+        assert refusal(answer) == (503, "too many uploads at once; send it again")
+        assert answer.headers["Retry-After"] == "5"
+    assert post(app, files=files(JPEG)).status_code == 200
 
 
 def test_a_request_that_never_ends_times_out(app):

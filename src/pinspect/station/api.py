@@ -119,7 +119,7 @@ def create_app(
         ResultsError: The results table cannot be used.
     """
     results = ResultsTable.of_project(root, settings)
-    pictures = PictureStore(root, settings.keep_days)
+    pictures = PictureStore(root, settings.keep_days, settings.keep_bytes)
     telemetry = Telemetry()
     intake = Intake(params, settings, model, results, pictures, telemetry)
     condition = Condition(root, settings, model, results, intake)

@@ -21,7 +21,7 @@ from pinspect.station.problems import Problem
 from pinspect.station.results import STATION, Inspection, ResultsError, ResultsTable
 from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import Telemetry
-from pinspect.station.uploads import Upload, UploadRequest, read_uploads
+from pinspect.station.uploads import ByteBudget, Upload, UploadRequest, read_uploads
 
 _KEYS = uuid.UUID("6f0a4a43-6f4e-4e0b-9a0d-6f5f5a1f7c11")  # namespace of ids made from an Idempotency-Key
 _RETRY = {"Retry-After": "2"}
@@ -49,6 +49,7 @@ class Intake:
         self._results = results
         self._pictures = pictures
         self._telemetry = telemetry
+        self._budget = ByteBudget(settings.bytes_at_once)
         self.results_error: str | None = None
 
     async def take(self, request: Request, key: str | None = None) -> list[Inspection]:
@@ -66,7 +67,8 @@ class Intake:
                 without a model or a results table, 504 if the answer is late.
         """
         try:
-            return await self._inspect(await read_uploads(request, self._params, self._settings), key)
+            with self._budget.share() as take:
+                return await self._inspect(await read_uploads(request, self._params, self._settings, take), key)
         except Problem as problem:
             self._telemetry.refused(problem.reason)
             raise

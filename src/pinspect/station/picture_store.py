@@ -1,4 +1,4 @@
-"""Stored pictures: the inspected bytes, named by their hash, kept for a number of days."""
+"""Stored pictures: the inspected bytes, named by their hash, kept for a number of days up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class PictureStore:
     Args:
         root: Folder of the project.
         keep_days: Days to keep a picture after it was last put.
+        keep_bytes: Most bytes of all pictures; pruning deletes the oldest beyond.
     """
 
-    def __init__(self, root: Path, keep_days: int):
+    def __init__(self, root: Path, keep_days: int, keep_bytes: int):
         self._folder = root / STATION_FOLDER / "pictures"
-        self._keep = timedelta(days=keep_days)
+        self._keep, self._keep_bytes = timedelta(days=keep_days), keep_bytes
 
     def put(self, content: bytes, suffix: str) -> str:
         """Store an image file; the bytes are on the disk when this method returns. Equal bytes are stored once.
@@ -59,13 +60,25 @@ class PictureStore:
         return next((self._folder / sha256[:2]).glob(f"{sha256}.*"), None)
 
     def prune(self, now: datetime) -> int:
-        """Delete expired pictures and partial files of killed processes; return the number of deleted files."""
-        oldest, pruned = (now - self._keep).timestamp(), 0
+        """Delete expired pictures, those beyond the bytes to keep, and partial files of killed processes.
+
+        Args:
+            now: The time.
+
+        Returns:
+            The number of deleted files.
+        """
+        files: list[tuple[float, int, Path]] = []
         for path in self._folder.glob("??/*"):
             with contextlib.suppress(FileNotFoundError):  # another process may prune, too
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
-                    pruned += 1
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        oldest, kept, pruned = (now - self._keep).timestamp(), 0, 0
+        for time, size, path in sorted(files, reverse=True):  # the newest first
+            kept += size
+            if time < oldest or kept > self._keep_bytes:
+                path.unlink(missing_ok=True)
+                pruned += 1
         return pruned
 
     def _renew(self, sha256: str) -> bool:

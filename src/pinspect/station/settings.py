@@ -35,12 +35,14 @@ class StationSettings(Section):
         language: Language of the page until its reader chooses another.
         results: SQLAlchemy URL of the results table; empty for SQLite in `data/station/`.
         keep_days: Days for which uploaded pictures are kept; results are kept forever.
+        keep_bytes: Most bytes of kept pictures; the oldest beyond are deleted.
         batch_size: Most captures in one forward pass.
         queue: Most captures that wait; a further one is refused with 429.
         timeout_seconds: Longest time that a request waits for its answer.
         champion_check_seconds: Seconds between two checks of the registry for a new champion.
         upload_bytes: Largest accepted image file, in bytes.
         images_a_request: Most images in one request.
+        bytes_at_once: Most bytes of all uploads at one moment; a further one is refused with 503.
         requests_a_minute: Most requests of one client in a minute.
         drift: When the station reports drift.
     """
@@ -50,12 +52,14 @@ class StationSettings(Section):
     language: Literal["en", "ja"] = "en"
     results: str = ""
     keep_days: PositiveInt = 90
+    keep_bytes: PositiveInt = 20_000_000_000
     batch_size: Annotated[int, Field(ge=1, le=256)] = 16
     queue: PositiveInt = 64
     timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     champion_check_seconds: Annotated[float, Field(gt=0)] = 5.0
     upload_bytes: PositiveInt = 20_000_000
     images_a_request: PositiveInt = 16
+    bytes_at_once: PositiveInt = 640_000_000
     requests_a_minute: PositiveInt = 1200
     drift: DriftSettings = DriftSettings()
 

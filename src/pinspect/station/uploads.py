@@ -7,11 +7,12 @@ Bytes are counted while the request is read; pixels are read from the header bef
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 import unicodedata
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -73,21 +74,54 @@ class UploadRequest:
     shape: str | None
 
 
-async def read_uploads(request: Request, params: Params, settings: StationSettings) -> UploadRequest:
+class ByteBudget:
+    """The bytes of all uploads that are read or inspected at this moment.
+
+    Args:
+        most: Most bytes.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._used = most, 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that takes bytes for one request, or raises Problem 503; all are free again at the end."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            taken += count
+            self._used += count
+            if self._used > self._most:
+                raise Problem(
+                    503, "too many uploads at once; send it again", reason="busy", headers={"Retry-After": "5"}
+                )
+
+        try:
+            yield take
+        finally:
+            self._used -= taken
+
+
+async def read_uploads(
+    request: Request, params: Params, settings: StationSettings, take: Callable[[int], None]
+) -> UploadRequest:
     """Read and check the images of a multipart request.
 
     Args:
         request: The request.
         params: Pin shapes, and the largest image.
         settings: Limits of the request.
+        take: Called with the number of bytes before they are kept, see `ByteBudget`.
 
     Raises:
-        Problem: 408 if the request is too slow, 413 if it is too large, 415 if an image has an unknown format, else
-            422.
+        Problem: 408 if the request is too slow, 413 if it is too large, 415 if an image has an unknown format, 503 if
+            there are too many uploads at once, else 422.
     """
     try:
         async with asyncio.timeout(settings.timeout_seconds):
-            form = await _form(request, settings)
+            form = await _form(request, settings, take)
     except TimeoutError:
         seconds = settings.timeout_seconds
         raise Problem(408, f"the request was not complete within {seconds:g} s; send it again", reason="slow") from None
@@ -151,8 +185,8 @@ def shown_name(filename: str | None) -> str:
 class _ImageForm(MultiPartParser):
     """A form parser that stops as soon as an image is too large or there are too many images."""
 
-    def __init__(self, request: Request, limits: StationSettings, most: int):
-        super().__init__(request.headers, _counted(request.stream(), most), max_part_size=_LONGEST_FIELD)
+    def __init__(self, request: Request, limits: StationSettings, most: int, take: Callable[[int], None]):
+        super().__init__(request.headers, _counted(request.stream(), most, take), max_part_size=_LONGEST_FIELD)
         self._limits = limits
         self._parts = 0
         self._part_bytes = 0
@@ -172,7 +206,7 @@ class _ImageForm(MultiPartParser):
         super().on_part_data(data, start, end)
 
 
-async def _form(request: Request, limits: StationSettings) -> FormData:
+async def _form(request: Request, limits: StationSettings, take: Callable[[int], None]) -> FormData:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, f"expected multipart/form-data with the field {IMAGES}", reason="form")
     most = limits.images_a_request * limits.upload_bytes + _OVERHEAD
@@ -180,7 +214,7 @@ async def _form(request: Request, limits: StationSettings) -> FormData:
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
     try:
-        form = await _ImageForm(request, limits, most).parse()
+        form = await _ImageForm(request, limits, most, take).parse()
     except MultiPartException as error:
         raise Problem(422, f"the form cannot be read: {error.message}", reason="form") from None
     if len(form.getlist(IMAGES)) > limits.images_a_request:
@@ -197,10 +231,13 @@ def _too_many(limits: StationSettings) -> Problem:
     )
 
 
-async def _counted(stream: AsyncGenerator[bytes, None], most: int) -> AsyncGenerator[bytes, None]:
+async def _counted(
+    stream: AsyncGenerator[bytes, None], most: int, take: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
     read = 0
     async for part in stream:
         read += len(part)
+        take(len(part))
         if read > most:
             raise _too_large(most)
         yield part

@@ -389,7 +389,7 @@ def watch_inbox(
             Inbox(inbox, settle, patience),
             Champion(root, load_register_settings(root), state),
             table,
-            PictureStore(root, settings.keep_days),
+            PictureStore(root, settings.keep_days, settings.keep_bytes),
             max_pixels=params.raw.max_pixels,
             check_seconds=settings.champion_check_seconds,
             shape=shape,
