@@ -2,9 +2,9 @@
 
     python -m stages.check
 
-Reads data/chat. Writes reports/answers/validation.json, also when the checks fail, and reports/answers/passed.json only
-when they pass. Training depends on passed.json alone, which has no sentence of a check, so rewording a check trains
-nothing again.
+Reads data/chat, and the manifests of data/raw and data/composited, with whose labels the answers are compared. Writes
+reports/answers/validation.json, also when the checks fail, and reports/answers/passed.json only when they pass.
+Training depends on passed.json alone, which has no sentence of a check, so rewording a check trains nothing again.
 """
 
 import json
@@ -21,7 +21,7 @@ def main(root: Path = Path()) -> None:
     params = load_params(root / "params.yaml")
     report, gate = root / "reports/answers/validation.json", root / "reports/answers/passed.json"
     gate.unlink(missing_ok=True)
-    result = check_chat(root / "data/chat", params.contract(), minimum_rows=params.check.minimum_rows)
+    result = check_chat(root / "data", params.contract(), minimum_rows=params.check.minimum_rows)
     write_file(report, result.to_json())
     result.require_success(
         "Correct the labels (data/captures/labels.csv) or the parameters that these rows come from, then run `dvc "

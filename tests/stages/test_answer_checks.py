@@ -12,7 +12,8 @@ from great_expectations.expectations import registry
 
 from pinspect.chat import checks as answer_checks
 from pinspect.chat import dataset as chat
-from pinspect.chat.checks import CheckResult
+from pinspect.chat.check_result import ROWS_NAMED_IN_AN_ERROR, CheckResult
+from pinspect.chat.provenance import Provenance
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed
@@ -42,17 +43,24 @@ def contract(line: Path) -> AnswerContract:
     return load_params(line / "params.yaml").contract()
 
 
+@pytest.fixture(scope="module")
+def provenance(line: Path) -> Provenance:
+    return Provenance.read(line / "data")
+
+
 @pytest.fixture
 def rows(line: Path) -> dict[str, list[dict]]:
     return {split: read_chat(line / f"data/chat/{split}.jsonl") for split in SPLITS}
 
 
-def check(rows: dict[str, list[dict]], contract: AnswerContract, minimum_rows: int = 20) -> CheckResult:
+def check(
+    rows: dict[str, list[dict]], contract: AnswerContract, provenance: Provenance, minimum_rows: int = 20
+) -> CheckResult:
     expectations = [
         *answer_checks.answer_expectations(contract),
         *answer_checks.dataset_expectations(contract, minimum_rows),
     ]
-    table = answer_checks.tabulate(rows, contract)
+    table = answer_checks.tabulate(rows, contract, provenance)
     return answer_checks.validate(table, expectations, contract, index_columns=("id", "line", "capture"))
 
 
@@ -104,6 +112,24 @@ def spoil_star(row: dict) -> None:
 
 def forget_star(row: dict) -> None:
     del row["messages"][:2]
+
+
+def judge_defective(row: dict) -> None:
+    """Turn a passed answer into a well-formed one about the first pin."""
+    lines = row["answer"].split("\n")
+    ends = {"judgement": "defective", "mode": "bend", "position": "X:1, Y:U"}
+    lines[-3:] = [f"{line.removesuffix('passed')}{end}" for line, end in zip(lines[-3:], ends.values(), strict=True)]
+    answer(row, "\n".join(lines))
+
+
+def name_another_mode(row: dict) -> None:
+    other = "no pin" if "mode->bend" in row["answer"] else "bend"
+    answer(row, re.sub("mode->.*", f"mode->{other}", row["answer"]))
+
+
+def name_another_pin(row: dict) -> None:
+    other = "X:2, Y:U" if "X:1, Y:U" in row["answer"] else "X:1, Y:U"
+    answer(row, re.sub("position->.*", f"position->{other}", row["answer"]))
 
 
 DEFECTIVE = {"judged": "->defective"}
@@ -175,11 +201,17 @@ RULES = [
         STAR | {"kind": "stacked"},
         spoil_star,
     ),
+    ("the capture has a label", {}, lambda row: row.update(file="images/gone.jpg")),
+    ("the judgement of the answer is that of the capture's label", PASSED, judge_defective),
+    ("the mode of the answer is that of the capture's label", DEFECTIVE, name_another_mode),
+    ("the position of the answer is that of the capture's label", DEFECTIVE, name_another_pin),
+    ("every image is a composite", {}, lambda row: row["images"].__setitem__(-1, "gone.jpg")),
+    ("the last image shows the capture of the row", {}, lambda row: row["images"].reverse()),
 ]
 
 
 @pytest.fixture(scope="module")
-def spoilt(line: Path, contract: AnswerContract) -> tuple[CheckResult, list[str]]:
+def spoilt(line: Path, contract: AnswerContract, provenance: Provenance) -> tuple[CheckResult, list[str]]:
     """One validation in which every entry of RULES breaks a row of its own, and the lines of these rows."""
     rows = {split: read_chat(line / f"data/chat/{split}.jsonl") for split in SPLITS}
     lines = []
@@ -187,7 +219,7 @@ def spoilt(line: Path, contract: AnswerContract) -> tuple[CheckResult, list[str]
         row = of(rows, **where, not_in=lines)
         lines.append(f"test.jsonl, line {rows['test'].index(row) + 1}")
         spoil(row)
-    return check(rows, contract), lines
+    return check(rows, contract, provenance), lines
 
 
 @pytest.mark.parametrize("number", range(len(RULES)), ids=[rule for rule, *_ in RULES])
@@ -217,67 +249,69 @@ def test_every_rule_of_the_suite_has_a_row_that_breaks_it(contract):
     assert {expectation.description for expectation in expectations} == {rule for rule, *_ in RULES} | tested_below
 
 
-def test_the_dataset_as_it_is_made_keeps_every_rule(rows, contract):
-    result = check(rows, contract)
+def test_the_dataset_as_it_is_made_keeps_every_rule(rows, contract, provenance):
+    result = check(rows, contract, provenance)
     assert result.success
     assert result.failures == []
     assert all(record["element_count"] for record in result.expectations if "element_count" in record)
     result.require_success("Nothing to correct.")
 
 
-def test_an_error_about_a_repeated_id_names_both_lines(rows, contract):
+def test_an_error_about_a_repeated_id_names_both_lines(rows, contract, provenance):
     rows["test"][1]["id"] = rows["test"][0]["id"]
-    failures = [failure for failure in check(rows, contract).failures if failure.rule == "no id occurs twice"]
+    failures = [
+        failure for failure in check(rows, contract, provenance).failures if failure.rule == "no id occurs twice"
+    ]
     assert [failure.line for failure in failures] == ["test.jsonl, line 1", "test.jsonl, line 2"]
 
 
-def test_an_inspected_capture_in_training_and_test_is_named(rows, contract):
+def test_an_inspected_capture_in_training_and_test_is_named(rows, contract, provenance):
     leaked = rows["test"][0]
     leaked["sha256"] = rows["train"][0]["sha256"]
-    failures = check(rows, contract).failures
+    failures = check(rows, contract, provenance).failures
     assert [(failure.rule, failure.line) for failure in failures] == [
         ("no inspected capture is in two splits", "test.jsonl, line 1")
     ]
 
 
-def test_too_few_training_rows_are_refused_whatever_the_other_splits_hold(rows, contract):
+def test_too_few_training_rows_are_refused_whatever_the_other_splits_hold(rows, contract, provenance):
     enough = len(rows["train"])
-    assert check(rows, contract, minimum_rows=enough).success
-    result = check(rows, contract, minimum_rows=enough + 1)
+    assert check(rows, contract, provenance, minimum_rows=enough).success
+    result = check(rows, contract, provenance, minimum_rows=enough + 1)
     with pytest.raises(AnswerCheckFailed, match=rf"the dataset: there are at least {enough + 1} .* found {enough}"):
         result.require_success("Add captures.")
 
 
-def test_an_error_names_ten_rows_and_counts_the_others(rows, contract):
+def test_an_error_names_ten_rows_and_counts_the_others(rows, contract, provenance):
     for row in rows["test"]:
         answer(row, "no idea")
-    result = check(rows, contract)
+    result = check(rows, contract, provenance)
     with pytest.raises(AnswerCheckFailed) as raised:
         result.require_success("Correct the labels.")
     head, *named, more, advice = str(raised.value).splitlines()
     assert head == f"{len(rows['test'])} of {result.rows} rows fail the answer checks:"
-    assert len(named) == answer_checks.ROWS_NAMED_IN_AN_ERROR
+    assert len(named) == ROWS_NAMED_IN_AN_ERROR
     assert more == f"  and {len(rows['test']) - len(named)} more"
     assert advice == "Correct the labels."
     assert rows["test"][0]["capture"] in named[0]
     assert "expected 5 lines, found 1: 'no idea'" in named[0]
 
 
-def test_an_expectation_that_great_expectations_drops_is_noticed(rows, contract, monkeypatch):
+def test_an_expectation_that_great_expectations_drops_is_noticed(rows, contract, provenance, monkeypatch):
     name = "expect_column_values_to_match_regex"
     monkeypatch.delitem(registry._registered_expectations, name)
     with pytest.raises(AnswerCheckFailed, match="dropped: the answer keeps the contract's comparison form"):
-        check(rows, contract)
+        check(rows, contract, provenance)
 
 
-def test_two_expectations_with_the_same_name_are_an_error(rows, contract):
-    table = answer_checks.tabulate(rows, contract)
+def test_two_expectations_with_the_same_name_are_an_error(rows, contract, provenance):
+    table = answer_checks.tabulate(rows, contract, provenance)
     twice = [gxe.ExpectColumnValuesToBeUnique(column=column, description="a rule") for column in ("id", "line")]
     with pytest.raises(AnswerCheckFailed, match="ran 1 of 2 answer checks"):
         answer_checks.validate(table, twice, contract, index_columns=("id",))
 
 
-def test_a_model_s_answers_are_checked_by_the_same_rules_and_never_stop_anything(rows, contract):
+def test_a_model_s_answers_are_checked_by_the_same_rules_and_never_stop_anything(rows, contract, provenance):
     predictions = pd.DataFrame(rows["test"])
     assert answer_checks.check_model_answers(predictions, contract).success
     wrong = of(rows, judged="->defective")

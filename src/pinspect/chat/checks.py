@@ -10,13 +10,9 @@ and in the error that stops the pipeline. Great Expectations silently drops an e
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import great_expectations as gx
@@ -24,6 +20,8 @@ import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.expectations.row_conditions import Column
 
+from pinspect.chat.check_result import CheckResult, Failure
+from pinspect.chat.provenance import Provenance
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED, VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed, AnswerFormatError
@@ -34,97 +32,19 @@ from pinspect.core.rows import SPLITS, Row, read_chat
 REQUIRED = (
     *("id", "source", "split", "shape", "view", "kind", "shot", "file", "capture", "sha256", "answer_kind", "answer"),
 )
-ROWS_NAMED_IN_AN_ERROR = 10
-LONGEST_FINDING = 200  # characters
 _IMAGES = {PromptKind.TWO_IMAGE: 2, PromptKind.ONE_IMAGE: 1, PromptKind.STACKED: 1}
 _WORKED_KINDS = {PromptKind.TWO_IMAGE: AnswerKind.STAR, PromptKind.STACKED: AnswerKind.COMPARISON}
 _ANSWER_FIELDS = tuple(f"answer_{field}" for field in FIELDS)
+_LABELLED = {"judgement": "judgement", "defect_mode": "mode", "defect_position": "position"}
 _KIND = "answer_kind"  # in the meta of an expectation: which form of the contract it checks
 _MESSAGE_COLUMNS: tuple[str, ...] = ("images", "images_of_kind", "placeholders", "last_turn", "worked_answer")
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One row that breaks one rule.
-
-    Attributes:
-        rule: The rule as a sentence.
-        finding: What breaks it.
-        row_id: The id of the row; empty for a rule about the whole dataset.
-        line: File and line of the row; empty if the table has no such column.
-        capture: The user's name of the capture; empty if the table has no such column.
-    """
-
-    rule: str
-    finding: str
-    row_id: str = ""
-    line: str = ""
-    capture: str = ""
-
-    @property
-    def row(self) -> str:
-        """Return the name of the row for people, such as `train.jsonl, line 12, OK_17.jpg (<id>)`."""
-        place = ", ".join(part for part in (self.line, self.capture) if part)
-        return f"{place} ({self.row_id})" if place else self.row_id or "the dataset"
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The outcome of a validation.
-
-    Attributes:
-        rows: Number of rows.
-        expectations: One record for each rule, in the order of the suite: rule, type, success, kwargs, counts.
-        failures: Every failing row.
-    """
-
-    rows: int
-    expectations: list[dict]
-    failures: list[Failure]
-
-    @property
-    def success(self) -> bool:
-        """Return whether every rule held."""
-        return all(expectation["success"] for expectation in self.expectations)
-
-    @property
-    def failing_rows(self) -> int:
-        """Return the number of rows that break at least one rule."""
-        return len({failure.row for failure in self.failures if failure.row_id})
-
-    def to_json(self) -> str:
-        """Return the result as JSON without times and random ids: the same dataset gives the same text."""
-        content = {
-            "success": self.success,
-            "rows": self.rows,
-            "failing_rows": self.failing_rows,
-            "expectations": self.expectations,
-        }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-    def require_success(self, advice: str) -> None:
-        """Do nothing if every rule held.
-
-        Raises:
-            AnswerCheckFailed: A rule did not hold. The message names the failing rows and ends with `advice`.
-        """
-        if self.success:
-            return
-        by_row: dict[str, list[str]] = defaultdict(list)
-        for failure in self.failures:
-            by_row[failure.row].append(f"{failure.rule}; found {shorten(failure.finding, LONGEST_FINDING)}")
-        named = [f"  {row}: {'; '.join(breaches)}" for row, breaches in by_row.items()]
-        if len(named) > ROWS_NAMED_IN_AN_ERROR:
-            named[ROWS_NAMED_IN_AN_ERROR:] = [f"  and {len(named) - ROWS_NAMED_IN_AN_ERROR} more"]
-        head = f"{self.failing_rows} of {self.rows} rows fail the answer checks:"
-        raise AnswerCheckFailed("\n".join([head, *named, advice]))
-
-
-def check_chat(folder: Path, contract: AnswerContract, *, minimum_rows: int) -> CheckResult:
-    """Validate the chat dataset, `folder`/{train,validation,test}.jsonl.
+def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> CheckResult:
+    """Validate the chat dataset, `data`/chat/{train,validation,test}.jsonl, against the labels and the composites.
 
     Args:
-        folder: Usually `data/chat`.
+        data: Folder of the stages' outputs, with raw/manifest.csv and composited/manifest.csv.
         contract: The answer contract of the product.
         minimum_rows: Fewest training rows.
 
@@ -135,7 +55,8 @@ def check_chat(folder: Path, contract: AnswerContract, *, minimum_rows: int) -> 
         StageInputError: A file is missing or is not JSON.
         AnswerCheckFailed: Great Expectations did not run every rule.
     """
-    table = tabulate({split: read_chat(folder / f"{split}.jsonl") for split in SPLITS}, contract)
+    rows = {split: read_chat(data / f"chat/{split}.jsonl") for split in SPLITS}
+    table = tabulate(rows, contract, Provenance.read(data))
     expectations = [*answer_expectations(contract), *dataset_expectations(contract, minimum_rows)]
     return validate(table, expectations, contract, index_columns=("id", "line", "capture"))
 
@@ -234,19 +155,30 @@ def dataset_expectations(contract: AnswerContract, minimum_rows: int) -> list[gx
             for prompt_kind, worked_kind in _WORKED_KINDS.items()
         ),
         _equal("split", "first_split", "no inspected capture is in two splits"),
+        gxe.ExpectColumnValuesToNotBeNull(column="label_judgement", description="the capture has a label"),
+        *(
+            _equal(f"answer_{field}", f"label_{field}", f"the {name} of the answer is that of the capture's label")
+            for field, name in _LABELLED.items()
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(column="shown", description="every image is a composite"),
+        _equal("file", "shown", "the last image shows the capture of the row"),
     ]
 
 
-def tabulate(rows_by_split: Mapping[str, Sequence[Row]], contract: AnswerContract) -> pd.DataFrame:
+def tabulate(
+    rows_by_split: Mapping[str, Sequence[Row]], contract: AnswerContract, provenance: Provenance
+) -> pd.DataFrame:
     """Return the chat rows as the table that the expectations read.
 
     Args:
         rows_by_split: Split -> rows.
         contract: The answer contract of the product.
+        provenance: The labels and the composites that the rows come from.
 
     Returns:
         One row for each chat row, all columns of dtype object: the values of the row, the content of its messages, what
-        its kind needs, and the fields of its answer. A value that a row lacks is None.
+        its kind needs, the fields of its answer, the label of its capture, and the capture that its last image shows. A
+        value that a row lacks is None.
     """
     table = []
     first_split: dict[object, str] = {}
@@ -257,6 +189,7 @@ def tabulate(rows_by_split: Mapping[str, Sequence[Row]], contract: AnswerContrac
                 | _answer_columns(row, contract)
                 | {"answer_kind": row.get("answer_kind"), "kind_of_prompt": _kind_of_prompt(row)}
                 | _message_columns(row)
+                | provenance.columns(row)
                 | {
                     "line": f"{split}.jsonl, line {number}",
                     "file_split": split,
@@ -264,7 +197,8 @@ def tabulate(rows_by_split: Mapping[str, Sequence[Row]], contract: AnswerContrac
                 }
             )
     columns = [*REQUIRED, "line", "file_split", "first_split", "kind_of_prompt", *_MESSAGE_COLUMNS, "image_type"]
-    return pd.DataFrame(table, columns=[*columns, *_ANSWER_FIELDS], dtype=object)
+    columns += [*_ANSWER_FIELDS, *(f"label_{field}" for field in _LABELLED), "shown"]
+    return pd.DataFrame(table, columns=columns, dtype=object)
 
 
 def answer_fields(answer: str, contract: AnswerContract, kind: AnswerKind) -> dict[str, str | None]:
