@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_process(path: Path, who_waits: str) -> Iterator[None]:
+def only_process(path: Path, who_waits: str) -> Generator[None]:
     """Hold a lock during the context; wait for it, and say so, while another process holds it.
 
     Args:
