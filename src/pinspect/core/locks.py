@@ -10,11 +10,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
+_SILENT_SECONDS = 3.0
 
 
 @contextmanager
 def only_process(path: Path, who_waits: str) -> Generator[None]:
-    """Hold a lock during the context; wait for it, and say so, while another process holds it.
+    """Hold a lock during the context; wait for it, and say so after three seconds, while another process holds it.
 
     Args:
         path: The file of the lock; its folder is made if it is missing.
@@ -29,7 +30,7 @@ def only_process(path: Path, who_waits: str) -> Generator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_SILENT_SECONDS)
     except Timeout:
         _log.warning(who_waits)
         lock.acquire()
