@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from flows.access import ensure_access
-from tests.support.checkout import Checkout, make_checkout
+from tests.support.checkout import Checkout
 from tests.support.mlflow_server import free_port, running
 from tests.support.sample import ROOT
 from tests.support.waiting import until
@@ -41,12 +41,14 @@ def prefect_api(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def deployed(prefect_api, tmp_path_factory) -> Iterator[Checkout]:
-    """A checkout in which nothing has run, deployed by its prefect.yaml, with a worker.
+def deployed(prefect_api, prepared, tmp_path_factory) -> Iterator[Checkout]:
+    """A checkout whose report is out of date and whose version is not registered, deployed, with a worker.
 
-    It differs in its schedules: `nightly` comes every minute, all other deployments run when they are called.
+    Its prefect.yaml differs in its schedules: `nightly` comes every minute, all other deployments run when called.
     """
-    checkout = make_checkout(tmp_path_factory.mktemp("deployed") / "line")
+    checkout = prepared.copy(tmp_path_factory.mktemp("deployed") / "line")
+    checkout.set_param("report", bootstrap_samples=110)
+    (checkout.root / "reports/registration.json").unlink()
     deploy(checkout, {"nightly": [{"cron": "* * * * *", "timezone": "UTC"}]})
     with working(checkout, tmp_path_factory.mktemp("worker") / "worker.log"):
         yield checkout

@@ -76,7 +76,7 @@ def challenger(checkout):
     return registry(checkout).get_model_version_by_alias("pin-inspector", "challenger")
 
 
-def test_a_schedule_runs_the_whole_pipeline_to_a_registered_version(scheduled_run, deployed, client):
+def test_a_schedule_brings_a_project_up_to_date_and_registers_its_version(scheduled_run, deployed, client):
     assert scheduled_run.auto_scheduled
     assert scheduled_run.state.name == "Completed", scheduled_run.state.message
     tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[scheduled_run.id])))

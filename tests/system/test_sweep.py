@@ -62,4 +62,3 @@ def test_an_experiment_runs_its_own_code_with_its_own_parameters_and_moves_no_al
     assert "zero_shot" in revision["data"]["metrics"]["reports/eval/metrics.json"]["data"]
     sweep.must("dvc", "exp", "apply", "apart")
     assert json.loads((sweep.root / "models/adapter/adapter_config.json").read_text())["r"] == 4
-    assert json.loads((sweep.root / "reports/registration.json").read_text())["experiment"] == "apart"

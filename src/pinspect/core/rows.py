@@ -27,7 +27,8 @@ def read_chat(path: Path) -> list[Row]:
             the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 is no end of a row
+        with path.open(encoding="utf-8", newline="\n") as file:  # U+2028 in a name is no end of a row
+            lines = list(file)
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found; run `dvc repro chat`") from None
     rows: list[Row] = []
@@ -37,6 +38,7 @@ def read_chat(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise StageInputError(f"{path}:{number}: not JSON ({error}); run `dvc repro -f chat`") from None
         if not isinstance(row, dict):
-            raise StageInputError(f"{path}:{number}: expected a JSON object, found {line!r}; run `dvc repro -f chat`")
+            problem = f"expected a JSON object, found {line.strip()!r}"
+            raise StageInputError(f"{path}:{number}: {problem}; run `dvc repro -f chat`")
         rows.append(cast(Row, row))
     return rows
