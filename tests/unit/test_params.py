@@ -166,7 +166,7 @@ def test_every_section_of_the_settings_is_known_and_shipped(settings):
         ("station.port", 70000, "station.port: input should be less than or equal to 65535, found 70000"),
         ("station.colour", "red", "station.colour: unknown key; remove it or correct its spelling"),
         ("station.drift.minimum", 0, "station.drift.minimum: input should be greater than or equal to 1, found 0"),
-        ("statoin", {}, "statoin: unknown section; the sections are register, promote, station, report"),
+        ("statoin", {}, "statoin: unknown section; the sections are register, promote, prune, station, report"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(tmp_path, settings, key, value, message):

@@ -239,6 +239,27 @@ def rollback(
 
 
 @app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old versions that nothing needs (prune in settings.yaml), and what only they need in DVC's cache."""
+    from dataclasses import asdict
+
+    from pinspect.core.yaml_file import load_settings
+    from pinspect.registry.pruning import prune as prune_project
+    from pinspect.registry.settings import PruneSettings, load_register_settings
+
+    keep = load_settings(Path(), "prune", PruneSettings)
+    pruned = prune_project(Path(), load_register_settings(Path()), keep, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(asdict(pruned)))
+    else:
+        done = "would be deleted" if dry_run else "deleted"
+        print(f"versions {done}: {', '.join(pruned.versions) or 'none'}", pruned.cache, sep="\n")
+
+
+@app.command()
 def status(as_json: AsJson = False) -> None:
     """Show what `dvc repro` would do, which captures are new and which version is champion."""
     from pinspect.cli.status import print_status, project_status

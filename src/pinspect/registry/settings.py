@@ -26,6 +26,16 @@ class RegisterSettings(Section):
     tracking_uri: str
 
 
+class PruneSettings(Section):
+    """What `pinspect prune` keeps.
+
+    Attributes:
+        versions: The newest versions that stay, besides those that have an alias or were promoted or rolled back.
+    """
+
+    versions: PositiveInt = 30
+
+
 class PromoteSettings(Section):
     """What a challenger must prove on the test split before it becomes champion.
 
