@@ -3,8 +3,9 @@
     python -m stages.register
 
 Reads the base model, models/adapter, reports/eval, reports/answers, data/raw and data/dst. Writes
-reports/registration.json. The registry is MLFLOW_TRACKING_URI, else register.tracking_uri, else mlruns/mlflow.db.
-An experiment of DVC registers nothing, so that no experiment can move an alias.
+reports/registration.json: what was registered. Where, and as which version, goes to build/runs/register.json, because
+registries number their versions differently. The registry is MLFLOW_TRACKING_URI, else register.tracking_uri, else
+mlruns/mlflow.db. An experiment of DVC registers nothing, so that no experiment can move an alias.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from pinspect.core.files import write_file
 from pinspect.core.params import load_params
+from pinspect.core.runs import write_run_facts
 from pinspect.core.stage import run_stage
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
@@ -32,8 +34,9 @@ def main(root: Path = Path()) -> None:
         )
     else:
         registration = register_candidate(candidate, params, load_register_settings(root))
-        adapter = registration["adapter_sha256"][:12]
-        print(f"{registration['model_uri']} (adapter {adapter}) in {registration['registry']}")
+        place = {name: registration.pop(name) for name in ("version", "model_uri", "registry")}
+        write_run_facts(root, "register", place)
+        print(f"{place['model_uri']} (adapter {registration['adapter_sha256'][:12]}) in {place['registry']}")
     content = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"
     write_file(root / "reports/registration.json", content)
 

@@ -11,6 +11,7 @@ import requests
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import RegistryUnreachableError
 from pinspect.core.params import load_params
+from pinspect.core.runs import read_run_facts
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import leaderboard
 from pinspect.registry.promotion import promote
@@ -34,7 +35,7 @@ def registered(project, mlflow_server):
 def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
     project, uri = registered
     params, settings = load_params(project / "params.yaml"), load_registry_settings(project)
-    assert json.loads((project / "reports/registration.json").read_text())["registry"] == uri
+    assert read_run_facts(project, "register")["registry"] == uri
     (line,) = leaderboard(project, settings.register)
     assert (line["version"], line["aliases"]) == ("1", ["challenger"])
     # The adapter of two steps does not meet the bounds, as the answers stored on the server show.

@@ -16,6 +16,7 @@ from pinspect.core import predictions
 from pinspect.core.answers import FIELDS
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.params import load_params
+from pinspect.core.runs import read_run_facts
 from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
 from pinspect.registry.candidate import read_candidate
@@ -49,7 +50,7 @@ def client(registered):
 
 
 def registration(project) -> dict:
-    return json.loads((project / "reports/registration.json").read_text())
+    return json.loads((project / "reports/registration.json").read_text()) | read_run_facts(project, "register")
 
 
 def test_an_evaluation_answers_every_test_row_and_so_does_the_baseline(project):

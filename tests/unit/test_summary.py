@@ -8,6 +8,7 @@ import pytest
 
 from pinspect.cli.summary import print_summary
 from pinspect.core.errors import StageInputError
+from pinspect.core.runs import RUNS, write_run_facts
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path):
     (tmp_path / "reports/eval").mkdir(parents=True)
     shutil.copy(ROOT / "reports/eval/metrics.json", tmp_path / "reports/eval")
-    registration = {"model_uri": "models:/pin-inspector/7", "registry": "sqlite:///mlruns/mlflow.db"}
-    (tmp_path / "reports/registration.json").write_text(json.dumps(registration))
+    (tmp_path / "reports/registration.json").write_text(json.dumps({"name": "pin-inspector"}))
+    place = {"model_uri": "models:/pin-inspector/7", "registry": "sqlite:///mlruns/mlflow.db"}
+    write_run_facts(tmp_path, "register", place)
     return tmp_path
 
 
@@ -31,6 +33,12 @@ def test_the_summary_shows_scores_version_and_report(project, capsys):
     assert f"{metrics['baseline']['exact_match']:.3f}" in exact
     assert "models:/pin-inspector/7" in output
     assert str(project / "reports/eval/report.html") in output
+
+
+def test_outputs_from_another_machine_are_not_shown_as_registered_here(project, capsys):
+    (project / RUNS / "register.json").unlink()
+    print_summary(project)
+    assert "registered: on another machine" in capsys.readouterr().out
 
 
 def test_a_run_that_has_not_ended_is_reported(project):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pinspect.core.errors import StageInputError
+from pinspect.core.runs import read_run_facts
 from pinspect.evaluation.score_names import SCORE_NAMES
 
 BLOCKS = {
@@ -46,7 +47,7 @@ def print_summary(folder: Path) -> None:
         StageInputError: The stages `evaluate` and `register` have not run.
     """
     metrics = _read(folder / "reports/eval/metrics.json")
-    registration = _read(folder / "reports/registration.json")
+    registration, place = _read(folder / "reports/registration.json"), read_run_facts(folder, "register")
     captures = metrics.get("captures", 0)
     table = Table(title=f"test split of the line, {captures} captures", title_justify="left")
     table.add_column("")
@@ -58,8 +59,10 @@ def print_summary(folder: Path) -> None:
     console.print(table)
     if "experiment" in registration:
         console.print(f"registered: not, this is experiment {registration['experiment']}", highlight=False)
+    elif "model_uri" in place:
+        console.print(f"registered: {place['model_uri']} in {place['registry']}", highlight=False)
     else:
-        console.print(f"registered: {registration['model_uri']} in {registration['registry']}", highlight=False)
+        console.print("registered: on another machine; dvc repro --force --single-item register", highlight=False)
     console.print(f"report:     {(folder / 'reports/eval/report.html').resolve()}", highlight=False)
 
 

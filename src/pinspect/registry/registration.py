@@ -78,7 +78,7 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
         settings: The section `register` of the project's settings.
 
     Returns:
-        The content of `reports/registration.json`.
+        The content of `reports/registration.json`, and `version`, `model_uri` and `registry`: where it is registered.
 
     Raises:
         RegistryError: The registry refuses a call; RegistryUnreachableError if a server does not answer.
