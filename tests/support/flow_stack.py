@@ -42,13 +42,13 @@ def prefect_api(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def deployed(prefect_api, prepared, tmp_path_factory) -> Iterator[Checkout]:
-    """A checkout whose report is out of date and whose version is not registered, deployed, with a worker.
+    """A checkout whose report is out of date and whose version is in no registry, deployed, with a worker.
 
     Its prefect.yaml differs in its schedules: `nightly` comes every minute, all other deployments run when called.
     """
     checkout = prepared.copy(tmp_path_factory.mktemp("deployed") / "line")
     checkout.set_param("report", bootstrap_samples=110)
-    (checkout.root / "reports/registration.json").unlink()
+    checkout.set_param("register", experiment="nightly")
     deploy(checkout, {"nightly": [{"cron": "* * * * *", "timezone": "UTC"}]})
     with working(checkout, tmp_path_factory.mktemp("worker") / "worker.log"):
         yield checkout
