@@ -93,6 +93,15 @@ def test_a_correction_becomes_a_labeled_capture_with_person_and_time(station, ne
     assert (correction.capture, correction.by) == (name, "Sato")
 
 
+def test_a_name_that_a_spreadsheet_would_compute_is_written_as_text(station, new):
+    station.inspect("one", new)
+    formula = '=HYPERLINK("http://evil.example")'
+    station.correct("one", by=formula, **BEND)
+    (note,) = station.notes()
+    assert note["by"] == f"'{formula}"
+    assert station.results.get("one").correction.by == formula
+
+
 def test_a_correction_counts_as_waiting_until_the_raw_stage_runs(station, new):
     assert waiting(station.root) == 0
     sha256 = station.inspect("one", new)

@@ -191,7 +191,9 @@ def _add_capture(
 
 def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
     """Append a line with the person, the time and the model's verdict."""
-    row = {"file": verdict.capture, "by": verdict.by, "at": verdict.at.isoformat(), "inspection": inspection.id}
+    # A spreadsheet takes these for the start of a formula, and an apostrophe for the start of a text.
+    by = f"'{verdict.by}" if verdict.by.startswith(("=", "+", "-", "@")) else verdict.by
+    row = {"file": verdict.capture, "by": by, "at": verdict.at.isoformat(), "inspection": inspection.id}
     row |= {"model_version": inspection.model_version, "model_judgement": inspection.judgement}
     row |= {"model_defect_mode": inspection.defect_mode, "model_defect_position": inspection.defect_position}
     is_new = not path.exists()
