@@ -209,7 +209,8 @@ def test_a_new_evaluation_updates_the_scores_of_its_version(registered, client):
 
 def test_another_view_of_the_same_adapter_is_a_new_version_and_the_first_stays_unchanged(registered, client):
     project, _ = registered
-    files = [project / name for name in ("params.yaml", "reports/eval/detail.json", "reports/registration.json")]
+    results = ("reports/eval/detail.json", "reports/registration.json", "build/runs/register.json")
+    files = [project / name for name in ("params.yaml", *results)]
     kept = [path.read_text() for path in files]
     other = {"RAW": "DST", "DST": "RAW"}[load_params(files[0]).evaluate.view]
     content = yaml.safe_load(kept[0])
