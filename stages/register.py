@@ -33,8 +33,7 @@ def main(root: Path = Path()) -> None:
             f"{experiment} && dvc repro --force --single-item register"
         )
     else:
-        registration = register_candidate(candidate, params, load_register_settings(root))
-        place = {name: registration.pop(name) for name in ("version", "model_uri", "registry")}
+        registration, place = register_candidate(candidate, params, load_register_settings(root))
         write_run_facts(root, "register", place)
         print(f"{place['model_uri']} (adapter {registration['adapter_sha256'][:12]}) in {place['registry']}")
     content = json.dumps(registration, indent=2, ensure_ascii=False) + "\n"

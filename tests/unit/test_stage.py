@@ -24,6 +24,23 @@ PIPELINE = {
 }
 
 
+REPRO = [sys.executable, "-m", "dvc", "repro"]
+STAGE = """
+import os, time
+from pathlib import Path
+from pinspect.core.stage import run_stage
+
+def main():{work}
+run_stage('raw', main)
+"""
+
+
+def add_stage(project: Path, work: str) -> None:
+    """Write the stage, whose `main` does `work`, and make the project a DVC repository."""
+    (project / "stage.py").write_text(STAGE.format(work=work))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=project, check=True)
+
+
 @pytest.fixture
 def project(tmp_path):
     (tmp_path / "captures/images").mkdir(parents=True)
@@ -85,50 +102,43 @@ def test_an_error_that_a_change_has_caused_is_shown_as_the_change(project):
 
 
 def test_dvc_does_not_record_a_stage_whose_parameter_was_edited_meanwhile(project):
-    (project / "stage.py").write_text(
-        "from pathlib import Path\n"
-        "from pinspect.core.stage import run_stage\n"
-        "def main():\n"
-        "    Path('out.txt').write_text(Path('params.yaml').read_text())\n"
-        "    if not Path('edited').exists():\n"
-        "        Path('edited').touch()\n"
-        "        Path('params.yaml').write_text(Path('params.yaml').read_text().replace('seed: 1', 'seed: 2'))\n"
-        "run_stage('raw', main)\n"
+    add_stage(
+        project,
+        """
+    Path('out.txt').write_text(Path('params.yaml').read_text())
+    if not Path('edited').exists():
+        Path('edited').touch()
+        Path('params.yaml').write_text(Path('params.yaml').read_text().replace('seed: 1', 'seed: 2'))
+""",
     )
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=project, check=True)
-    repro = [sys.executable, "-m", "dvc", "repro"]
-    first = subprocess.run(repro, cwd=project, capture_output=True, text=True, check=False)
+    first = subprocess.run(REPRO, cwd=project, capture_output=True, text=True, check=False)
     assert first.returncode
     assert "params.yaml: raw: changed while the stage raw ran; try again" in first.stderr
     assert not (project / "dvc.lock").exists()
-    subprocess.run(repro, cwd=project, check=True)
+    subprocess.run(REPRO, cwd=project, check=True)
     assert "seed: 2" in (project / "out.txt").read_text()
     assert read_run_facts(project, "raw")["stage_seconds"] >= 0
 
 
 def test_a_stage_whose_dvc_was_killed_ends_and_the_next_run_completes(project):
-    (project / "stage.py").write_text(
-        "import os, time\n"
-        "from pathlib import Path\n"
-        "from pinspect.core.stage import run_stage\n"
-        "def main():\n"
-        "    if not Path('first').exists():\n"
-        "        Path('first.partial').write_text(str(os.getpid()))\n"
-        "        Path('first.partial').rename('first')\n"
-        "        time.sleep(3600)\n"
-        "        Path('out.txt').write_text('too late')\n"
-        "    Path('out.txt').write_text('second')\n"
-        "run_stage('raw', main)\n"
+    add_stage(
+        project,
+        """
+    if not Path('first').exists():
+        Path('first.partial').write_text(str(os.getpid()))
+        Path('first.partial').rename('first')
+        time.sleep(3600)
+        Path('out.txt').write_text('too late')
+    Path('out.txt').write_text('second')
+""",
     )
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=project, check=True)
-    repro = [sys.executable, "-m", "dvc", "repro"]
-    first = subprocess.Popen(repro, cwd=project)
+    first = subprocess.Popen(REPRO, cwd=project)
     until((project / "first").exists, "the stage's start")
     first.kill()
     first.wait()
     stage = int((project / "first").read_text())
     until(lambda: is_gone(stage), "the end of the stage")
-    subprocess.run(repro, cwd=project, check=True)
+    subprocess.run(REPRO, cwd=project, check=True)
     assert (project / "out.txt").read_text() == "second"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS, Answer, AnswerContract
+from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS
@@ -164,7 +164,7 @@ def contradicted_names(captures: Iterable[Capture], contract: AnswerContract) ->
             named = label_in_name(capture.file, contract)
         except ValueError:  # the name has no label of this line, and the row has one
             continue
-        pairs = [(getattr(named, column), getattr(capture, column)) for column in LABEL_COLUMNS[2:5]]
+        pairs = [(getattr(named, column), getattr(capture, column)) for column in VERDICT]
         if any(in_name not in ("", in_row) for in_name, in_row in pairs):
             words = [" ".join(dict.fromkeys(filter(None, label))) for label in zip(*pairs, strict=True)]
             remarks.append(f"{capture.file}: the name says {words[0]}, its row {words[1]}; the row counts")

@@ -21,7 +21,7 @@ from pinspect.captures.change import locked
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
-from pinspect.core.answers import AnswerContract
+from pinspect.core.answers import VERDICT, AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
@@ -248,7 +248,11 @@ def _split(
     rule = splits.SplitRule(params.split_salt, params.validation_share, params.test_share, params.near_duplicate_bits)
     candidates = [
         splits.Candidate(
-            capture.file, sha256, copy["perceptual_hash"], capture.role == REFERENCE, " ".join(capture.label[1:4])
+            capture.file,
+            sha256,
+            copy["perceptual_hash"],
+            is_reference=capture.role == REFERENCE,
+            label=" ".join(getattr(capture, field) for field in VERDICT),
         )
         for (capture, sha256), copy in zip(contents, copies, strict=True)
     ]

@@ -125,9 +125,10 @@ def assign_splits(
     for age, capture in enumerate(by_age):
         is_new_shot = capture.sha256 not in recorded and capture.shot and capture.shot not in oldest_of_shot
         views = [age, *(by_shot[capture.shot] if is_new_shot else ())]  # the first view decides for all of its shot
-        bits = np.bitwise_count(hashes[:age, None] ^ hashes[None, views]).sum(axis=-1, dtype=np.int64).min(axis=1)
-        older = [by_age[index] for index in np.flatnonzero(bits <= rule.near_duplicate_bits)]
-        alike = older.copy()
+        bits = np.bitwise_count(hashes[:age, None] ^ hashes[None, views]).sum(axis=-1, dtype=np.int64)
+        is_near = bits <= rule.near_duplicate_bits
+        older = [by_age[index] for index in np.flatnonzero(is_near.any(axis=1))]
+        remarks += _other_label(capture, [by_age[index] for index in np.flatnonzero(is_near[:, 0])])
         if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
             older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
         if capture.is_reference:
@@ -142,12 +143,6 @@ def assign_splits(
             remarks.append(
                 f"{capture.file} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
             )
-        other_labels = [other for other in alike if other.label != capture.label]
-        if other_labels:
-            remarks.append(
-                f"{capture.file} ({capture.label}) shows nearly the same as {other_labels[0].file} "
-                f"({other_labels[0].label}); correct the wrong label, if one is wrong"
-            )
         most_alike = max(most_alike, len(older))
     if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
         remarks.append(
@@ -155,6 +150,16 @@ def assign_splits(
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
     return splits, remarks
+
+
+def _other_label(capture: Candidate, near_duplicates: Sequence[Candidate]) -> list[str]:
+    """Return a remark on the first near-duplicate of a capture with another label, if there is one."""
+    return [
+        f"{capture.file} ({capture.label}) shows nearly the same as {other.file} ({other.label}); correct the wrong "
+        "label, if one is wrong"
+        for other in near_duplicates
+        if other.label != capture.label
+    ][:1]
 
 
 def read_splits(path: Path, rule: SplitRule) -> dict[str, str]:

@@ -23,7 +23,7 @@ from great_expectations.expectations.row_conditions import Column
 from pinspect.chat.check_result import CheckResult, Failure
 from pinspect.chat.provenance import Provenance
 from pinspect.core import prompts
-from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED, VIEWS, AnswerContract, AnswerKind
+from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED, VERDICT, VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed, AnswerFormatError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.prompts import ONE_SHOT, SHOTS, PromptKind
@@ -35,7 +35,6 @@ REQUIRED = (
 _IMAGES = {PromptKind.TWO_IMAGE: 2, PromptKind.ONE_IMAGE: 1, PromptKind.STACKED: 1}
 _WORKED_KINDS = {PromptKind.TWO_IMAGE: AnswerKind.STAR, PromptKind.STACKED: AnswerKind.COMPARISON}
 _ANSWER_FIELDS = tuple(f"answer_{field}" for field in FIELDS)
-_LABELLED = {"judgement": "judgement", "defect_mode": "mode", "defect_position": "position"}
 _KIND = "answer_kind"  # in the meta of an expectation: which form of the contract it checks
 _MESSAGE_COLUMNS: tuple[str, ...] = ("images", "images_of_kind", "placeholders", "last_turn", "worked_answer")
 
@@ -157,8 +156,12 @@ def dataset_expectations(contract: AnswerContract, minimum_rows: int) -> list[gx
         _equal("split", "first_split", "no inspected capture is in two splits"),
         gxe.ExpectColumnValuesToNotBeNull(column="label_judgement", description="the capture has a label"),
         *(
-            _equal(f"answer_{field}", f"label_{field}", f"the {name} of the answer is that of the capture's label")
-            for field, name in _LABELLED.items()
+            _equal(
+                f"answer_{field}",
+                f"label_{field}",
+                f"the {field.removeprefix('defect_')} of the answer is that of the capture's label",
+            )
+            for field in VERDICT
         ),
         gxe.ExpectColumnValuesToNotBeNull(column="shown", description="every image is a composite"),
         _equal("file", "shown", "the last image shows the capture of the row"),
@@ -197,7 +200,7 @@ def tabulate(
                 }
             )
     columns = [*REQUIRED, "line", "file_split", "first_split", "kind_of_prompt", *_MESSAGE_COLUMNS, "image_type"]
-    columns += [*_ANSWER_FIELDS, *(f"label_{field}" for field in _LABELLED), "shown"]
+    columns += [*_ANSWER_FIELDS, *(f"label_{field}" for field in VERDICT), "shown"]
     return pd.DataFrame(table, columns=columns, dtype=object)
 
 

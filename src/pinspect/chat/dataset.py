@@ -33,7 +33,7 @@ from pinspect.core.rows import SPLITS, Row
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -
     return prompts.one_image(view, answer)
 
 
-def _require(found: Found | None, what: str) -> Found:
-    if not found:
-        raise StageInputError(f"data/composited/manifest.csv: {what}; run `dvc repro -f composite`")
-    return found
+def _require(part: T | None, missing: str) -> T:
+    if not part:
+        raise StageInputError(f"data/composited/manifest.csv: {missing}; run `dvc repro -f composite`")
+    return part

@@ -62,7 +62,7 @@ def print_summary(folder: Path) -> None:
     elif "model_uri" in place:
         console.print(f"registered: {place['model_uri']} in {place['registry']}", highlight=False)
     else:
-        console.print("registered: on another machine; dvc repro --force --single-item register", highlight=False)
+        console.print("registered: on another machine; here: dvc repro --force --single-item register", highlight=False)
     console.print(f"report:     {(folder / 'reports/eval/report.html').resolve()}", highlight=False)
 
 

@@ -32,6 +32,7 @@ PASSED = "passed"
 DEFECTIVE = "defective"
 VIEWS = ("RAW", "DST")
 FIELDS = ("image_type", "number_of_pins", "judgement", "defect_mode", "defect_position")
+VERDICT = FIELDS[2:]  # what an answer and the label of a capture have in common
 
 
 class AnswerKind(StrEnum):

@@ -33,7 +33,7 @@ class Pruned:
 
     Attributes:
         versions: Numbers of the versions, the oldest first.
-        cache: What `dvc gc` says.
+        cache: The output of `dvc gc`.
     """
 
     versions: tuple[str, ...]
@@ -64,8 +64,8 @@ def prune(root: Path, settings: RegisterSettings, keep: PruneSettings, *, dry_ru
                 _delete(client, version)
     if not dry_run and not tracking_uri(root, settings).startswith("http"):  # on a server, its owner runs mlflow gc
         _run(root, settings, "mlflow", "gc")  # all deleted runs, those of a pruning that was killed, too
-    said = _run(root, settings, "dvc", "gc", "--workspace", "--all-tags", "--force", *(["--dry"] if dry_run else []))
-    return Pruned(tuple(number_of(version) for version in doomed), said.strip())
+    output = _run(root, settings, "dvc", "gc", "--workspace", "--all-tags", "--force", *(["--dry"] if dry_run else []))
+    return Pruned(tuple(number_of(version) for version in doomed), output.strip())
 
 
 def _is_record(version: ModelVersion) -> bool:
@@ -97,5 +97,6 @@ def _run(root: Path, settings: RegisterSettings, *command: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise RegistryError(f"{' '.join(command[:2])}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RegistryError(f"{' '.join(command[:2])}: {reason[0]}; correct this, then run pinspect prune again")
     return done.stdout

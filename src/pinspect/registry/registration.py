@@ -57,17 +57,10 @@ def experiment_name() -> str:
 
 def describe_experiment(candidate: Candidate, experiment: str) -> dict:
     """Return the content of `reports/registration.json` for an experiment, which is not registered."""
-    return {
-        "experiment": experiment,
-        ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
-        "base_sha256": candidate.digests["base_sha256"],
-        "dataset_digest": candidate.digests["dataset_digest"],
-        TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
-        "scores": dict(candidate.scores),
-    }
+    return {"experiment": experiment, **_facts(candidate)}
 
 
-def register_candidate(candidate: Candidate, params: Params, settings: RegisterSettings) -> dict:
+def register_candidate(candidate: Candidate, params: Params, settings: RegisterSettings) -> tuple[dict, dict]:
     """Register an adapter and give it the alias `challenger`, unless it is the champion already.
 
     A package that has a version keeps that version; a new evaluation renews the version's tags and files.
@@ -78,7 +71,7 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
         settings: The section `register` of the project's settings.
 
     Returns:
-        The content of `reports/registration.json`, and `version`, `model_uri` and `registry`: where it is registered.
+        The content of `reports/registration.json`: what was registered. And where: `version`, `model_uri`, `registry`.
 
     Raises:
         RegistryError: The registry refuses a call; RegistryUnreachableError if a server does not answer.
@@ -97,18 +90,17 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
             _renew_scores(client, version, candidate)
         if CHAMPION not in client.get_model_version(name, version.version).aliases:
             client.set_registered_model_alias(name, CHALLENGER, version.version)
-    return {
-        "name": name,
+    place = {
         "version": int(version.version),
-        ADAPTER_TAG: candidate.digests[ADAPTER_TAG],
-        PACKAGE_TAG: package.sha256,
         "model_uri": f"models:/{name}/{version.version}",
         "registry": portable_uri(candidate.root, settings),
-        "base_sha256": candidate.digests["base_sha256"],
-        "dataset_digest": candidate.digests["dataset_digest"],
-        TEST_SET_TAG: candidate.digests[TEST_SET_TAG],
-        "scores": dict(candidate.scores),
     }
+    return {"name": name, PACKAGE_TAG: package.sha256, **_facts(candidate)}, place
+
+
+def _facts(candidate: Candidate) -> dict:
+    digests = {name: candidate.digests[name] for name in (ADAPTER_TAG, "base_sha256", "dataset_digest", TEST_SET_TAG)}
+    return {**digests, "scores": dict(candidate.scores)}
 
 
 def _requirements() -> list[str]:

@@ -16,7 +16,7 @@ SECONDS_FOR_HEADERS = 10.0
 _MOST_CONNECTIONS = 400
 
 
-class PatientConnection(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """A connection that is closed if it does not complete the headers of a request in time.
 
     Where there are too many connections, the one that has waited longest for its headers is closed for a new one.
@@ -29,8 +29,9 @@ class PatientConnection(H11Protocol):
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > most_connections():
-            waiting = [each for each in self.connections if isinstance(each, PatientConnection) and each._waits]
-            min(waiting, key=lambda each: each._waits.when() if each._waits else 0.0, default=self).close()
+            ours = [each for each in self.connections if isinstance(each, HeaderTimeoutProtocol)]
+            waiting = {each._waits.when(): each for each in ours if each._waits}
+            waiting[min(waiting)].close()
 
     def data_received(self, data: bytes) -> None:
         """Handle data; wait on while the headers of a request are incomplete."""

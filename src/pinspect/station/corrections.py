@@ -26,7 +26,7 @@ from pinspect.captures.labels import (
     LABELS,
     Capture,
 )
-from pinspect.core.answers import PASSED, VIEWS, Answer, AnswerContract
+from pinspect.core.answers import PASSED, VERDICT, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.manifests import MANIFEST
@@ -134,7 +134,7 @@ def _values(verdict: Correction | Inspection) -> tuple[str | None, ...]:
 
 
 def _label(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row.get(column, "") for column in ("file", "shape", "judgement", "defect_mode", "defect_position"))
+    return tuple(row.get(column, "") for column in ("file", "shape", *VERDICT))
 
 
 def _check(verdict: Correction, inspection: Inspection, contract: AnswerContract) -> None:

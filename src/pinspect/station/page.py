@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS
+from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS
 from pinspect.core.charts import Axis, Chart
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.core.layout import NO_ADDRESS
@@ -55,7 +55,6 @@ _STROKES = {  # color, dashes, hollow dots: no line differs by color alone
 HEAT_LEVELS = 10
 _YEAR = 365 * 24 * 3600
 _PICTURE_CACHE = {"Cache-Control": "private, max-age=3600"}
-_VERDICT = ("judgement", "defect_mode", "defect_position")
 _FILTERS = ("judgement", "mode", "version", "since", "until", "corrected", "text")
 
 
@@ -313,11 +312,11 @@ def _verdict(form: Mapping[str, str], inspection: Inspection) -> dict[str, str]:
     judgement = form.get("judgement", "")
     if judgement == PASSED:
         return {"judgement": PASSED, "defect_mode": PASSED, "defect_position": NO_ADDRESS, "by": by}
-    return {name: form.get(name, "") for name in _VERDICT} | {"by": by}
+    return {name: form.get(name, "") for name in VERDICT} | {"by": by}
 
 
 def _verdict_of(source: Inspection | Correction) -> dict[str, str]:
-    return {name: getattr(source, name) or "" for name in _VERDICT}
+    return {name: getattr(source, name) or "" for name in VERDICT}
 
 
 def _prefilled(inspection: Inspection) -> dict[str, str]:

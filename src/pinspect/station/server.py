@@ -19,7 +19,7 @@ from pinspect.core.errors import PinspectError
 from pinspect.core.params import Params
 from pinspect.station.access import check_token
 from pinspect.station.api import create_app
-from pinspect.station.connections import PatientConnection
+from pinspect.station.connections import HeaderTimeoutProtocol
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import StationSettings
@@ -56,7 +56,7 @@ def run_station(root: Path, params: Params, settings: StationSettings, *, token:
         app = create_app(root, params, settings, model, token=token, hosts=_further_hosts())
         config = uvicorn.Config(
             app,
-            http=PatientConnection,
+            http=HeaderTimeoutProtocol,
             log_level="error",  # whoever can connect could fill a log of invalid requests
             access_log=False,
             server_header=False,
