@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,22 +144,18 @@ class Examiner:
     def _controls(
         self, rows: Sequence[Row], answers: pd.DataFrame, threshold: float, question: Question
     ) -> list[ControlResult]:
-
-        def answer(changed: Sequence[Row], folder: Path) -> list[str]:
-            generated = self._generate(changed, self.question.decoding, threshold, folder)
-            return [answer.text for answer in generated]
-
         plain = dict(zip(answers["id"], answers["answer"], strict=True))
         relit = self.photographs and self.photographs.relit
+        answer = partial(self._texts, threshold)
         return run_controls(rows, self.images, self.contract, answer, plain, question, relit)
+
+    def _texts(self, threshold: float, rows: Sequence[Row], folder: Path) -> list[str]:
+        """Return the answers to changed rows, whose images lie in `folder`."""
+        return [answer.text for answer in self._generate(rows, self.question.decoding, threshold, folder)]
 
     def ask_simple_questions(self, rows: Sequence[Row]) -> list[ControlResult]:
         """Ask where the star is and which marks the grid has, on a few test captures."""
-
-        def answer(changed: Sequence[Row], folder: Path) -> list[str]:
-            generated = self._generate(changed, self.question.decoding, EVEN_ODDS, folder)
-            return [answer.text for answer in generated]
-
+        answer = partial(self._texts, EVEN_ODDS)
         return ask_simple_questions(rows, self.images, self.contract, answer, self.question)
 
     def map_evidence(self, rows: Sequence[Row], answers: pd.DataFrame, validation_rows: Sequence[Row]) -> Evidence:

@@ -1,7 +1,7 @@
 """Deletes what nothing needs any more: old versions of the registry, and outputs in DVC's cache.
 
-A version stays if it is among the newest, has an alias, or was champion: its decision is a record. The
-cache keeps the outputs of the present files and of every git tag.
+A version stays if it is among the newest, has an alias, or was champion: its decision is a record. The cache keeps the
+outputs of the present files and of every git tag.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def prune(root: Path, settings: RegisterSettings, keep: PruneSettings, *, dry_ru
     name = settings.model_name
     with open_registry(root, settings) as client, registry_lock(root):
         versions = client.search_model_versions(f"name = '{name}'")
-        aliased = set(client.get_registered_model(name).aliases.values()) if versions else set()
+        aliases = client.get_registered_model(name).aliases if versions else {}
+        aliased = {str(number) for number in aliases.values()}
         oldest_first = sorted(versions, key=lambda version: int(version.version))
         old = oldest_first[: max(0, len(versions) - keep.versions)]
-        doomed = [version for version in old if version.version not in aliased and not _is_record(version)]
-        if not dry_run:
-            for version in doomed:
-                _delete(client, version)
+        obsolete = [version for version in old if number_of(version) not in aliased and not _is_record(version)]
+        for version in () if dry_run else obsolete:
+            _delete(client, version)
     if not dry_run and not tracking_uri(root, settings).startswith("http"):  # on a server, its owner runs mlflow gc
         _run(root, settings, "mlflow", "gc")  # all deleted runs, those of a pruning that was killed, too
     output = _run(root, settings, "dvc", "gc", "--workspace", "--all-tags", "--force", *(["--dry"] if dry_run else []))
-    return Pruned(tuple(number_of(version) for version in doomed), output.strip())
+    return Pruned(tuple(number_of(version) for version in obsolete), output.strip())
 
 
 def _is_record(version: ModelVersion) -> bool:
