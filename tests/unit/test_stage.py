@@ -120,7 +120,9 @@ def test_dvc_does_not_record_a_stage_whose_parameter_was_edited_meanwhile(projec
     assert read_run_facts(project, "raw")["stage_seconds"] >= 0
 
 
-def test_a_stage_whose_dvc_was_killed_ends_and_the_next_run_completes(project):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays beside its command, bash becomes it
+def test_a_stage_whose_dvc_was_killed_ends_and_the_next_run_completes(project, monkeypatch, shell):
+    monkeypatch.setenv("SHELL", shell)
     add_stage(
         project,
         """

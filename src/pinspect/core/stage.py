@@ -13,9 +13,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import yaml
 
 from pinspect.core.errors import InputChangedError, run
@@ -42,7 +44,7 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
 
 def _timed(name: str, main: Callable[[], None], root: Path) -> None:
     if _STARTED_BY_DVC in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(_dvc(),), daemon=True).start()
     if os.environ.get(_RANK, "0") != "0":
         main()
         return
@@ -53,10 +55,24 @@ def _timed(name: str, main: Callable[[], None], root: Path) -> None:
         write_run_facts(root, name, facts)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended; by then no process reads its output."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def _dvc() -> psutil.Process:
+    """Return the `dvc` that started this stage: a shell such as dash, or `torchrun`, can stand between the two."""
+    ancestors = psutil.Process().parents()
+    return next((process for process in ancestors if _STARTED_BY_DVC not in _environment(process)), ancestors[0])
+
+
+def _environment(process: psutil.Process) -> Mapping[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:  # another user's process, which is above dvc
+        return {}
+
+
+def _end_with(dvc: psutil.Process) -> None:
+    """End this process when its `dvc` has ended; by then no process reads its output."""
+    with suppress(psutil.NoSuchProcess):
+        while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
     os._exit(InputChangedError.exit_code)
 
 
