@@ -41,9 +41,9 @@ server: install
 
 worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 worker: install
-	python -m flows.zombies
 	prefect work-pool create pinspect --type process --overwrite --base-job-template flows/job_template.json
 	prefect --no-prompt deploy --all
+	python -m flows.automations
 	prefect worker start --pool pinspect
 
 base: install

@@ -18,7 +18,7 @@ from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
 from pinspect.registry.addresses import artifact_folder, bring_home
 from pinspect.registry.connection import project_database, registry_lock
-from pinspect.registry.settings import load_register_settings
+from pinspect.registry.settings import load_prune_settings, load_register_settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -47,6 +47,13 @@ def commands(root: Path) -> dict[str, list[str]]:
         place += ["--artifacts-destination", str(artifact_folder(database))]
         servers["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", mlflow_port, "--workers", "1", *place]
     return {name: [sys.executable, "-m", *command] for name, command in servers.items()}
+
+
+def retention(root: Path) -> dict[str, str]:
+    """Return the variables that let the Prefect server delete old runs (`prune.runs_days` in settings.yaml)."""
+    seconds = load_prune_settings(root).runs_days * 24 * 60 * 60
+    prefix = "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    return {f"{prefix}_ENABLED": "events,flow_runs", f"{prefix}_RETENTION_PERIOD": str(seconds)}
 
 
 def watch(servers: Mapping[str, subprocess.Popen]) -> None:
@@ -94,7 +101,7 @@ def main(root: str = ".") -> None:
         print(f"the sign-in page of the Prefect server asks for the auth_string in {ensure_access(Path(root))}")
         for name, command in commands(Path(root)).items():
             servers[name] = subprocess.Popen(
-                command, cwd=root, start_new_session=True, env=os.environ | environment.SETTINGS
+                command, cwd=root, start_new_session=True, env=os.environ | environment.SETTINGS | retention(Path(root))
             )
         watch(servers)
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pinspect.core.answers import Answer, AnswerContract, AnswerKind
     from pinspect.core.layout import Address, Layout
     from pinspect.core.params import Params, load_params
-    from pinspect.inspection.inspector import CaptureInspector
+    from pinspect.inspection.photograph_inspector import PhotographInspector
     from pinspect.inspection.records import Inspection
     from pinspect.nsoartc.distance import nsoartc
     from pinspect.registry.loading import load_inspector
@@ -45,13 +45,13 @@ __all__ = [
     "AnswerFormatError",
     "AnswerKind",
     "CaptureError",
-    "CaptureInspector",
     "ImageError",
     "Inspection",
     "Layout",
     "ModelError",
     "Params",
     "ParamsError",
+    "PhotographInspector",
     "PinspectError",
     "RegistryError",
     "RegistryUnreachableError",
@@ -68,10 +68,10 @@ _LAZY = {
     "Answer": "pinspect.core.answers",
     "AnswerContract": "pinspect.core.answers",
     "AnswerKind": "pinspect.core.answers",
-    "CaptureInspector": "pinspect.inspection.inspector",
     "Inspection": "pinspect.inspection.records",
     "Layout": "pinspect.core.layout",
     "Params": "pinspect.core.params",
+    "PhotographInspector": "pinspect.inspection.photograph_inspector",
     "load_inspector": "pinspect.registry.loading",
     "load_params": "pinspect.core.params",
 }

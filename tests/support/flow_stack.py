@@ -72,11 +72,16 @@ def auth_string(root: Path) -> str:
     return tomllib.loads(ensure_access(root).read_text())["api"]["auth_string"]
 
 
-def deploy(checkout: Checkout, schedules: dict[str, list], **variables: str) -> None:
-    """Do what `make worker` does before it starts the worker; deployments that `schedules` lacks have no schedule."""
+def deploy(checkout: Checkout, schedules: dict[str, list], *, limited: bool = True, **variables: str) -> None:
+    """Do what `make worker` does before it starts the worker; deployments that `schedules` lacks have no schedule.
+
+    With `limited` unset, runs of a deployment may overlap: a killed run holds its place for minutes.
+    """
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     for deployment in content["deployments"]:
         deployment["schedules"] = schedules.get(deployment["name"], [])
+        if not limited:
+            deployment.pop("concurrency_limit")
     (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = (ROOT / "Makefile").read_text().split("worker: install\n")[1].split("\n\n")[0]
     for command in recipe.splitlines():

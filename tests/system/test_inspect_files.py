@@ -18,8 +18,8 @@ from pinspect.core.answers import FIELDS
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.inspection.annotate import RED, AnnotatedPictures
 from pinspect.inspection.files import find_images, read_photograph
-from pinspect.inspection.inspector import BATCH
 from pinspect.inspection.line_facts import LINE_FACTS
+from pinspect.inspection.photograph_inspector import BATCH
 from pinspect.inspection.records import LOCALIZER, SCORES
 from pinspect.inspection.stream import inspect_files
 from pinspect.registry.loading import load_inspector

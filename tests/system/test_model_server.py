@@ -43,10 +43,8 @@ def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
     assert not decision.promoted
     with open_registry(project, settings.register) as client:
         assert json.loads(client.get_model_version(NAME, "1").tags["promotion"]) == decision.to_dict()
-    model, version = load_registered(project, settings.register)
-    image = next((project / "data/captures/images").iterdir())
-    assert version == "1"
-    assert model.predict([{"inspected": str(image)}])["error"][0] is None
+    inspector = load_registered(project, settings.register)
+    assert inspector(next((project / "data/captures/images").iterdir())).model_version == "1"
 
 
 def test_mlflow_serves_the_packed_model_offline(registered, tmp_path):

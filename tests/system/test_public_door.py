@@ -148,11 +148,9 @@ def test_loading_and_inspecting_changes_no_environment_variable(registered, capt
 
 
 @pytest.mark.parametrize("package", ["mlflow", "torch"])
-def test_an_installation_without_a_model_names_the_extra_to_install(registered, package):
-    """A package that sys.modules maps to None cannot be imported."""
+def test_an_installation_without_a_model_names_the_extra_to_install(registered, package, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
     code = f"""if True:
-        import sys
-        sys.modules[{package!r}] = None
         import numpy as np
         import pinspect
         assert pinspect.nsoartc(np.ones((9, 9, 3), np.float32), np.ones((9, 9), np.float32)).max() == 0
@@ -161,6 +159,9 @@ def test_an_installation_without_a_model_names_the_extra_to_install(registered, 
         except ModuleNotFoundError as error:
             print(error)
     """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "pip install 'pinspect[station]'" in run.stdout and package in run.stdout

@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFi
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
-from flows.zombies import ensure_automation
+from flows.automations import ensure_automations
 from tests.support.checkout import captures
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT, drop, read_labels
@@ -47,10 +47,10 @@ def up_to_date(deployed, scheduled_run):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def zombie(prefect_api, client):
+def zombie(deployed, client):
     """A run killed after its first heartbeat, and an automation that detects runs without heartbeats."""
-    ensure_automation(timedelta(seconds=SILENCE))
-    ensure_automation(timedelta(seconds=SILENCE))  # a second call replaces the automation
+    ensure_automations(timedelta(seconds=SILENCE))
+    ensure_automations(timedelta(seconds=SILENCE))  # a second call replaces the automations
     process = subprocess.Popen(
         [sys.executable, "-c", DIES], env={**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     )

@@ -1,5 +1,6 @@
 """The results table and its pictures: real databases, several processes, some of them killed."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from pinspect.station.picture_store import PictureStore
+from pinspect.station.pruning import prune_station
 from pinspect.station.results import SCHEMA, Correction, ResultsError, ResultsTable, watch_id
 from pinspect.station.settings import StationSettings
 
@@ -351,3 +353,33 @@ def test_a_picture_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     (tmp_path / "data/station").write_text("in the way")
     with pytest.raises(ResultsError, match="data/station/pictures: cannot write a picture: Not a directory"):
         PictureStore(tmp_path, 30, 10**9).put(b"picture", ".jpg")
+
+
+def test_pruning_deletes_old_inspections_with_their_verdicts_and_nothing_else(table):
+    for days in (10, 3, 2):
+        keep(table, f"{days} days", NOON - timedelta(days=days))
+    judge(table, "10 days", BEND)
+    judge(table, "2 days", BEND)
+    limit = NOON - timedelta(days=2)
+    assert table.prune(limit, dry_run=True) == 2
+    assert len(table.list()) == 3
+    assert table.prune(limit) == 2
+    assert ids(table.list()) == ["2 days"]
+    assert table.counts()["judged"] == 1
+    assert table.prune(limit) == 0
+
+
+def test_a_project_prunes_its_results_and_pictures_and_makes_no_table_for_it(tmp_path):
+    (tmp_path / "settings.yaml").write_text("station: {}\n")
+    assert prune_station(tmp_path, results_days=1) == {"results": 0, "pictures": 0}
+    assert not list(tmp_path.rglob("*.db"))
+    with contextlib.closing(ResultsTable.of_project(tmp_path, StationSettings())) as table:
+        keep(table, "old", datetime.now(UTC) - timedelta(days=2))
+        keep(table, "new", datetime.now(UTC))
+        store = PictureStore(tmp_path, keep_days=1, keep_bytes=10)
+        for content in (b"first", b"second"):
+            store.put(content, ".jpg")
+        (tmp_path / "settings.yaml").write_text("station: {keep_bytes: 10}\n")
+        assert prune_station(tmp_path, results_days=1, dry_run=True) == {"results": 1, "pictures": 0}
+        assert prune_station(tmp_path, results_days=1) == {"results": 1, "pictures": 1}
+        assert ids(table.list()) == ["new"]

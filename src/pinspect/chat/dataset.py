@@ -6,6 +6,7 @@ their order or number, so new captures leave the rows of old captures unchanged.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from bisect import bisect_left
@@ -95,7 +96,9 @@ class Composites:
         self._stars: dict[tuple[Line, str], Examples] = defaultdict(Examples)
         self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._worked_stacks: dict[tuple[Line, str], Examples] = defaultdict(Examples)
-        for composite in composited.to_dict("records"):
+        columns = {name: composited[name].to_list() for name in COMPOSITED_COLUMNS}
+        for values in zip(*columns.values(), strict=True):
+            composite = dict(zip(columns, values, strict=True))
             capture, view, file = captures.get(composite["raw_file"]), composite["view"], composite["file"]
             if capture is None:  # set aside
                 continue
@@ -150,6 +153,7 @@ class ChatBuilder:
         self.references = references
         self.contract = contract
         self.params = params
+        self._render = functools.cache(contract.render)  # few different answers, many rows
 
     def rows(self, capture: RawCapture) -> Iterator[Row]:
         """Yield all rows of one capture.
@@ -224,10 +228,8 @@ class ChatBuilder:
         worked = self._worked(capture, view, kind, number) if shot == ONE_SHOT else None
         shown = [*([worked.image] if worked else []), *images]
         answer_kind = prompts.answer_kind_of(kind)
-        answer = self.contract.render(capture.answer(view, self.contract), answer_kind)
-        messages = _messages(kind, view, answer, worked)
-        placeholders = prompts.image_count(messages)
-        assert placeholders == len(shown), f"{capture.file}: {placeholders} image placeholders, {len(shown)} images"
+        answer = self._render(capture.answer(view, self.contract), answer_kind)
+        messages = _messages(kind, view, answer, worked.answer if worked else None)
         return {
             "id": f"{capture.sha256[:20]}-{view}-{kind}-{shot}-{number}",
             "source": capture.source,
@@ -305,8 +307,9 @@ def require_images(rows: Iterable[Row], composited: Path) -> None:
 
 def write_chat(dataset: ChatDataset, folder: Path) -> None:
     """Write `<split>.jsonl` for every split, one row per line; each file is written atomically, training rows last."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
     for split in reversed(SPLITS):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in dataset.rows[split])
+        lines = (encode(row) + "\n" for row in dataset.rows[split])
         write_file(folder / f"{split}.jsonl", "".join(lines))
 
 
@@ -328,8 +331,8 @@ def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
     return counts.assign(rows=counts.sum(axis=1))
 
 
-def _messages(kind: PromptKind, view: str, answer: str, worked: Worked | None) -> list[prompts.Message]:
-    example = worked.answer if worked else None
+@functools.cache  # rows of equal wording share their messages: nobody changes them
+def _messages(kind: PromptKind, view: str, answer: str, example: str | None) -> list[prompts.Message]:
     if kind is PromptKind.TWO_IMAGE:
         return prompts.two_image(view, answer, star=example)
     if kind is PromptKind.STACKED:

@@ -243,20 +243,22 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old versions that nothing needs (prune in settings.yaml), and what only they need in DVC's cache."""
+    """Delete old versions, what only they need in DVC's cache, and old results (prune in settings.yaml)."""
     from dataclasses import asdict
 
-    from pinspect.core.yaml_file import load_settings
     from pinspect.registry.pruning import prune as prune_project
-    from pinspect.registry.settings import PruneSettings, load_register_settings
+    from pinspect.registry.settings import load_prune_settings, load_register_settings
+    from pinspect.station.pruning import prune_station
 
-    keep = load_settings(Path(), "prune", PruneSettings)
+    keep = load_prune_settings(Path())
     pruned = prune_project(Path(), load_register_settings(Path()), keep, dry_run=dry_run)
+    station = prune_station(Path(), keep.results_days, dry_run=dry_run)
     if as_json:
-        print(json.dumps(asdict(pruned)))
+        print(json.dumps(asdict(pruned) | station))
     else:
         done = "would be deleted" if dry_run else "deleted"
         print(f"versions {done}: {', '.join(pruned.versions) or 'none'}", pruned.cache, sep="\n")
+        print(f"results of the station {done}: {station['results']}; pictures deleted: {station['pictures']}")
 
 
 @app.command()

@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import atomic_path
-from pinspect.core.images import IMAGE_SUFFIXES
+from pinspect.core.images import IMAGE_SUFFIXES, decode_image
 from pinspect.inspection.files import ANNOTATED
 from pinspect.inspection.records import Photograph
 
 if TYPE_CHECKING:
-    from pinspect.inspection.inspector import CaptureInspector
+    from pinspect.inspection.photograph_inspector import PhotographInspector
 
 Color = tuple[int, int, int]
 
@@ -91,7 +91,7 @@ class AnnotatedPictures:
         path: Path,
         photograph: Photograph,
         record: Mapping[str, Any],
-        inspector: CaptureInspector,
+        inspector: PhotographInspector,
         shape: str = "",
     ) -> Path:
         """Draw a capture that was inspected.
@@ -112,13 +112,13 @@ class AnnotatedPictures:
         judgement, p_defective = record["judgement"], record["p_defective"]
         caption = judgement if p_defective is None else f"{judgement}   P(defective) {p_defective:.3f}"
         corners, color = None, GREEN
-        seen = inspector.see(photograph, shape or None)
         if judgement == DEFECTIVE:
             caption, color = f"{record['defect_mode']} at {record['defect_position']}   {caption}", RED
-            corners = inspector.pin_corners(seen, record["defect_position"])
+            corners = inspector.locate_pin(photograph, record["defect_position"], shape or None)
+        image = np.asarray(decode_image(photograph.content, photograph.name, inspector.max_pixels))
         out = self._folder / self.place(path)
         with self._explained(out), atomic_path(out) as partial:
-            annotate(seen.image, corners, caption, color).save(partial, quality=_JPEG_QUALITY)
+            annotate(image, corners, caption, color).save(partial, quality=_JPEG_QUALITY)
         return out
 
     def place(self, path: Path) -> Path:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from pinspect.composites.drawing import stacked
 from pinspect.composites.views import Style, draw_view
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, PASSED, VIEWS
-from pinspect.core.errors import AlignmentError, AnswerFormatError, ImageError, PinspectError, StageInputError
+from pinspect.core.errors import AlignmentError, AnswerFormatError, PinspectError, StageInputError
 from pinspect.core.images import decode_image
 from pinspect.core.names import EYES, eye_of
 from pinspect.core.operating_point import LOCALIZER_THRESHOLD
 from pinspect.core.params import Params
 from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question
-from pinspect.inspection.files import printable, read_photograph
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
+from pinspect.inspection.photograph_inspector import PhotographInspector
 from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
 from pinspect.model.families import composite_cell
 from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
@@ -35,19 +33,9 @@ if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
     from pinspect.model.loading import Inspector
 
-BATCH = 16  # photographs that `CaptureInspector` holds in memory at once
-Picture = str | Path | bytes | Image.Image | npt.NDArray[Any] | Photograph
 
-
-class CaptureInspector:
-    """Inspects photographs of one line with one model.
-
-    An inspector is a function: `inspector("photo.jpg")` returns an `Inspection`. `prepare` and `answer` are its two
-    halves, for callers that run them on different threads.
-
-    Attributes:
-        version: Number of the registered version; None for a model from a folder.
-    """
+class CaptureInspector(PhotographInspector):
+    """Inspects in this process, with the code of this process."""
 
     def __init__(
         self,
@@ -92,49 +80,27 @@ class CaptureInspector:
         """The largest photograph that is accepted, in px."""
         return self._params.raw.max_pixels
 
-    @overload
-    def __call__(self, photograph: Picture, *, shape: str | None = None) -> Inspection: ...
-    @overload
-    def __call__(self, photograph: Sequence[Picture], *, shape: str | None = None) -> list[Inspection]: ...
-    def __call__(
-        self, photograph: Picture | Sequence[Picture], *, shape: str | None = None
-    ) -> Inspection | list[Inspection]:
-        """Inspect a photograph, or each photograph of a list.
-
-        Args:
-            photograph: A path, the bytes of an image file, a Pillow image, or an array (gray (H, W) or RGB (H, W, 3),
-                uint8 or uint16); or a list of them.
-            shape: Pin shape of the captures; None for the shape that fits best.
-
-        Returns:
-            The inspection. For a list: one inspection per photograph, in order; a photograph that cannot be inspected
-            has `error` set.
-
-        Raises:
-            ImageError: The single photograph cannot be read.
-            AlignmentError: The single photograph does not show the line.
-            AnswerFormatError: The model's answer to the single photograph breaks the answer contract.
-        """
-        if isinstance(photograph, list | tuple):
-            batches = (photograph[start : start + BATCH] for start in range(0, len(photograph), BATCH))
-            return [inspection for batch in batches for inspection in self._inspect_batch(batch, shape)]
-        picture = cast(Picture, photograph)
-        name = _name(picture)
-        (inspection,) = self._inspect_seen([(name, self.see(self._photograph(picture, name), shape))])
+    def inspect_photograph(self, photograph: Photograph, shape: str | None = None) -> Inspection:
+        """See `PhotographInspector`."""
+        (inspection,) = self._inspect_seen([(photograph.name, self.see(photograph, shape))])
         if inspection.error:
-            raise AnswerFormatError(f"{name}: {inspection.error}")
+            raise AnswerFormatError(f"{photograph.name}: {inspection.error}")
         return inspection
 
+    def inspect_photographs(self, photographs: Sequence[Photograph], shape: str | None = None) -> list[Inspection]:
+        """See `PhotographInspector`."""
+        inspections: dict[int, Inspection] = {}
+        seen: dict[int, tuple[str, Seen]] = {}
+        for number, photograph in enumerate(photographs):
+            try:
+                seen[number] = photograph.name, self.see(photograph, shape)
+            except PinspectError as error:
+                inspections[number] = Inspection(photograph.name, model_version=self.version, error=str(error))
+        inspections |= zip(seen, self._inspect_seen(list(seen.values())), strict=True)
+        return [inspections[number] for number in range(len(photographs))]
+
     def inspect(self, tasks: Sequence[Task]) -> list[Record]:
-        """Inspect captures that share forward passes.
-
-        Args:
-            tasks: The captures.
-
-        Returns:
-            One record per task, in order, with the keys of `empty_record`. `error` is None, or the reason why the
-            capture could not be inspected; the other values are then None.
-        """
+        """See `PhotographInspector`."""
         prepared: dict[int, Prepared] = {}
         records: dict[int, Record] = {}
         for number, task in enumerate(tasks):
@@ -146,20 +112,7 @@ class CaptureInspector:
         return [records[number] for number in range(len(tasks))]
 
     def prepare(self, task: Task) -> Prepared:
-        """Align, measure and draw a capture: the part of an inspection that needs no model.
-
-        Several threads may call this method at once, also while `answer` runs.
-
-        Args:
-            task: The capture.
-
-        Returns:
-            The capture, ready for `answer`.
-
-        Raises:
-            ImageError: A photograph cannot be read.
-            AlignmentError: A photograph does not show the line.
-        """
+        """See `PhotographInspector`."""
         inspected = self.see(task.inspected, task.shape)
         reference = self._drawn[inspected.aspect]
         if task.reference and self._kind is not PromptKind.ONE_IMAGE:
@@ -167,41 +120,19 @@ class CaptureInspector:
         return self._prepared(task.inspected.name, inspected, reference)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
-        """Ask the model about captures that this inspector prepared.
-
-        Args:
-            prepared: The captures; at most `evaluate.batch_size` of them share a forward pass.
-
-        Returns:
-            One record per capture, in order, as `inspect` returns them.
-        """
+        """See `PhotographInspector`."""
         with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
             rows = [_write_row(capture, number, Path(folder)) for number, capture in enumerate(prepared)]
             answers = self._answers(rows, Path(folder)) if rows else []
         return [self._record(capture, answer) for capture, answer in zip(prepared, answers, strict=True)]
 
     def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
-        """Draw both views of a photograph as the model sees them.
-
-        Args:
-            photograph: The photograph.
-            shape: Its pin shape; None for the shape that fits best.
-
-        Returns:
-            The JPEG bytes of the single composite of each view, `RAW` and `DST`.
-
-        Raises:
-            ImageError: The photograph cannot be read.
-            AlignmentError: The photograph does not show the line.
-        """
+        """See `PhotographInspector`."""
         seen = self.see(photograph, shape)
         return {view: self._style.encode(self._composite(seen, view)) for view in VIEWS}
 
     def try_out(self) -> None:
-        """Inspect the references of the line.
-
-        A broken model fails here, before anything relies on it, and everything that a model does only once is done.
-        """
+        """See `PhotographInspector`."""
         self.answer([self._prepared(aspect, seen, self._drawn[aspect]) for aspect, seen in self._references.items()])
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
@@ -226,6 +157,10 @@ class CaptureInspector:
         eye = eye_of(Path(photograph.name).name)
         return self._align(photograph, [aspect for aspect in aspects if aspect.endswith(f"-{eye}")] or aspects)
 
+    def locate_pin(self, photograph: Photograph, address: str, shape: str | None = None) -> npt.NDArray[np.float64]:
+        """See `PhotographInspector`."""
+        return self.pin_corners(self.see(photograph, shape), address)
+
     def pin_corners(self, seen: Seen, address: str) -> npt.NDArray[np.float64]:
         """Locate the cell of a pin in a photograph.
 
@@ -245,19 +180,6 @@ class CaptureInspector:
         matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
         return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T.astype(np.float64)
 
-    def _inspect_batch(self, pictures: Sequence[Picture], shape: str | None) -> list[Inspection]:
-        inspections: list[Inspection | None] = []
-        seen: list[tuple[str, Seen]] = []
-        for picture in pictures:
-            name = _name(picture)
-            try:
-                seen.append((name, self.see(self._photograph(picture, name), shape)))
-                inspections.append(None)
-            except PinspectError as error:
-                inspections.append(Inspection(name, model_version=self.version, error=str(error)))
-        answered = iter(self._inspect_seen(seen))
-        return [inspection or next(answered) for inspection in inspections]
-
     def _inspect_seen(self, photographs: Sequence[tuple[str, Seen]]) -> list[Inspection]:
         prepared = [self._prepared(name, seen, self._drawn[seen.aspect]) for name, seen in photographs]
         return [
@@ -272,17 +194,6 @@ class CaptureInspector:
             corners = self.pin_corners(seen, record["defect_position"])
             values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
         return Inspection(**values, model_version=self.version)
-
-    def _photograph(self, picture: Picture, name: str) -> Photograph:
-        match picture:
-            case Photograph():
-                return picture
-            case str() | Path():
-                return read_photograph(Path(picture), self._params.raw.max_pixels, name)
-            case bytes():
-                return Photograph(name, picture)
-            case _:
-                return Photograph(name, _encode(picture, name))
 
     def _prepared(self, name: str, inspected: Seen, reference: npt.NDArray[np.uint8]) -> Prepared:
         """Draw what the model sees; `reference` is the composite of the reference."""
@@ -366,26 +277,3 @@ def _aspects(line: Path, shape: str) -> list[str]:
     """Return the aspects of a shape in a packed line: the shape, or one per eye."""
     aspects = [shape, *(f"{shape}-{eye}" for eye in EYES)]
     return [aspect for aspect in aspects if (line / f"{aspect}.npz").is_file()] or [shape]
-
-
-def _name(picture: Picture) -> str:
-    """Return the name of a photograph in records and errors; a picture in memory has none of its own."""
-    if isinstance(picture, Photograph):
-        return picture.name
-    if isinstance(picture, str | Path):
-        return printable(Path(picture))
-    return str(getattr(picture, "filename", "") or "image")
-
-
-def _encode(picture: Image.Image | npt.NDArray[Any], name: str) -> bytes:
-    """Return a picture in memory as the bytes of a file, so that it is checked and converted like a file."""
-    try:
-        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else ImageOps.exif_transpose(picture)
-        content = io.BytesIO()
-        image.save(content, "PNG" if image.mode in ("P", "PA") else "TIFF")  # TIFF is lossless and not compressed
-        return content.getvalue()
-    except (TypeError, ValueError, KeyError, OSError, AttributeError) as error:
-        raise ImageError(
-            f"{name}: not a photograph ({error}); pass a path, the bytes of an image file, a Pillow image, or an array "
-            "(H, W) or (H, W, 3) of uint8 or uint16"
-        ) from None

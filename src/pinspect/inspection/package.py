@@ -1,19 +1,23 @@
-"""Loads a packed model: adapter, base, line, operating point, line profile and parameters of one version."""
+"""Reads a packed model: adapter, base, line, operating point, line profile, parameters and code of one version."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
+from pinspect.core import digests
 from pinspect.core.errors import ModelError
 from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import load_params
 from pinspect.inspection.inspector import CaptureInspector
 
 _MLMODEL = "MLmodel"  # the file by which MLflow knows a model's folder
+CODE = "code"  # the folder beside MLmodel that MLflow puts the code into
 _REQUIRED = ("adapter", "line", "operating_point", "params")
 _FILES = {
     "adapter": "adapter",
@@ -86,6 +90,31 @@ def package_artifacts(folder: Path) -> dict[str, Path]:
             "`mlflow artifacts download --artifact-uri models:/NAME/VERSION`"
         )
     return artifacts
+
+
+def package_sha256(artifacts: Mapping[str, Path], code: Path) -> str:
+    """Return the hash over everything that a packed model answers with.
+
+    Comments and layout of the parameters do not enter it.
+
+    Args:
+        artifacts: The path of each artifact, by its name.
+        code: The folder with the folder `pinspect`.
+
+    Returns:
+        sha256 in hexadecimal digits.
+
+    Raises:
+        StageInputError: A file is missing.
+    """
+    hashed: dict[str, Any] = {name: _digest(path) for name, path in artifacts.items() if name != "params"}
+    hashed["params"] = yaml.safe_load(artifacts["params"].read_text(encoding="utf-8"))
+    hashed["code"] = {path.relative_to(code).as_posix(): digests.file_sha256(path) for path in code.rglob("*.py")}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return digests.dvc_directory_hash(path) if path.is_dir() else digests.file_sha256(path)
 
 
 def _mlflow_artifacts(path: Path) -> dict[str, str]:

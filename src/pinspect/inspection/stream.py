@@ -12,14 +12,14 @@ from pinspect.core.answers import DEFECTIVE
 from pinspect.core.errors import ImageError
 from pinspect.inspection.annotate import AnnotatedPictures
 from pinspect.inspection.files import printable, read_photograph
-from pinspect.inspection.inspector import BATCH, CaptureInspector
+from pinspect.inspection.photograph_inspector import BATCH, PhotographInspector
 from pinspect.inspection.records import Photograph, Record, Task, empty_record
 
 ALL_PASSED, SOME_DEFECTIVE, SOME_NOT_INSPECTED = 0, 1, 2
 
 
 def inspect_files(
-    inspector: CaptureInspector, files: Iterable[Path], shape: str = "", annotated: AnnotatedPictures | None = None
+    inspector: PhotographInspector, files: Iterable[Path], shape: str = "", annotated: AnnotatedPictures | None = None
 ) -> Iterator[Record]:
     """Inspect files, `BATCH` of them at a time.
 
@@ -30,8 +30,8 @@ def inspect_files(
         annotated: Where to write a picture of each capture that was inspected.
 
     Yields:
-        One record per file, in order: the keys of `CaptureInspector.inspect`, `seconds` (mean time per capture of the
-        batch, None if the file was not inspected) and `model_version`.
+        One record per file, in order: the keys of `PhotographInspector.inspect`, `seconds` (mean time per capture of
+        the batch, None if the file was not inspected) and `model_version`.
     """
     remaining = iter(files)
     while batch := list(islice(remaining, BATCH)):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,22 +13,15 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pinspect.core import digests, predictions, prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
-from pinspect.core.errors import RegistryError, StageInputError
+from pinspect.core.errors import PinspectError, RegistryError, StageInputError
 from pinspect.core.params import Params
 from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.evaluation.settings import ReportSettings
-from pinspect.registry.connection import registry_environment
-from pinspect.registry.settings import load_register_settings
-from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
-
-# A separate process, because a version answers with the code that it was registered with, not with this code.
-_ANSWER = """
-import sys, mlflow, pandas
-tasks = pandas.read_json(sys.argv[2], orient="records", dtype=False)
-mlflow.pyfunc.load_model(sys.argv[1]).predict(tasks).to_json(sys.argv[3], orient="records")
-"""
+from pinspect.inspection.photograph_inspector import BATCH
+from pinspect.inspection.records import Photograph, Record, Task
+from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, load_version, number_of, stored_report
 
 
 @dataclass(frozen=True)
@@ -158,35 +148,23 @@ def _table(
 
 
 def _answers(root: Path, params: Params, version: ModelVersion, rows: Sequence[Mapping]) -> pd.DataFrame:
-    """Let a version answer the captures of `rows` in a process with its own code."""
-    with tempfile.TemporaryDirectory(prefix="pinspect-") as name:
-        folder, tasks = Path(name), []
-        for number, row in enumerate(rows):
+    """Let a version answer the captures of `rows`, with its own code."""
+    records: dict[str, Record] = {}
+    try:
+        inspector = load_version(version)
+    except PinspectError as error:
+        raise RegistryError(f"version {number_of(version)}: cannot answer the present test set: {error}") from None
+    with contextlib.closing(inspector):
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
             # The capture keeps its own name: on a line with two cameras the name holds the eye.
-            photograph = folder / str(number) / row["capture"]
-            photograph.parent.mkdir()
-            shutil.copyfile(_required(root / "data/raw" / row["file"]), photograph)
-            tasks.append({"inspected": str(photograph), "shape": row["shape"]})
-        (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", _ANSWER),
-                *(f"models:/{version.name}/{number_of(version)}", folder / "tasks.json", folder / "answers.json"),
-            ],
-            env=registry_environment(root, load_register_settings(root)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise RegistryError(f"version {number_of(version)}: cannot answer the present test set: {reason[0]}")
-        records = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-    by_file = {row["file"]: record for row, record in zip(rows, records, strict=True)}
-    return _table(rows, by_file, params.contract(), _question(version))
+            tasks = [Task(Photograph(row["capture"], _content(root, row["file"])), shape=row["shape"]) for row in batch]
+            records |= zip((row["file"] for row in batch), inspector.inspect(tasks), strict=True)
+    return _table(rows, records, params.contract(), _question(version))
 
 
-def _required(path: Path) -> Path:
+def _content(root: Path, file: str) -> bytes:
+    path = root / "data/raw" / file
     if not path.is_file():
         raise StageInputError(f"{path}: not found; run dvc checkout, or dvc repro")
-    return path
+    return path.read_bytes()

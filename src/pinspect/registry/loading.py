@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pinspect.inspection.inspector import CaptureInspector
-from pinspect.inspection.package import load_package, package_artifacts
+from pinspect.inspection.inspector_process import InspectorProcess
+from pinspect.inspection.package import CODE, load_package, package_artifacts
+from pinspect.inspection.photograph_inspector import PhotographInspector
 from pinspect.registry.settings import load_register_settings
 
 
-def load_inspector(version_or_folder: str | int | Path = "", project: str | Path = ".") -> CaptureInspector:
+def load_inspector(version_or_folder: str | int | Path = "", project: str | Path = ".") -> PhotographInspector:
     """Load an inspector.
+
+    A registered version, or a folder that was downloaded from a registry, inspects in a process of its own, with the
+    code that it was registered with.
 
     Args:
         version_or_folder: The alias or the number of a registered version, such as `champion` or 3; or the folder of a
@@ -31,19 +35,13 @@ def load_inspector(version_or_folder: str | int | Path = "", project: str | Path
     name = os.fspath(version_or_folder) if isinstance(version_or_folder, str | Path) else str(version_or_folder)
     try:
         if isinstance(version_or_folder, Path) or os.sep in name:
-            return load_package(package_artifacts(Path(name)))
-        return _load_registered(Path(project), name)
+            artifacts, code = package_artifacts(Path(name)), Path(name) / CODE
+            return InspectorProcess(Path(name), code) if code.is_dir() else load_package(artifacts)
+        from pinspect.registry.versions import load_registered  # a packed model needs no MLflow
+
+        return load_registered(Path(project), load_register_settings(Path(project)), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"load_inspector needs the package {error.name}; install it with: pip install 'pinspect[station]'",
             name=error.name,
         ) from None
-
-
-def _load_registered(project: Path, version: str) -> CaptureInspector:
-    from pinspect.registry.versions import load_registered  # a packed model needs no MLflow
-
-    model, number = load_registered(project, load_register_settings(project), version)
-    inspector: CaptureInspector = model.unwrap_python_model().inspector
-    inspector.version = number
-    return inspector

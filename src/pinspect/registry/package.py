@@ -1,25 +1,25 @@
-"""Packs what a version answers with: adapter, base, operating point, line, line profile and parameters."""
+"""Packs what a version answers with: adapter, base, operating point, line, line profile, parameters and code."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import pinspect
 from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
-from pinspect.core import digests
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
-from pinspect.core.question import Question, preferred_source
+from pinspect.core.question import preferred_source
 from pinspect.inspection.line_profile import read_line_profile
+from pinspect.inspection.package import CODE, package_sha256
 from pinspect.registry.candidate import Candidate
-from pinspect.registry.versions import ADAPTER_TAG
+
+_ROOMS = ("core", "nsoartc", "composites", "model", "inspection")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class Package:
 
     Attributes:
         artifacts: The path of each artifact, by its name.
-        sha256: The hash over everything that decides an answer.
+        code: The folder `pinspect` with the rooms that inspect.
+        sha256: The hash of artifacts and code (`inspection.package.package_sha256`).
     """
 
     artifacts: Mapping[str, str]
+    code: Path
     sha256: str
 
 
@@ -39,8 +41,7 @@ class Package:
 def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
     """Gather the artifacts of a version in one place.
 
-    A base that lies on the hub stays there: the parameters name it with its revision. The hash covers only the
-    parameters that decide an answer, so that another setting does not make another version.
+    A base that lies on the hub stays there: the parameters name it with its revision.
 
     Args:
         candidate: The evaluated adapter.
@@ -56,7 +57,7 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
     with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
         line = Path(folder) / "line"
         pack_line(candidate.root, params.answers.shapes, line)
-        artifacts = {
+        named = {
             "adapter": candidate.adapter,
             "base": candidate.base.folder and candidate.base.folder.resolve(),  # MLflow packs no linked folder
             "line": line,
@@ -64,15 +65,25 @@ def pack(candidate: Candidate, params: Params) -> Iterator[Package]:
             "operating_point": candidate.operating_point,
             "params": candidate.root / "params.yaml",
         }
-        hashed = {
-            "adapter": candidate.digests[ADAPTER_TAG],  # covers the operating point
-            "base": candidate.digests["base_sha256"],
-            "line": digests.dvc_directory_hash(line),
-            "line_profile": digests.file_sha256(candidate.line_profile),
-            "params": _answer_params(params),
-        }
-        sha256 = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-        yield Package({name: str(path) for name, path in artifacts.items() if path}, sha256)
+        artifacts = {name: path for name, path in named.items() if path}
+        code = Path(folder) / CODE
+        pack_code(code / "pinspect")
+        sha256 = package_sha256(artifacts, code)
+        yield Package({name: str(path) for name, path in artifacts.items()}, code / "pinspect", sha256)
+
+
+def pack_code(out: Path) -> None:
+    """Copy the rooms that a model inspects with.
+
+    Args:
+        out: The folder `pinspect` to make.
+    """
+    source = Path(pinspect.__file__).parent
+    out.mkdir(parents=True)
+    for path in [source / "__init__.py", *(path for room in _ROOMS for path in (source / room).rglob("*.py"))]:
+        copy = out / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
@@ -104,13 +115,3 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
             reference = root / "data/raw" / references[line][0].file
             shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
             shutil.copyfile(reference, out / f"{line.aspect}-reference{reference.suffix}")
-
-
-def _answer_params(params: Params) -> dict:
-    """Return the parameters that decide an answer."""
-    sections = params.model_dump(mode="json", by_alias=True)
-    return {name: sections[name] for name in ("layout", "answers", "dst", "composite")} | {
-        "family": params.model.family,
-        "max_pixels": params.raw.max_pixels,
-        "asked": list(astuple(Question.of(params.evaluate))),
-    }

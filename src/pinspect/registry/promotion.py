@@ -202,7 +202,7 @@ def decide(
     ours, theirs = evidence[0], evidence[1] if champion else None
     rules = weigh(ours, theirs, stored_controls(challenger), challenger.tags, settings, approve_by=approve_by)
     if all(rule.holds for rule in rules):
-        problem = trial_problem(root, settings.register, challenger)
+        problem = trial_problem(challenger)
         rules = (*rules, Rule("inspects its references", not problem, problem or "loaded and tried"))
     return Decision(
         name=challenger.name,
@@ -252,7 +252,7 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "", to:
                 f"{without_password(client.tracking_uri)}: version {champion and champion.version} of {name} is "
                 f"champion, and {problem}; pinspect models lists all versions, and --to goes back to any of them"
             )
-        if problem := trial_problem(root, settings, target):
+        if problem := trial_problem(target):
             stays = f"; version {champion.version} stays champion" if champion else ""
             raise RegistryError(f"version {target.version} of {name} cannot become champion again: {problem}{stays}")
         rolled_back = number_of(champion) if champion else ""

@@ -129,7 +129,7 @@ def _create_version(
             python_model=registered_model.__file__,
             artifacts=dict(package.artifacts),
             signature=registered_model.signature(),
-            code_paths=[str(Path(registered_model.__file__).parents[1])],
+            code_paths=[str(package.code)],
             pip_requirements=_requirements(),
         )
         for metric, value in candidate.scores.items():

@@ -27,13 +27,17 @@ class RegisterSettings(Section):
 
 
 class PruneSettings(Section):
-    """What `pinspect prune` keeps.
+    """What `pinspect prune` and the Prefect server of `make server` keep.
 
     Attributes:
         versions: The newest versions that stay, besides those that have an alias or were promoted or rolled back.
+        results_days: Days for which the station's results stay.
+        runs_days: Days for which the runs of flows stay on the Prefect server.
     """
 
     versions: PositiveInt = 30
+    results_days: PositiveInt = 730
+    runs_days: PositiveInt = 90
 
 
 class PromoteSettings(Section):
@@ -74,3 +78,8 @@ def load_registry_settings(root: Path) -> RegistrySettings:
     """Read every section of the project in `root` that the registry uses. Raises ParamsError."""
     promote = load_settings(root, "promote", PromoteSettings)
     return RegistrySettings(load_register_settings(root), promote, load_report_settings(root))
+
+
+def load_prune_settings(root: Path) -> PruneSettings:
+    """Read the section `prune` of the project in `root`. Raises ParamsError."""
+    return load_settings(root, "prune", PruneSettings)

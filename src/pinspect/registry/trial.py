@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 
 from pinspect.core.errors import RegistryError
-from pinspect.registry.connection import registry_environment
-from pinspect.registry.settings import RegisterSettings
-from pinspect.registry.versions import ADAPTER_TAG, number_of, stored_report
+from pinspect.registry.versions import ADAPTER_TAG, load_version, number_of, stored_report
 
 DETAIL = "detail.json"
-
-# A separate process, because a version is tried with the code that it was registered with, not with this code.
-_TRIAL = """
-import sys, mlflow
-mlflow.pyfunc.load_model(sys.argv[1]).unwrap_python_model().inspector.try_out()
-"""
 
 
 def stored_controls(version: ModelVersion) -> dict[str, bool | None]:
@@ -56,25 +47,18 @@ def stored_controls(version: ModelVersion) -> dict[str, bool | None]:
     return controls
 
 
-def trial_problem(root: Path, settings: RegisterSettings, version: ModelVersion) -> str:
-    """Load a version with its packed code, in a process of its own, and let it inspect its references.
+def trial_problem(version: ModelVersion) -> str:
+    """Load a version of the registry that is open, and let it inspect its references.
 
     Args:
-        root: The project's folder.
-        settings: The section `register`.
         version: The version to try.
 
     Returns:
         Why the version cannot be used, in one line; empty if it can.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", _TRIAL, f"models:/{version.name}/{number_of(version)}"],
-        env=registry_environment(root, settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if not done.returncode:
-        return ""
-    reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    return f"it does not inspect its references: {reason[0][:300]}"
+    try:
+        with contextlib.closing(load_version(version)) as inspector:
+            inspector.try_out()
+    except Exception as error:  # a damaged version can make its loaders raise anything
+        return f"it does not inspect its references: {' '.join(str(error).split())[:300]}"
+    return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow import MlflowClient, pyfunc
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
 
 from pinspect.core.errors import RegistryError
+from pinspect.inspection.inspector_process import InspectorProcess
+from pinspect.inspection.package import CODE, package_artifacts, package_sha256
 from pinspect.registry.connection import open_registry, without_password
 from pinspect.registry.settings import RegisterSettings
 
@@ -31,8 +32,8 @@ REGISTER_ONE = (  # DVC does not know that a registry is lost: it compares files
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 
-def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> tuple[PyFuncModel, str]:
-    """Load a registered model.
+def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> InspectorProcess:
+    """Load a registered version, with its packed code.
 
     Args:
         root: The project's folder.
@@ -40,16 +41,42 @@ def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> 
         alias: The alias of the version. Empty: the champion, or the challenger if there is no champion yet.
 
     Returns:
-        The model (see `inspection.registered_model` for its input and output) and the number of its version.
+        The inspector, in a process of its own.
 
     Raises:
-        RegistryError: No version has the alias.
+        RegistryError: No version has the alias, or its files are not those that were registered.
+        ModelError: The version cannot be loaded.
     """
     with open_registry(root, settings) as client:
         if not alias:
             alias = CHAMPION if version_of(client, settings.model_name, CHAMPION) else CHALLENGER
-        version = require_version(client, settings.model_name, alias).version
-        return pyfunc.load_model(f"models:/{settings.model_name}/{version}"), str(version)
+        return load_version(require_version(client, settings.model_name, alias))
+
+
+def load_version(version: ModelVersion) -> InspectorProcess:
+    """Load a version of the registry that is open, with its packed code.
+
+    Args:
+        version: The version.
+
+    Returns:
+        The inspector, in a process of its own.
+
+    Raises:
+        RegistryError: Its files are not those that were registered.
+        ModelError: The version cannot be loaded.
+    """
+    number = number_of(version)
+    folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
+    code = folder / CODE
+    sha256 = package_sha256(package_artifacts(folder), code)
+    if sha256 != version.tags.get(PACKAGE_TAG):
+        raise RegistryError(
+            f"{folder}: version {number} of {version.name} was changed or is incomplete: the hash of its files is "
+            f"{sha256[:12]}, registered was {version.tags.get(PACKAGE_TAG, 'none')[:12]}; restore the folder, or roll "
+            "back to another version (pinspect rollback)"
+        )
+    return InspectorProcess(folder, code, number)
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:

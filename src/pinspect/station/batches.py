@@ -133,6 +133,8 @@ class Batches:
         try:
             prepared = version.inspector.prepare(Task(request.photograph, shape=request.shape))
         except Exception as error:
+            if version.inspector.ended:
+                raise  # this process ends, too, and is started again
             request.answer(_failed(request, error) | _origin(version, time.perf_counter() - start))
             return None
         return _Ready(request, prepared, version)
@@ -161,6 +163,8 @@ class Batches:
         try:
             records = version.inspector.answer([ready.prepared for ready in batch])
         except Exception as error:
+            if version.inspector.ended:
+                raise
             if len(batch) > 1:  # one capture is at fault; the others still get their answers
                 for ready in batch:
                     self._answer([ready])

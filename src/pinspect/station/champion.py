@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pinspect.core.errors import ModelError, PinspectError, RegistryError
-from pinspect.inspection.inspector import CaptureInspector
+from pinspect.inspection.inspector_process import InspectorProcess
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import CHALLENGER, CHAMPION, load_registered, number_of, require_version, version_of
@@ -28,15 +26,13 @@ class Version:
         number: Version number in the registry.
         alias: Alias for which the version was chosen.
         loaded_at: Time at which it was loaded (UTC).
-        inspector: Inspects captures.
-        profile: Line profile of its training captures (`inspection.line_profile`); None if it has none.
+        inspector: Inspects captures, with the code of the version.
     """
 
     number: str
     alias: str
     loaded_at: datetime
-    inspector: CaptureInspector
-    profile: Mapping[str, Any] | None
+    inspector: InspectorProcess
 
 
 class Champion:
@@ -62,12 +58,14 @@ class Champion:
         self._refused, self._next_try = "", 0.0
 
     def current(self) -> Version:
-        """Return the loaded version.
+        """Return the loaded version; load it again if its process has ended.
 
         Raises:
             PinspectError: No version is loaded, with the reason.
         """
-        if self.version is None:
+        if self.version and self.version.inspector.ended:
+            self.check()
+        if self.version is None or self.version.inspector.ended:
             raise self.failure or ModelError("no model is loaded yet")
         return self.version
 
@@ -78,7 +76,7 @@ class Champion:
         except Exception as error:  # such as a locked database or an unreadable folder
             self.failure = _explained("the registry cannot be read", error)
             return
-        if self.version and self.version.number == number:
+        if self.version and self.version.number == number and not self.version.inspector.ended:
             self.version, self.failure = replace(self.version, alias=alias), None
         elif self._refused != number or time.monotonic() >= self._next_try:
             self._exchange(number, alias)
@@ -111,10 +109,9 @@ class Champion:
             self.failure = _explained(f"{self.failure}; version {number} cannot be loaded either", error)
 
     def _load(self, number: str, alias: str) -> Version:
-        model, _ = load_registered(self._root, self._settings, number)
-        packed = model.unwrap_python_model()
-        packed.inspector.try_out()
-        return Version(number, alias, datetime.now(UTC), packed.inspector, packed.profile)
+        inspector = load_registered(self._root, self._settings, number)
+        inspector.try_out()
+        return Version(number, alias, datetime.now(UTC), inspector)
 
 
 def _explained(what: str, error: Exception) -> PinspectError:

@@ -106,7 +106,8 @@ class ModelProcess:
             timeout: Seconds to wait for the answer.
 
         Returns:
-            The record of `CaptureInspector.inspect`, with `model_version` and `seconds` (duration of the forward pass).
+            The record of `PhotographInspector.inspect`, with `model_version` and `seconds` (duration of the forward
+            pass).
 
         Raises:
             QueueFullError: Too many captures wait.

@@ -130,5 +130,5 @@ class _Worker:
             version=version.number,
             alias=version.alias,
             loaded_at=version.loaded_at,
-            profile=version.profile,
+            profile=version.inspector.profile,
         )

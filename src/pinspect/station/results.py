@@ -33,6 +33,7 @@ STATION = "station"
 WATCH = "watch"
 SCHEMA = 2
 STATION_FOLDER = Path("data/station")
+_DATABASE = "results.db"
 _IDS_PER_QUERY = 500  # older SQLite takes 999 values per statement
 _WRITER_SECONDS = 30
 _TRIES_TO_CREATE = 5
@@ -68,7 +69,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Inspection:
-    """An inspected capture. Fields not listed here are those of `CaptureInspector.inspect`.
+    """An inspected capture. Fields not listed here are those of `PhotographInspector.inspect`.
 
     Attributes:
         id: Unique id.
@@ -134,14 +135,14 @@ class ResultsTable:
     @classmethod
     def of_project(cls, root: Path, settings: StationSettings) -> ResultsTable:
         """Open the table at `settings.results`; if that is empty, SQLite in `data/station/` of the project."""
-        return cls(settings.results or f"sqlite:///{(root / STATION_FOLDER / 'results.db').resolve()}")
+        return cls(settings.results or f"sqlite:///{(root / STATION_FOLDER / _DATABASE).resolve()}")
 
     def close(self) -> None:
         """Close all connections to the database."""
         self._engine.dispose()
 
     def record(self, record: Mapping, *, id: str, sha256: str, source: str, received: datetime) -> bool:
-        """Store a record of `CaptureInspector.inspect`.
+        """Store a record of `PhotographInspector.inspect`.
 
         Args:
             record: The record, with `model_version` and `seconds` if known.
@@ -314,6 +315,27 @@ class ResultsTable:
             )
             return {**by_model, **by_person, "errors": connection.scalar(errors) or 0}
 
+    def prune(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Delete the inspections that came in before a time, with their verdicts.
+
+        A file that `pinspect watch` still finds in its folder is inspected again when its result is gone.
+
+        Args:
+            before: The time.
+            dry_run: Delete nothing.
+
+        Returns:
+            How many inspections were deleted, or would be.
+        """
+        old = tables.inspections.c.received < before
+        with self._explained(), self._engine.begin() as connection:
+            count = connection.scalar(sa.select(sa.func.count()).select_from(tables.inspections).where(old)) or 0
+            if count and not dry_run:
+                ids = sa.select(tables.inspections.c.id).where(old)
+                connection.execute(tables.corrections.delete().where(tables.corrections.c.inspection.in_(ids)))
+                connection.execute(tables.inspections.delete().where(old))
+        return count
+
     def _read(self, query: sa.Select) -> list[Inspection]:
         with self._explained(), self._engine.connect() as connection:
             return [_inspection(row) for row in connection.execute(query).mappings()]
@@ -370,6 +392,11 @@ class ResultsTable:
         except (SQLAlchemyError, OSError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
             raise ResultsError(f"{self._name}: cannot be used as results table: {reason}") from error
+
+
+def has_results(root: Path, settings: StationSettings) -> bool:
+    """Return whether a project has a results table: named in the settings, or made by its station."""
+    return bool(settings.results) or (root / STATION_FOLDER / _DATABASE).is_file()
 
 
 def watch_id(file: str, sha256: str) -> str:

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pinspect.core.errors import ImageError, PinspectError
+from pinspect.core.errors import ImageError, ModelError, PinspectError
 from pinspect.core.params import load_params
 from pinspect.inspection.files import is_image_name, printable, read_photograph
-from pinspect.inspection.inspector import BATCH
+from pinspect.inspection.photograph_inspector import BATCH
 from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
 from pinspect.inspection.stream import SOME_NOT_INSPECTED, exit_code
 from pinspect.registry.settings import load_register_settings
@@ -224,7 +224,7 @@ class Watcher:
             try:
                 self._round()
                 self._print_recovery("inbox")
-            except (InboxError, ResultsError) as error:
+            except (InboxError, ModelError, ResultsError) as error:
                 if once:
                     raise
                 self._print_problem("inbox", error)
@@ -266,6 +266,8 @@ class Watcher:
                     photographs[name] = content
                     ready[name] = version.inspector.prepare(Task(content[0], shape=self._shape or None))
             except Exception as error:
+                if version.inspector.ended:
+                    raise
                 if reason := self._reason(name, error):
                     records[name] = empty_record(printable(Path(name))) | {"error": reason}
         records |= dict(zip(ready, version.inspector.answer(list(ready.values())), strict=True))

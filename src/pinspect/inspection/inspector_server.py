@@ -1,0 +1,88 @@
+"""The process of `inspector_process`: loads a packed model and inspects for the process that started this one.
+
+Everything that this process imports of pinspect is the packed code of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+from pinspect.core.errors import PinspectError
+from pinspect.inspection.package import load_package, package_artifacts
+from pinspect.inspection.photograph_inspector import PhotographInspector
+
+_METHODS = sorted(
+    name for name in PhotographInspector.__abstractmethods__ if name != "max_pixels"
+)  # what the other process may call
+
+
+class _Manager(BaseManager):
+    """Serves the inspector; each connection has a thread of its own."""
+
+
+def main() -> None:
+    """Load the model, report so in one line of JSON on standard output, and serve until standard input closes."""
+    folder, address, version = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for the report
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which ends this one
+    key = sys.stdin.readline().strip()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        report = _load(folder, version)
+        server = _Manager(address, key.encode()).get_server()
+    except ModuleNotFoundError as error:
+        report, server = {"error": type(error).__name__, "reason": str(error), "package": error.name}, None
+    except Exception as error:  # damaged weights can make their loaders raise anything
+        report, server = {"error": type(error).__name__, "reason": " ".join(str(error).split())}, None
+    print(json.dumps(report), file=output, flush=True)
+    if server:
+        server.serve_forever()
+
+
+def _load(folder: Path, version: str | None) -> dict[str, Any]:
+    artifacts = package_artifacts(folder)
+    inspector = load_package(artifacts, version)
+    for name in _METHODS:
+        setattr(inspector, name, _with_traceback(getattr(inspector, name)))
+    _Manager.register("inspector", callable=lambda: inspector, exposed=_METHODS)
+    profile = artifacts.get("line_profile")
+    return {
+        "max_pixels": inspector.max_pixels,
+        "profile": json.loads(profile.read_text(encoding="utf-8")) if profile else None,
+    }
+
+
+def _with_traceback(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the traceback to an unexpected error: tracebacks do not pass between processes, notes do."""
+
+    @wraps(method)
+    def call(*arguments: object) -> object:
+        try:
+            return method(*arguments)
+        except PinspectError:
+            raise
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            raise
+
+    return call
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
