@@ -82,7 +82,7 @@ def test_a_version_whose_files_were_changed_is_not_loaded(registered, tmp_path, 
     content = stored.read_bytes()
     stored.write_bytes(content + b"\n")
     try:
-        with pytest.raises(pinspect.RegistryError, match="version 1 of pin-inspector was changed or is incomplete"):
+        with pytest.raises(pinspect.ModelError, match="version 1 of pin-inspector was changed or is incomplete"):
             load_registered(registered, settings, "1")
     finally:
         stored.write_bytes(content)

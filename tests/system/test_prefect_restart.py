@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack, closing
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,6 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from prefect.states import Completed
 
 from flows.automations import NIGHTLY, ensure_automations
 from flows.servers import retention
@@ -26,7 +26,7 @@ from tests.support.checkout import Checkout
 from tests.support.flow_stack import auth_string, deploy, working
 from tests.support.mlflow_server import free_port, running
 from tests.support.sample import ROOT
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 
 OUTAGE = 95  # seconds: three heartbeats are missing
 WAITS = """
@@ -44,6 +44,7 @@ class Server:
     def __init__(self, home: Path):
         self._home, self._port = home, free_port()
         self.uri = f"http://127.0.0.1:{self._port}/api"
+        self.database = home / "prefect.db"
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -83,7 +84,6 @@ def checkout(server, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for name in ("flows", "src"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "wait.py").write_text(WAITS)
     stage = {"cmd": f'"{sys.executable}" wait.py', "deps": ["wait.py"]}
     (root / "dvc.yaml").write_text(json.dumps({"stages": {"wait": stage}}))
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=root, check=True)
@@ -98,6 +98,7 @@ def run(checkout):
     """A run whose stage is at work."""
     for name in ("started", "go"):
         (checkout.root / name).unlink(missing_ok=True)
+    (checkout.root / "wait.py").write_text(f"{WAITS}# {time.time_ns()}")  # otherwise nothing has changed
     begun = run_deployment(NIGHTLY, timeout=0)
     until((checkout.root / "started").exists, "the stage's start")
     yield begun
@@ -146,13 +147,15 @@ def test_a_crashed_run_of_the_night_is_run_again_but_not_over_and_over(checkout,
     assert {each.id for each in runs_of_the_night(client)} == first | {again.id}
 
 
-def test_the_server_deletes_runs_that_ended_long_ago(client, run):
-    old = Completed(timestamp=datetime.now(UTC) - timedelta(days=91))
-    (recent,) = [each for each in runs_of_the_night(client) if each.id == run.id]
-    ended = client.create_flow_run_from_deployment(recent.deployment_id)
-    client.set_flow_run_state(ended.id, old, force=True)
-    until(lambda: _is_deleted(client, ended.id), "its deletion")
-    assert client.read_flow_run(run.id).id == run.id
+def test_the_server_deletes_runs_that_ended_long_ago(server, checkout, client, run):
+    (checkout.root / "go").touch()
+    until(lambda: final_state(client, run.id), "its end")
+    recent = run_deployment(NIGHTLY, timeout=SECONDS)
+    with closing(sqlite3.connect(server.database, timeout=SECONDS)) as database, database:
+        aged = database.execute("UPDATE flow_run SET end_time = '2020-01-01' WHERE id = ?", (str(run.id),))
+        assert aged.rowcount == 1
+    until(lambda: _is_deleted(client, run.id), "its deletion")
+    assert client.read_flow_run(recent.id).state.is_final()
 
 
 def _kill_run(checkout) -> None:
@@ -160,7 +163,7 @@ def _kill_run(checkout) -> None:
     started = checkout.root / "started"
     stage = psutil.Process(int(started.read_text()))
     started.unlink()
-    flow = next(process for process in stage.parents() if "prefect.flow_engine" in process.cmdline())
+    flow = next(process for process in stage.parents() if "prefect.engine" in process.cmdline())
     os.kill(flow.pid, signal.SIGKILL)
 
 

@@ -9,7 +9,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pinspect.core.errors import RegistryError
+from pinspect.core.errors import ModelError, RegistryError
 from pinspect.inspection.inspector_process import InspectorProcess
 from pinspect.inspection.package import CODE, package_artifacts, package_sha256
 from pinspect.registry.connection import open_registry, without_password
@@ -44,8 +44,8 @@ def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> 
         The inspector, in a process of its own.
 
     Raises:
-        RegistryError: No version has the alias, or its files are not those that were registered.
-        ModelError: The version cannot be loaded.
+        RegistryError: No version has the alias.
+        ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
     with open_registry(root, settings) as client:
         if not alias:
@@ -63,15 +63,14 @@ def load_version(version: ModelVersion) -> InspectorProcess:
         The inspector, in a process of its own.
 
     Raises:
-        RegistryError: Its files are not those that were registered.
-        ModelError: The version cannot be loaded.
+        ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
     number = number_of(version)
     folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
     code = folder / CODE
     sha256 = package_sha256(package_artifacts(folder), code)
     if sha256 != version.tags.get(PACKAGE_TAG):
-        raise RegistryError(
+        raise ModelError(
             f"{folder}: version {number} of {version.name} was changed or is incomplete: the hash of its files is "
             f"{sha256[:12]}, registered was {version.tags.get(PACKAGE_TAG, 'none')[:12]}; restore the folder, or roll "
             "back to another version (pinspect rollback)"

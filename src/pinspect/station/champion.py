@@ -89,7 +89,9 @@ class Champion:
 
     def _exchange(self, number: str, alias: str) -> None:
         try:
-            self.version, self.failure = self._load(number, alias), None
+            loaded = self._load(number, alias)
+            self.failure = None  # first: replacing the old version also waits for the end of its process
+            self.version = loaded
             self._memory.write_text(number, encoding="utf-8")
         except Exception as error:  # a broken version can make its loaders raise anything
             name = f"{self._settings.model_name} version {number}, the {alias}"

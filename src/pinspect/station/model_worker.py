@@ -1,6 +1,7 @@
 """The work of the model process: follow the registry, prepare captures, run forward passes, answer questions.
 
-Threads: one reads questions, one follows the registry, one prepares captures, one runs the model, one draws pictures.
+Threads: one reads questions, one follows the registry, one watches the version's process, one prepares captures, one runs
+the model, one draws pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 
 
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
 def run_model(connection: Connection, root: Path, settings: StationSettings) -> None:
     """Answer questions from the pipe until its other end closes or asks for the end. Never returns.
 
@@ -41,6 +45,7 @@ def run_model(connection: Connection, root: Path, settings: StationSettings) -> 
     batches = Batches(champion, settings.batch_size, settings.queue)
     worker = _Worker(connection, champion, batches)
     _start(worker.follow_registry, settings.champion_check_seconds)
+    _start(worker.watch_version)
     _start(_repeat, batches.prepare_next)
     _start(_repeat, batches.answer_next)
     worker.read_questions()
@@ -79,6 +84,11 @@ class _Worker:
         while True:
             time.sleep(seconds)
             self._champion.check()
+
+    def watch_version(self) -> None:
+        """Return when the version's process has ended; this process then ends, too, and is started again."""
+        while not ((version := self._champion.version) and version.inspector.ended):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def read_questions(self) -> None:
         with contextlib.suppress(OSError, EOFError):
