@@ -1,7 +1,7 @@
 """The work of the model process: follow the registry, prepare captures, run forward passes, answer questions.
 
-Threads: one reads questions, one follows the registry, one watches the version's process, one prepares captures, one runs
-the model, one draws pictures.
+Threads: one reads questions, one follows the registry, one watches the version's process, one prepares captures, one
+runs the model, one draws pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pinspect.station.messages import ModelHealth
 from pinspect.station.model_process import LOADED
 from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
-
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
