@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,7 @@ class Kills:
             if path.name not in self._images:
                 path.unlink()
         if victim == "add":
+            shutil.rmtree(self._checkout.root / "new", ignore_errors=True)
             drop(self._checkout.root / "new", captures()[11:])
 
     def _command(self, victim: str) -> tuple[str, ...]:
