@@ -82,12 +82,15 @@ class Kills:
         return self._writers_left() + self._next_run(victim, command)
 
     def _prepare(self, victim: str) -> None:
-        """Take added captures out again, and make work for `add`; a stage has work, because it is forced."""
+        """Take added captures out again, and make work: a line more in a stage's script, or captures to add."""
         folder = self._checkout.root / "data/captures"
         (folder / "labels.csv").write_bytes(self._labels)
         for path in (folder / "images").iterdir():
             if path.name not in self._images:
                 path.unlink()
+        for stage in STAGES if victim == "dvc" else (victim,) if victim in STAGES else ():
+            with (self._checkout.root / f"stages/{stage}.py").open("a", encoding="utf-8") as script:
+                script.write("# changed\n")
         if victim == "add":
             shutil.rmtree(self._checkout.root / "new", ignore_errors=True)
             drop(self._checkout.root / "new", captures()[11:])
@@ -95,12 +98,12 @@ class Kills:
     def _command(self, victim: str) -> tuple[str, ...]:
         match victim:
             case "dvc":
-                return (*REPRO, "--force")
+                return REPRO
             case "add" | "promote":
                 words = ["add", "new"] if victim == "add" else ["promote"]
                 return (str(Path(sys.executable).with_name("pinspect")), *words)
             case _:
-                return (*REPRO, "--force", "--single-item", victim)
+                return (*REPRO, "--single-item", victim)
 
     def _target(self, victim: str, process: subprocess.Popen) -> psutil.Process:
         """Return the process to kill: the stage itself, once it has started, or the command."""
