@@ -109,6 +109,19 @@ def working(checkout: Checkout, log: Path, **variables: str) -> Iterator[subproc
         worker.wait()
 
 
+def final_state(client, run_id):
+    """Return the state of a run once it has ended, None before."""
+    state = client.read_flow_run(run_id).state
+    return state if state.is_final() else None
+
+
+def heartbeats(client, run_id) -> int:
+    """Return how many heartbeats of a run the server has received."""
+    resource = {"id": [f"prefect.flow-run.{run_id}"]}
+    event_filter = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
+    return client.request("POST", "/events/filter", json=event_filter).json()["total"]
+
+
 def _begun(client, deployment_id) -> list:
     """Return the runs that the schedule has started, oldest first."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.automations import NIGHTLY, ensure_automations
 from flows.servers import retention
 from tests.support.checkout import Checkout
-from tests.support.flow_stack import auth_string, deploy, working
+from tests.support.flow_stack import auth_string, deploy, final_state, heartbeats, working
 from tests.support.mlflow_server import free_port, running
 from tests.support.sample import ROOT
 from tests.support.waiting import SECONDS, until
@@ -105,19 +105,8 @@ def run(checkout):
     (checkout.root / "go").touch()
 
 
-def final_state(client, run_id):
-    state = client.read_flow_run(run_id).state
-    return state if state.is_final() else None
-
-
 def runs_of_the_night(client) -> list:
     return client.read_flow_runs(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["nightly"])))
-
-
-def heartbeats(client, run_id) -> int:
-    resource = {"id": [f"prefect.flow-run.{run_id}"]}
-    event_filter = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
-    return client.request("POST", "/events/filter", json=event_filter).json()["total"]
 
 
 def test_a_run_lives_through_a_restart_of_the_server(server, checkout, client, run):

@@ -17,6 +17,7 @@ from prefect.states import Cancelling
 
 from flows.automations import ensure_automations
 from tests.support.checkout import captures
+from tests.support.flow_stack import final_state, heartbeats
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT, drop, read_labels
 from tests.support.waiting import SECONDS, until
@@ -56,7 +57,7 @@ def zombie(deployed, client):
     )
     try:
         run = until(lambda: _run_of(client, "sleeps"), "the run that is to die")
-        until(lambda: _heartbeats(client, run.id), "its heartbeat")
+        until(lambda: heartbeats(client, run.id), "its heartbeat")
     finally:
         process.kill()
         process.wait()
@@ -165,22 +166,6 @@ def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client
     assert (state.name, state.message) == ("Crashed", f"No heartbeat for {SILENCE} s.")
 
 
-def final_state(client, run_id):
-    """Return the state of a run once it has ended, None before."""
-    state = client.read_flow_run(run_id).state
-    return state if state.is_final() else None
-
-
 def _run_of(client, flow_name: str):
     runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
     return next((run for run in runs if run.state.is_running()), None)
-
-
-def _heartbeats(client, run_id) -> int:
-    event_filter = {
-        "filter": {
-            "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{run_id}"]},
-        }
-    }
-    return client.request("POST", "/events/filter", json=event_filter).json()["total"]

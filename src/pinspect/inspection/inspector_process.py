@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pinspect.core import errors
 from pinspect.core.errors import ModelError
+from pinspect.inspection.package import CODE
 from pinspect.inspection.photograph_inspector import PhotographInspector
 from pinspect.inspection.records import Inspection, Photograph, Prepared, Record, Task
 
@@ -48,12 +49,11 @@ class InspectorProcess(PhotographInspector):
 
     profile: Mapping[str, Any] | None
 
-    def __init__(self, folder: Path, code: Path, version: str | None = None) -> None:
+    def __init__(self, folder: Path, version: str | None = None) -> None:
         """Start the process and wait until its model is loaded.
 
         Args:
-            folder: The folder of the packed model (`package.package_artifacts`).
-            code: The folder whose `pinspect` the process runs (`package.package_code`).
+            folder: The folder of the packed model, with its code (`package.CODE`).
             version: Number of the registered version.
 
         Raises:
@@ -65,7 +65,8 @@ class InspectorProcess(PhotographInspector):
         key, address = secrets.token_hex(32), f"{scratch.name}/socket"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _SERVER, str(folder.resolve()), address, version or ""],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(code.resolve()), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(folder.resolve() / CODE), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -132,7 +133,7 @@ class InspectorProcess(PhotographInspector):
         assert self._process.stdout
         try:
             self._process.stdin.write(f"{key}\n")
-            self._process.stdin.flush()  # it stays open: its end tells the process that this one has ended
+            self._process.stdin.flush()  # it stays open: when this process ends it closes, and the other one ends, too
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # the process has ended, or was never able to start
             return {"error": "ModelError", "reason": f"the process that loads it has ended ({self._process.wait()})"}

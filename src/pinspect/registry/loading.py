@@ -35,8 +35,9 @@ def load_inspector(version_or_folder: str | int | Path = "", project: str | Path
     name = os.fspath(version_or_folder) if isinstance(version_or_folder, str | Path) else str(version_or_folder)
     try:
         if isinstance(version_or_folder, Path) or os.sep in name:
-            artifacts, code = package_artifacts(Path(name)), Path(name) / CODE
-            return InspectorProcess(Path(name), code) if code.is_dir() else load_package(artifacts)
+            folder = Path(name)
+            artifacts = package_artifacts(folder)
+            return InspectorProcess(folder) if (folder / CODE).is_dir() else load_package(artifacts)
         from pinspect.registry.versions import load_registered  # a packed model needs no MLflow
 
         return load_registered(Path(project), load_register_settings(Path(project)), name)

@@ -67,15 +67,14 @@ def load_version(version: ModelVersion) -> InspectorProcess:
     """
     number = number_of(version)
     folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
-    code = folder / CODE
-    sha256 = package_sha256(package_artifacts(folder), code)
+    sha256 = package_sha256(package_artifacts(folder), folder / CODE)
     if sha256 != version.tags.get(PACKAGE_TAG):
         raise ModelError(
             f"{folder}: version {number} of {version.name} was changed or is incomplete: the hash of its files is "
             f"{sha256[:12]}, registered was {version.tags.get(PACKAGE_TAG, 'none')[:12]}; restore the folder, or roll "
             "back to another version (pinspect rollback)"
         )
-    return InspectorProcess(folder, code, number)
+    return InspectorProcess(folder, number)
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:
