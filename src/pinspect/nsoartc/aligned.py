@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from pinspect.core.errors import AlignmentError
-from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.alignment import Alignment, warp
 from pinspect.nsoartc.distance import compare
 from pinspect.nsoartc.light import without_light
 from pinspect.nsoartc.parts import FloatImage
@@ -75,28 +75,23 @@ def align_capture(image: np.ndarray, unit_space: UnitSpace, maximum_shift: float
     Raises:
         AlignmentError: The capture has another size, shows something else, or lies too far off.
     """
-    gray = gray_of(image)
-    return place_capture(image, align(gray, unit_space.mean, maximum_shift), unit_space, gray)
+    alignment = unit_space.alignment_target.align(gray_of(image), maximum_shift)
+    return place_capture(image, alignment, unit_space)
 
 
-def place_capture(
-    image: np.ndarray, alignment: Alignment, unit_space: UnitSpace, gray: FloatImage | None = None
-) -> AlignedCapture:
+def place_capture(image: np.ndarray, alignment: Alignment, unit_space: UnitSpace) -> AlignedCapture:
     """Map a capture to a unit space in which its place is known.
 
     Args:
         image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         alignment: The place of the capture in the unit space.
         unit_space: The unit space.
-        gray: Luminance of the capture, float32 (H, W), 0..1, where the caller has computed it.
 
     Returns:
         The aligned capture.
     """
-    gray = gray_of(image) if gray is None else gray
-    aligned_gray = warp(gray, alignment, unit_space.size)
-    aligned = warp(image, alignment, unit_space.size) if image.ndim == 3 else aligned_gray
-    return AlignedCapture(unit_space, alignment, aligned, aligned_gray)
+    aligned = warp(image, alignment, unit_space.size)
+    return AlignedCapture(unit_space, alignment, aligned, gray_of(aligned))
 
 
 def align_to_best(

@@ -11,7 +11,7 @@ from pinspect.core.corners import Corners
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.alignment import Alignment, AlignmentTarget, warp
 from pinspect.nsoartc.grid import (
     MINIMUM_CONFIDENCE,
     DoubtfulGridError,
@@ -136,9 +136,10 @@ def _all_aligned(
     references: Sequence[FloatImage], names: Sequence[str], mean: FloatImage, params: DstParams
 ) -> list[Alignment]:
     alignments: list[Alignment] = []
+    target = AlignmentTarget(mean)
     for gray, name in zip(references, names, strict=True):
         try:
-            alignments.append(align(gray, mean, params.maximum_shift))
+            alignments.append(target.align(gray, params.maximum_shift))
         except AlignmentError as error:
             raise UnitSpaceError(f"reference {name} cannot be aligned to the other references: {error}") from None
     return alignments

@@ -87,6 +87,12 @@ def _polynomial(places: np.ndarray, size: tuple[int, int], order: int) -> np.nda
     return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)[:, :terms]
 
 
+def _medians(values: np.ndarray) -> np.ndarray:
+    """Return the medians of `values` (columns, pins, 1) over the pins; for few values a sort beats np.median."""
+    ordered, middle = np.sort(values, axis=1), values.shape[1] // 2
+    return ordered[:, middle - 1 + values.shape[1] % 2 : middle + 1].mean(axis=1, keepdims=True)
+
+
 def _fit(values: np.ndarray, basis: np.ndarray, floors: np.ndarray) -> np.ndarray:
     """Return coefficients (columns, terms) of `values` (pins, columns); Cauchy weights ignore defective pins."""
     columns = np.asarray(values, np.float64).T[..., None]
@@ -97,6 +103,6 @@ def _fit(values: np.ndarray, basis: np.ndarray, floors: np.ndarray) -> np.ndarra
         normal = basis.T @ weighted + 1e-9 * np.eye(basis.shape[1])
         coefficients = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ columns)
         residual = columns - basis @ coefficients
-        spread = 1.4826 * np.median(np.abs(residual), axis=1, keepdims=True) + floors[:, None, None]
+        spread = 1.4826 * _medians(np.abs(residual)) + floors[:, None, None]
         weight = 1 / (1 + (residual / (2 * spread)) ** 2)
     return coefficients[..., 0]

@@ -19,7 +19,7 @@ from pinspect.core.errors import UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.nsoartc_settings import NsoartcSettings
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import warp
+from pinspect.nsoartc.alignment import AlignmentTarget, warp
 from pinspect.nsoartc.distance import nsoartc
 from pinspect.nsoartc.field import place_references, require_confidence
 from pinspect.nsoartc.grid import PinGrid
@@ -123,6 +123,11 @@ class UnitSpace:
     def templates(self) -> PinTemplates:
         """Return the pins of the mean image, prepared for measuring."""
         return pin_templates(self.mean, self.pin_centers, self.pitch)
+
+    @cached_property
+    def alignment_target(self) -> AlignmentTarget:
+        """Return the mean image, prepared for aligning captures to it."""
+        return AlignmentTarget(self.mean)
 
     def pin_distances(self, measures: np.ndarray) -> np.ndarray:
         """Return the Mahalanobis distance of each pin.
