@@ -17,7 +17,7 @@ from flows.access import ensure_access
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
 from pinspect.registry.addresses import artifact_folder, bring_home
-from pinspect.registry.connection import project_database, registry_lock
+from pinspect.registry.connection import project_database, registry_database, registry_lock
 from pinspect.registry.settings import load_prune_settings, load_register_settings
 
 HOST = "127.0.0.1"
@@ -39,10 +39,10 @@ def commands(root: Path) -> dict[str, list[str]]:
     """
     prefect_port, mlflow_port = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
     servers = {"Prefect": ["flows.prefect_app", "--port", prefect_port]}
-    if not load_register_settings(root).tracking_uri.startswith("http"):
-        database = project_database(root)
-        with registry_lock(root):
-            bring_home(database)
+    settings = load_register_settings(root)
+    if database := registry_database(root, settings):
+        with registry_lock(root, settings):
+            bring_home(project_database(root))
         place = ["--backend-store-uri", f"sqlite:///{database}"]
         place += ["--artifacts-destination", str(artifact_folder(database))]
         servers["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", mlflow_port, "--workers", "1", *place]

@@ -64,13 +64,14 @@ def test_new_params_make_everything_again(tmp_path, params):
 
 
 def test_new_code_makes_everything_again(tmp_path):
-    (tmp_path / "letters.py").write_text("def size(word):\n    return len(word)\n")
-    (tmp_path / "small_stage.py").write_text(SMALL_STAGE)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/letters.py").write_text("def size(word):\n    return len(word)\n")
+    (tmp_path / "small/stage.py").write_text(SMALL_STAGE)
     made = []
     for edit in ("", "", "# edited\n"):
-        with (tmp_path / "letters.py").open("a") as module:
+        with (tmp_path / "small/letters.py").open("a") as module:
             module.write(edit)
-        command = [sys.executable, "-c", "import small_stage; print(small_stage.run())"]
+        command = [sys.executable, "-c", "from small import stage; print(stage.run())"]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         made.append(int(result.stdout))
     assert made == [2, 0, 2]
@@ -124,7 +125,7 @@ def test_two_items_of_one_name_are_refused(tmp_path):
 
 SMALL_STAGE = """
 from pathlib import Path
-from letters import size
+from small.letters import size
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 
 def measure(word, folder):
@@ -185,16 +186,18 @@ def test_a_killed_run_is_resumed_and_ends_with_the_same_bytes(tmp_path, workers)
 def test_the_code_version_covers_every_imported_module(tmp_path):
     for name, text in {
         "line/__init__.py": "",
-        "line/start.py": "import numpy\nfrom line import near\nfrom line.far.deep import thing",
+        "line/start.py": "import other\nfrom line import near\nfrom line.far.deep import thing",
         "line/near.py": "def f():\n    import line.inside\n",
         "line/inside.py": "import line.near",
         "line/far/__init__.py": "",
         "line/far/deep.py": "thing = 1",
         "line/unused.py": "",
+        "other/__init__.py": "",
+        "other.py": "",  # beside the package, as in site-packages
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    sources = [str(path.relative_to(tmp_path)) for path in source_files(tmp_path / "line/start.py", tmp_path)]
+    sources = [str(path.relative_to(tmp_path)) for path in source_files(tmp_path / "line/start.py", tmp_path / "line")]
     assert sources[0] == "line/start.py"
     assert set(sources[1:]) == {  # line/__init__.py only exports names
         "line/near.py",

@@ -203,12 +203,12 @@ def code_version(function: Callable) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     path = Path(inspect.getfile(function))
-    root = path.parents[function.__module__.count(".")]
-    hashes = [_file_sha256(source) for source in source_files(path, root)]
+    package = path.parents[function.__module__.count(".")] / function.__module__.partition(".")[0]
+    hashes = [_file_sha256(source) for source in source_files(path, package)]
     return _sha256(json.dumps(hashes).encode())
 
 
-def source_files(start: Path, root: Path) -> list[Path]:
+def source_files(start: Path, package: Path) -> list[Path]:
     """Find the source files that a file imports, directly or indirectly, also inside functions.
 
     Absolute imports are parsed; nothing is executed. Imports for type checkers are ignored, and so is the `__init__.py`
@@ -216,7 +216,7 @@ def source_files(start: Path, root: Path) -> list[Path]:
 
     Args:
         start: A Python file.
-        root: The folder that absolute imports start from; imports from elsewhere are ignored.
+        package: The folder of a top-level package; imports of other packages are ignored.
 
     Returns:
         `start`, then the imported files ordered by path.
@@ -224,20 +224,19 @@ def source_files(start: Path, root: Path) -> list[Path]:
     files: set[Path] = {start}
     waiting = [start]
     while waiting:
-        new = _imported_files(waiting.pop().read_bytes(), root) - files
+        new = _imported_files(waiting.pop().read_bytes(), package) - files
         files |= new
         waiting += new
     return [start, *sorted(files - {start})]
 
 
 @functools.cache
-def _imported_files(source: bytes, root: Path) -> frozenset[Path]:
+def _imported_files(source: bytes, package: Path) -> frozenset[Path]:
     """Return the files of all names that a module imports: `from a.b import c` may import a, a.b and a.b.c."""
-    parts = [name.split(".") for name in _imported_names(source)]
-    modules = {root.joinpath(*part[:length]) for part in parts for length in range(1, len(part) + 1)}
+    parts = [part for name in _imported_names(source) if (part := name.split("."))[0] == package.name]
+    modules = {package.parent.joinpath(*part[:length]) for part in parts for length in range(1, len(part) + 1)}
     candidates = {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")}
-    public_doors = {root / part[0] / "__init__.py" for part in parts}
-    return frozenset(file for file in candidates - public_doors if file.is_file())
+    return frozenset(file for file in candidates - {package / "__init__.py"} if file.is_file())
 
 
 def _imported_names(source: bytes) -> frozenset[str]:

@@ -14,7 +14,7 @@ from pinspect.core.errors import StageInputError
 # The files that decide an adapter's answers.
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 OPERATING_POINT = "operating_point.json"  # lies beside the adapter's folder, because it is chosen after the training
-CODE = ("src", "stages", "params.yaml", "dvc.yaml")
+CODE = ("src", "stages", "code.yaml", "params.yaml", "dvc.yaml")
 
 
 def weights_sha256(adapter: Path) -> str:
@@ -84,6 +84,21 @@ def file_sha256(path: Path) -> str:
         raise StageInputError(f"{path}: not found; run dvc repro, which makes it")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_digests(folder: Path, *patterns: str) -> dict[str, str]:
+    """Return the sha256 of each file of a folder that matches a pattern, by its path in the folder.
+
+    Args:
+        folder: The folder.
+        *patterns: Patterns such as `core/**/*`. Compiled code (`__pycache__`) never matches.
+    """
+    paths = {path for pattern in patterns for path in folder.glob(pattern)}
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in paths
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def git_commit(root: Path) -> str:

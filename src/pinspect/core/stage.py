@@ -20,6 +20,7 @@ from typing import Any, cast
 import psutil
 import yaml
 
+from pinspect.core.code import require_code
 from pinspect.core.errors import InputChangedError, run
 from pinspect.core.locks import only_process
 from pinspect.core.runs import read_run_facts, write_run_facts
@@ -33,7 +34,8 @@ _RANK = "LOCAL_RANK"  # the number of a process of a training in several process
 def run_stage(name: str, main: Callable[[], None]) -> None:
     """Run a stage in the current folder as `core.errors.run` does, watch its inputs, and record its duration.
 
-    The duration is the fact `stage_seconds` of the run, without the start of Python.
+    The stage does not begin if the running code is not that of the project's `code.yaml`. The duration is the fact
+    `stage_seconds` of the run, without the start of Python.
 
     Args:
         name: The stage's name in `dvc.yaml`.
@@ -48,6 +50,7 @@ def _timed(name: str, main: Callable[[], None], root: Path) -> None:
     if os.environ.get(_RANK, "0") != "0":
         main()
         return
+    require_code(root)
     with only_process(root / f"build/{name}.lock", f"waiting for another run of the stage {name}"):
         begun = time.perf_counter()
         watch_inputs(name, main, root)

@@ -109,7 +109,7 @@ def package_sha256(artifacts: Mapping[str, Path], code: Path) -> str:
     """
     hashed: dict[str, Any] = {name: _digest(path) for name, path in artifacts.items() if name != "params"}
     hashed["params"] = yaml.safe_load(artifacts["params"].read_text(encoding="utf-8"))
-    hashed["code"] = {path.relative_to(code).as_posix(): digests.file_sha256(path) for path in code.rglob("*.py")}
+    hashed["code"] = digests.code_digests(code, "**/*.py")
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 

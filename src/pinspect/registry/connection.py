@@ -60,6 +60,12 @@ def project_database(root: Path) -> Path:
     return (root / STORE / "mlflow.db").resolve()
 
 
+def registry_database(root: Path, settings: RegisterSettings) -> Path | None:
+    """Return the file of the registry that a project uses, which several projects can share; None on a server."""
+    uri = tracking_uri(root, settings)
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def portable_uri(root: Path, settings: RegisterSettings) -> str:
     """Return `tracking_uri` without password, and without this machine's folders if it is a file in the project."""
     uri = tracking_uri(root, settings)
@@ -87,14 +93,13 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     uri = tracking_uri(root, settings)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
-    elif uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     _silence_mlflow()
     previous = {name: os.environ.get(name) for name in _CHANGED_BY_MLFLOW}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with registry_lock(root):  # two processes must not create the tables of a new database at the same time
+        # Two processes must not create the tables of a new database at the same time.
+        with registry_lock(root, settings):
             bring_home(project_database(root))
             client = MlflowClient(uri, uri)
             experiment_id(client, root, settings)
@@ -124,27 +129,29 @@ def experiment_id(client: MlflowClient, root: Path, settings: RegisterSettings) 
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment:
         return experiment.experiment_id
-    # A server chooses the place of its artifacts itself; the project's own database keeps them next to it.
-    is_local = tracking_uri(root, settings).startswith("sqlite:")
-    location = artifact_folder(project_database(root)).as_uri() if is_local else None
+    # A server chooses the place of its artifacts itself; a database in a file keeps them next to it.
+    database = registry_database(root, settings)
+    location = artifact_folder(database).as_uri() if database else None
     return client.create_experiment(settings.experiment, artifact_location=location)
 
 
 @contextlib.contextmanager
-def registry_lock(root: Path) -> Iterator[None]:
-    """Let the processes of one checkout change the registry in turn.
+def registry_lock(root: Path, settings: RegisterSettings) -> Iterator[None]:
+    """Let the processes of all projects that use one registry on this machine change it in turn.
 
     The kernel frees the lock of a killed process. Processes on other machines are not locked out:
     `registration.register_candidate` removes a version that two machines registered at the same moment.
 
     Args:
         root: The project's folder.
+        settings: The section `register`.
 
     Yields:
         Nothing, once this process holds the lock.
     """
-    who_waits = f"{root / STORE}: waiting for another process that registers or promotes"
-    with only_process(root / STORE / "register.lock", who_waits):
+    database = registry_database(root, settings)
+    store = database.parent if database else root / STORE
+    with only_process(store / "register.lock", f"{store}: waiting for another process that registers or promotes"):
         yield
 
 

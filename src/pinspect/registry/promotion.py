@@ -142,7 +142,7 @@ def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_b
         StageInputError: A version has to answer the present test set, and the project lacks files of it.
     """
     name = settings.register.model_name
-    with open_registry(root, settings.register) as client, registry_lock(root):
+    with open_registry(root, settings.register) as client, registry_lock(root, settings.register):
         challenger, champion = _challenger(client, name), version_of(client, name, CHAMPION)
         if champion and champion.version == challenger.version:
             decision = _finish(client, challenger)
@@ -243,7 +243,7 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "", to:
     if not why.strip():
         raise RegistryError("a rollback needs a reason: pinspect rollback --why 'three escapes at line 2'")
     name = settings.model_name
-    with open_registry(root, settings) as client, registry_lock(root):
+    with open_registry(root, settings) as client, registry_lock(root, settings):
         champion = version_of(client, name, CHAMPION) if to else require_version(client, name, CHAMPION)
         target = require_version(client, name, to) if to else version_of(client, name, PREVIOUS)
         if target is None or (champion and target.version == champion.version):

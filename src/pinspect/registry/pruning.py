@@ -53,7 +53,7 @@ def prune(root: Path, settings: RegisterSettings, keep: PruneSettings, *, dry_ru
         RegistryError: The registry cannot be used, or `mlflow gc` or `dvc gc` fails. Run it again: it goes on.
     """
     name = settings.model_name
-    with open_registry(root, settings) as client, registry_lock(root):
+    with open_registry(root, settings) as client, registry_lock(root, settings):
         versions = client.search_model_versions(f"name = '{name}'")
         aliases = client.get_registered_model(name).aliases if versions else {}
         aliased = {str(number) for number in aliases.values()}

@@ -81,7 +81,7 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
     with (
         pack(candidate, params) as package,
         open_registry(candidate.root, settings) as client,
-        registry_lock(candidate.root),
+        registry_lock(candidate.root, settings),
     ):
         version = find_version(client, name, package.sha256)
         if version is None:
