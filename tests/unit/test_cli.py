@@ -64,7 +64,7 @@ def test_the_shape_can_be_given_for_captures_without_labels(project):
 def test_help_lists_the_commands_and_needs_no_heavy_library(tmp_path):
     result = pinspect("--help", cwd=tmp_path)
     listed = {line.strip("│ ").partition(" ")[0] for line in result.stdout.splitlines()}
-    assert {"add", "summary", "inspect", "models", "compare", "promote", "rollback", "status"} <= listed
+    assert {"add", "labels", "summary", "inspect", "models", "compare", "promote", "rollback", "status"} <= listed
     code = "import sys, pinspect.cli; print(sorted({'torch', 'mlflow', 'pandas', 'cv2'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"

@@ -9,7 +9,6 @@ from pathlib import Path
 from pinspect.captures.change import locked, store
 from pinspect.captures.labels import (
     IMAGES,
-    LABELS,
     Capture,
     conflicting_labels,
     content_hash,
@@ -17,6 +16,7 @@ from pinspect.captures.labels import (
     name_key,
     read_captures,
 )
+from pinspect.captures.table import LABELS
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import CaptureError, ImageError
 from pinspect.core.images import IMAGE_SUFFIXES, read_image

@@ -17,15 +17,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pinspect.captures.labels import (
-    COLUMNS,
     IMAGES,
-    LABEL_COLUMNS,
-    LABELS,
     Capture,
     images_folder,
     is_image,
-    read_table,
+    name_key,
 )
+from pinspect.captures.table import COLUMNS, LABEL_COLUMNS, LABELS, read_table
 from pinspect.core.errors import CaptureError
 from pinspect.core.locks import only_process
 
@@ -114,9 +112,9 @@ def _settle(place: Path, folder: Path) -> None:
         plan = json.loads((place / _PLAN).read_bytes())
     except (OSError, ValueError):  # no image is moved before the plan is complete
         plan = []
-    labelled = {row["file"] for _, row in read_table(folder / LABELS)} if plan else set()
+    labelled = {name_key(row["file"]) for _, row in read_table(folder / LABELS)} if plan else set()
     for name in plan:
-        if name not in labelled:
+        if name_key(name) not in labelled:
             (images_folder(folder) / name).unlink(missing_ok=True)
     shutil.rmtree(place)
 

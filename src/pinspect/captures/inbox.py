@@ -6,21 +6,20 @@ after its image and its label were read back from the project; the next run comp
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pinspect.captures.adding import AddReport, add_locked
 from pinspect.captures.change import locked
 from pinspect.captures.labels import (
-    LABELS,
     Capture,
     capture_of_row,
     content_hash,
     images_folder,
+    name_key,
     read_captures,
-    read_table,
 )
+from pinspect.captures.table import LABELS, Table, read_table
 from pinspect.core.answers import AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import write_file
@@ -75,31 +74,25 @@ def _read_back(
 
 def _moved(inbox: Path, folder: Path, contract: AnswerContract) -> set[str]:
     """Return the names of rows without an image whose label `folder` has: a killed run has moved their images."""
-    images = images_folder(inbox)
-    waiting = [row for _, row in read_table(inbox / LABELS) if row["file"] and not (images / row["file"]).exists()]
+    images = {name_key(path.name) for path in images_folder(inbox).glob("*")}
+    waiting = [row for _, row in read_table(inbox / LABELS) if row["file"] and name_key(row["file"]) not in images]
     if not waiting:
         return set()
-    present = {capture.file: capture.label for capture in read_captures(folder, contract).captures}
-    return {row["file"] for row in waiting if present.get(row["file"]) == capture_of_row(row, contract, "").label}
+    present = {name_key(capture.file): capture.label for capture in read_captures(folder, contract).captures}
+    labels = {row["file"]: capture_of_row(row, contract, "").label for row in waiting}
+    return {name for name, label in labels.items() if present.get(name_key(name)) == label}
 
 
 def _forget_rows(inbox: Path, names: Collection[str]) -> None:
     """Remove the rows of `names` from the inbox's labels; all other lines stay as they are, new ones too."""
     labels = inbox / LABELS
-    while names and labels.is_file():
+    keys = {name_key(name) for name in names}
+    while keys and labels.is_file():
         content = labels.read_bytes()
-        lines = content.splitlines(keepends=True)
-        kept = [line for name, line in zip(_names(lines), lines, strict=True) if name not in names]
-        if kept == lines:
+        table = Table.parse(labels, content)
+        kept = "".join(line for name, line in table.lines() if name_key(name) not in keys).encode(table.encoding)
+        if kept == content:
             return
         if labels.read_bytes() == content:  # nobody has added a row meanwhile
-            write_file(labels, b"".join(kept))
+            write_file(labels, kept)
             return
-
-
-def _names(lines: Sequence[bytes]) -> list[str]:
-    """Return the file of each line of a labels.csv; empty for the header and for lines without a file."""
-    rows = [next(csv.reader([line.decode("utf-8-sig", errors="replace")]), []) for line in lines]
-    header = [name.strip() for name in rows[0]] if rows else []
-    column = header.index("file") if "file" in header else len(header)
-    return ["", *(row[column].strip() if len(row) > column else "" for row in rows[1:])][: len(lines)]

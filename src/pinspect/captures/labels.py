@@ -5,9 +5,7 @@ Each problem is one line with the row, the file, the value found and what to do.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import re
 import unicodedata
@@ -15,21 +13,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinspect.captures.table import COLUMNS, FIELD_BOX, LABELS, PIN_BOX, read_table
 from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS, Answer, AnswerContract
-from pinspect.core.errors import CaptureError
 from pinspect.core.images import IMAGE_SUFFIXES
-from pinspect.core.layout import NO_ADDRESS
+from pinspect.core.layout import NO_ADDRESS, Address
 from pinspect.core.names import NamedLabel, label_in_name
 
-LABELS = "labels.csv"
 IMAGES = "images"
 REFERENCE = "reference"
 INSPECTED = "inspected"
-LABEL_COLUMNS = ("file", "shape", "judgement", "defect_mode", "defect_position", "role")
-FIELD_BOX = ("field_x0", "field_y0", "field_x1", "field_y1")
-PIN_BOX = ("pin_x0", "pin_y0", "pin_x1", "pin_y1")
-COLUMNS = (*LABEL_COLUMNS, *FIELD_BOX, *PIN_BOX)
 NO_BOX = ("",) * 4
+_NOTHING = ("", "NA")
+_ADDRESS = re.compile(
+    r"X\s*:\s*([0-9]{1,3})[\s,;]*Y\s*:\s*([A-Z])|([0-9]{1,3})\s*([A-Z])|([A-Z])\s*([0-9]{1,3})", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
     """Read the labels of a folder of captures; the images are not opened.
 
     An empty cell of `labels.csv`, and every cell of an image without a row, is filled from the file name (see
-    `core.names`), unless the row contradicts the name. A passed capture has the position `passed`, `NA` or nothing.
+    `core.names`), unless the row contradicts the name. A passed capture has the mode and the position `passed`, `NA` or
+    nothing. A row belongs to the image whose name equals its own but for case or Unicode form.
 
     Args:
         folder: A folder of images, with or without `images/` and `labels.csv`.
@@ -96,9 +94,13 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
     images = images_folder(folder)
     present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
     labels = folder / LABELS
-    table = read_table(labels)
-    named = {row.get("file") for _, row in table}
-    rows = [(f"{labels}, row {number} ({_one_line(row.get('file', '?'))})", row) for number, row in table]
+    stored = {name_key(name): name for name in sorted(present)}
+    table = [
+        (number, row if row["file"] in present else row | {"file": stored.get(name_key(row["file"]), row["file"])})
+        for number, row in read_table(labels)
+    ]
+    named = {row["file"] for _, row in table}
+    rows = [(f"{labels}, row {number} ({_one_line(row['file'])})", row) for number, row in table]
     rows += [(str(images / _one_line(name)), {"file": name}) for name in sorted(present - named) if is_image(name)]
     captures: dict[str, Capture] = {}
     by_key: dict[str, str] = {}
@@ -171,67 +173,36 @@ def contradicted_names(captures: Iterable[Capture], contract: AnswerContract) ->
     return remarks
 
 
-def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem.
-
-    Raises:
-        CaptureError: The file is not a table of labels. A missing file has no rows.
-    """
-    if not path.exists():
-        return []
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptureError(f"{path}: not UTF-8 text at byte {error.start}; save it as 'CSV UTF-8'") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header)
-        return [(reader.line_num, _cells(row, header)) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise CaptureError(f"{path}, row {reader.line_num}: not readable as CSV ({error}); correct the row") from None
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    unknown = [name for name in header if name not in COLUMNS]
-    missing = [name for name in LABEL_COLUMNS if name not in header]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    problems = [
-        *([f"unknown columns {unknown}; known are {', '.join(COLUMNS)}"] if unknown else []),
-        *([f"columns {missing} are missing; add them to the first row"] if missing else []),
-        *([f"columns {twice} occur twice; keep one of each"] if twice else []),
-    ]
-    if problems:
-        raise CaptureError("\n".join(f"{path}, row 1: {problem}" for problem in problems))
-
-
-def _cells(row: Sequence[str], header: Sequence[str]) -> dict[str, str]:
-    cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-    if len(row) == len(header):
-        return cells
-    hint = 'an address contains a comma, so it needs quotes, as in "X:3, Y:U"'
-    return {"file": cells.get("file", "?"), "cells": f"expected {len(header)} cells, found {len(row)}; {hint}"}
-
-
 def capture_of_row(row: dict[str, str], contract: AnswerContract, shape: str) -> Capture:
     """Return the capture of a row; empty cells are filled from the file name where it has the fact."""
     file = row.get("file", "")
     named = _named_label(row, contract)
     judgement = row.get("judgement") or named.judgement
-    position = row.get("defect_position") or named.defect_position
-    if judgement == PASSED and position in ("", "NA"):
-        position = NO_ADDRESS
+    mode = row.get("defect_mode") or named.defect_mode
+    position = _address(row.get("defect_position") or named.defect_position)
+    if judgement == PASSED:
+        mode = PASSED if mode in _NOTHING else mode
+        position = NO_ADDRESS if position in _NOTHING else position
     only_shape = contract.shapes[0] if len(contract.shapes) == 1 else ""
     return Capture(
         file=file,
         shape=row.get("shape") or named.shape or shape or only_shape or named.usual_shape,
         judgement=judgement,
-        defect_mode=row.get("defect_mode") or named.defect_mode,
+        defect_mode=mode,
         defect_position=position,
         role=row.get("role") or INSPECTED,
         field_box=tuple(row.get(column, "") for column in FIELD_BOX),
         pin_box=tuple(row.get(column, "") for column in PIN_BOX),
     )
+
+
+def _address(text: str) -> str:
+    """Return an address such as `x:3 y:u`, `3U` or `U3` in the form of the answers; any other text as it is."""
+    match = _ADDRESS.fullmatch(unicodedata.normalize("NFKC", text))  # Japanese keyboards also type full-width letters
+    if not match:
+        return text
+    column, row = sorted(filter(None, match.groups()))  # digits sort before letters
+    return str(Address(int(column), row.upper()))
 
 
 def _named_label(row: dict[str, str], contract: AnswerContract) -> NamedLabel:
@@ -281,9 +252,15 @@ def _wrong_words(capture: Capture, contract: AnswerContract) -> Iterator[str]:
         "defect_mode": (PASSED, *contract.defect_modes),
         "role": (REFERENCE, INSPECTED),
     }
+    if not capture.judgement:  # without a judgement mode and position cannot be checked
+        allowed = {column: words for column, words in allowed.items() if column != "defect_mode"}
     wrong = {column: words for column, words in allowed.items() if getattr(capture, column) not in words}
-    for column, words in wrong.items():
-        yield f"{column}: expected {' or '.join(words)}, {_correction(getattr(capture, column))}"
+    expected = {column: f"{column}: expected {' or '.join(words)}" for column, words in wrong.items()}
+    if lacking := [expected.pop(column) for column in wrong if not getattr(capture, column)]:
+        yield f"{'; '.join(lacking)}, {_correction('')}"
+    yield from (f"{words}, {_correction(getattr(capture, column))}" for column, words in expected.items())
+    if not capture.judgement:
+        return
     address = None
     if capture.defect_position != NO_ADDRESS:
         try:

@@ -90,6 +90,19 @@ def add(
 
 
 @app.command()
+def labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with images, or with images/.")],
+    shape: Annotated[str, typer.Option(help="Shape to assume for captures whose names reveal none.")] = "",
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Write a labels.csv with a row for each image and the localizer's guess, for a person to fill in."""
+    from pinspect.cli.labels import write_labels
+    from pinspect.core.params import load_params
+
+    write_labels(folder, Path(), load_params(params), shape)
+
+
+@app.command()
 def grid(
     shape: Annotated[str, typer.Option(help="Pin shape of the line, e.g. CYLN; by default all lines.")] = "",
     eye: Annotated[str, typer.Option(help="Eye of the line, 0 or left, 2 or right; by default both.")] = "",

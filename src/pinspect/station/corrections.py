@@ -20,12 +20,8 @@ from pathlib import Path
 
 from pinspect.captures.adding import add_locked
 from pinspect.captures.change import locked
-from pinspect.captures.labels import (
-    INSPECTED,
-    LABEL_COLUMNS,
-    LABELS,
-    Capture,
-)
+from pinspect.captures.labels import INSPECTED, Capture
+from pinspect.captures.table import LABEL_COLUMNS, LABELS, read_table
 from pinspect.core.answers import PASSED, VERDICT, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.layout import NO_ADDRESS
@@ -125,7 +121,10 @@ def correct(
 def waiting(root: Path) -> int:
     """Count captures from corrections that the last run of the stage `raw` did not have, or had with another label."""
     known = {_label(row | {"file": row.get("capture", "")}) for row in _rows(root / RAW / MANIFEST)}
-    labels = [row for row in _rows(root / CAPTURES / LABELS) if _CORRECTED_FILE.match(row.get("file", ""))]
+    try:
+        labels = [row for _, row in read_table(root / CAPTURES / LABELS) if _CORRECTED_FILE.match(row["file"])]
+    except CaptureError:  # stage raw reports it
+        labels = []
     return sum(_label(row) not in known for row in labels)
 
 
@@ -155,7 +154,7 @@ def _shape(inspection: Inspection) -> str:
 
 def _earlier_capture(root: Path, sha256: str) -> str:
     """Return the name of the capture from an earlier correction of the same picture; empty if there is none."""
-    names = (row.get("file", "") for row in _rows(root / CAPTURES / LABELS))
+    names = (row["file"] for _, row in read_table(root / CAPTURES / LABELS))
     return next((name for name in names if name.startswith(_stem(sha256))), "")
 
 

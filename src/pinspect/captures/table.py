@@ -1,0 +1,185 @@
+"""Read `labels.csv` as spreadsheets and people write it, and add rows to it in the file's own form.
+
+The text may be UTF-8, with or without a byte order mark, UTF-16 (Excel's "Unicode text") or CP932 (Japanese Excel).
+Commas, semicolons or tabs separate the cells, whichever makes most column names of the header. Case and spaces of
+the header do not matter, nor do spaces around cells. Columns that begin with `guess_` are for people only.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from pinspect.core.errors import CaptureError
+
+LABELS = "labels.csv"
+LABEL_COLUMNS = ("file", "shape", "judgement", "defect_mode", "defect_position", "role")
+FIELD_BOX = ("field_x0", "field_y0", "field_x1", "field_y1")
+PIN_BOX = ("pin_x0", "pin_y0", "pin_x1", "pin_y1")
+COLUMNS = (*LABEL_COLUMNS, *FIELD_BOX, *PIN_BOX)
+GUESS = "guess_"
+
+_BOM = "\ufeff"
+_ENCODINGS = {codecs.BOM_UTF16_LE: ("utf-16-le",), codecs.BOM_UTF16_BE: ("utf-16-be",)}
+_NO_TEXT = frozenset("\0\x80\uf8f0\uf8f1\uf8f2\uf8f3")  # the codec cp932 makes the last five of bytes that no text has
+_WORKBOOKS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
+_REMEDY = "save it as 'CSV UTF-8'"
+_HALVES = (re.compile(r"X\s*:\s*\d+", re.IGNORECASE), re.compile(r"Y\s*:\s*[A-Z]", re.IGNORECASE))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The text of a `labels.csv` and how it is written.
+
+    Attributes:
+        path: The file.
+        text: Its text, with the byte order mark if it has one.
+        encoding: The codec that gives the file's bytes back from `text`.
+        delimiter: The character between two cells.
+        header: Names of the columns, in lower case, in the order of the file.
+    """
+
+    path: Path
+    text: str
+    encoding: str
+    delimiter: str
+    header: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, path: Path, content: bytes) -> Table:
+        """Recognize encoding, delimiter and header of a file's content.
+
+        Args:
+            path: The file, for messages.
+            content: Its bytes.
+
+        Raises:
+            CaptureError: The content is not text in a known encoding, or its header is not that of a table of labels.
+        """
+        text, encoding = _decoded(path, content)
+        first = next(io.StringIO(text.removeprefix(_BOM), newline=""), "")
+        headers = {delimiter: _header(first, delimiter) for delimiter in (",", ";", "\t")}
+        delimiter = max(headers, key=lambda delimiter: sum(name in COLUMNS for name in headers[delimiter]))
+        _check_header(path, headers[delimiter])
+        return cls(path, text, encoding, delimiter, headers[delimiter])
+
+    @classmethod
+    def new(cls, path: Path, header: Sequence[str]) -> Table:
+        """Return a table without rows that Excel reads and writes as UTF-8."""
+        return cls(path, f"{_BOM}{','.join(header)}\r\n", "utf-8", ",", tuple(header))
+
+    def rows(self) -> list[tuple[int, dict[str, str]]]:
+        """Return the line number and the cells of each row, as `read_table` does."""
+        text = io.StringIO(self.text.removeprefix(_BOM), newline="")
+        reader = csv.reader(text, delimiter=self.delimiter, strict=True)
+        rows: list[tuple[int, dict[str, str]]] = []
+        begin = 1
+        try:
+            next(reader, None)
+            begin = reader.line_num + 1
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows.append((reader.line_num, self._cells(row)))
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise CaptureError(f"{self.path}, row {begin}: not readable as CSV ({error}); correct the row") from None
+        return rows
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield each line of the text with the file that it labels; the header labels none."""
+        for number, line in enumerate(io.StringIO(self.text, newline="")):
+            cells = next(csv.reader([line], delimiter=self.delimiter), [])
+            yield self._cells(cells).get("file", "") if number and cells else "", line
+
+    def with_rows(self, rows: Iterable[Mapping[str, str]]) -> bytes:
+        """Return the content of the file with more rows at its end.
+
+        Args:
+            rows: Column -> cell; columns that the table lacks are left out.
+
+        Raises:
+            CaptureError: The file's encoding lacks a letter of a row.
+        """
+        end = next((end for end in ("\r\n", "\n", "\r") if end in self.text), "\r\n")
+        added = io.StringIO(newline="")
+        writer = csv.writer(added, delimiter=self.delimiter, lineterminator=end)
+        writer.writerows([row.get(name, "") for name in self.header] for row in rows)
+        gap = "" if self.text.endswith(("\n", "\r")) else end
+        try:
+            return f"{self.text}{gap}{added.getvalue()}".encode(self.encoding)
+        except UnicodeEncodeError as error:
+            letter = error.object[error.start]
+            raise CaptureError(f"{self.path}: {self.encoding.upper()} text cannot hold {letter!r}; {_REMEDY}") from None
+
+    def _cells(self, row: Sequence[str]) -> dict[str, str]:
+        cells = [cell.strip() for cell in row]
+        width = len(self.header)
+        if self.delimiter == "," and len(cells) == width + 1:
+            cells = _joined_address(cells, self.header.index("defect_position"))
+        missing, extra = self.header[len(cells) :], cells[width:]
+        if any(extra) or not all(name.startswith(GUESS) for name in missing):
+            hint = 'an address contains a comma, so it needs quotes, as in "X:3, Y:U"' if extra else "correct the row"
+            file = dict(zip(self.header, cells, strict=False)).get("file", "?")
+            return {"file": file, "cells": f"expected {width} cells, found {len(cells)}; {hint}"}
+        pairs = zip_longest(self.header, cells[:width], fillvalue="")
+        return {name: cell for name, cell in pairs if not name.startswith(GUESS)}
+
+
+def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem.
+
+    Raises:
+        CaptureError: The file is not a table of labels. A missing file has no rows.
+    """
+    return Table.parse(path, path.read_bytes()).rows() if path.exists() else []
+
+
+def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+    """Return the text and its encoding."""
+    if content.startswith(_WORKBOOKS):
+        raise CaptureError(f"{path}: found an Excel workbook, expected text; {_REMEDY}")
+    row = 1
+    for encoding in _ENCODINGS.get(content[:2], ("utf-8", "cp932")):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            row = max(row, content.count(b"\n", 0, error.start) + 1)
+            continue
+        if _NO_TEXT.isdisjoint(text):
+            return text, encoding
+    raise CaptureError(f"{path}, row {row}: not text in UTF-8, UTF-16 or CP932 (Japanese Excel); {_REMEDY}")
+
+
+def _header(line: str, delimiter: str) -> tuple[str, ...]:
+    """Return the names in the first line; Excel may add columns without a name at the end."""
+    names = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    while names and not names[-1]:
+        names.pop()
+    return tuple(names)
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    unknown = [name for name in header if name not in COLUMNS and not name.startswith(GUESS)]
+    missing = [name for name in LABEL_COLUMNS if name not in header]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    problems = [
+        *([f"unknown columns {unknown}; known are {', '.join(COLUMNS)}"] if unknown else []),
+        *([f"columns {missing} are missing; add them to the first row"] if missing else []),
+        *([f"columns {twice} occur twice; keep one of each"] if twice else []),
+    ]
+    if problems:
+        raise CaptureError(f"{path}, row 1: {'; '.join(problems)}")
+
+
+def _joined_address(cells: list[str], place: int) -> list[str]:
+    """Join an address without quotes, which the comma has split in two; no other cells look like its halves."""
+    halves = cells[place : place + 2]
+    if all(half.fullmatch(cell) for half, cell in zip(_HALVES, halves, strict=True)):
+        return [*cells[:place], ", ".join(halves), *cells[place + 2 :]]
+    return cells
