@@ -19,17 +19,18 @@ from pinspect.registry.settings import load_register_settings, load_registry_set
 
 
 @flow(name="promote")
-def promote(root: str = ".", approve_by: str = "") -> State:
+def promote(root: str = ".", approve_by: str = "", on: str = "") -> State:
     """Make the challenger champion if every rule of promotion holds.
 
     Args:
         root: The project's folder.
         approve_by: The person who approves; empty for nobody.
+        on: A folder of labeled captures for an acceptance test; empty for no such test.
 
     Returns:
         Completed with the decision as its data; Failed with the name Refused and every rule that does not hold.
     """
-    return end_state(lambda: _promote(Path(root).resolve(), approve_by))
+    return end_state(lambda: _promote(Path(root).resolve(), approve_by, on))
 
 
 @flow(name="rollback")
@@ -48,11 +49,12 @@ def rollback(root: str = ".", why: str = "", by: str = "", to: str = "") -> Stat
     return end_state(lambda: _roll_back(Path(root).resolve(), why, by, to))
 
 
-def _promote(project: Path, approve_by: str) -> State:
+def _promote(project: Path, approve_by: str, on: str) -> State:
     from pinspect.registry import promotion
 
     params, settings = load_params(project / "params.yaml"), load_registry_settings(project)
-    decision = promotion.promote(project, params, settings, approve_by=approve_by)
+    folder = project / on if on else None
+    decision = promotion.promote(project, params, settings, approve_by=approve_by, on=folder)
     rows = [{"rule": rule.name, "holds": rule.holds, "found": rule.found} for rule in decision.rules]
     create_table_artifact(key="promotion", table=rows, description=f"Version {decision.challenger}")
     try:

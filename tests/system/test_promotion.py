@@ -16,7 +16,7 @@ from pinspect.core import predictions
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.params import load_params
 from pinspect.evaluation import metrics
-from pinspect.registry.comparison import Evidence
+from pinspect.registry.evidence import Evidence
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback

@@ -154,6 +154,24 @@ def conflicting_labels(captures: Iterable[tuple[Capture, str]]) -> list[str]:
     ]
 
 
+def distinct(contents: Iterable[tuple[Capture, str]]) -> tuple[list[tuple[Capture, str]], list[str]]:
+    """Keep the first of several captures of equal content.
+
+    Args:
+        contents: Pairs of a capture and the hash of its content.
+
+    Returns:
+        The pairs that stay, and one line for each capture that is left out.
+    """
+    first: dict[str, Capture] = {}
+    remarks = [
+        f"{capture.file}: the same picture as {other.file}, left out"
+        for capture, content in contents
+        if (other := first.setdefault(content, capture)) is not capture
+    ]
+    return [(capture, content) for content, capture in first.items()], remarks
+
+
 def contradicted_names(captures: Iterable[Capture], contract: AnswerContract) -> list[str]:
     """Find captures whose row has another label than their file name.
 

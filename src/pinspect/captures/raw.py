@@ -79,7 +79,7 @@ def build_raw(
         images = labelled.images_folder(captures)
         contents = [(capture, labelled.content_hash(images / capture.file)) for capture in labels.captures]
     problems = [*labels.problems, *labelled.conflicting_labels(contents)]
-    distinct, remarks = _distinct(contents)
+    distinct, remarks = labelled.distinct(contents)
     remarks += [*labelled.contradicted_names(labels.captures, contract), *_replaced(distinct, out / MANIFEST)]
     folder = IncrementalFolder(out)
     with folder:
@@ -151,17 +151,6 @@ def render_virtual_line(
             file = _write_image(folder, sha256, ".jpg", capture.jpeg)
             rows.append({"file": file, "sha256": sha256, "source": VIRTUAL, "split": split} | _virtual(capture))
     return Product(tuple(row["file"] for row in rows), {"rows": rows})
-
-
-def _distinct(contents: Sequence[tuple[Capture, str]]) -> tuple[list[tuple[Capture, str]], list[str]]:
-    """Return each content once, under its first name, and a remark for each other name."""
-    first: dict[str, Capture] = {}
-    remarks = [
-        f"{capture.file}: the same picture as {other.file}, left out"
-        for capture, sha256 in contents
-        if (other := first.setdefault(sha256, capture)) is not capture
-    ]
-    return [(capture, sha256) for sha256, capture in first.items()], remarks
 
 
 def _copy_images(
@@ -245,7 +234,7 @@ def _split(
     contents: Sequence[tuple[Capture, str]], copies: Sequence[dict], split_record: Path, params: RawParams
 ) -> tuple[dict[str, str], list[str]]:
     """Return the split of each capture by its sha256, after writing the record, and remarks."""
-    rule = splits.SplitRule(params.split_salt, params.validation_share, params.test_share, params.near_duplicate_bits)
+    rule = splits.SplitRule.of(params)
     candidates = [
         splits.Candidate(
             capture.file,

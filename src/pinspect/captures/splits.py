@@ -28,6 +28,7 @@ from scipy.fft import dctn
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import write_file
 from pinspect.core.names import shot_of
+from pinspect.core.params import RawParams
 from pinspect.core.rows import SPLITS
 
 TRAIN, VALIDATION, TEST = SPLITS
@@ -50,6 +51,11 @@ class SplitRule:
     validation_share: float
     test_share: float
     near_duplicate_bits: int
+
+    @classmethod
+    def of(cls, params: RawParams) -> SplitRule:
+        """Return the rule that `params` describes."""
+        return cls(params.split_salt, params.validation_share, params.test_share, params.near_duplicate_bits)
 
     @property
     def version(self) -> str:

@@ -259,13 +259,54 @@ def compare(
 
 
 @app.command()
-def promote(approve_by: ApproveBy = "", as_json: AsJson = False) -> None:
+def score(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with images, or with images/, and optionally a labels.csv.")
+    ],
+    alias: Annotated[
+        str, typer.Option(help="Alias of the version that answers; by default the champion, else the challenger.")
+    ] = "",
+    version: Annotated[str, typer.Option(help="Number of the version.")] = "",
+    shape: Annotated[
+        str, typer.Option(help="Pin shape of captures without one in their label; the version gets it, too.")
+    ] = "",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder for the page.")] = Path("reports/score"),
+    as_json: AsJson = False,
+) -> None:
+    """Score a registered version on labeled captures, and write a page with its misses. Nothing else changes."""
+    from pinspect.captures.labeled_folder import read_labeled_folder
+    from pinspect.cli.score import print_score
+    from pinspect.core.files import write_file
+    from pinspect.core.params import load_params
+    from pinspect.evaluation.score_page import render_score
+    from pinspect.registry.scoring import score_folder
+    from pinspect.registry.settings import load_registry_settings
+
+    params, settings = load_params(), load_registry_settings(Path())
+    captures = read_labeled_folder(folder, params.contract(), shape=shape)
+    result = score_folder(Path(), params, settings, captures, version or alias, shape)
+    page = out / f"{folder.resolve().name}.html"
+    write_file(page, render_score(result))
+    if as_json:
+        print(json.dumps(result.to_dict() | {"page": str(page)}, ensure_ascii=False))
+    else:
+        print_score(result, page)
+
+
+@app.command()
+def promote(
+    approve_by: ApproveBy = "",
+    on: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Labeled captures on which the rules must hold, too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Make the challenger champion if every rule of promotion holds. Exit code 3: refused."""
     from pinspect.core.params import load_params
     from pinspect.registry import promotion
     from pinspect.registry.settings import load_registry_settings
 
-    decision = promotion.promote(Path(), load_params(), load_registry_settings(Path()), approve_by=approve_by)
+    decision = promotion.promote(Path(), load_params(), load_registry_settings(Path()), approve_by=approve_by, on=on)
     if as_json:
         print(json.dumps(decision.to_dict()))
     else:

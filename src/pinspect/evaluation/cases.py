@@ -28,6 +28,8 @@ PICTURE_BYTES = 4_000_000  # of JPEG; base64 adds a third, and the report stays 
 SHOT_NAMES = {ZERO_SHOT: "zero-shot", ONE_SHOT: "one-shot"}
 SEVERITY = ("escape", "not answered", "overkill", "wrong address", "wrong mode", "wrong image type", "right")
 
+Lines = tuple[tuple[str, bool], ...]  # of an answer, each with whether it differs from the expected line
+
 _ENCODINGS = ((1.0, 88), (1.0, 75), (0.75, 75), (0.5, 70), (0.35, 65))  # scale, JPEG quality, tried in this order
 _CAPTIONS = {
     PromptKind.TWO_IMAGE: ("star", "reference", "inspected"),
@@ -83,7 +85,7 @@ class Reply:
     """
 
     shot: str
-    lines: tuple[tuple[str, bool], ...]
+    lines: Lines
     problem: str
     p_defective: float | None
     addresses: tuple[float, ...]
@@ -175,7 +177,7 @@ class _CaseBuilder:
             turns=self._turns(self._rows[longest], PromptKind(first["kind"])),
             replies=tuple(self._reply(row) for _, row in shown.sort_values("shot", key=_shot_order).iterrows()),
             right=tuple(SHOT_NAMES[shot] for shot in SHOTS if shot in set(rows["shot"]) - set(shown["shot"])),
-            outcome=_worst_outcome(shown),
+            outcome=worst_outcome(shown),
         )
 
     def _turns(self, row: Row, kind: PromptKind) -> tuple[Turn, ...]:
@@ -193,10 +195,9 @@ class _CaseBuilder:
         return tuple(turns)
 
     def _reply(self, row: pd.Series) -> Reply:
-        expected, answer = row["expected"].split("\n"), row["answer"].split("\n")
         return Reply(
             shot=SHOT_NAMES[row["shot"]],
-            lines=tuple((line, n >= len(expected) or line != expected[n]) for n, line in enumerate(answer)),
+            lines=compared_lines(row["expected"], row["answer"]),
             problem=row["problem"],
             p_defective=_measured(row["p_defective"]),
             entropy=_measured(row["address_entropy"]),
@@ -247,6 +248,12 @@ def embed_pictures(
     return pictures, kept
 
 
+def compared_lines(expected: str, answer: str) -> Lines:
+    """Return each line of an answer, and whether it differs from the expected line."""
+    lines = expected.split("\n")
+    return tuple((line, n >= len(lines) or line != lines[n]) for n, line in enumerate(answer.split("\n")))
+
+
 def inspected_cell(position: str, layout: Layout, kind: str) -> tuple[float, float, float, float] | None:
     """Locate a pin in the inspected picture of a prompt.
 
@@ -282,7 +289,7 @@ def _measured(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _worst_outcome(answers: pd.DataFrame) -> str:
+def worst_outcome(answers: pd.DataFrame) -> str:
     """Return the costliest outcome of these answers, one of `SEVERITY`."""
     parses = answers["parses"].astype(bool)
     judged = answers["found_judgement"]

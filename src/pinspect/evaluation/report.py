@@ -34,7 +34,7 @@ def render_report(evaluation: Evaluation) -> str:
     confidence, examination, point = evaluation.settings.confidence, evaluation.examination, evaluation.operating_point
     series = {name: evaluation.answers(shot) for shot, name in SHOT_NAMES.items()}
     series |= {name: evaluation.answers(model=name) for name in BASELINES}
-    return _template().render(
+    return template("report.html.j2").render(
         evaluation=evaluation,
         examination=examination,
         shown=shown,
@@ -68,7 +68,8 @@ def render_report(evaluation: Evaluation) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a template of this room, with the filters and names that its pages share."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -96,7 +97,7 @@ def _template() -> Template:
         "inspected_cell": cases.inspected_cell,
         "checks_summary": wording.checks_summary,
     }
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _figure(value: float | None) -> str:

@@ -20,11 +20,12 @@ from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
 from rich.table import Table
 
+from pinspect.captures.labeled_folder import LabeledFolder
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.files import write_file
 from pinspect.core.params import Params
-from pinspect.evaluation.settings import ReportSettings
-from pinspect.registry.comparison import Evidence, on_one_test_set
+from pinspect.registry.acceptance import Acceptance, accept, read_acceptance_folder
+from pinspect.registry.comparison import on_one_test_set
 from pinspect.registry.connection import open_registry, registry_lock, without_password
 from pinspect.registry.rules import Rule, weigh
 from pinspect.registry.settings import RegisterSettings, RegistrySettings
@@ -61,6 +62,7 @@ class Decision:
         rescored: The versions that answered the test set for this decision.
         approved_by: The person who approved; empty for nobody.
         decided_at: ISO 8601, UTC.
+        acceptance: The acceptance test; None if there was none.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Decision:
     rescored: tuple[str, ...]
     approved_by: str
     decided_at: str
+    acceptance: Acceptance | None = None
 
     def to_dict(self) -> dict:
         """Return the fields as JSON values."""
@@ -84,7 +87,8 @@ class Decision:
     def from_dict(cls, fields: Mapping) -> Decision:
         """Return the decision that `to_dict` wrote."""
         rules = tuple(Rule(**rule) for rule in fields["rules"])
-        return cls(**{**fields, "rules": rules, "rescored": tuple(fields["rescored"])})
+        acceptance = Acceptance.from_dict(fields["acceptance"]) if fields.get("acceptance") else None
+        return cls(**{**fields, "rules": rules, "rescored": tuple(fields["rescored"]), "acceptance": acceptance})
 
     def require(self) -> None:
         """Check that the challenger was promoted.
@@ -122,7 +126,9 @@ class Rollback:
         return asdict(self)
 
 
-def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_by: str = "") -> Decision:
+def promote(
+    root: Path, params: Params, settings: RegistrySettings, *, approve_by: str = "", on: Path | None = None
+) -> Decision:
     """Weigh the challenger and, if every rule holds, make it champion.
 
     The decision, a refusal too, is written to the challenger's version (tag and description) and to
@@ -133,21 +139,24 @@ def promote(root: Path, params: Params, settings: RegistrySettings, *, approve_b
         params: The project's parameters.
         settings: The registry's settings.
         approve_by: The person who approves; empty for nobody.
+        on: A folder of labeled captures for an acceptance test; None for no such test.
 
     Returns:
         The decision; `Decision.require` raises on a refusal.
 
     Raises:
+        CaptureError: Captures of `on` cannot be used, or the project trains on them. Nothing was weighed.
         RegistryError: There is no challenger, the aliases changed in the meantime, or the registry cannot be used.
         StageInputError: A version has to answer the present test set, and the project lacks files of it.
     """
     name = settings.register.model_name
+    folder = read_acceptance_folder(root, params, on) if on else None
     with open_registry(root, settings.register) as client, registry_lock(root, settings.register):
         challenger, champion = _challenger(client, name), version_of(client, name, CHAMPION)
         if champion and champion.version == challenger.version:
             decision = _finish(client, challenger)
         else:
-            decision = decide(root, params, settings, challenger, champion, approve_by=approve_by)
+            decision = decide(root, params, settings, challenger, champion, approve_by=approve_by, on=folder)
             _write_proof(client, challenger, decision)
             if decision.promoted:
                 _switch(client, decision)
@@ -167,6 +176,10 @@ def print_decision(decision: Decision) -> None:
     console.print(table)
     if decision.rescored:
         console.print(f"answered the present test set now: version {', '.join(decision.rescored)}")
+    if on := decision.acceptance:
+        console.print(f"acceptance test: {on.captures} captures of {on.folder}, digest {on.digest[:12]}", markup=False)
+        for remark in on.remarks:
+            console.print(remark, markup=False)
     if decision.promoted:
         instead = f" instead of version {decision.champion}" if decision.champion else ""
         console.print(f"version {decision.challenger} of {decision.name} is champion{instead}")
@@ -180,6 +193,7 @@ def decide(
     champion: ModelVersion | None,
     *,
     approve_by: str = "",
+    on: LabeledFolder | None = None,
 ) -> Decision:
     """Weigh a challenger against the rules and against the champion; change nothing.
 
@@ -190,17 +204,23 @@ def decide(
         challenger: The version to weigh.
         champion: The present champion; None if there is none.
         approve_by: The person who approves; empty for nobody.
+        on: The captures of an acceptance test; None for no such test.
 
     Returns:
         The decision.
 
     Raises:
-        RegistryError: A version cannot answer the present test set.
+        RegistryError: A version cannot answer the present test set, or the captures of the acceptance test.
         StageInputError: The project lacks files of the present test set.
     """
-    evidence = on_one_test_set(root, params, [version for version in (challenger, champion) if version])
+    versions = [version for version in (challenger, champion) if version]
+    evidence = on_one_test_set(root, params, versions)
     ours, theirs = evidence[0], evidence[1] if champion else None
     rules = weigh(ours, theirs, stored_controls(challenger), challenger.tags, settings, approve_by=approve_by)
+    acceptance = None
+    if on:
+        acceptance, more_rules = accept(params, settings, on, versions)
+        rules = (*rules, *more_rules)
     if all(rule.holds for rule in rules):
         problem = trial_problem(challenger)
         rules = (*rules, Rule("inspects its references", not problem, problem or "loaded and tried"))
@@ -210,13 +230,14 @@ def decide(
         champion=number_of(champion) if champion else None,
         promoted=all(rule.holds for rule in rules),
         rules=rules,
-        scores={each.version: _values(each, settings.report) for each in evidence},
+        scores={each.version: each.values(settings.report) for each in evidence},
         test_set=ours.test_set,
         captures=len(ours.answered),
         source=str(ours.answered["source"].iloc[0]) if len(ours.answered) else "",
         rescored=tuple(each.version for each in evidence if each.rescored),
         approved_by=approve_by,
         decided_at=_now(),
+        acceptance=acceptance,
     )
 
 
@@ -311,12 +332,10 @@ def _write_proof(client: MlflowClient, challenger: ModelVersion, decision: Decis
         f"**{'Promoted' if decision.promoted else 'Refused'}** {decision.decided_at}{against}{who}, on "
         f"{decision.captures} {decision.source} captures (test set {decision.test_set[:12]}).{rescored}"
     )
+    if on := decision.acceptance:
+        verdict += f" Acceptance test on {on.captures} captures of {on.folder} (digest {on.digest[:12]})."
     rules = "\n".join(f"- {'holds' if rule.holds else 'FAILS'}: {rule.name}: {rule.found}" for rule in decision.rules)
     client.update_model_version(challenger.name, challenger.version, f"{first}\n\n{verdict}\n\n{rules}")
-
-
-def _values(evidence: Evidence, report: ReportSettings) -> dict[str, float]:
-    return {name: round(score.value, 4) for name, score in evidence.scores(report).items() if score.value is not None}
 
 
 def _now() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from pinspect.evaluation.comparing import mcnemar
-from pinspect.registry.comparison import Evidence
+from pinspect.registry.evidence import Evidence
 from pinspect.registry.settings import PromoteSettings, RegistrySettings
 from pinspect.registry.versions import ROLLBACK_TAG
 
@@ -52,19 +52,41 @@ def weigh(
         The rules with their results.
     """
     return (
-        *_absolute_rules(ours, settings),
-        *(_comparing_rules(ours, theirs, settings.promote) if theirs else ()),
+        *_evidence_rules(ours, theirs, settings, "the test set"),
         _controls(controls, settings.promote.required_controls),
         *_approval(tags, settings.promote, approve_by),
     )
 
 
-def _absolute_rules(ours: Evidence, settings: RegistrySettings) -> list[Rule]:
+def weigh_acceptance(ours: Evidence, theirs: Evidence | None, settings: RegistrySettings) -> list[Rule]:
+    """Apply the rules on answers to the captures of an acceptance test.
+
+    Args:
+        ours: The challenger's evidence.
+        theirs: The champion's evidence on the same captures; None if there is no champion.
+        settings: The registry's settings.
+
+    Returns:
+        The rules with their results, named `acceptance: escape rate` and so on.
+    """
+    rules = _evidence_rules(ours, theirs, settings, "the folder")
+    return [replace(rule, name=f"acceptance: {rule.name}") for rule in rules]
+
+
+def _evidence_rules(ours: Evidence, theirs: Evidence | None, settings: RegistrySettings, where: str) -> list[Rule]:
+    """Return the rules on answers: the absolute ones, and those against the champion if there is one."""
+    rules = _absolute_rules(ours, settings, where)
+    return rules + _comparing_rules(ours, theirs, settings.promote) if theirs else rules
+
+
+def _absolute_rules(ours: Evidence, settings: RegistrySettings, where: str) -> list[Rule]:
     """Return the rules that hold for every champion, the first one too."""
     rows, promote = ours.answered, settings.promote
     unread = len(rows) - int(rows["parses"].to_numpy(bool).sum())
     defective, passed = len(ours.on_defective), len(rows) - len(ours.on_defective)
     scores = ours.scores(settings.report)
+    parsed = [f"{len(rows) - unread} of {len(rows)} answers parse"]
+    parsed += [f"not inspected: {file}: {reason}" for file, reason in ours.not_inspected.items()]
 
     def bound(name: str, metric: str, captures: int, judgement: str, maximum: float) -> Rule:
         value = scores[metric].value
@@ -75,11 +97,11 @@ def _absolute_rules(ours: Evidence, settings: RegistrySettings) -> list[Rule]:
         return Rule(name, value <= maximum, text)
 
     return [
-        Rule("answers parse", len(rows) > 0 and not unread, f"{len(rows) - unread} of {len(rows)} answers parse"),
+        Rule("answers parse", len(rows) > 0 and not unread, "; ".join(parsed)),
         Rule(
             "enough defective captures",
             defective >= promote.minimum_defective,
-            f"{defective} in the test set, at least {promote.minimum_defective}",
+            f"{defective} in {where}, at least {promote.minimum_defective}",
         ),
         bound("escape rate", "escape_rate", defective, "defective", promote.maximum_escape_rate),
         bound("overkill rate", "overkill_rate", passed, "passed", promote.maximum_overkill_rate),

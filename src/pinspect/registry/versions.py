@@ -48,9 +48,7 @@ def load_registered(root: Path, settings: RegisterSettings, alias: str = "") -> 
         ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
     with open_registry(root, settings) as client:
-        if not alias:
-            alias = CHAMPION if version_of(client, settings.model_name, CHAMPION) else CHALLENGER
-        return load_version(require_version(client, settings.model_name, alias))
+        return load_version(chosen_version(client, settings.model_name, alias))
 
 
 def load_version(version: ModelVersion) -> InspectorProcess:
@@ -98,6 +96,17 @@ def version_of(client: MlflowClient, name: str, reference: str) -> ModelVersion 
 def number_of(version: ModelVersion) -> str:
     """Return the number of a version as text: MLflow's servers return text, its sqlite store an integer."""
     return str(version.version)
+
+
+def chosen_version(client: MlflowClient, name: str, reference: str) -> ModelVersion:
+    """Return the version that a number or an alias names; if empty, the champion, or the challenger without a champion.
+
+    Raises:
+        RegistryError: There is no such version.
+    """
+    if not reference:
+        reference = CHAMPION if version_of(client, name, CHAMPION) else CHALLENGER
+    return require_version(client, name, reference)
 
 
 def require_version(client: MlflowClient, name: str, reference: str) -> ModelVersion:
