@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from pinspect.captures.labels import (
-    LABELS,
     Capture,
     conflicting_labels,
     content_hash,
@@ -19,6 +18,7 @@ from pinspect.captures.labels import (
     read_captures,
 )
 from pinspect.captures.splits import TRAIN, SplitRule, read_splits
+from pinspect.captures.table import LABELS
 from pinspect.core.answers import AnswerContract
 from pinspect.core.digests import digest_of_test_set
 from pinspect.core.errors import CaptureError, StageInputError
