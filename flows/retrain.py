@@ -32,6 +32,9 @@ from flows.run_artifacts import REPORT, publish
 from flows.states import SKIPPED, end_state
 from pinspect.cli.status import UNCHANGED, stage_states
 from pinspect.core.errors import PinspectError, StageInputError, run
+from pinspect.core.params import load_params
+from pinspect.registry.settings import load_register_settings
+from pinspect.registry.start import fetch_start
 
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: a stage's surroundings failed, not its data
 SECONDS_TO_STOP = 10
@@ -41,6 +44,7 @@ _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 _UNCHANGED = "didn't change, skipping"
 _RESTORED = "is cached - skipping run"
 _LINES_OF_AN_ERROR = 8
+_UP_TO_TRAINING = {"raw", "dst", "composite", "chat", "check", "train"}
 
 
 class StageFailedError(PinspectError):
@@ -130,6 +134,8 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
     if not stale:
         outcomes = [StageOutcome(stage, "unchanged", 0.0) for stage in states]
         return Completed(name=SKIPPED, message="Nothing has changed since the last run.", data=outcomes)
+    if stale & _UP_TO_TRAINING:  # otherwise a promotion alone would make the adapter stale
+        fetch_start(project, load_register_settings(project), load_params(project / "params.yaml").train.start)
     attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
     outcomes = []
     for stage in states:

@@ -4,8 +4,9 @@
 
     accelerate launch --num_processes 4 -m stages.train && dvc commit train      # on four GPUs
 
-Reads the base model, data/chat and data/composited. Writes models/adapter, and facts about the run (time, device,
-commit) to build/runs/train.json. After a stop or a kill, the next run resumes from the last checkpoint in build/train.
+Reads the base model, models/start (if train.start names a version), data/chat and data/composited. Writes
+models/adapter, and facts about the run (time, device, commit) to build/runs/train.json. After a stop or a kill, the
+next run resumes from the last checkpoint in build/train.
 """
 
 from pathlib import Path
@@ -30,11 +31,13 @@ def main(root: Path = Path()) -> None:
     from pinspect.model.learner import training_processes
     from pinspect.model.loading import load_processor
     from pinspect.model.rows import require_placeholders
+    from pinspect.model.start import start_folder
 
     torch.set_num_threads(params.model.threads)
     data, out, work = root / "data", root / "models/adapter", root / "build/train"
     require_placeholders(load_processor(base), base.family, read_chat(data / "chat/train.jsonl"))
-    facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend)
+    start = start_folder(root, params.train.start)
+    facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend, start=start)
     if training_processes().is_main_process:
         origin = {"git_commit": git_commit(root), "weights_sha256": weights_sha256(out)}
         write_run_facts(root, "train", facts.run_facts() | origin)

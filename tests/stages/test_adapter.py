@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pinspect.chat.dataset import build_chat, write_chat
+from pinspect.core.digests import file_sha256
 from pinspect.core.errors import ModelError, ParamsError
 from pinspect.core.params import Params, load_params
 from pinspect.core.rows import read_chat
@@ -26,6 +28,7 @@ from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
+from pinspect.model.start import start_folder
 from tests.support import chat_line
 from tests.support.sample import ROOT, stage_environment
 
@@ -60,10 +63,10 @@ def params_of(root: Path, **train: object) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update=train)})
 
 
-def train(root: Path, out: Path, **changes: object) -> adapter.TrainedAdapter:
+def train(root: Path, out: Path, start: Path | None = None, **changes: object) -> adapter.TrainedAdapter:
     params = params_of(root, **changes)
-    data, work = root / "data", out.parent / "work"
-    return adapter.train_adapter(params, checkpoint_of(params.model), data / "chat", data / "composited", out, work)
+    data, base, work = root / "data", checkpoint_of(params.model), out.parent / "work"
+    return adapter.train_adapter(params, base, data / "chat", data / "composited", out, work, start=start)
 
 
 def losses(folder: Path) -> np.ndarray:
@@ -254,6 +257,59 @@ def test_training_stops_without_improvement_and_keeps_the_best_weights(line, tmp
     assert facts.steps == facts.kept_step == 3
     record = json.loads((tmp_path / "adapter/training.json").read_text())
     assert record["stopped_early"] and record["validation_exact_match"] == facts.validation_exact_match
+
+
+def start_with_fewer_words(plain: Path, folder: Path) -> tuple[Path, int]:
+    """Copy an adapter without the first of its words; return the folder and that word."""
+    shutil.copytree(plain, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    word = config["trainable_token_indices"].pop(0)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in weights if name.endswith("trainable_tokens_delta"))
+    save_file(weights | {name: weights[name][1:].clone()}, folder / "adapter_model.safetensors")
+    return folder, word
+
+
+def test_training_starts_from_another_adapter_and_takes_the_words_that_both_have(line, plain, tmp_path):
+    start, new_word = start_with_fewer_words(plain, tmp_path / "start")
+    train(line, tmp_path / "adapter", start, precision="float32", maximum_steps=1, learning_rate=1e-12)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (plain, tmp_path / "adapter"))
+    words = next(name for name in before if name.endswith("trainable_tokens_delta"))
+    for name in before.keys() - {words}:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+    np.testing.assert_allclose(after[words][1:], before[words][1:], atol=1e-6)
+    embeddings = load_base(checkpoint_of(params_of(line).model))[0].get_input_embeddings().weight
+    np.testing.assert_allclose(after[words][0], embeddings[new_word].float().detach(), atol=1e-6)
+    record = json.loads((tmp_path / "adapter/training.json").read_text())
+    assert record["start_sha256"] == file_sha256(start / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda start: (start / "adapter_model.safetensors").write_bytes(b"{"), "cannot be read"),
+        (lambda start: (start / "training.json").write_text('{"base_sha256": "0"}'), "trained on another base"),
+        (lambda start: None, "LoRA pairs of another size"),
+    ],
+)
+def test_an_adapter_that_cannot_be_a_start_is_refused_in_one_line(line, plain, tmp_path, damage, message):
+    shutil.copytree(plain, tmp_path / "start")
+    damage(tmp_path / "start")
+    with pytest.raises(ModelError, match=message) as error:
+        train(line, tmp_path / "adapter", tmp_path / "start", rank=8)
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_is_the_version_that_the_parameters_name(tmp_path):
+    assert start_folder(tmp_path, "") is None
+    with pytest.raises(ModelError, match=r"found no adapter, train\.start .* is champion; run pinspect start"):
+        start_folder(tmp_path, "champion")
+    (tmp_path / "models/start").mkdir(parents=True)
+    (tmp_path / "models/start/start.json").write_text('{"reference": "3"}')
+    assert start_folder(tmp_path, "3") == tmp_path / "models/start"
+    with pytest.raises(ModelError, match=r"found 3, train\.start"):
+        start_folder(tmp_path, "champion")
 
 
 def test_an_adapter_answers_with_the_weights_that_were_trained(line, plain):

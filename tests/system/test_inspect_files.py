@@ -1,5 +1,6 @@
 """`pinspect inspect`: files, folders and globs, streamed, annotated; on a real registered version."""
 
+import contextlib
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ from pinspect.inspection.line_facts import LINE_FACTS
 from pinspect.inspection.photograph_inspector import BATCH
 from pinspect.inspection.records import LOCALIZER, SCORES
 from pinspect.inspection.stream import inspect_files
+from pinspect.registry import loading
 from pinspect.registry.loading import load_inspector
 from tests.support.sample import contents
 from tests.support.station_stack import PINSPECT
@@ -35,12 +37,20 @@ def images(registered):
     return sorted((registered / "data/captures/images").iterdir())
 
 
+@pytest.fixture(scope="module")
+def inspector(registered):
+    """The registered version, loaded once for all commands: a process of its own takes seconds to start."""
+    with contextlib.closing(load_inspector(project=registered)) as loaded:
+        yield loaded
+
+
 @pytest.fixture
-def pinspect(registered, monkeypatch, capsys):
+def pinspect(registered, inspector, monkeypatch, capsys):
     """Run the command line in the project folder; return exit code, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.chdir(registered)
+        monkeypatch.setattr(loading, "load_inspector", lambda alias: inspector)
         monkeypatch.setattr(sys, "argv", ["pinspect", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -151,10 +161,10 @@ def test_the_table_shows_the_same_as_json(tmp_path, images, pinspect):
     assert "[bold]1.jpg" in "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
 
 
-def test_files_are_read_only_as_records_are_consumed(registered, images):
+def test_files_are_read_only_as_records_are_consumed(inspector, images):
     taken = []
     endless = (taken.append(number) or images[number % len(images)] for number in count())
-    records = inspect_files(load_inspector(project=registered), endless)
+    records = inspect_files(inspector, endless)
     for number in range(BATCH + 1):
         assert next(records)["file"] == str(images[number % len(images)])
     assert len(taken) == 2 * BATCH

@@ -27,10 +27,10 @@ RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.'
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-# Ten kills. The flow retries a killed stage; after a killed flow another flow is started.
+# The flow retries a killed stage; after a killed flow another flow is started. benchmarks/kills.py kills 40 times.
 ROUNDS = [
-    ("flow", "training", "dvc", "flow", "dvc"),  # the first of them in the imaging stages
-    ("training", "flow", "training", "dvc", "flow"),
+    ("flow", "training", "dvc"),  # the first of them in the imaging stages
+    ("dvc", "training", "flow"),
 ]
 
 
@@ -119,9 +119,8 @@ def rounds(prefect_api, prepared, tmp_path_factory) -> list[tuple[Round, subproc
     return [(played, end) for (played, _), end in zip(started, ends, strict=True)]
 
 
-def test_ten_processes_were_killed(rounds):
-    assert sorted(kind for played, _ in rounds for kind in played.killed) == sorted(sum(ROUNDS, ()))
-    assert sum(len(kills) for kills in ROUNDS) == 10
+def test_all_these_processes_were_killed(rounds):
+    assert [tuple(played.killed) for played, _ in rounds] == ROUNDS
 
 
 def test_the_next_run_completes(rounds):

@@ -14,15 +14,17 @@ from pinspect.cli import main as cli
 from pinspect.core import digests as provenance
 from pinspect.core import predictions
 from pinspect.core.answers import FIELDS
-from pinspect.core.errors import RegistryError, StageInputError
+from pinspect.core.errors import ModelError, RegistryError, StageInputError
 from pinspect.core.params import load_params
 from pinspect.core.runs import read_run_facts
 from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
+from pinspect.model.start import start_digest, start_folder
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
 from pinspect.registry.loading import load_inspector
 from pinspect.registry.settings import load_register_settings
+from pinspect.registry.start import fetch_start
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import ROOT, stage_environment, stage_process
@@ -100,6 +102,21 @@ def test_two_registrations_of_one_adapter_at_the_same_moment_make_one_version(re
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
     waits = "waiting for another run of the stage register\n"  # if the other takes longer than three seconds
     assert [stderr.replace(waits, "") for _, stderr, _ in ends] == ["", ""]
+
+
+def test_the_next_training_starts_from_the_version_that_is_fetched(registered):
+    project, _ = registered
+    settings = load_register_settings(project)
+    for reference in ("challenger", f"{NAME}/1"):
+        assert fetch_start(project, settings, reference) == f"{NAME}/1"
+        start = start_folder(project, reference)
+        assert start_digest(start) == provenance.file_sha256(project / "models/adapter/adapter_model.safetensors")
+    with pytest.raises(RegistryError, match="no version 7 of"):
+        fetch_start(project, settings, "7")
+    assert start_folder(project, f"{NAME}/1")  # a failed fetch leaves the start as it was
+    assert fetch_start(project, settings, "") == ""
+    with pytest.raises(ModelError, match="found no adapter"):
+        start_folder(project, "challenger")
 
 
 def test_registering_again_changes_nothing(registered, client):

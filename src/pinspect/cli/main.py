@@ -6,6 +6,7 @@ Each function imports what it calls, so that `pinspect --help` does not wait for
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -129,6 +130,35 @@ def grid(
 
 
 @app.command()
+def curve(
+    sizes: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of defective training captures.")
+    ] = "5,10,20,40,80",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of each training; by default train.maximum_steps.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train on few, then on more defective captures, and draw the scores: do more labels help this line?"""
+    from pinspect.cli.curve import learning_curve, print_curve
+    from pinspect.core.errors import ParamsError
+    from pinspect.core.params import load_params
+    from pinspect.registry.settings import load_registry_settings
+
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", sizes):
+        raise ParamsError(f"--sizes: expected numbers such as 5,10,20, found {sizes!r}")
+    params = load_params()
+    if steps:
+        params = params.model_copy(update={"train": params.train.model_copy(update={"maximum_steps": steps})})
+    report = load_registry_settings(Path()).report
+    table = learning_curve(Path(), params, report, [int(size) for size in sizes.split(",")])
+    if as_json:
+        print(table.to_json(orient="records", lines=True), end="")
+    else:
+        print_curve(table, Path())
+
+
+@app.command()
 def summary(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder.")] = Path()) -> None:
     """Show the scores, the registered version and the report of the last `dvc repro`."""
     from pinspect.cli.summary import print_summary
@@ -223,6 +253,17 @@ def station(
     settings = load_station_settings(Path())
     settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
     run_station(Path(), load_params(), settings, token=token)
+
+
+@app.command()
+def start() -> None:
+    """Fetch the adapter of the version that train.start names; the next training starts from it."""
+    from pinspect.core.params import load_params
+    from pinspect.registry.settings import load_register_settings
+    from pinspect.registry.start import fetch_start
+
+    name = fetch_start(Path(), load_register_settings(Path()), load_params().train.start)
+    print(f"the next training starts from {name or 'the base'}")
 
 
 @app.command()

@@ -134,7 +134,7 @@ class Chart:
         """Return the chart as an `<svg>` element that scales with its place.
 
         Args:
-            legend: Corner of the legend: `bottom right` or `top right`.
+            legend: Place of the legend: `bottom right`, `middle right` or `top right`.
         """
         view = f'viewBox="0 0 {self.width} {self.height}"'
         parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img" aria-label="{escape(self.title)}">']
@@ -174,10 +174,11 @@ class Chart:
             parts.append(self._words(left - 7, y + 4, label, anchor="end"))
         return parts
 
-    def _legend_marks(self, corner: str) -> list[str]:
+    def _legend_marks(self, place: str) -> list[str]:
         right = self.width - self._RIGHT - 24
         rows = len(self._legend)
-        start = self._TOP + 12 if corner.startswith("top") else self.height - self._BOTTOM - 4 - 17 * rows
+        lowest = self.height - self._BOTTOM - 4 - 17 * rows
+        start = {"top": self._TOP + 12, "middle": (self._TOP + lowest) / 2}.get(place.split(maxsplit=1)[0], lowest)
         parts: list[str] = []
         for row, (label, mark) in enumerate(self._legend):
             words = self._words(-7, 4, label, anchor="end", color=INK)

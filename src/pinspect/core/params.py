@@ -232,6 +232,7 @@ class TrainParams(Section):
     An empty (null) `rank` or `alpha` takes the value of the preset.
     """
 
+    start: str
     vision: bool
     language: bool
     attention: bool

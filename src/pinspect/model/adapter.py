@@ -31,6 +31,7 @@ from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import Checkpoint
 from pinspect.model.learner import Learner, training_processes
 from pinspect.model.rows import RowEncoder
+from pinspect.model.start import start_digest, take_weights
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "validation_exact_match", "learning_rate")
 CHECKS = 12  # validations and checkpoints per training
@@ -114,6 +115,8 @@ def train_adapter(
     out: Path,
     work: Path,
     backend: Backend | None = None,
+    *,
+    start: Path | None = None,
 ) -> TrainedAdapter:
     """Train an adapter and save it in peft's format, with its learning curve.
 
@@ -128,6 +131,7 @@ def train_adapter(
         out: Folder of the adapter. Its content depends on data, base, parameters and machine, not on the time.
         work: Folder of the checkpoints.
         backend: The library that computes the training; None for the one that `model.backend` names.
+        start: Folder of an adapter to start from (`pinspect.model.start`); None to start from the base.
 
     Raises:
         ModelError: The loss is not finite, or base or backend cannot be used.
@@ -142,10 +146,12 @@ def train_adapter(
     encoder = RowEncoder(processor, images_dir)
     torch.manual_seed(train.seed)
     model = backend.adapt(model, train, answer_words(rows["train"], encoder) if train.words else ())
+    if start:
+        take_weights(model, base, start)
     backend.to_train(model)
     learner = Learner(backend, model, encoder, train, processes)
     plan = plan_batches(rows["train"], encoder, params.contract(), train)
-    checkpoint = _TrainingCheckpoint(work, params, base, backend, chat_dir)
+    checkpoint = _TrainingCheckpoint(work, params, base, backend, chat_dir, start_digest(start))
     progress = checkpoint.restore(model, learner)
     start_time = time.monotonic() - progress.seconds
     first = progress.step
@@ -174,7 +180,7 @@ def train_adapter(
         set_peft_model_state_dict(model, progress.best_weights)
     facts = _facts(progress, len(rows["train"]), len(plan), backend, learner)
     if processes.is_main_process:
-        _save(model, train, base, progress.curve, facts, out)
+        _save(model, train, base, start_digest(start), progress.curve, facts, out)
         checkpoint.discard()
     processes.wait_for_everyone()
     return facts
@@ -281,7 +287,13 @@ def _facts(progress: _Progress, rows: int, planned: int, backend: Backend, learn
 
 
 def _save(
-    model: Any, params: TrainParams, base: Checkpoint, curve: Iterable[list[Any]], facts: TrainedAdapter, out: Path
+    model: Any,
+    params: TrainParams,
+    base: Checkpoint,
+    start: str,
+    curve: Iterable[list[Any]],
+    facts: TrainedAdapter,
+    out: Path,
 ) -> None:
     """Write the adapter's folder; nothing in it depends on time, place or order of sets."""
     out.mkdir(parents=True, exist_ok=True)
@@ -303,6 +315,7 @@ def _save(
         "base": base.source,
         "revision": base.revision,
         "base_sha256": base_digest(base),
+        "start_sha256": start,
         "rows": facts.rows,
         "steps": facts.steps,
         "kept_step": facts.kept_step,
@@ -322,8 +335,11 @@ def _save(
 class _TrainingCheckpoint:
     """The state of an unfinished training, in a file named after everything that it depends on."""
 
-    def __init__(self, work: Path, params: Params, base: Checkpoint, backend: Backend, chat_dir: Path) -> None:
-        digest = hashlib.sha256(f"{params.train.model_dump_json()} {params.contract()} {backend.name}".encode())
+    def __init__(
+        self, work: Path, params: Params, base: Checkpoint, backend: Backend, chat_dir: Path, start: str
+    ) -> None:
+        facts = f"{params.train.model_dump_json()} {params.contract()} {backend.name} {start}"
+        digest = hashlib.sha256(facts.encode())
         for split in ("train", "validation"):
             digest.update((chat_dir / f"{split}.jsonl").read_bytes())
         digest.update(base_digest(base).encode())

@@ -1,0 +1,169 @@
+"""Learning curve of a line: the scores of adapters that are trained on few, then on more of its labeled defects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from pinspect.core import predictions
+from pinspect.core.answers import DEFECTIVE, AnswerKind
+from pinspect.core.charts import BLUE, RED, Axis, Chart
+from pinspect.core.errors import StageInputError
+from pinspect.core.files import write_file
+from pinspect.core.params import Params
+from pinspect.core.predictions import MODEL
+from pinspect.core.prompts import ONE_SHOT, PromptKind
+from pinspect.core.question import CAMERA, Question
+from pinspect.core.rows import Row, read_chat
+from pinspect.evaluation import metrics
+from pinspect.evaluation.settings import ReportSettings
+from pinspect.model.adapter import train_adapter
+from pinspect.model.families import checkpoint_of
+from pinspect.model.generation import answer_rows
+from pinspect.model.loading import load_inspector
+
+SIZES = (5, 10, 20, 40, 80)
+FOLDER = Path("reports/curve")
+_WORK = Path("build/curve")
+_SCORES = {"exact_match": "exact match", "balanced_accuracy": "balanced accuracy", "escape_rate": "escape rate"}
+_PALETTE = "<style>svg{--ink:#222;--soft:#666;--rule:#ddd;--blue:#1f6fb2;--red:#b3261e}</style>"
+
+
+def learning_curve(root: Path, params: Params, report: ReportSettings, sizes: Sequence[int]) -> pd.DataFrame:
+    """Train an adapter for each size and score its answers to production's question on the camera's test captures.
+
+    The defective captures are taken in the order of their content hashes, so that a larger size adds captures to the
+    smaller one; passed captures are taken in proportion. Virtual captures, base, parameters and number of steps stay as
+    the project has them. A size with a result is not trained again; an interrupted training goes on.
+
+    Args:
+        root: The project's folder, with the chat dataset.
+        params: The project's parameters.
+        report: How intervals are computed.
+        sizes: Numbers of defective captures; larger ones than there are become all.
+
+    Returns:
+        One row per size: `defective` and `passed` training captures, `steps`, `test_captures`, and for each score its
+        value, `_low` and `_high`. Also written to reports/curve/curve.csv, and drawn to curve.svg.
+
+    Raises:
+        StageInputError: There is no chat dataset, or it lacks camera captures to train or to test on.
+    """
+    training, test = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("train", "test"))
+    groups = _captures(training, params)
+    question = Question.of(params.evaluate)
+    asked = [row for row in question.rows(test) if row["source"] == CAMERA]
+    if not groups[True] or not asked:
+        raise StageInputError(
+            f"{root / 'data/chat'}: {len(groups[True])} defective camera captures to train on and {len(asked)} camera "
+            "captures to test on; add captures (pinspect add DIR), then dvc repro"
+        )
+    points = [
+        _point(root, params, report, training, asked, groups, size)
+        for size in sorted({min(size, len(groups[True])) for size in sizes})
+    ]
+    curve = pd.DataFrame(points)
+    write_file(root / FOLDER / "curve.csv", curve.to_csv(index=False, lineterminator="\n"))
+    write_file(root / FOLDER / "curve.svg", draw(curve))
+    return curve
+
+
+def draw(curve: pd.DataFrame) -> str:
+    """Draw a learning curve, as `learning_curve` returns it, as an SVG file."""
+    sizes = [float(size) for size in curve["defective"]]
+    x = Axis(sizes[0] / 1.2, sizes[-1] * 1.2, [(s, f"{s:g}") for s in sizes], "defective training captures", math.log)
+    y = Axis(0, 1, [(n / 5, f"{n / 5:.1f}") for n in range(6)], "on test captures")
+    chart = Chart(x, y, f"Scores for {sizes[0]:g} to {sizes[-1]:g} defective training captures", width=520)
+    for name, color in (("exact_match", BLUE), ("escape_rate", RED)):
+        chart.line(sizes, list(curve[name]), color, label=f"{_SCORES[name]}, 95 % interval")
+        chart.dots(sizes, list(curve[name]), color)
+        for size, low, high in zip(sizes, curve[f"{name}_low"], curve[f"{name}_high"], strict=True):
+            chart.line([size, size], [low, high], color, width=3, opacity=0.35)
+    head, _, marks = chart.svg(legend="middle right").partition("\n")
+    return f"{head}\n{_PALETTE}\n{marks}\n"
+
+
+def print_curve(curve: pd.DataFrame, root: Path) -> None:
+    """Print a learning curve as a table, and where it is drawn."""
+    table = Table()
+    for column in ("defective", "passed", "steps", *_SCORES.values()):
+        table.add_column(column, justify="right")
+    for row in curve.to_dict("records"):
+        scores = [f"{row[s]:.3f} ({row[f'{s}_low']:.2f} to {row[f'{s}_high']:.2f})" for s in _SCORES]
+        table.add_row(*(f"{row[column]:.0f}" for column in ("defective", "passed", "steps")), *scores)
+    console = Console()
+    console.print(table)
+    console.print(f"{curve['test_captures'].iloc[0]} test captures; drawn in {root / FOLDER / 'curve.svg'}")
+
+
+def _point(
+    root: Path,
+    params: Params,
+    report: ReportSettings,
+    training: Sequence[Row],
+    asked: Sequence[Row],
+    groups: dict[bool, list[str]],
+    size: int,
+) -> dict[str, Any]:
+    passed = round(size * len(groups[False]) / len(groups[True]))
+    kept = {*groups[True][:size], *groups[False][:passed]}
+    rows = [row for row in training if row["source"] != CAMERA or (row["sha256"] in kept and not _shows_another(row))]
+    work = root / _WORK / f"{size}-{params.train.maximum_steps}"
+    chat = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    result = work / "scores.json"
+    if not result.is_file() or (work / "chat/train.jsonl").read_text(encoding="utf-8") != chat:
+        result.unlink(missing_ok=True)
+        write_file(work / "chat/train.jsonl", chat)
+        write_file(work / "chat/validation.jsonl", (root / "data/chat/validation.jsonl").read_text(encoding="utf-8"))
+        write_file(result, json.dumps(_train_and_score(root, params, report, len(rows), asked, work), indent=2) + "\n")
+    scores = json.loads(result.read_text(encoding="utf-8"))
+    return {"defective": size, "passed": passed, "steps": params.train.maximum_steps} | scores
+
+
+def _train_and_score(
+    root: Path, params: Params, report: ReportSettings, rows: int, asked: Sequence[Row], work: Path
+) -> dict[str, Any]:
+    steps, batch = params.train.maximum_steps, params.train.batch_size
+    # As many steps for few captures as for many: they are shown more often.
+    train = params.train.model_copy(update={"epochs": max(params.train.epochs, (steps + 1) * batch / rows)})
+    params, base = params.model_copy(update={"train": train}), checkpoint_of(params.model, root)
+    images, contract = root / "data/composited", params.contract()
+    train_adapter(params, base, work / "chat", images, work / "adapter", work / "train")
+    question = Question.of(params.evaluate)
+    answers = answer_rows(
+        load_inspector(base, work / "adapter"), asked, images, contract, batch_size=params.evaluate.batch_size
+    )
+    table = predictions.table([
+        predictions.from_generated(row, answer, contract, MODEL, question.decoding)
+        for row, answer in zip(asked, answers, strict=True)
+    ])  # fmt: skip
+    scores = metrics.score(
+        table, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
+    )
+    values = {"test_captures": len(asked)}
+    for name in _SCORES:
+        estimate = scores[name]
+        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return values
+
+
+def _captures(training: Sequence[Row], params: Params) -> dict[bool, list[str]]:
+    """Return the hashes of the camera's training captures, in order: True -> defective ones, False -> passed ones."""
+    contract, groups = params.contract(), {True: set[str](), False: set[str]()}
+    for row in training:
+        if row["source"] == CAMERA:
+            answer = contract.parse(row["answer"], AnswerKind(row["answer_kind"]))
+            groups[answer.judgement == DEFECTIVE].add(row["sha256"])
+    return {defective: sorted(hashes) for defective, hashes in groups.items()}
+
+
+def _shows_another(row: Row) -> bool:
+    """Return whether a row shows another labeled defect: the worked example of a stacked prompt."""
+    return row["kind"] == PromptKind.STACKED and row["shot"] == ONE_SHOT
