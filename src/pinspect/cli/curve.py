@@ -123,8 +123,9 @@ def _point(
         write_file(work / "chat/train.jsonl", chat)
         write_file(work / "chat/validation.jsonl", (root / "data/chat/validation.jsonl").read_text(encoding="utf-8"))
         write_file(result, json.dumps(_train_and_score(root, params, report, len(rows), asked, work), indent=2) + "\n")
-    scores = json.loads(result.read_text(encoding="utf-8"))
-    return {"defective": size, "passed": passed, "steps": params.train.maximum_steps} | scores
+    scores = json.loads(result.read_text(encoding="utf-8")).items()
+    facts = {"defective": size, "passed": passed, "steps": params.train.maximum_steps}
+    return facts | {name: math.nan if value is None else value for name, value in scores}  # NaN: not measurable
 
 
 def _train_and_score(
