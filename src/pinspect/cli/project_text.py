@@ -18,7 +18,7 @@ _PIPELINE_HEADER = f"""\
 # rooms of the installed pinspect, by their digests in {CODE_FILE}.
 """
 _CODE_HEADER = """\
-# The code that the results of this project belong to: room of pinspect {version} -> sha256; `pinspect update` writes it.
+# The code that this project's results belong to: room of pinspect {version} -> sha256; `pinspect update` writes it.
 # A stage that finds other code installed does not run.
 """
 
