@@ -1,4 +1,4 @@
-"""Defines the `pinspect` command: one function per sub-command.
+"""Defines the `pinspect` command: one function per sub-command; those that make projects are in `project_commands`.
 
 Each function imports what it calls, so that `pinspect --help` does not wait for torch.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from pinspect.cli.project_commands import new, update
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
 
@@ -27,45 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per
 ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="The person who approves; recorded.")]
 
 
-@app.command()
-def new(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it must not exist, or be empty.")],
-    rows: Annotated[str, typer.Option(metavar="U,C,D", help="Row letters, from the top.")] = "",
-    columns: Annotated[str, typer.Option(metavar="N", help="Number of columns.")] = "",
-    shapes: Annotated[str, typer.Option(metavar="CYLN,SQUR", help="Pin shapes.")] = "",
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=DRAW[:DIRECTION]]",
-            help="A defect mode, and how the virtual line draws it unless the name is known; repeat for each.",
-        ),
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name of the line and its registered model; by default that of DIR.")] = "",
-    registry: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR|URI", help="Registry that lines share: a folder, or an MLflow URI; by default in the project."
-        ),
-    ] = "",
-) -> None:
-    """Make a project for a new line, as a git and DVC repository of its own."""
-    from pinspect.cli.choices import read_choices
-    from pinspect.cli.new import make_project
-
-    answers = {"--rows": rows, "--columns": columns, "--shapes": shapes, "--mode": ",".join(mode or [])}
-    choices = read_choices(folder, answers, name, registry)
-    remarks = make_project(folder, choices)
-    print(f"{folder}: a project for {choices.layout}, {', '.join(choices.shapes)}, {', '.join(choices.drawings)}")
-    print(*remarks, sep="\n", end="\n" if remarks else "")
-    print(f"next: cd {folder}, then pinspect add DIR")
-
-
-@app.command()
-def update() -> None:
-    """Bring a project of `pinspect new` to the installed pinspect; captures, parameters and settings stay."""
-    from pinspect.cli.new import update_project
-
-    print(*update_project(Path()), sep="\n")
+app.command()(new)
+app.command()(update)
 
 
 @app.command()

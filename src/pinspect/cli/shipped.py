@@ -20,6 +20,7 @@ ENTRIES = (
     "dvc.yaml",
     "models/.gitignore",
     "models/base",
+    "models/start/.gitkeep",
     "params.yaml",
     "prefect.yaml",
     "reports/.gitignore",
