@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from pinspect.captures.labels import COLUMNS
+from pinspect.captures.table import COLUMNS
 from pinspect.core.params import Params, VirtualParams, load_params
 from pinspect.core.yaml_file import SETTINGS_FILE, SETTINGS_SECTIONS
 from pinspect.virtual_line import VirtualCapture, render_line

@@ -58,10 +58,12 @@ def test_the_template_has_a_row_and_a_guess_for_each_image(folder, capsys):
     assert len(right) >= len(defective) - 1 >= 3
     assert all(each["guess_judgement"] == "defective" and float(each["guess_score"]) >= 2 for each in right)
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [
-        f"{folder / 'labels.csv'}: 12 rows written, 12 of them with a guess",
-        f"next: fill in judgement, defect_mode and defect_position; then pinspect add {folder}",
-    ]
+    assert printed[0] == f"{folder / 'labels.csv'}: 12 rows written, 12 of them with a guess"
+    assert printed[1].startswith(
+        "next: fill in judgement, defect_mode and defect_position (on a new line also the role"
+    )
+    assert printed[1].endswith(f"at least 5 passed captures per shape and eye), then pinspect add {folder}")
+    assert len(printed) == 2
 
 
 def test_a_filled_in_template_can_be_added_and_an_unfilled_one_cannot(folder):

@@ -19,8 +19,9 @@ from pinspect.captures import labels as labelled
 from pinspect.captures import splits
 from pinspect.captures.change import locked
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
-from pinspect.captures.labels import FIELD_BOX, PIN_BOX, REFERENCE, Capture
+from pinspect.captures.labels import REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
+from pinspect.captures.table import FIELD_BOX, PIN_BOX
 from pinspect.core.answers import VERDICT, AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError

@@ -65,7 +65,10 @@ def write_labels(folder: Path, root: Path, params: Params, shape: str) -> None:
     write_file(labels, table.with_rows(capture.row() | (guesses or {}).get(capture.file, {}) for capture in new))
     remark = f"no columns {', '.join(GUESSES)}" if guesses is None else f"{len(guesses)} of them with a guess"
     print(f"{labels}: {len(new)} rows {'added' if exists else 'written'}, {remark}")
-    print(f"next: fill in judgement, defect_mode and defect_position; then pinspect add {folder}")
+    print(
+        "next: fill in judgement, defect_mode and defect_position (on a new line also the role 'reference' of at least "
+        f"{params.dst.minimum_references} passed captures per shape and eye), then pinspect add {folder}"
+    )
 
 
 def _guesses(
@@ -80,12 +83,14 @@ def _guesses(
         lines[Line("camera", capture.shape, eye_of(capture.file))].append(capture)
     for line, members in lines.items():
         wanted = [capture for capture in members if capture in without_row]
+        if not wanted:
+            continue
         try:
-            unit_space = _unit_space(line, members, images, root, params) if wanted else None
+            unit_space = _unit_space(line, members, images, root, params)
         except (ImageError, UnitSpaceError) as error:
             print(f"no guess for {len(wanted)} images ({line}): {error}")
             continue
-        for capture in wanted if unit_space else ():
+        for capture in wanted:
             try:
                 yield capture.file, _guess(images / capture.file, unit_space, threshold, params)
             except (ImageError, AlignmentError) as error:

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
-from pinspect.captures.labels import FIELD_BOX, INSPECTED, REFERENCE
+from pinspect.captures.labels import INSPECTED, REFERENCE
+from pinspect.captures.table import FIELD_BOX
 from pinspect.core.corners import CORNERS, read_corners
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.core.images import read_image

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pinspect.captures.labels import FIELD_BOX, REFERENCE
+from pinspect.captures.labels import REFERENCE
+from pinspect.captures.table import FIELD_BOX
 from pinspect.core.answers import DEFECTIVE
 from pinspect.core.corners import Corners
 from pinspect.core.errors import UnitSpaceError
