@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pinspect.captures.labels import images_folder
+from pinspect.core.code import changed_rooms
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.manifests import MANIFEST, read_manifest
@@ -81,8 +82,9 @@ def project_status(root: Path, settings: RegisterSettings) -> dict:
         settings: The section `register`.
 
     Returns:
-        stages (see `stage_states`), new_captures and gone_captures (names), aliases (champion, challenger and previous
-        -> version, or None) and registry_error (None, or why the registry could not be read).
+        stages (see `stage_states`), changed_code (rooms of the installed pinspect that differ from code.yaml),
+        new_captures and gone_captures (names), aliases (champion, challenger and previous -> version, or None) and
+        registry_error (None, or why the registry could not be read).
 
     Raises:
         StageInputError: The folder has no pipeline that DVC can read.
@@ -98,6 +100,7 @@ def project_status(root: Path, settings: RegisterSettings) -> dict:
         registry_error = str(error)
     return {
         "stages": stage_states(root),
+        "changed_code": changed_rooms(root),
         "new_captures": new,
         "gone_captures": gone,
         "aliases": aliases,
@@ -115,6 +118,8 @@ def print_status(status: Mapping) -> None:
         table.add_row(stage, state["state"], ", ".join(state["why"]))
     console = Console()
     console.print(table)
+    if rooms := status["changed_code"]:
+        console.print(f"the installed pinspect has other code in {', '.join(rooms)}: run pinspect update")
     for change, names in (("new", status["new_captures"]), ("gone", status["gone_captures"])):
         if names:
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
