@@ -142,8 +142,6 @@ def test_an_unusable_capture_is_set_aside_by_name_and_the_others_are_processed(r
     good = next(capture for capture in LINE if capture.role == "inspected")
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (260, 640, 3)).astype(np.uint8)).save(noise, "png")
-    other_size = io.BytesIO()
-    Image.open(io.BytesIO(good.jpeg)).resize((320, 130)).save(other_size, "png")
     dot = io.BytesIO()
     Image.new("RGB", (1, 1)).save(dot, "png")
     faults = {
@@ -153,7 +151,6 @@ def test_an_unusable_capture_is_set_aside_by_name_and_the_others_are_processed(r
         "text": (b"no image\n" * 9, ".jpg", "not an image file"),
         "dot": (dot.getvalue(), ".png", "1 x 1 px is no photograph"),
         "noise": (noise.getvalue(), ".png", "shares no structure"),
-        "small": (other_size.getvalue(), ".png", "320 x 130 px, its references have 640 x 260 px"),
     }
     for name, (content, suffix, _) in faults.items():
         capture = good.__class__(**{**good.__dict__, "name": name})

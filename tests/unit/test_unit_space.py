@@ -9,6 +9,7 @@ import pytest
 from pinspect.core.errors import UnitSpaceError
 from pinspect.core.images import to_gray
 from pinspect.core.layout import Layout
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.alignment import align, warp
 from pinspect.nsoartc.light import light_field, without_trend
 from pinspect.nsoartc.pin_scores import FEATURES, measure_pins, mode_features
@@ -49,8 +50,7 @@ def gray_image(gray: np.ndarray) -> np.ndarray:
 
 
 def evened(space: UnitSpace, seen: Rendered) -> np.ndarray:
-    gray = to_gray(seen.image)
-    return even_light(warp(gray, align(gray, space.mean, 40), space.size), space.templates)
+    return align_capture(seen.image, space, 40).evened
 
 
 def distances(space: UnitSpace, seen: Rendered) -> np.ndarray:
@@ -103,10 +103,10 @@ def test_too_few_references_are_refused_with_what_to_do():
         built([capture("SQUR", seed) for seed in range(4)], "SQUR")
 
 
-def test_references_of_different_sizes_are_refused_by_name():
+def test_references_of_another_aspect_ratio_are_refused_by_name():
     references = [capture("CYLN", seed) for seed in range(5)]
     references[3].image = references[3].image[:, :600]
-    with pytest.raises(UnitSpaceError, match=r"r3\.jpg of shape CYLN has 600 x 260 px, r0\.jpg has 640 x 260 px"):
+    with pytest.raises(UnitSpaceError, match=r"r3\.jpg of shape CYLN has 600 x 260 px, most references have 640 x 260"):
         built(references)
 
 

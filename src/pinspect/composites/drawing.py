@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pinspect.core.layout import Address, Layout
+from pinspect.core.scaling import shrunk
 
 YELLOW = (255, 214, 0)
 RED = (235, 20, 20)
@@ -43,8 +44,12 @@ def rectify(image: np.ndarray, matrix: np.ndarray, grid: np.ndarray, layout: Lay
     pins_to_cells = np.array([[cell, 0, middle], [0, cell, middle], [0, 0, 1]], np.float64)
     capture_to_unit = np.vstack([np.asarray(matrix, np.float64), [0, 0, 1]])
     place = pins_to_cells @ np.linalg.inv(np.asarray(grid, np.float64)) @ capture_to_unit
-    size = (layout.columns * cell, len(layout.rows) * cell)
-    return cv2.warpPerspective(image, place, size, flags=cv2.INTER_LINEAR)
+    width, height = layout.columns * cell, len(layout.rows) * cell
+    outline = np.array([[(0, 0), (width, 0), (width, height), (0, height)]], np.float64)
+    area = cv2.contourArea(cv2.perspectiveTransform(outline, np.linalg.inv(place)).astype(np.float32))
+    image, to_full_size = shrunk(image, float(np.sqrt(width * height / area)))
+    place = place if to_full_size is None else place @ to_full_size
+    return cv2.warpPerspective(image, place, (width, height), flags=cv2.INTER_LINEAR)
 
 
 def single(field: np.ndarray, layout: Layout, cell: int, *, grid: bool = True) -> np.ndarray:

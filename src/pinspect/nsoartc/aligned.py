@@ -8,13 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from pinspect.core.errors import AlignmentError
 from pinspect.nsoartc.alignment import Alignment, warp
 from pinspect.nsoartc.distance import compare
 from pinspect.nsoartc.light import without_light
 from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import misfit
 from pinspect.nsoartc.pixels import gray_of
+from pinspect.nsoartc.place import find_places, refuse_half_turn
 from pinspect.nsoartc.unit_space import UnitSpace, light_of
 
 
@@ -65,18 +65,17 @@ def align_capture(image: np.ndarray, unit_space: UnitSpace, maximum_shift: float
     """Align a capture to a unit space.
 
     Args:
-        image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+        image: The capture, of any size: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         unit_space: The unit space of the capture's line.
-        maximum_shift: How far the capture may lie off its place, in px.
+        maximum_shift: How far the capture may lie off its place, px of the unit space.
 
     Returns:
         The aligned capture.
 
     Raises:
-        AlignmentError: The capture has another size, shows something else, or lies too far off.
+        AlignmentError: The capture shows something else, is turned, or lies too far off.
     """
-    alignment = unit_space.alignment_target.align(gray_of(image), maximum_shift)
-    return place_capture(image, alignment, unit_space)
+    return align_to_best(image, {"": unit_space}, maximum_shift)[1]
 
 
 def place_capture(image: np.ndarray, alignment: Alignment, unit_space: UnitSpace) -> AlignedCapture:
@@ -102,7 +101,7 @@ def align_to_best(
     Args:
         image: The capture, uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         unit_spaces: The candidates by name, such as the shape.
-        maximum_shift: How far the capture may lie off its place, in px.
+        maximum_shift: How far the capture may lie off its place, px of the unit space.
 
     Returns:
         The name of the unit space, and the capture aligned to it.
@@ -110,14 +109,9 @@ def align_to_best(
     Raises:
         AlignmentError: The capture fits none of them; the message has the reason for each.
     """
-    fits: dict[str, AlignedCapture] = {}
-    reasons: list[str] = []
-    for name, unit_space in unit_spaces.items():
-        try:
-            fits[name] = align_capture(image, unit_space, maximum_shift)
-        except AlignmentError as error:
-            reasons.append(f"{name}: {error}")
-    if not fits:
-        raise AlignmentError("; ".join(reasons))
-    best = min(fits, key=lambda name: fits[name].misfit)
+    gray = gray_of(image)
+    places = find_places(gray, unit_spaces, maximum_shift)
+    fits = {name: place_capture(image, place, unit_spaces[name]) for name, place in places.items()}
+    best = min(fits, key=lambda name: fits[name].misfit) if len(fits) > 1 else next(iter(fits))
+    refuse_half_turn(gray, places[best], unit_spaces[best])
     return best, fits[best]

@@ -9,12 +9,13 @@ once, so a step costs a warp and a product. OpenCV's findTransformECC maximizes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from pinspect.core.errors import AlignmentError
+from pinspect.core.scaling import shrunk
 from pinspect.nsoartc.parts import FloatImage
 
 MINIMUM_SCORE = 0.6
@@ -25,6 +26,7 @@ _STEPS = 30  # at each size, at most
 _STILL = 0.02  # px of the reduced image: after a smaller step the next one moves no pin by a visible distance
 _INVERSE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _LARGEST_DEFORMATION = 0.12  # 4 degrees and 3 % together have 0.11
+_ENLARGED = 1.5  # a map that enlarges by more needs a smoother interpolation
 _NOTHING_IN_COMMON = "it shares no structure with the references; check that it shows this connector"
 
 
@@ -35,12 +37,26 @@ class Alignment:
     Attributes:
         matrix: float32 (2, 3), maps capture px to unit-space px.
         score: Correlation of the aligned capture with the unit space's mean image, -1..1.
-        shift: How far the capture's center moves to the unit space, x and y, px.
+        shift: How far the capture's center lies off the place where it was expected, x and y, px of the unit space.
     """
 
     matrix: np.ndarray
     score: float
     shift: tuple[float, float]
+
+    def between(self, first: np.ndarray, last: np.ndarray | None = None) -> Alignment:
+        """Return the alignment of an image that another map leads to this alignment's capture.
+
+        Args:
+            first: float (3, 3), maps px of the image to px of this alignment's capture.
+            last: float (3, 3), maps px of this alignment's unit space to px of another one; None if it is the same.
+        """
+        matrix = square(self.matrix) @ first
+        return replace(self, matrix=(matrix if last is None else last @ matrix)[:2].astype(np.float32))
+
+
+class OffPlaceError(AlignmentError):
+    """A capture shows its connector too far off its place."""
 
 
 class AlignmentTarget:
@@ -51,7 +67,6 @@ class AlignmentTarget:
     """
 
     def __init__(self, mean: FloatImage) -> None:
-        self._shape = mean.shape
         half = _halved(mean)
         self._half, self._quarter = _Level(half), _Level(_halved(half))
 
@@ -59,19 +74,16 @@ class AlignmentTarget:
         """Find the affine map from a capture to the mean image.
 
         Args:
-            gray: The capture, float32 (H, W), 0..1.
+            gray: The capture, float32 (H, W), 0..1, of the size of the mean image (`place.py` brings it there).
             maximum_shift: How far the capture may lie off its place, px.
 
         Returns:
             The affine map, with its correlation and shift.
 
         Raises:
-            AlignmentError: The sizes differ, the capture is flat or has too little in common with the mean image, or
-                it lies further off than `maximum_shift`.
+            OffPlaceError: The capture lies further off than `maximum_shift`.
+            AlignmentError: The capture is flat, or has too little in common with the mean image.
         """
-        if gray.shape != self._shape:
-            size, expected = (f"{shape[1]} x {shape[0]} px" for shape in (gray.shape, self._shape))
-            raise AlignmentError(f"the capture has {size}, its references have {expected}; capture it at their size")
         if float(np.ptp(gray)) < 1e-3:
             raise AlignmentError("the image is flat: it shows nothing that could be aligned")
         half = _halved(gray)
@@ -97,7 +109,28 @@ def warp(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.n
     Returns:
         The image in the unit space's px, with the dtype and channels of `image`.
     """
-    return cv2.warpAffine(image, alignment.matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return resampled(image, alignment.matrix, size)
+
+
+def resampled(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Map an image by an affine map as `warp` does.
+
+    Args:
+        image: float32 or uint8, (H, W) or (H, W, 3).
+        matrix: float (2, 3), maps px of the image to px of the result.
+        size: Width and height of the result, px.
+    """
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    image, to_full_size = shrunk(image, scale)
+    if to_full_size is not None:
+        matrix = (square(matrix) @ to_full_size)[:2]
+    flags = cv2.INTER_CUBIC if scale > _ENLARGED else cv2.INTER_LINEAR
+    return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def square(matrix: np.ndarray) -> np.ndarray:
+    """Return an affine map, (2, 3), as a float64 (3, 3) matrix."""
+    return np.vstack([matrix.astype(np.float64), [0, 0, 1]])
 
 
 class _Level:
@@ -211,7 +244,7 @@ def _checked(inverse: np.ndarray, score: float, shape: tuple[int, int], maximum_
         )
     distance = float(np.hypot(*shift))
     if distance > maximum_shift:
-        raise AlignmentError(
+        raise OffPlaceError(
             f"the connector lies {distance:.0f} px off its place, {maximum_shift:g} px at most (dst.maximum_shift); "
             "put it back into its holder"
         )

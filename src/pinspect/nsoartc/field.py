@@ -1,7 +1,12 @@
-"""Lay the references of a line over one another, and the layout's grid over them."""
+"""Lay the references of a line over one another, and the layout's grid over them.
+
+The frame of the references is the frame of the unit space, and has a normal scale: references whose neighboring pins
+lie much nearer or further apart than 64 px are resized. References of other sizes than most are scaled to theirs.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +16,8 @@ from pinspect.core.corners import Corners
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.params import DstParams
-from pinspect.nsoartc.alignment import Alignment, AlignmentTarget, warp
+from pinspect.core.scaling import is_same_picture, resized, scaling
+from pinspect.nsoartc.alignment import Alignment, AlignmentTarget, square, warp
 from pinspect.nsoartc.grid import (
     MINIMUM_CONFIDENCE,
     DoubtfulGridError,
@@ -24,6 +30,9 @@ from pinspect.nsoartc.grid import (
 from pinspect.nsoartc.grid_fit import SMALLEST_PITCH
 from pinspect.nsoartc.parts import FloatImage
 
+NORMAL_PITCH = 64.0  # px: the parts, the shift and the pins' features are tuned for it
+_NORMAL_PITCHES = 44.0, 100.0  # px: references with such pins keep their scale
+
 
 @dataclass(frozen=True)
 class PlacedReferences:
@@ -31,7 +40,7 @@ class PlacedReferences:
 
     Attributes:
         aligned: float32 (references, H, W), 0..1.
-        alignments: The place of each reference in the frame.
+        alignments: The place of each reference, in its own px, in the frame.
         grid: The grid of the pins' tops, px of the frame.
     """
 
@@ -55,7 +64,7 @@ def place_references(
     fitted to the middle image of the references.
 
     Args:
-        references: Gray captures, float32 (H, W), 0..1, all of one size.
+        references: Gray captures, float32 (H, W), 0..1, all of one aspect ratio.
         names: The references' names.
         field_boxes: x0, y0, x1, y1 around the pins' tops of each reference, px in that reference's image, or None.
         corners: Corner pins in one of the references, or None.
@@ -67,17 +76,23 @@ def place_references(
         The references in one frame, with the grid. A fitted grid may be doubtful (`require_confidence`).
 
     Raises:
-        UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another size or
-            shows something else, no grid can be laid over the references, or the corners belong to no reference.
+        UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another aspect
+            ratio or shows something else, no grid can be laid over the references, or the corners belong to none.
     """
     _check(references, names, shape, params)
-    alignments = _common_place(references, names, params)
-    size = references[0].shape[::-1]
+    sizes = [gray.shape[::-1] for gray in references]
+    size = _frame_size(references, names, field_boxes, corners, shape, layout)
+    scaled = [resized(gray, size) for gray in references]
+    to_frame = [scaling(each, size) for each in sizes]
+    alignments = [
+        place if each == size else place.between(first)
+        for place, first, each in zip(_common_place(scaled, names, params), to_frame, sizes, strict=True)
+    ]
     aligned = np.stack([warp(gray, place, size) for gray, place in zip(references, alignments, strict=True)])
     if corners is not None:
         grid = _marked_grid(corners, names, alignments, shape, layout)
     elif field_boxes is not None:
-        grid = _boxed_grid(field_boxes, alignments, (aligned.shape[1], aligned.shape[2]), shape, layout)
+        grid = _boxed_grid(field_boxes, alignments, to_frame, (size[1], size[0]), shape, layout)
     else:
         grid = find_grid(np.median(aligned, axis=0), layout)
     return PlacedReferences(aligned, tuple(alignments), grid)
@@ -110,23 +125,52 @@ def _check(references: Sequence[FloatImage], names: Sequence[str], shape: str, p
             f"shape {shape}: {len(references)} references, at least {params.minimum_references} are needed "
             "(dst.minimum_references); mark more passed captures with the role 'reference' in labels.csv"
         )
-    for gray, name in zip(references, names, strict=True):
-        if gray.shape != references[0].shape:
-            size, expected = (f"{array.shape[1]} x {array.shape[0]} px" for array in (gray, references[0]))
+
+
+def _frame_size(
+    references: Sequence[FloatImage],
+    names: Sequence[str],
+    field_boxes: Sequence[Sequence[float]] | None,
+    corners: Corners | None,
+    shape: str,
+    layout: Layout,
+) -> tuple[int, int]:
+    """Return width and height of the frame: of most references, resized if their pitch is far from normal."""
+    sizes = [(gray.shape[1], gray.shape[0]) for gray in references]
+    (width, height), _ = Counter(sizes).most_common(1)[0]
+    for (x, y), name in zip(sizes, names, strict=True):
+        if not is_same_picture((x, y), (width, height)):
             raise UnitSpaceError(
-                f"reference {name} of shape {shape} has {size}, {names[0]} has {expected}; "
-                "capture all references at one size"
+                f"reference {name} of shape {shape} has {x} x {y} px, most references have {width} x {height} px; "
+                "take all references with one camera and crop, so that they have one aspect ratio"
             )
+    if corners is not None and corners.reference in names:
+        index = names.index(corners.reference)
+        pitch = grid_from_corners(corners.points, layout).pitch
+    elif field_boxes is not None:
+        index, pitch = 0, grid_from_box(field_boxes[0], layout).pitch
+    else:
+        index, pitch = 0, _fitted_pitch(references[0], layout)
+    pitch *= width / sizes[index][0]
+    if pitch < SMALLEST_PITCH or _NORMAL_PITCHES[0] <= pitch <= _NORMAL_PITCHES[1]:
+        return width, height
+    return round(width * NORMAL_PITCH / pitch), round(height * NORMAL_PITCH / pitch)
+
+
+def _fitted_pitch(gray: FloatImage, layout: Layout) -> float:
+    """Return the pitch of the grid in a reference, px; `NORMAL_PITCH` if its grid is doubtful."""
+    grid = find_grid(gray, layout)
+    return grid.pitch if grid.confidence >= MINIMUM_CONFIDENCE else NORMAL_PITCH
 
 
 def _common_place(references: Sequence[FloatImage], names: Sequence[str], params: DstParams) -> list[Alignment]:
     """Align all references to the middle of their places, so that no single reference sets the frame."""
     first = _all_aligned(references, names, references[0], params)
-    middle = np.asarray(np.mean([_square(place.matrix) for place in first], axis=0), np.float64)
+    middle = np.asarray(np.mean([square(place.matrix) for place in first], axis=0), np.float64)
     inverse = np.linalg.inv(middle)
     size = references[0].shape[::-1]
     moved = [
-        Alignment((inverse @ _square(place.matrix))[:2].astype(np.float32), place.score, place.shift) for place in first
+        Alignment((inverse @ square(place.matrix))[:2].astype(np.float32), place.score, place.shift) for place in first
     ]
     mean = np.median([warp(gray, place, size) for gray, place in zip(references, moved, strict=True)], axis=0)
     return _all_aligned(references, names, mean.astype(np.float32), params)
@@ -145,10 +189,6 @@ def _all_aligned(
     return alignments
 
 
-def _square(matrix: np.ndarray) -> np.ndarray:
-    return np.vstack([matrix.astype(np.float64), [0, 0, 1]])
-
-
 def _marked_grid(
     corners: Corners, names: Sequence[str], alignments: Sequence[Alignment], shape: str, layout: Layout
 ) -> PinGrid:
@@ -163,6 +203,7 @@ def _marked_grid(
 def _boxed_grid(
     field_boxes: Sequence[Sequence[float]],
     alignments: Sequence[Alignment],
+    to_frame: Sequence[np.ndarray],
     image: tuple[int, int],
     shape: str,
     layout: Layout,
@@ -170,7 +211,8 @@ def _boxed_grid(
     edges = np.asarray(field_boxes, np.float64).reshape(-1, 2, 2)
     centers = edges.mean(axis=1)
     moved = [a.matrix[:, :2] @ center + a.matrix[:, 2] for a, center in zip(alignments, centers, strict=True)]
-    center, half = _middle_mean(np.array(moved)), _middle_mean(edges[:, 1] - edges[:, 0]) / 2
+    sides = (edges[:, 1] - edges[:, 0]) * [scale.diagonal()[:2] for scale in to_frame]
+    center, half = _middle_mean(np.array(moved)), _middle_mean(sides) / 2
     box = np.concatenate([center - half, center + half])
     grid = grid_from_box(box, layout)
     height, width = image

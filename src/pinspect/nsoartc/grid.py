@@ -86,7 +86,7 @@ def find_grid(gray: FloatImage, layout: Layout) -> PinGrid:
     """Fit the layout's grid to an image.
 
     Args:
-        gray: float32 (rows, columns), 0..1: the mean of a line's references.
+        gray: float32 (rows, columns), 0..1: the mean of a line's references, or a capture.
         layout: The connector's rows and columns. One pin alone makes no grid.
 
     Returns:
@@ -100,7 +100,7 @@ def find_grid(gray: FloatImage, layout: Layout) -> PinGrid:
     if min(gray.shape) < 3 * SMALLEST_PITCH / 2 or largest_pitch(gray, layout) < SMALLEST_PITCH:
         raise UnitSpaceError(f"an image of {gray.shape[1]} x {gray.shape[0]} px is too small for {layout}")
     if float(np.ptp(gray)) < 1e-3:
-        raise UnitSpaceError("the mean of the references is flat: it shows no pins")
+        raise UnitSpaceError("the image is flat: it shows no pins")
     fitted = fit_grid(gray, layout)
     return PinGrid(fitted.matrix, layout, fitted.diameter, fitted.confidence)
 

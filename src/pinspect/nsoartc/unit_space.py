@@ -231,7 +231,7 @@ def build_unit_space(
     """Build the unit space of a shape from its references, which need not be aligned with one another.
 
     Args:
-        references: Captures, all of one size: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
+        references: Captures, all of one aspect ratio: uint8 (H, W, 3), RGB, or float32 (H, W), gray, 0..1.
         names: The references' names, for errors and `outliers`.
         field_boxes: x0, y0, x1, y1 around the pins' tops of each reference, px in that reference's image. None if
             unknown: the layout's grid is then fitted to the references (`grid.py`).
@@ -244,8 +244,8 @@ def build_unit_space(
         The unit space.
 
     Raises:
-        UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another size or
-            shows something else, or no pin field was found.
+        UnitSpaceError: There are fewer than `params.minimum_references` references, a reference has another aspect
+            ratio or shows something else, or no pin field was found.
     """
     grays = [gray_of(image) for image in references]
     placed = place_references(grays, names, field_boxes, corners, shape, layout, params)
