@@ -42,7 +42,6 @@ def in_scene(width: int, height: int, share: float, place: tuple[float, float] =
     def seen(image: np.ndarray) -> Seen:
         scale = share * width / image.shape[1]
         left, top = place[0] * width - scale * image.shape[1] / 2, place[1] * height - scale * image.shape[0] / 2
-        matrix = np.array([[scale, 0, left], [0, scale, top], [0, 0, 1]])
         flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=flags)
         half = np.array([[1, 0, left], [0, 1, top]])
@@ -69,9 +68,15 @@ def cropped(left: int, top: int, right: int, bottom: int) -> Callable[[np.ndarra
 
 def encoded(image: np.ndarray, mode: str, suffix: str, orientation: int = 1) -> bytes:
     """Return an image file: mode `RGB`, `L`, `RGBA` or `I;16`, stored turned so that EXIF `orientation` reverses it."""
-    turned = np.ascontiguousarray({1: image, 3: image[::-1, ::-1], 6: np.rot90(image), 8: np.rot90(image, -1)}[orientation])
+    turned = np.ascontiguousarray(
+        {1: image, 3: image[::-1, ::-1], 6: np.rot90(image), 8: np.rot90(image, -1)}[orientation]
+    )
     picture = Image.fromarray(turned)
-    picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    picture = (
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else picture.convert(mode)
+    )
     content = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation
