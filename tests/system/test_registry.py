@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from pinspect.cli import main as cli
+from pinspect.cli.choices import Choices, read_choices
+from pinspect.cli.new import ProjectError, make_project
 from pinspect.core import digests as provenance
 from pinspect.core import predictions
 from pinspect.core.answers import FIELDS
@@ -23,7 +26,7 @@ from pinspect.model.start import start_digest, start_folder
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
 from pinspect.registry.loading import load_inspector
-from pinspect.registry.settings import load_register_settings
+from pinspect.registry.settings import RegisterSettings, load_register_settings
 from pinspect.registry.start import fetch_start
 from pinspect.registry.versions import find_version, load_registered
 from tests.support.evaluated_project import run_stage
@@ -302,10 +305,27 @@ def test_an_evaluation_of_another_adapter_is_never_registered(registered):
         config.write_text(kept)
 
 
-def test_the_registry_of_one_project_is_not_used_for_the_next(registered, tmp_path, monkeypatch):
+def choose(folder: Path, registry: str) -> Choices:
+    answers = {"--rows": "U,C,D", "--columns": "9", "--shapes": "CYLN", "--mode": "bend"}
+    return read_choices(folder, answers, registry=registry)
+
+
+def test_projects_share_a_registry_only_if_their_settings_name_one(registered, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = load_register_settings(registered[0])
     with open_registry(registered[0], settings):
         pass
     with open_registry(tmp_path, settings) as other:
         assert other.tracking_uri == f"sqlite:///{tmp_path / 'mlruns/mlflow.db'}"
+
+    shared = {name: choose(tmp_path / name, registry=str(tmp_path / "mlruns")) for name in ("line-1", "line-2")}
+    for name, choices in shared.items():
+        line = RegisterSettings(model_name=name, experiment=name, tracking_uri=choices.registry)
+        with open_registry(tmp_path / name, line) as client:
+            client.create_registered_model(name)
+            place = client.get_experiment_by_name(name).artifact_location
+        assert place == (tmp_path / "mlruns/artifacts").as_uri()
+        assert not (tmp_path / name).exists()  # the lock and the artifacts lie beside the database
+    with pytest.raises(ProjectError, match="another line is named line-1; choose a name with --name"):
+        make_project(tmp_path / "line-1", shared["line-1"])
+    assert not (tmp_path / "line-1").exists()
