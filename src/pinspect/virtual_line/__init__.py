@@ -5,11 +5,14 @@ Virtual captures top up the training before a real line runs, and the base learn
 
 from pinspect.virtual_line.line import DRAWN_SHAPES, VirtualCapture, default_setup, render_line
 from pinspect.virtual_line.pins import Pins, change_pin, lean_towards, tolerated_pins
-from pinspect.virtual_line.renderer import Rendered, encode_jpeg, render
+from pinspect.virtual_line.renderer import ForeignObject, Rendered, encode_jpeg, render
 from pinspect.virtual_line.setups import Lamp, LineSetup, random_setup, setup_like
+from pinspect.virtual_line.unlabelled import KINDS, render_unlabelled
 
 __all__ = [
     "DRAWN_SHAPES",
+    "KINDS",
+    "ForeignObject",
     "Lamp",
     "LineSetup",
     "Pins",
@@ -22,6 +25,7 @@ __all__ = [
     "random_setup",
     "render",
     "render_line",
+    "render_unlabelled",
     "setup_like",
     "tolerated_pins",
 ]

@@ -15,8 +15,8 @@ from pinspect.virtual_line.pins import change_pin, tolerated_pins
 from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
 from pinspect.virtual_line.setups import LineSetup
 
-_PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
-DRAWN_SHAPES = tuple(_PIN_WIDTH)
+PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
+DRAWN_SHAPES = tuple(PIN_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def render_line(
     Raises:
         ValueError: The renderer cannot draw a shape, or defective captures are wanted and no mode can be drawn.
     """
-    if unknown := [shape for shape in shapes if shape not in _PIN_WIDTH]:
+    if unknown := [shape for shape in shapes if shape not in PIN_WIDTH]:
         raise ValueError(
             f"the virtual line cannot draw {', '.join(unknown)}; set raw.virtual.train, .validation and .test to 0"
         )
@@ -101,7 +101,7 @@ def default_setup(shape: str) -> LineSetup:
     Args:
         shape: A shape that the renderer can draw.
     """
-    return LineSetup(shape=shape, pin_width=_PIN_WIDTH[shape])
+    return LineSetup(shape=shape, pin_width=PIN_WIDTH[shape])
 
 
 def _capture(

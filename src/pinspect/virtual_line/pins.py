@@ -20,7 +20,7 @@ DARKER_SHARE = (0.55, 0.85)
 
 @dataclass
 class Pins:
-    """The state of every pin of one connector; each array is float64 (pins,), in the order of the layout.
+    """The state of every pin of one connector; each array is float64 (pins,) unless noted, in the order of the layout.
 
     Attributes:
         lean: Tilt of the pin about its foot, in degrees.
@@ -31,6 +31,8 @@ class Pins:
         shift_y: Shift of the foot downward, in pitches.
         gray: Brightness as a share of the brightness of `LineSetup.pin_color`.
         present: 1, or 0 for a missing pin.
+        tint: float64 (pins, 3), RGB factors of `LineSetup.pin_color`.
+        foreign: Whether the pin has the other shape, bool (pins,): square among round ones, or round among square ones.
     """
 
     lean: np.ndarray
@@ -41,6 +43,8 @@ class Pins:
     shift_y: np.ndarray
     gray: np.ndarray
     present: np.ndarray
+    tint: np.ndarray
+    foreign: np.ndarray
 
 
 def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -> Pins:
@@ -55,6 +59,8 @@ def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -
         shift_y=np.zeros(n),
         gray=1 + rng.uniform(-setup.gray_tolerance, setup.gray_tolerance, n),
         present=np.ones(n),
+        tint=np.ones((n, 3)),
+        foreign=np.zeros(n, bool),
     )
 
 

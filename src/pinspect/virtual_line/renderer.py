@@ -7,7 +7,8 @@ capture to capture. Lengths are in pitches (distance between neighboring pins); 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import cv2
@@ -45,7 +46,32 @@ class Rendered:
     pin_boxes: np.ndarray = field(repr=False)
 
 
-def render(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layout) -> Rendered:
+@dataclass(frozen=True)
+class ForeignObject:
+    """A thing that lies on the pins or on the floor: a line of one width and color, such as a clipping of wire.
+
+    Attributes:
+        path: float64 (points, 3), x right, y down, z up, in pitches.
+        width: In pitches.
+        color: RGB, 0..1.
+        closed: Whether the path ends where it begins, as a washer's does.
+        on_pins: Whether the thing lies on the pins; else the pins hide it.
+    """
+
+    path: np.ndarray
+    width: float
+    color: Color
+    closed: bool
+    on_pins: bool
+
+
+def render(
+    rng: np.random.Generator,
+    setup: LineSetup,
+    pins: Pins,
+    layout: Layout,
+    objects: Sequence[ForeignObject] = (),
+) -> Rendered:
     """Render one capture; light, place, noise and blur are drawn from the ranges of the set-up.
 
     Args:
@@ -53,16 +79,19 @@ def render(rng: np.random.Generator, setup: LineSetup, pins: Pins, layout: Layou
         setup: The line.
         pins: The state of every pin.
         layout: Rows and columns of the pin field.
+        objects: What lies on the pins or between them.
     """
     camera = Camera(setup, rng)
     light = Light(setup, rng)
     feet = feet_of(layout, pins)
     axis = _axes(pins)
     canvas = _background(camera, light, setup, layout, feet, axis, pins)
+    _draw_objects(canvas, camera, light, [thing for thing in objects if not thing.on_pins])
     tops, boxes = _draw_pins(canvas, camera, setup, pins, feet, axis, light)
+    _draw_objects(canvas, camera, light, [thing for thing in objects if thing.on_pins])
     image = _expose(canvas, rng, setup)
     present = pins.present > 0
-    edges = np.concatenate([tops[present].min(axis=(0, 1)), tops[present].max(axis=(0, 1))])
+    edges = np.concatenate([tops[present, :2].min(axis=0), tops[present, 2:].max(axis=0)])
     perfect = feet - np.column_stack([pins.shift_x, pins.shift_y, np.full(layout.pins, -setup.pin_height)])
     centers = camera.project(perfect)
     return Rendered(image, box_of(edges), centers, boxes)
@@ -194,7 +223,33 @@ def _draw_pins(
     axis: np.ndarray,
     light: Light,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw sides and tops; return the outlines of the tops (pins, points, 2) and the boxes (pins, 4), in px."""
+    """Draw sides and tops; return the boxes of the tops and of the whole pins, both (pins, 4), in px."""
+    shown = _pin_pictures(camera, setup, pins, feet, axis, light)
+    if pins.foreign.any():
+        other = "SQUR" if setup.shape == "CYLN" else "CYLN"
+        others = _pin_pictures(camera, replace(setup, shape=other), pins, feet, axis, light)
+        shown = [others[pin] if foreign else shown[pin] for pin, foreign in enumerate(pins.foreign)]
+    # Pins farther from the camera's axis lean away from it in the picture, so nearer pins are painted later.
+    for pin in np.argsort(-camera.distance_from_axis(feet)):
+        if pins.present[pin]:
+            for polygon, color in shown[pin].polygons:
+                _fill(canvas, polygon, color)
+    return np.array([each.top_box for each in shown]), np.array([each.box for each in shown])
+
+
+@dataclass
+class _PinPicture:
+    """How a pin appears: its polygons with their levels in the order of painting; boxes (4,) of top and pin, in px."""
+
+    polygons: list[tuple[np.ndarray, list[float]]]
+    top_box: np.ndarray
+    box: np.ndarray
+
+
+def _pin_pictures(
+    camera: Camera, setup: LineSetup, pins: Pins, feet: np.ndarray, axis: np.ndarray, light: Light
+) -> list[_PinPicture]:
+    """Return the pictures of all pins, as pins of the set-up's shape."""
     flat = _outline(setup)
     first = np.stack([axis[:, 2], np.zeros(len(axis)), -axis[:, 0]], axis=1)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
@@ -206,22 +261,32 @@ def _draw_pins(
     centers = feet[:, None] + axis[:, None] * (length[:, None] * levels)[..., None]
     rings = camera.project(centers[:, :, None] + ring[:, None])
     tops = rings[:, -1]
-    bright = light.at(camera.place(centers[:, -1])) * pins.gray[:, None] * setup.pin_color
-    boxes = np.concatenate([rings.min(axis=(1, 2)), rings.max(axis=(1, 2))], axis=1)
+    bright = light.at(camera.place(centers[:, -1])) * pins.gray[:, None] * setup.pin_color * pins.tint
     deep = setup.side_fade + (1 - setup.side_fade) * (np.arange(_SIDE_SLICES) + 0.5) / _SIDE_SLICES
     sides = setup.side_share * bright[:, None] * deep[:, None]
     faces = _faces(_fixed(rings), sides, _side_light(flat, camera, light, feet), setup.shape)
     middles = tops.mean(axis=1, keepdims=True)
     edges, inner = _fixed(tops), _fixed(middles + _INNER_TOP * (tops - middles))
-    # Pins farther from the camera's axis lean away from it in the picture, so nearer pins are painted later.
-    for pin in np.argsort(-camera.distance_from_axis(feet)):
-        if not pins.present[pin]:
-            continue
-        for polygon, color in faces[pin]:
-            _fill(canvas, polygon, color)
-        _fill(canvas, edges[pin], _levels(bright[pin] * setup.edge_share))
-        _fill(canvas, inner[pin], _levels(bright[pin]))
-    return tops, boxes
+    return [
+        _PinPicture(
+            [
+                *faces[pin],
+                (edges[pin], _levels(bright[pin] * setup.edge_share)),
+                (inner[pin], _levels(bright[pin])),
+            ],
+            np.concatenate([tops[pin].min(axis=0), tops[pin].max(axis=0)]),
+            np.concatenate([rings[pin].min(axis=(0, 1)), rings[pin].max(axis=(0, 1))]),
+        )
+        for pin in range(len(feet))
+    ]
+
+
+def _draw_objects(canvas: np.ndarray, camera: Camera, light: Light, objects: Sequence[ForeignObject]) -> None:
+    for thing in objects:
+        color = light.at(camera.place(thing.path)).mean(axis=0) * thing.color
+        points = _fixed(camera.project(thing.path))
+        thickness = max(1, round(thing.width * camera.setup.pitch_px))
+        cv2.polylines(canvas, [points], thing.closed, _levels(color), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _faces(
