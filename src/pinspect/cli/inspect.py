@@ -19,6 +19,7 @@ _COLUMNS = {
     "defect_mode": "mode",
     "defect_position": "position",
     "p_defective": "P(defective)",
+    "localizer_position": "localizer, if it disagrees",
     "error": "error",
 }
 
@@ -71,7 +72,9 @@ def _print_page(records: Sequence[Mapping[str, Any]], bar: Progress | None) -> N
     for label in _COLUMNS.values():
         table.add_column(label, overflow="fold")
     for record in records:
-        table.add_row(*(_text(record[name]) for name in _COLUMNS))
+        differs = record["localizer_position"] if record["localizer_disagrees"] else None
+        shown = {**record, "localizer_position": differs}
+        table.add_row(*(_text(shown[name]) for name in _COLUMNS))
     if bar:
         bar.stop()  # otherwise the bar would be drawn over the table
     Console(markup=False, emoji=False).print(table)

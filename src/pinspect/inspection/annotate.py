@@ -111,6 +111,8 @@ class AnnotatedPictures:
         """
         judgement, p_defective = record["judgement"], record["p_defective"]
         caption = judgement if p_defective is None else f"{judgement}   P(defective) {p_defective:.3f}"
+        if record["localizer_disagrees"]:
+            caption += f"   localizer: {record['localizer_position']}"
         corners, color = None, GREEN
         if judgement == DEFECTIVE:
             caption, color = f"{record['defect_mode']} at {record['defect_position']}   {caption}", RED

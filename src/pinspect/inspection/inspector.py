@@ -23,10 +23,21 @@ from pinspect.core.prompts import PromptKind
 from pinspect.core.question import Question
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.photograph_inspector import PhotographInspector
-from pinspect.inspection.records import SCORES, Inspection, Photograph, Prepared, Record, Seen, Task, empty_record
+from pinspect.inspection.records import (
+    PIN_VALUES,
+    SCORES,
+    Inspection,
+    Photograph,
+    Prepared,
+    Record,
+    Seen,
+    Task,
+    empty_record,
+    pin_map,
+)
 from pinspect.model.families import composite_cell
-from pinspect.nsoartc.aligned import AlignedCapture, align_to_best
-from pinspect.nsoartc.dst_view import dst_view, localize_pin
+from pinspect.nsoartc.aligned import align_to_best
+from pinspect.nsoartc.pin_evidence import pin_evidence
 from pinspect.nsoartc.unit_space import UnitSpace
 
 if TYPE_CHECKING:
@@ -188,8 +199,7 @@ class CaptureInspector(PhotographInspector):
 
     def _inspection(self, record: Record, seen: Seen) -> Inspection:
         values = {name: value for name, value in record.items() if name not in LINE_FACTS}
-        if record["address_probabilities"] is not None:
-            values["address_probabilities"] = tuple(record["address_probabilities"])
+        values |= {name: tuple(record[name]) for name in PIN_VALUES if record[name] is not None}
         if record["judgement"] == DEFECTIVE:
             corners = self.pin_corners(seen, record["defect_position"])
             values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
@@ -210,12 +220,8 @@ class CaptureInspector(PhotographInspector):
         }[self._kind](view)
         row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
         pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
-        return Prepared(name, row, pictures, line_facts(inspected.capture), self._localize(inspected.capture))
-
-    def _localize(self, capture: AlignedCapture) -> str:
-        """Return the position that the localizer reads off the DST picture, or `passed`."""
-        localization = localize_pin(dst_view(capture), capture.unit_space)
-        return str(localization.address) if localization.score >= self._localizer_threshold else PASSED
+        evidence = pin_evidence(inspected.capture, self._localizer_threshold)
+        return Prepared(name, row, pictures, line_facts(inspected.capture), tuple(map(float, evidence)))
 
     def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
@@ -235,12 +241,14 @@ class CaptureInspector(PhotographInspector):
         if answer.address_probabilities is not None:
             scores["address_probabilities"] = list(answer.address_probabilities)
         record = empty_record(prepared.name) | {"answer": answer.text} | scores | dict(prepared.facts)
-        record["localizer_position"] = prepared.localizer_position
+        evidence = np.array(prepared.pin_evidence)
+        localized = str(self._layout.addresses[int(evidence.argmax())]) if evidence.max() >= 0.5 else PASSED
+        record["localizer_position"] = localized
+        record["pin_map"] = pin_map(prepared.pin_evidence, answer.p_defective, answer.address_probabilities)
         try:
             values = self._contract.parse(answer.text, prompts.answer_kind_of(self._kind)).values()
             position = values["defect_position"] if values["judgement"] == DEFECTIVE else PASSED
-            disagrees = position != prepared.localizer_position
-            return record | values | {"localizer_disagrees": disagrees}
+            return record | values | {"localizer_disagrees": position != localized}
         except AnswerFormatError as error:
             return record | {"error": f"the answer breaks the contract: {error}"}
 

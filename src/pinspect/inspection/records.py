@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from pinspect.core.answers import DEFECTIVE, FIELDS
 from pinspect.inspection.line_facts import LINE_FACTS
 from pinspect.nsoartc.aligned import AlignedCapture
 
-LOCALIZER = ("localizer_position", "localizer_disagrees")
+LOCALIZER = ("localizer_position", "localizer_disagrees", "pin_map")
+PIN_VALUES = ("address_probabilities", "pin_map")  # lists of one number per pin
 SCORES = ("p_defective", "threshold", "address_entropy", "address_probabilities")
 
 Record = dict[str, Any]
@@ -72,14 +73,14 @@ class Prepared:
         row: The row of a chat dataset, without an expected answer.
         pictures: JPEG bytes of the composites, by the names that the row uses.
         facts: The `LINE_FACTS` of the capture.
-        localizer_position: The brightest pin of the DST picture, or `passed`.
+        pin_evidence: How conspicuous each pin is without a model (`nsoartc.pin_evidence`), 0..1.
     """
 
     name: str
     row: Record
     pictures: Mapping[str, bytes]
     facts: Mapping[str, float]
-    localizer_position: str
+    pin_evidence: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,11 @@ class Inspection:
         address_probabilities: One probability per pin, row by row from the top left: where the defect is, if the
             capture has one. They sum to 1.
         address_entropy: Entropy of the address probabilities, in bits.
-        localizer_position: The pin that the localizer finds defective in the DST picture, without a model, or `passed`.
+        localizer_position: The pin that the localizer finds defective, by its white in the DST picture or by the color
+            of its top, without a model; or `passed`.
         localizer_disagrees: Whether model and localizer differ, in the judgement or in the pin: a person should look.
+        pin_map: How defective each pin looks to the model or to the localizer, 0..1, row by row from the top left (see
+            `pin_map`). Unlike `address_probabilities`, several pins can be near 1.
         pin_box: Corners of the defective pin's cell in the photograph, as (x, y) in px, clockwise from the top left of
             the pin; None for a passed capture.
         model_version: Version number in the registry; None for a model from a folder.
@@ -120,6 +124,7 @@ class Inspection:
     address_entropy: float | None = None
     localizer_position: str | None = None
     localizer_disagrees: bool | None = None
+    pin_map: tuple[float, ...] | None = None
     pin_box: tuple[Point, ...] | None = None
     model_version: str | None = None
     error: str | None = None
@@ -132,8 +137,9 @@ class Inspection:
     def to_dict(self) -> Record:
         """Return the record of this inspection, ready for `json.dumps`."""
         record = asdict(self)
-        if self.address_probabilities is not None:
-            record["address_probabilities"] = list(self.address_probabilities)
+        for name in PIN_VALUES:
+            if record[name] is not None:
+                record[name] = list(record[name])
         if self.pin_box is not None:
             record["pin_box"] = [list(corner) for corner in self.pin_box]
         return record
@@ -142,3 +148,23 @@ class Inspection:
 def empty_record(file: str) -> Record:
     """Return the record of a capture that was not inspected yet: every value but `file` is None."""
     return {"file": file, **dict.fromkeys((*FIELDS, "answer", *SCORES, *LOCALIZER, *LINE_FACTS, "error"))}
+
+
+def pin_map(
+    pin_evidence: Sequence[float], p_defective: float | None, address_probabilities: Sequence[float] | None
+) -> list[float]:
+    """Combine what the localizer and the model make of each pin; the larger value counts.
+
+    The model answers with one pin, so that its address probabilities sum to 1 and leave nothing for a second defect.
+
+    Args:
+        pin_evidence: How conspicuous each pin is without a model, 0..1.
+        p_defective: The model's P(defective), 0..1; None if it was not measured.
+        address_probabilities: The model's probability of each pin, if the capture is defective; None if not measured.
+
+    Returns:
+        One value per pin, 0..1: `max(evidence, P(defective) * P(pin | defective))`.
+    """
+    if p_defective is None or address_probabilities is None:
+        return list(pin_evidence)
+    return [max(each, p_defective * share) for each, share in zip(pin_evidence, address_probabilities, strict=True)]

@@ -92,6 +92,7 @@ _OUTPUTS: dict[str, Any] = {
     "address_probabilities": Array(DataType.double),
     "localizer_position": DataType.string,
     "localizer_disagrees": DataType.boolean,
+    "pin_map": Array(DataType.double),
     **dict.fromkeys(LINE_FACTS, DataType.double),
     "error": DataType.string,
 }

@@ -12,7 +12,7 @@ from pinspect.nsoartc.alignment import Alignment, warp
 from pinspect.nsoartc.distance import compare
 from pinspect.nsoartc.light import without_light
 from pinspect.nsoartc.parts import FloatImage
-from pinspect.nsoartc.pin_scores import misfit
+from pinspect.nsoartc.pin_scores import pin_misfits
 from pinspect.nsoartc.pixels import gray_of
 from pinspect.nsoartc.place import find_places, refuse_half_turn
 from pinspect.nsoartc.unit_space import UnitSpace, light_of
@@ -56,9 +56,14 @@ class AlignedCapture:
         return compare(pixels.reshape(1, *pixels.shape[:2], -1), space.mean, space.nsoartc, same_size=True)[0]
 
     @cached_property
+    def pin_misfits(self) -> FloatImage:
+        """Return how little each pin looks like the shape of the unit space, float32 (pins,), 0 or more."""
+        return pin_misfits(self.evened, self.unit_space.templates)
+
+    @property
     def misfit(self) -> float:
         """Return how little the capture looks like the shape of the unit space, 0 or more."""
-        return misfit(self.evened, self.unit_space.templates)
+        return float(np.median(self.pin_misfits))
 
 
 def align_capture(image: np.ndarray, unit_space: UnitSpace, maximum_shift: float) -> AlignedCapture:

@@ -156,21 +156,27 @@ def measure_pins(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
     return measures
 
 
-def misfit(evened: np.ndarray, templates: PinTemplates) -> float:
-    """Return how little the pins' tops look like those of the mean image.
-
-    Of several shapes, the one with the smallest misfit is the shape of the capture.
+def pin_misfits(evened: np.ndarray, templates: PinTemplates) -> np.ndarray:
+    """Return how little each pin's top looks like that of the mean image.
 
     Args:
         evened: The aligned capture with its light evened, float32 (H, W), 0..1.
         templates: The pins of the mean image.
 
     Returns:
-        The median over the pins of the mean distance (0..1) that remains after a fit of place, size and brightness.
+        float32 (pins,), the mean distance (0..1) that remains after a fit of place, size and brightness.
     """
     fitted = _fit_tops(evened, templates)
     remainder = fitted.residual - (templates.jacobian @ fitted.coefficients[..., None])[..., 0]
-    return float(np.median(np.abs(remainder) @ templates.weight / templates.weight.sum()))
+    return np.abs(remainder) @ templates.weight / templates.weight.sum()
+
+
+def misfit(evened: np.ndarray, templates: PinTemplates) -> float:
+    """Return how little the pins' tops look like those of the mean image: the median of `pin_misfits`.
+
+    Of several shapes, the one with the smallest misfit is the shape of the capture.
+    """
+    return float(np.median(pin_misfits(evened, templates)))
 
 
 def pin_distances(measures: np.ndarray, location: np.ndarray, precision: np.ndarray) -> np.ndarray:

@@ -95,12 +95,12 @@ class Pin:
 
     Attributes:
         address: Such as `X:3, Y:U`.
-        probability: Probability that the defect is at this pin, 0..1; None if unknown.
+        value: How defective the pin looks, 0..1 (`inspection.records.pin_map`); None if unknown.
         level: Color level, 0..10.
     """
 
     address: str
-    probability: float | None
+    value: float | None
     level: int
 
 
@@ -295,10 +295,10 @@ class Page:
 
     def _pins(self, inspection: Inspection) -> list[tuple[str, list[Pin]]]:
         """The pins, row by row."""
-        probabilities = inspection.address_probabilities or (None,) * self._layout.pins
+        values = inspection.pin_map or (None,) * self._layout.pins
         pins = [
-            Pin(str(address), probability, math.ceil(round((probability or 0) * HEAT_LEVELS, 6)))
-            for address, probability in zip(self._layout.addresses, probabilities, strict=True)
+            Pin(str(address), value, math.ceil(round((value or 0) * HEAT_LEVELS, 6)))
+            for address, value in zip(self._layout.addresses, values, strict=True)
         ]
         columns = self._layout.columns
         return [(row, pins[i * columns : (i + 1) * columns]) for i, row in enumerate(self._layout.rows)]

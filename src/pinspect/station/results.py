@@ -26,12 +26,13 @@ from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from pinspect.core.errors import PinspectError
+from pinspect.inspection.records import PIN_VALUES
 from pinspect.station import results_tables as tables
 from pinspect.station.settings import StationSettings
 
 STATION = "station"
 WATCH = "watch"
-SCHEMA = 2
+SCHEMA = 3
 STATION_FOLDER = Path("data/station")
 _DATABASE = "results.db"
 _IDS_PER_QUERY = 500  # older SQLite takes 999 values per statement
@@ -98,6 +99,7 @@ class Inspection:
     address_probabilities: tuple[float, ...] | None
     localizer_position: str | None
     localizer_disagrees: bool | None
+    pin_map: tuple[float, ...] | None
     brightness: float | None
     dst_background: float | None
     model_version: str | None
@@ -108,8 +110,9 @@ class Inspection:
     def to_dict(self) -> dict:
         """Return the inspection for JSON: times in ISO 8601, tuples as lists."""
         record: dict[str, Any] = asdict(self) | {"received": self.received.isoformat()}
-        if self.address_probabilities is not None:
-            record["address_probabilities"] = list(self.address_probabilities)
+        for name in PIN_VALUES:
+            if record[name] is not None:
+                record[name] = list(record[name])
         if self.correction is not None:
             record["correction"]["at"] = self.correction.at.isoformat()
         return record
@@ -436,7 +439,6 @@ def _query() -> sa.Select:
 
 def _inspection(row: RowMapping) -> Inspection:
     values = {field.name: row[field.name] for field in fields(Inspection) if field.name != "correction"}
-    if values["address_probabilities"] is not None:
-        values["address_probabilities"] = tuple(values["address_probabilities"])
+    values |= {name: tuple(values[name]) for name in PIN_VALUES if values[name] is not None}
     verdict = {field.name: row[f"correction_{field.name}"] for field in fields(Correction)}
     return Inspection(**values, correction=None if verdict["judgement"] is None else Correction(**verdict))

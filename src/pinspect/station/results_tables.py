@@ -58,6 +58,7 @@ inspections = sa.Table(
     sa.Column("address_probabilities", sa.JSON(none_as_null=True)),
     sa.Column("localizer_position", sa.String(64)),
     sa.Column("localizer_disagrees", sa.Boolean),
+    sa.Column("pin_map", sa.JSON(none_as_null=True)),
     sa.Column("brightness", sa.Double),
     sa.Column("dst_background", sa.Double),
     sa.Column("model_version", sa.String(64)),
