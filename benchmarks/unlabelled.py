@@ -2,10 +2,10 @@
 
     python benchmarks/unlabelled.py [PROJECT] [--captures 100]
 
-PROJECT is a folder in which the pipeline has run (`make demo`). Renders captures of each kind in the look of its virtual
-line, as the stage raw does, and inspects them as production does: with its adapter, its threshold, and unit space and
-reference of its virtual line. The thresholds of localizer and per-pin baseline are those for virtual captures, chosen on
-validation (and training) captures. Writes benchmarks/results/unlabelled.md.
+PROJECT is a folder in which the pipeline has run (`make demo`). Renders captures of each kind in the look of its
+virtual line, as the stage raw does, and inspects them as production does: with its adapter, its threshold, and unit
+space and reference of its virtual line. The thresholds of localizer and baseline are those for virtual captures,
+chosen on validation (and training) captures. Writes benchmarks/results/unlabelled.md.
 """
 
 import argparse
@@ -113,12 +113,13 @@ def as_markdown(rows: dict[str, dict[str, float]], captures: int) -> str:
         [
             "# What is caught that nobody labelled",
             "",
-            f"Made by `python benchmarks/unlabelled.py`: {captures} virtual captures of each kind, half of them with square",
-            "pins, in the look of the sample line. Shares judged defective: by the model; by the localizer (white in the DST",
-            "picture, color and shape of the tops); by the DST picture alone; by the per-pin baseline; by any of them. In the",
-            "row *passed* these shares are overkill. *Right pins first*: the highest pin of the pin map is the right one (two",
-            "defects: the two highest are the right ones; a foreign object: a pin whose cell the object covers). Half of the",
-            "foreign objects lie on the pins, half on the floor between them, where pins may hide them.",
+            f"Made by `python benchmarks/unlabelled.py`: {captures} virtual captures of each kind, half of them with",
+            "square pins, in the look of the sample line. Shares judged defective: by the model; by the localizer",
+            "(white in the DST picture, color and shape of the tops); by the DST picture alone; by the per-pin",
+            "baseline; by any of them. In the row *passed* these shares are overkill. *Right pins first*: the highest",
+            "pin of the pin map is the right one (two defects: the two highest are the right ones; a foreign object: a",
+            "pin whose cell the object covers). Half of the foreign objects lie on the pins, half on the floor between",
+            "them, where pins may hide them.",
             "",
             f"| kind | {' | '.join(COLUMNS)} |",
             f"| --- |{' --- |' * len(COLUMNS)}",

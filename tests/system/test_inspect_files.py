@@ -174,12 +174,15 @@ def test_files_are_read_only_as_records_are_consumed(inspector, images):
 def test_records_are_printed_as_they_arrive_and_returned(as_json, capsys):
     endless = (
         {"file": f"{number}.jpg", "judgement": "passed", "defect_mode": "", "defect_position": "", "error": None}
-        | {"p_defective": 0.25}
+        | {"p_defective": 0.25, "localizer_position": "X:2, Y:D", "localizer_disagrees": number % 2 == 0}
         for number in count()
     )
     printed = print_records(endless, as_json=as_json)
     assert [next(printed)["file"] for _ in range(100)] == [f"{number}.jpg" for number in range(100)]
-    assert "40.jpg" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "40.jpg" in out
+    lines = {line.split()[1]: line for line in out.splitlines() if len(line.split()) > 1}
+    assert as_json or ("X:2, Y:D" in lines["40.jpg"] and "X:2, Y:D" not in lines["41.jpg"])
     printed.close()
 
 

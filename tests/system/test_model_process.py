@@ -117,7 +117,7 @@ def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(r
         assert record.pop("model_version") == "1"
         assert record.pop("seconds") > 0
         assert list(record) == list(alone)
-        for name in ("p_defective", "address_entropy", "address_probabilities"):
+        for name in ("p_defective", "address_entropy", "address_probabilities", "pin_map"):
             assert record.pop(name) == pytest.approx(alone.pop(name), abs=1e-4)
         assert record == alone
 

@@ -44,7 +44,7 @@ class Station:
     def keep(self, id: str, answer: dict, received: datetime = DAY, **more) -> str:
         """Store a result and its picture; return its id."""
         sha256 = self.pictures.put(line()[-1].jpeg, ".jpg")
-        record = KNOWN | {"file": f"{id}.jpg", "address_probabilities": [1 / 27] * 27} | answer | more
+        record = KNOWN | {"file": f"{id}.jpg", "pin_map": [1 / 27] * 27} | answer | more
         self.results.record(record, id=id, sha256=sha256, source="station", received=received)
         return id
 
@@ -182,22 +182,22 @@ def test_file_names_and_answers_are_escaped(station, visitor):
 
 
 def test_an_inspection_page_shows_the_whole_answer(station, visitor):
-    probabilities = [0.0] * 27
-    probabilities[2] = 0.98
-    probabilities[26] = 0.02
-    station.keep("one", BEND, address_probabilities=probabilities, seconds=0.25)
+    pin_map = [0.0] * 27
+    pin_map[2], pin_map[4], pin_map[26] = 0.98, 0.95, 0.02
+    station.keep("one", BEND, pin_map=pin_map, seconds=0.25)
     html = visitor.get("/inspection/one").text
     for words in ("DEFECTIVE", "bend <b>X:3, Y:U</b>", "0.990", "threshold 0.500", ">7<", "0.25", "one.jpg"):
         assert words in html
     assert '<pre lang="en" tabindex="0">- image type-&gt;CYLN_RAW</pre>' in html
     assert '<td class="heat-10 chosen" title="X:3, Y:U: 0.9800">98</td>' in html
+    assert '<td class="heat-10" title="X:5, Y:U: 0.9500">95</td>' in html, "a second defect shows as well"
     assert '<td class="heat-1" title="X:9, Y:D: 0.0200">2</td>' in html
     assert html.count('class="heat-') == 27
     assert html.count('<rect class="model" x="3" y="1" width="1" height="1"/>') == 2, "in RAW and in DST"
 
 
 def test_a_failed_inspection_shows_its_reason_and_no_form(station, visitor):
-    nothing = dict.fromkeys((*PASSED, "image_type", "threshold", "answer", "address_probabilities"))
+    nothing = dict.fromkeys((*PASSED, "image_type", "threshold", "answer", "pin_map"))
     station.keep("one", nothing | {"error": "too far off the unit space"})
     html = visitor.get("/inspection/one").text
     assert "NOT INSPECTED" in html

@@ -153,6 +153,9 @@ def test_a_record_shows_whether_the_localizer_agrees(model, sample_line):
             assert record["localizer_position"] == expected
             named = record["defect_position"] if record["judgement"] == "defective" else "passed"
             assert record["localizer_disagrees"] == (named != record["localizer_position"])
+            if expected != "passed":
+                pin = params().contract().layout.index(params().contract().layout.address(expected))
+                assert record["pin_map"][pin] > 0.5 and len(record["pin_map"]) == 27
 
 
 def test_a_photograph_that_cannot_be_read_has_no_scores(model, sample_line):
@@ -172,7 +175,7 @@ def test_captures_prepared_by_several_threads_get_the_same_answers(model, sample
         together = inspector.answer(list(threads.map(inspector.prepare, tasks)))
     for record, task in zip(together, tasks, strict=True):
         (alone,) = inspector.inspect([task])
-        for name in ("p_defective", "address_entropy", "address_probabilities"):
+        for name in ("p_defective", "address_entropy", "address_probabilities", "pin_map"):
             assert record.pop(name) == pytest.approx(alone.pop(name), abs=1e-4)
         assert record == alone
     assert inspector.answer([]) == []

@@ -49,18 +49,22 @@ def test_a_result_is_read_back_as_it_was_stored(table):
     record = {
         **({"file": "left/1.jpg", "image_type": "CYLN_RAW", "number_of_pins": "27 pins"} | BEND),
         **{"answer": "- your judgement->defective\n", "p_defective": 0.1 + 0.2, "threshold": 0.5},
-        **{"address_entropy": 1.25, "address_probabilities": [1 / 27] * 27, "brightness": 0.4},
+        **{"address_entropy": 1.25, "address_probabilities": [1 / 27] * 27, "brightness": 0.4, "pin_map": [0.5] * 27},
         **{"dst_background": 0.03, "model_version": "12", "seconds": 0.07, "error": None},
     }
     assert table.record(record, id="a", sha256=SHA256, source="watch", received=NOON)
     result = table.get("a")
-    assert {name: getattr(result, name) for name in record} == record | {"address_probabilities": (1 / 27,) * 27}
+    assert {name: getattr(result, name) for name in record} == record | {
+        "address_probabilities": (1 / 27,) * 27,
+        "pin_map": (0.5,) * 27,
+    }
     assert (result.id, result.source, result.sha256, result.received, result.correction) == (
         *("a", "watch", SHA256, NOON, None),
     )
     assert result.received.tzinfo is UTC
     assert result.to_dict()["received"] == "2026-03-01T12:00:00+00:00"
     assert result.to_dict()["address_probabilities"] == [1 / 27] * 27
+    assert result.to_dict()["pin_map"] == [0.5] * 27
     assert table.get("b") is None
 
 
@@ -265,14 +269,14 @@ def test_a_database_of_an_older_pinspect_gets_the_new_columns(tmp_path):
     url = f"sqlite:///{tmp_path}/results.db"
     ResultsTable(url).close()
     with sa.create_engine(url).begin() as connection:
-        for column in ("localizer_position", "localizer_disagrees"):
+        for column in ("localizer_position", "localizer_disagrees", "pin_map"):
             connection.execute(sa.text(f"ALTER TABLE station_inspections DROP COLUMN {column}"))
         connection.execute(sa.text("UPDATE station_schema SET version = 1"))
     table = ResultsTable(url)
-    record = {"file": "a.jpg", "localizer_position": "X:2, Y:D", "localizer_disagrees": True}
+    record = {"file": "a.jpg", "localizer_position": "X:2, Y:D", "localizer_disagrees": True, "pin_map": [0.5]}
     table.record(record, id="1", sha256="0" * 64, source="station", received=datetime.now(UTC))
     stored = table.get("1")
-    assert (stored.localizer_position, stored.localizer_disagrees) == ("X:2, Y:D", True)
+    assert (stored.localizer_position, stored.localizer_disagrees, stored.pin_map) == ("X:2, Y:D", True, (0.5,))
     with sa.create_engine(url).begin() as connection:
         assert connection.scalar(sa.text("SELECT version FROM station_schema")) == SCHEMA
 

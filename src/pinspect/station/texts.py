@@ -188,7 +188,7 @@ TEXTS = {
         "mode_missing": "欠品",
         "p_defective": "不良確率",
         "threshold": "しきい値 {threshold}",
-        "disagree": "モデルとロケータが不一致です。ロケータは {position} を不良と判定しました。現物を確認してください。",
+        "disagree": "モデルとロケータが不一致です。ロケータの判定は {position} の不良です。現物を確認してください。",
         "disagree_passed": "モデルとロケータが不一致です。ロケータは不良を検出していません。現物を確認してください。",
         "view_RAW": "RAW（撮影画像）",
         "view_DST": "DST（距離画像）",
