@@ -123,9 +123,7 @@ def test_an_uploaded_capture_shows_the_whole_answer(visit, running_station):
         expect(article.locator("dd.version")).to_have_text(result["model_version"])
         expect(article.locator(".probability")).to_contain_text(f"{result['p_defective']:.3f}")
         titles = article.locator(".heat td[title]").evaluate_all("cells => cells.map(cell => cell.title)")
-        assert titles == [
-            f"{pin}: {value:.4f}" for pin, value in zip(PINS, result["pin_map"], strict=True)
-        ]
+        assert titles == [f"{pin}: {value:.4f}" for pin, value in zip(PINS, result["pin_map"], strict=True)]
         pictures_are_drawn(page)
         assert page.locator("article img").evaluate_all("all => all.map(one => one.src.slice(-3))") == ["RAW", "DST"]
         boxes = 2 if result["judgement"] == "defective" else 0
