@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/unlabelled.md"
 SEED = 15
 SHOWN_REFERENCES = 7  # as in the stage raw
-COLUMNS = ("model", "localizer", "DST picture alone", "per-pin baseline", "any", "right pins first")
+COLUMNS = ("set aside", "model", "localizer", "DST picture alone", "per-pin baseline", "any", "right pins first")
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ class Bench:
         self.setups = {shape: self._setup(data / "raw", shape) for shape in self.contract.shapes}
 
     def shares(self, kind: str, captures: int) -> dict[str, float]:
-        """Return the share of captures of a kind for each of `COLUMNS`."""
+        """Return the share of captures of a kind for each of `COLUMNS`; after the first, of those not set aside."""
         outcomes = []
         for number, shape in enumerate(self.contract.shapes):
             photographs, pins = [], []
@@ -82,8 +82,9 @@ class Bench:
                 photographs.append(Photograph(f"{index}.jpg", jpeg))
                 pins.append(changed)
             inspections = self.inspector(photographs, shape=shape)
-            outcomes += [self._outcome(kind, *each) for each in zip(photographs, inspections, pins, strict=True)]
-        return dict(zip(COLUMNS, np.mean(outcomes, axis=0), strict=True))
+            judged = [each for each in zip(photographs, inspections, pins, strict=True) if not each[1].error]
+            outcomes += [self._outcome(kind, *each) for each in judged]
+        return dict(zip(COLUMNS, [1 - len(outcomes) / captures, *np.mean(outcomes, axis=0)], strict=True))
 
     def _outcome(self, kind: str, photograph: Photograph, inspection: Inspection, pins: tuple[int, ...]) -> list[bool]:
         shape = inspection.image_type.split("_")[0]
