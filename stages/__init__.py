@@ -2,7 +2,8 @@
 
 A stage runs the code of the checkout that it lies in, whatever version of pinspect is installed: an experiment of DVC
 (`dvc exp run --temp`) is a checkout of its own. So this package puts its own `src` first on the import path, and then
-sets what libraries read from the environment while they are imported.
+sets what libraries read from the environment while they are imported. A project of `pinspect new` has no `src`: its
+stages run the installed pinspect.
 """
 
 import sys

@@ -7,6 +7,7 @@ import yaml
 
 from pinspect.cli.choices import read_choices
 from pinspect.cli.project_text import code_text, params_text, pipeline_text, settings_text
+from pinspect.cli.shipped import ENTRIES
 from pinspect.core.code import PACKAGE, room_digest
 from pinspect.core.errors import PinspectError
 from pinspect.core.params import load_params
@@ -83,6 +84,18 @@ def test_a_stage_depends_on_rooms_of_the_package_in_place_of_folders_of_the_repo
         assert made["stages"][name] == stage | {"deps": [dep for dep in stage["deps"] if dep not in folders]}
         assert set(rooms["code.yaml"]) <= set(code)
     assert "station" not in code
+
+
+def test_everything_that_a_stage_depends_on_is_made_by_a_stage_or_shipped():
+    stages = yaml.safe_load(pipeline_text(PIPELINE))["stages"].values()
+    outs = {path for stage in stages for out in stage["outs"] for path in (out if isinstance(out, dict) else [out])}
+    outs |= {path for stage in stages for metrics in stage.get("metrics", []) for path in metrics}
+    needed = {dep for stage in stages for dep in stage["deps"]} - {"data/captures"}
+    shipped = {path for entry in ENTRIES for path in (entry, str(Path(entry).parent))}
+    assert [dep for dep in needed if not {dep, *map(str, Path(dep).parents)} & (outs | (shipped - {"."}))] == []
+    assert [entry for entry in ENTRIES if not (ROOT / entry).exists()] == []
+    manifest = (ROOT / "MANIFEST.in").read_text().split()
+    assert [entry for entry in ENTRIES if entry not in manifest] == []
 
 
 def test_the_digest_of_a_room_covers_its_files_without_compiled_code(tmp_path, monkeypatch):
