@@ -24,7 +24,8 @@ from pinspect.registry.rules import weigh
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
-from tests.support.sample import ROOT, stage_environment
+from tests.support.sample import ROOT, contents, drop, read_labels, stage_environment, write_labels
+from tests.support.sample import line as virtual_line
 
 NAME = "pin-inspector"
 PINSPECT = Path(sys.executable).with_name("pinspect")
@@ -413,6 +414,48 @@ def test_a_champion_of_another_test_set_answers_with_its_own_package(line, evalu
     exact = (real.loc[chosen, "answer"] == real.loc[chosen, "expected"]).mean()
     assert decision.scores["1"]["exact_match"] == pytest.approx(exact, abs=1e-4)
     assert decision.scores["4"]["exact_match"] == 1.0
+
+
+def test_an_acceptance_folder_is_scored_and_decides_beside_the_test_split(line, tmp_path, capsys):
+    """The challenger's answers to a folder become the labels of the folder, so that it passes there."""
+    folder = drop(tmp_path / "acceptance", virtual_line(seed=3, train=8, references=2))
+    (folder / "images/dark.jpg").write_bytes(b"\xff\xd8 cut short")
+    labels = read_labels(folder)
+    write_labels(folder, [*labels, labels[-1] | {"file": "dark.jpg"}])
+    line.set(challenger="2")
+    before = contents(line.root)
+
+    assert run_here(["score", str(folder), "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["version"], score["captures"], len(score["not_inspected"])) == ("2", len(labels) + 1, 1)
+    assert score["not_inspected"][0]["file"] == "dark.jpg"
+    page = line.root / "reports/score/acceptance.html"
+    assert set(contents(line.root).items()) - set(before.items()) == {
+        (str(page.relative_to(line.root)), page.read_bytes())
+    }
+    text = page.read_text()
+    assert text.count('class="outcome"') == len(score["misses"]) > 0
+    assert text.count("data:image/jpeg") == len(score["misses"])
+
+    settings = settings_with(line.root, minimum_defective=1)
+    refused = promote(line.root, line.params, settings, on=folder)
+    broken_rules = {rule.name: rule.found for rule in refused.rules if not rule.holds}
+    assert all(name.startswith("acceptance: ") for name in broken_rules)
+    assert "not inspected: dark.jpg: " in broken_rules["acceptance: answers parse"]
+    assert line.aliases == {"challenger": "2"}
+
+    answers = {miss["file"]: miss["answered"] for miss in score["misses"]}
+    write_labels(folder, [row | answers.get(row["file"], {}) | {"role": "inspected"} for row in labels])
+    (folder / "images/dark.jpg").unlink()
+    decision = promote(line.root, line.params, settings, on=folder)
+    assert decision.promoted, decision.rules
+    assert line.aliases == {"champion": "2"}
+    assert Decision.from_dict(json.loads((line.root / DECISION).read_text())) == decision
+    assert decision.acceptance
+    assert decision.acceptance.captures == len(labels)
+    assert decision.acceptance.digest != score["digest"]
+    assert decision.acceptance.scores["2"]["escape_rate"] == 0
+    assert f"Acceptance test on {len(labels)} captures" in line.client.get_model_version(NAME, "2").description
 
 
 def found_as_expected(table) -> dict:

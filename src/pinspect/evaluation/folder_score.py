@@ -18,7 +18,8 @@ from pinspect.evaluation.metrics import Estimate
 from pinspect.evaluation.settings import ReportSettings
 
 NOT_INSPECTED = "not inspected"
-SUSPICIOUS = 3  # pins that are named with a miss
+_SUSPICIOUS = 3  # pins that are named with a miss, if their probability is at least
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Miss:
         threshold: The capture is judged defective if `p_defective` is at least this threshold; None where not measured.
         addresses: P(address) of every pin in the order of the layout, if the capture is defective; empty where not
             measured.
-        suspicious_pins: The pins with the highest P(address), highest first: address -> probability.
+        suspicious_pins: The pins with the highest P(address), of 1 % at least, highest first: address -> probability.
     """
 
     file: str
@@ -133,7 +134,7 @@ class FolderScore:
 
     def to_dict(self) -> dict:
         """Return version, folder, scores, confusions, misses and captures that were not inspected, as JSON values."""
-        labels = self.answered.set_index("file")
+        labels = {row["file"]: row for _, row in self.answered.iterrows()}
         return {
             "model": self.model,
             "version": self.version,
@@ -157,7 +158,7 @@ class FolderScore:
                 for miss in self.misses
             ],
             "not_inspected": [
-                {"file": file, "reason": reason, "expected": _verdict(labels.loc[file], "expected")}
+                {"file": file, "reason": reason, "expected": _verdict(labels[file], "expected")}
                 for file, reason in self.not_inspected.items()
             ],
             "trained_on": list(self.trained_on),
@@ -167,7 +168,7 @@ class FolderScore:
     def _miss(self, answer: pd.DataFrame, shares: np.ndarray) -> Miss:
         row = answer.iloc[0]
         measured = not np.isnan(shares).any()
-        most = np.argsort(-shares, kind="stable")[:SUSPICIOUS] if measured else []
+        most = np.argsort(-shares, kind="stable")[:_SUSPICIOUS] if measured else []
         addresses = self.contract.layout.addresses
         return Miss(
             file=row["file"],
@@ -180,7 +181,9 @@ class FolderScore:
             p_defective=_measured(row["p_defective"]),
             threshold=_measured(row["threshold"]),
             addresses=tuple(shares.tolist()) if measured else (),
-            suspicious_pins={str(addresses[pin]): round(float(shares[pin]), 4) for pin in most},
+            suspicious_pins={
+                str(addresses[pin]): round(float(shares[pin]), 4) for pin in most if shares[pin] >= _LEAST_SHARE
+            },
         )
 
 
