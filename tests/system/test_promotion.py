@@ -16,11 +16,11 @@ from pinspect.core import predictions
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.params import load_params
 from pinspect.evaluation import metrics
-from pinspect.registry.evidence import Evidence
 from pinspect.registry.connection import open_registry
+from pinspect.registry.evidence import Evidence
 from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback
-from pinspect.registry.rules import weigh
+from pinspect.registry.rules import weigh, weigh_acceptance
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, chat_row, escaped, moved, overkilled, right, unreadable
@@ -104,6 +104,18 @@ def test_a_worse_exact_match_is_refused_beyond_chance_only():
     assert list(broken(evidence(first_wrong(6, moved)), evidence(version="1"))) == ["exact match against the champion"]
     assert broken(evidence(first_wrong(5, moved)), evidence(version="1")) == {}
     assert broken(evidence(), evidence(first_wrong(20, moved), version="1")) == {}
+
+
+def test_the_rules_hold_on_an_acceptance_folder_under_names_of_their_own():
+    ours, theirs = evidence(first_wrong(6, escaped)), evidence(version="1")
+    rules = {rule.name: rule for rule in weigh_acceptance(ours, theirs, settings_with(minimum_defective=21))}
+    assert [name for name, rule in rules.items() if not rule.holds] == [
+        "acceptance: enough defective captures",
+        "acceptance: escape rate",
+        "acceptance: escapes against the champion",
+        "acceptance: exact match against the champion",
+    ]
+    assert rules["acceptance: enough defective captures"].found == "20 in the folder, at least 21"
 
 
 def test_required_controls_must_be_measured_and_hold():
@@ -417,44 +429,43 @@ def test_a_champion_of_another_test_set_answers_with_its_own_package(line, evalu
 
 
 def test_an_acceptance_folder_is_scored_and_decides_beside_the_test_split(line, tmp_path, capsys):
-    """The challenger's answers to a folder become the labels of the folder, so that it passes there."""
-    folder = drop(tmp_path / "acceptance", virtual_line(seed=3, train=8, references=2))
-    (folder / "images/dark.jpg").write_bytes(b"\xff\xd8 cut short")
+    """The adapter of two steps answers the folder badly, so the bounds decide whether the folder passes."""
+    folder = drop(tmp_path / "acceptance", virtual_line(seed=3, train=4))
     labels = read_labels(folder)
     write_labels(folder, [*labels, labels[-1] | {"file": "dark.jpg"}])
+    (folder / "images/dark.jpg").write_bytes(b"\xff\xd8 cut short")
     line.set(challenger="2")
     before = contents(line.root)
 
     assert run_here(["score", str(folder), "--json"]) == 0
     score = json.loads(capsys.readouterr().out)
-    assert (score["version"], score["captures"], len(score["not_inspected"])) == ("2", len(labels) + 1, 1)
-    assert score["not_inspected"][0]["file"] == "dark.jpg"
+    assert (score["version"], score["captures"]) == ("2", len(labels) + 1)
+    assert [capture["file"] for capture in score["not_inspected"]] == ["dark.jpg"]
     page = line.root / "reports/score/acceptance.html"
-    assert set(contents(line.root).items()) - set(before.items()) == {
-        (str(page.relative_to(line.root)), page.read_bytes())
-    }
-    text = page.read_text()
-    assert text.count('class="outcome"') == len(score["misses"]) > 0
-    assert text.count("data:image/jpeg") == len(score["misses"])
+    changed = set(contents(line.root).items()) - set(before.items())
+    assert changed == {(str(page.relative_to(line.root)), page.read_bytes())}
+    assert page.read_text().count("data:image/jpeg") == len(score["misses"]) > 0
 
-    settings = settings_with(line.root, minimum_defective=1)
-    refused = promote(line.root, line.params, settings, on=folder)
-    broken_rules = {rule.name: rule.found for rule in refused.rules if not rule.holds}
-    assert all(name.startswith("acceptance: ") for name in broken_rules)
-    assert "not inspected: dark.jpg: " in broken_rules["acceptance: answers parse"]
+    decision = promote(line.root, line.params, settings_with(line.root, minimum_defective=1), on=folder)
+    refused = {rule.name: rule.found for rule in decision.rules if not rule.holds}
+    assert refused.pop("acceptance: answers parse").startswith(
+        f"{len(labels)} of {len(labels) + 1} answers parse; not inspected: dark.jpg: "
+    )
+    assert set(refused) <= {"acceptance: escape rate", "acceptance: overkill rate"}
+    assert refused
     assert line.aliases == {"challenger": "2"}
 
-    answers = {miss["file"]: miss["answered"] for miss in score["misses"]}
-    write_labels(folder, [row | answers.get(row["file"], {}) | {"role": "inspected"} for row in labels])
+    write_labels(folder, labels)
     (folder / "images/dark.jpg").unlink()
-    decision = promote(line.root, line.params, settings, on=folder)
-    assert decision.promoted, decision.rules
+    lenient = settings_with(line.root, minimum_defective=1, maximum_escape_rate=1.0, maximum_overkill_rate=1.0)
+    decision = promote(line.root, line.params, lenient, on=folder)
+    assert decision.promoted
     assert line.aliases == {"champion": "2"}
     assert Decision.from_dict(json.loads((line.root / DECISION).read_text())) == decision
     assert decision.acceptance
     assert decision.acceptance.captures == len(labels)
     assert decision.acceptance.digest != score["digest"]
-    assert decision.acceptance.scores["2"]["escape_rate"] == 0
+    assert set(decision.acceptance.scores) == {"2"}
     assert f"Acceptance test on {len(labels)} captures" in line.client.get_model_version(NAME, "2").description
 
 
