@@ -11,6 +11,7 @@ from pinspect import virtual_line
 from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import Layout
 from pinspect.core.params import VirtualParams
+from pinspect.virtual_line.line import training_shares
 
 LAYOUT = Layout(("U", "C", "D"), 9)
 SHAPES = ("CYLN", "SQUR")
@@ -24,6 +25,15 @@ def params(**changes) -> VirtualParams:
 
 def line(**changes) -> list[virtual_line.VirtualCapture]:
     return list(virtual_line.render_line(LAYOUT, SHAPES, MODES, params(**changes)))
+
+
+@pytest.mark.parametrize(("draw", "in_the_middle"), [("lower", True), ("higher", True), ("lean", False)])
+def test_training_shows_a_defect_more_often_where_it_is_hard_to_see(draw, in_the_middle):
+    shares = training_shares(ModeDrawing(draw=draw), LAYOUT)
+    assert shares.sum() == pytest.approx(1)
+    middle, corner = LAYOUT.addresses.index(LAYOUT.address("X:5, Y:C")), 0
+    assert (shares[middle] > 2.5 * shares[corner]) if in_the_middle else (shares[corner] > 2.5 * shares[middle])
+    assert training_shares(ModeDrawing(draw="absent"), LAYOUT) is None
 
 
 def test_the_same_seed_renders_the_same_bytes():

@@ -195,7 +195,7 @@ class Augmenter:
             layout, modes = self._contract.layout, self._contract.defect_modes
             address, mode = layout.addresses[rng.integers(layout.pins)], modes[rng.integers(len(modes))]
             defective = self._contract.defective(answer.shape, answer.view, mode, address)
-            return self._with_answer(row, defective), replace(augmentation, blank=int(rng.integers(256)))
+            return self._with_answer(row, defective), replace(augmentation, blank=_blank_gray(row, rng))
         if kind is Counterexample.OTHER_SHAPE and row["kind"] == PromptKind.TWO_IMAGE:
             others = [
                 reference
@@ -216,6 +216,11 @@ class Augmenter:
         text = self._contract.render(answer, AnswerKind(row["answer_kind"]))
         *before, last = row["messages"]
         return row | {"answer": text, "messages": [*before, {**last, "content": [{"type": "text", "text": text}]}]}
+
+
+def _blank_gray(row: Row, rng: np.random.Generator) -> int:
+    """Draw the gray, 0..255, of a blank picture; distance images are dark, so dark grays are more frequent there."""
+    return int(256 * rng.random() ** (1 if row["view"] == "RAW" else 2))
 
 
 def _scene(row: Row) -> tuple[str, str, str]:

@@ -117,7 +117,8 @@ def _capture(
     pins = tolerated_pins(rng, setup, layout)
     pin = None
     if drawing is not None:
-        pin = int(rng.integers(layout.pins))
+        shares = training_shares(drawing, layout) if split == "train" else None
+        pin = int(rng.choice(layout.pins, p=shares))
         change_pin(pins, pin, drawing, rng, layout, setup)
     rendered = render(rng, setup, pins, layout)
     return VirtualCapture(
@@ -132,3 +133,24 @@ def _capture(
         field_box=rendered.field_box,
         pin_box=None if pin is None else box_of(rendered.pin_boxes[pin]),
     )
+
+
+def training_shares(drawing: ModeDrawing, layout: Layout) -> np.ndarray | None:
+    """Return how often each pin has a defect of this drawing in training captures.
+
+    The camera sees another height as a shift away from the middle of the picture, so in the middle it sees hardly
+    anything. Far from the middle a pin that leans looks like one of another height. These cases are shown more often.
+
+    Args:
+        drawing: How the defect is drawn.
+        layout: Rows and columns of the pin field.
+
+    Returns:
+        float64 (pins,), in the order of `layout.addresses`, sum 1; None if all pins are alike.
+    """
+    if drawing.draw not in ("lean", "lower", "higher"):
+        return None
+    rows, columns = np.divmod(np.arange(layout.pins), layout.columns)
+    radius = np.hypot(columns - columns.mean(), rows - rows.mean())  # pitches
+    weights = 1 + radius / 2 if drawing.draw == "lean" else 1 / (1 + radius)
+    return weights / weights.sum()
