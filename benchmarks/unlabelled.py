@@ -105,7 +105,7 @@ class Bench:
         rows = table[(table["source"] == "camera") & (table["role"] == "reference") & (table["shape"] == shape)]
         files = rows.sort_values(["sha256", "capture"])["file"].head(SHOWN_REFERENCES)
         pictures = [np.asarray(read_image(raw / file)) for file in files]
-        return setup_like(pictures, default_setup(shape), self.contract.layout)
+        return setup_like(pictures, default_setup(shape, self.contract.layout), self.contract.layout)
 
 
 def as_markdown(rows: dict[str, dict[str, float]], captures: int) -> str:

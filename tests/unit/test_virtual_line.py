@@ -27,6 +27,16 @@ def line(**changes) -> list[virtual_line.VirtualCapture]:
     return list(virtual_line.render_line(LAYOUT, SHAPES, MODES, params(**changes)))
 
 
+@pytest.mark.parametrize(("rows", "columns"), [("A", 2), ("AB", 10), ("ABCD", 6), ("ABCD", 12)])
+def test_a_default_image_holds_all_pins_of_any_layout(rows, columns):
+    params = VirtualParams(train=2, test=0, references=2, defective_share=0, seed=4)
+    for capture in virtual_line.render_line(Layout(tuple(rows), columns), ("CYLN", "SQUR"), {}, params):
+        height, width = cv2.imdecode(np.frombuffer(capture.jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+        x0, y0, x1, y1 = capture.field_box
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+        assert width - (x1 - x0) < 2 * 66 and height - (y1 - y0) < 2 * 66
+
+
 @pytest.mark.parametrize(("draw", "in_the_middle"), [("lower", True), ("higher", True), ("lean", False)])
 def test_training_shows_a_defect_more_often_where_it_is_hard_to_see(draw, in_the_middle):
     shares = training_shares(ModeDrawing(draw=draw), LAYOUT)
@@ -242,7 +252,7 @@ def test_a_line_takes_size_and_colors_from_references():
         center_px=(360.0, 200.0), table_color=(0.7, 0.7, 0.7), tint=0.0,
     )  # fmt: skip
     references = [connector(blue, seed).image for seed in range(3)]
-    like = virtual_line.setup_like(references, virtual_line.default_setup("CYLN"), LAYOUT)
+    like = virtual_line.setup_like(references, virtual_line.default_setup("CYLN", LAYOUT), LAYOUT)
     assert (like.image_width, like.image_height) == (720, 400)
     assert like.floor_color[2] > 2 * like.floor_color[0] and like.pin_color[1] > like.pin_color[0] + 0.1
     assert like.table_color[0] == pytest.approx(like.table_color[2], abs=0.05)

@@ -182,7 +182,7 @@ def _virtual_setups(
         )
         pictures = [np.asarray(read_image(images / file, params.max_pixels)) for _, file in files[:_SHOWN_REFERENCES]]
         if pictures:
-            setups[shape] = setup_like(pictures, default_setup(shape), contract.layout)
+            setups[shape] = setup_like(pictures, default_setup(shape, contract.layout), contract.layout)
     return setups
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from pinspect.core.layout import NO_ADDRESS, Layout
 from pinspect.core.params import VirtualParams
 from pinspect.virtual_line.pins import change_pin, tolerated_pins
 from pinspect.virtual_line.renderer import box_of, encode_jpeg, render
-from pinspect.virtual_line.setups import LineSetup
+from pinspect.virtual_line.setups import LineSetup, image_size
 
 PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
 DRAWN_SHAPES = tuple(PIN_WIDTH)
@@ -79,7 +79,7 @@ def render_line(
             "the virtual line draws no defect mode; declare how to draw one in answers.defect_modes, or set "
             "raw.virtual.train, .validation and .test to 0"
         )
-    setups = {shape: default_setup(shape) for shape in shapes} | dict(setups or {})
+    setups = {shape: default_setup(shape, layout) for shape in shapes} | dict(setups or {})
     for number, shape in enumerate(shapes):
         for index in range(params.references):
             rng = np.random.default_rng([params.seed, 0, number, index])
@@ -95,13 +95,16 @@ def render_line(
             yield _capture(rng, name, setups[shape], mode, "inspected", split, layout, drawings.get(mode))
 
 
-def default_setup(shape: str) -> LineSetup:
-    """Return a line with gray pins in a dark housing.
+def default_setup(shape: str, layout: Layout) -> LineSetup:
+    """Return a line with gray pins in a dark housing, in an image that the pin field fills.
 
     Args:
         shape: A shape that the renderer can draw.
+        layout: Rows and columns of the pin field.
     """
-    return LineSetup(shape=shape, pin_width=PIN_WIDTH[shape])
+    width, height = image_size(layout)
+    setup = LineSetup(shape=shape, pin_width=PIN_WIDTH[shape], image_width=width, image_height=height)
+    return replace(setup, center_px=(width / 2 + 1, height / 2 + 1))
 
 
 def _capture(

@@ -177,13 +177,24 @@ def setup_like(pictures: Sequence[np.ndarray], setup: LineSetup, layout: Layout)
         setup,
         image_width=size[0],
         image_height=size[1],
-        pitch_px=min(size[0] / (layout.columns + 0.77), size[1] / (len(layout.rows) + 0.97)),
+        pitch_px=min(side / pitches for side, pitches in zip(size, _pitches(layout), strict=True)),
         center_px=(size[0] / 2, size[1] / 2),
         pin_color=_coarse(field[gray >= bright]),
         floor_color=_coarse(field[(gray >= dark) & (gray <= deep)]),
         wall_color=_coarse(field[(gray >= deep) & (gray <= half)]),
         table_color=_coarse(np.concatenate([middle[:4], middle[-4:]]).reshape(-1, 3)),
     )
+
+
+def image_size(layout: Layout) -> tuple[int, int]:
+    """Return width and height, px, of a default image: the pin field and its margin at the default pitch."""
+    width, height = (round(pitches * LineSetup.pitch_px) for pitches in _pitches(layout))
+    return width, height
+
+
+def _pitches(layout: Layout) -> tuple[float, float]:
+    """Return width and height of an image that the pin field fills, in pitches."""
+    return layout.columns + 0.77, len(layout.rows) + 0.97
 
 
 def _coarse(colors: np.ndarray) -> Color:

@@ -1,0 +1,103 @@
+"""Measure the shipped base on virtual lines of other layouts, without `make base`.
+
+    python benchmarks/layouts.py [--steps N] [ROWSxCOLUMNS ...]
+
+Each line is virtual: 10 references a shape, 500 captures to train on, and 200 test captures, about which production's
+question is asked in both views. Writes benchmarks/results/layouts.json. About ten minutes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+import string
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from pinspect.core import environment, predictions
+from pinspect.core.errors import run
+from pinspect.core.params import Params, load_params
+from pinspect.core.question import Question
+from pinspect.core.rows import read_chat
+from pinspect.evaluation import metrics
+from pinspect.model.adapter import train_adapter
+from pinspect.model.families import checkpoint_of
+from pinspect.model.generation import answer_rows
+from pinspect.model.loading import load_inspector
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks/results/layouts.json"
+WORK = ROOT / "build/layouts"
+LAYOUTS = ("2x10", "4x6")
+STAGES = ("raw", "dst", "composite", "chat", "check")
+SCORES = ("exact_match", "balanced_accuracy", "address_on_defective", "escape_rate", "overkill_rate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, help="optimizer steps; by default train.maximum_steps")
+    parser.add_argument("layouts", nargs="*", metavar="ROWSxCOLUMNS", default=LAYOUTS)
+    arguments = parser.parse_args()
+    for layout in arguments.layouts:
+        rows, columns = map(int, layout.split("x"))
+        root = make_line(WORK / layout, rows, columns, arguments.steps)
+        results = json.loads(OUT.read_text()) if OUT.exists() else {}
+        OUT.write_text(json.dumps(results | {layout: measure(root)}, indent=2) + "\n")
+    print(OUT.read_text())
+
+
+def make_line(root: Path, rows: int, columns: int, steps: int | None) -> Path:
+    """Make the project folder of a virtual line, up to its chat dataset."""
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "data/captures/images").mkdir(parents=True)
+    (root / "models").mkdir()
+    (root / "models/base").symlink_to(ROOT / "models/base")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["layout"] = {"rows": list(string.ascii_uppercase[:rows]), "columns": columns}
+    content["raw"]["virtual"] |= {"train": 500, "validation": 50, "test": 200}
+    if steps:
+        content["train"]["maximum_steps"] = steps
+    (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    for stage in STAGES:
+        importlib.import_module(f"stages.{stage}").main(root)
+    return root
+
+
+def measure(root: Path) -> dict:
+    """Train an adapter, and return its scores and the seconds of the training."""
+    params = load_params(root / "params.yaml")
+    torch.set_num_threads(params.model.threads)
+    base, begun = checkpoint_of(params.model, root), time.monotonic()
+    train_adapter(params, base, root / "data/chat", root / "data/composited", root / "models/adapter", root / "work")
+    seconds = round(time.monotonic() - begun)
+    views = {view: scores(root, params, view) for view in params.chat.views}
+    return {"steps": params.train.maximum_steps, "training_seconds": seconds} | views
+
+
+def scores(root: Path, params: Params, view: str) -> dict:
+    """Return the scores of the answers to production's question in one view."""
+    question = Question(view, params.evaluate.kind, params.evaluate.decodings[0])
+    rows = question.rows(read_chat(root / "data/chat/test.jsonl"))
+    inspector, contract = load_inspector(checkpoint_of(params.model, root), root / "models/adapter"), params.contract()
+    answers = answer_rows(inspector, rows, root / "data/composited", contract, batch_size=params.evaluate.batch_size)
+    table = predictions.table([
+        predictions.from_generated(row, answer, contract, predictions.MODEL, question.decoding)
+        for row, answer in zip(rows, answers, strict=True)
+    ])  # fmt: skip
+    estimates = metrics.score(table, confidence=0.95, bootstrap_samples=1000, seed=11)
+    values = {name: [round(value, 4) for value in _interval(estimates[name])] for name in SCORES}
+    return {"captures": len(rows)} | values
+
+
+def _interval(estimate: metrics.Estimate) -> list[float]:
+    return [value for value in (estimate.value, estimate.low, estimate.high) if value is not None]
+
+
+if __name__ == "__main__":
+    environment.apply()
+    run(main)
