@@ -6,10 +6,8 @@ import pytest
 from test_unit_space import DRAWINGS, LAYOUT, SETUPS, unit_space
 
 from pinspect.inspection.records import pin_map
-from pinspect.nsoartc.aligned import place_capture
-from pinspect.nsoartc.alignment import align
+from pinspect.nsoartc.aligned import align_capture
 from pinspect.nsoartc.pin_evidence import pin_evidence
-from pinspect.nsoartc.pixels import gray_of
 from pinspect.virtual_line import ForeignObject, render, render_unlabelled, tolerated_pins
 
 THRESHOLD = 3.0  # of the localizer
@@ -22,8 +20,7 @@ def unlabelled(kind: str, shape: str, seed: int) -> tuple[np.ndarray, tuple[int,
 
 def evidence_of(kind: str, shape: str, seed: int) -> tuple[np.ndarray, tuple[int, ...]]:
     image, pins = unlabelled(kind, shape, seed)
-    place = align(gray_of(image), unit_space(shape).mean, 40)
-    return pin_evidence(place_capture(image, place, unit_space(shape)), THRESHOLD), pins
+    return pin_evidence(align_capture(image, unit_space(shape), 40), THRESHOLD), pins
 
 
 def changed(shape: str, change=lambda pins: None, objects=()) -> np.ndarray:

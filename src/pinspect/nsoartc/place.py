@@ -26,6 +26,7 @@ from pinspect.nsoartc.unit_space import UnitSpace
 
 _SMALLEST_PITCH = 16.0  # px: with less a pin has too few pixels to be inspected
 _SURE_SCORE = 0.9  # a pin field that is turned by half a turn has less, or looks the same
+_SYMMETRIC = 0.8  # correlation of a field with itself upside down: with more, only the light decides between the two
 _LEAD = 0.05  # a correlation higher by this decides between two turns
 _TURNS = {90: "90 degrees counterclockwise", 180: "180 degrees", 270: "90 degrees clockwise"}
 
@@ -63,7 +64,9 @@ def find_places(gray: FloatImage, unit_spaces: Mapping[str, UnitSpace], maximum_
 
 
 def refuse_half_turn(gray: FloatImage, place: Alignment, unit_space: UnitSpace) -> None:
-    """Refuse a capture that fits better upside down. Nothing is compared where the capture fits very well.
+    """Refuse a capture that fits better upside down.
+
+    Nothing is compared where the capture fits very well, or where the line looks the same upside down.
 
     Args:
         gray: The capture, float32 (H, W), 0..1.
@@ -73,12 +76,18 @@ def refuse_half_turn(gray: FloatImage, place: Alignment, unit_space: UnitSpace) 
     Raises:
         AlignmentError: The capture fits better upside down.
     """
-    if place.score >= _SURE_SCORE:
+    if place.score >= _SURE_SCORE or _looks_the_same_upside_down(unit_space):
         return
     grid = PinGrid(unit_space.grid, unit_space.layout).seen_in(cv2.invertAffineTransform(place.matrix))
     upright, _ = _of_each({"": unit_space}, lambda space: _align_by_grid(gray, grid, space))
     least = max((each.score for each in upright.values()), default=place.score)
     _refuse_turned({180: (gray, _reversed(grid))}, {"": unit_space}, least + _LEAD)
+
+
+def _looks_the_same_upside_down(unit_space: UnitSpace) -> bool:
+    x0, y0, x1, y1 = _field_box(unit_space)
+    field = unit_space.mean[y0:y1, x0:x1]
+    return float(np.corrcoef(field.ravel(), field[::-1, ::-1].ravel())[0, 1]) >= _SYMMETRIC
 
 
 def _of_each(
@@ -136,15 +145,20 @@ def _align_by_grid(gray: FloatImage, grid: PinGrid, unit_space: UnitSpace) -> Al
 
     Only the pin field is compared: what is around it may differ from the references.
     """
-    width, height = unit_space.size
-    x0, y0, x1, y1 = (round(edge) for edge in unit_space.cell_box)
-    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    x0, y0, x1, y1 = _field_box(unit_space)
     to_field = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1]], np.float64)
     guess = to_field @ _similarity(grid.centers, unit_space.pin_centers.astype(np.float64))
     field = np.asarray(resampled(gray, guess[:2], (x1 - x0, y1 - y0)), np.float32)
     # A field that lies more than half a pitch off is its neighbor.
     target = AlignmentTarget(np.ascontiguousarray(unit_space.mean[y0:y1, x0:x1]))
     return target.align(field, unit_space.pitch / 2).between(guess, np.linalg.inv(to_field))
+
+
+def _field_box(unit_space: UnitSpace) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1, whole px, of the pin field within the mean image."""
+    width, height = unit_space.size
+    x0, y0, x1, y1 = map(round, unit_space.cell_box)
+    return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
 
 
 def _reversed(grid: PinGrid) -> PinGrid:
