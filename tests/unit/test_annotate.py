@@ -40,7 +40,7 @@ def seen(inspector) -> Seen:
 
 @pytest.mark.parametrize("address", ["X:1, Y:U", "X:5, Y:C", "X:9, Y:D"])
 def test_the_corners_of_a_pin_enclose_the_content_of_its_cell(inspector, seen, address):
-    cell = 32
+    cell = 64  # about a pitch: a composite of smaller cells is drawn from a smaller picture
     unit_space = inspector._unit_spaces[seen.aspect]
     field = rectify(seen.image, seen.capture.alignment.matrix, unit_space.grid, LAYOUT, cell)
     row, column = divmod(LAYOUT.index(LAYOUT.address(address)), LAYOUT.columns)
