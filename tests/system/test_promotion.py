@@ -442,8 +442,9 @@ def test_an_acceptance_folder_is_scored_and_decides_beside_the_test_split(line, 
     assert (score["version"], score["captures"]) == ("2", len(labels) + 1)
     assert [capture["file"] for capture in score["not_inspected"]] == ["dark.jpg"]
     page = line.root / "reports/score/acceptance.html"
-    changed = set(contents(line.root).items()) - set(before.items())
-    assert changed == {(str(page.relative_to(line.root)), page.read_bytes())}
+    changed = {name for name, content in contents(line.root).items() if before.get(name) != content}
+    # MLflow notes in its own folder that a version was read.
+    assert {name for name in changed if not name.startswith("mlruns/")} == {"reports/score/acceptance.html"}
     assert page.read_text().count("data:image/jpeg") == len(score["misses"]) > 0
 
     decision = promote(line.root, line.params, settings_with(line.root, minimum_defective=1), on=folder)
