@@ -11,6 +11,7 @@ from pathlib import Path
 from pinspect.core.params import load_params
 from pinspect.core.stage import run_stage
 from pinspect.nsoartc.dst import Reading, build_dst
+from pinspect.nsoartc.set_aside import SET_ASIDE
 
 
 def main(root: Path = Path()) -> None:
@@ -21,9 +22,14 @@ def main(root: Path = Path()) -> None:
     print(report.counts.to_string())
     print(f"{report.made} captures compared, all others unchanged")
     for name in report.outliers:
-        print(f"reference {name} differs from the other references and was left out of the unit space; look at it")
+        print(
+            f"reference {name} differs from the other references and was left out of the unit space: look at it, then "
+            "take it again, or remove its role 'reference' in labels.csv"
+        )
     for name, reason in report.set_aside.items():
         print(f"{name}: set aside: {reason}")
+    if report.pictures:
+        print(f"pictures of the captures that were set aside: {root / 'data/dst' / SET_ASIDE}")
     for remark in report.remarks:
         print(remark)
 

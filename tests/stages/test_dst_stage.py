@@ -157,6 +157,8 @@ def test_an_unusable_capture_is_set_aside_by_name_and_the_others_are_processed(r
         drop_raw(root, [capture], **{name: {"content": content, "suffix": suffix}})
     report = build(root)
     assert sorted(report.set_aside) == sorted(faults)
+    assert list(report.pictures) == ["noise"]  # the others cannot be read
+    assert Image.open(root / "data/dst" / report.pictures["noise"]).format == "JPEG"
     table = manifest(root)
     for name, (_, _, reason) in faults.items():
         assert reason in table.loc[name, "error"] and reason in report.set_aside[name]

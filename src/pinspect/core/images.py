@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow knows more, and runs Ghostscript for PostScript
 SMALLEST_SIDE = 32
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_OTHER_FORMATS = {b"GIF8": "GIF", b"ftyphei": "HEIC", b"ftypmif": "HEIC", b"ftypavif": "AVIF", b"%PDF": "PDF"}
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, MemoryError)
 
 
@@ -65,6 +66,7 @@ def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> Im
     if min(width, height) < SMALLEST_SIDE:
         raise ImageError(f"{name}: {width} x {height} px is no photograph: expected {SMALLEST_SIDE} px a side at least")
     try:
+        _require_single(image, name)
         image.load()
         return _as_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
@@ -89,9 +91,18 @@ def _open(content: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused unread: {error}; crop the image") from None
     except _BROKEN:
+        kind = next((kind for start, kind in _OTHER_FORMATS.items() if content[:16].find(start) in (0, 4)), "")
+        if kind:
+            raise ImageError(f"{name}: a {kind} file; convert it to JPEG or PNG") from None
         raise ImageError(
             f"{name}: not an image file, or its header is damaged; expected JPEG, PNG, TIFF, BMP or WebP"
         ) from None
+
+
+def _require_single(image: Image.Image, name: str) -> None:
+    pictures = getattr(image, "n_frames", 1)
+    if pictures > 1 and image.format != "MPO":  # the JPEG file of a phone may hold a preview as well
+        raise ImageError(f"{name}: the {image.format} file holds {pictures} pictures; save the capture alone")
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:

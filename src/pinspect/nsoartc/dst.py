@@ -2,6 +2,7 @@
 
 unit_space/<source>-<SHAPE>.npz      one per line, built from its references (two eyes: <source>-<SHAPE>-<eye>.npz)
 images/<2 hex>/<20 hex>.jpg          the DST picture of a capture, a pixel for every `stride`-th one of the unit space
+set_aside/<20 hex>.jpg               a capture that was set aside, beside the mean of its references, with the reason
 images/<2 hex>/<20 hex>-EYES.png     the double-eye of a connector with two views, named after the left view
 scores.csv                           one row per inspected capture: the pins' scores, the features of the highest pin
 manifest.csv                         one row per capture: its DST view and place, or the reason why it was set aside
@@ -27,6 +28,7 @@ from pinspect.captures.labels import INSPECTED, REFERENCE
 from pinspect.captures.table import FIELD_BOX
 from pinspect.core.corners import CORNERS, read_corners
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
+from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
@@ -37,8 +39,10 @@ from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import DST_SUFFIX, double_eye, dst_view, encode_dst
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
+from pinspect.nsoartc.reference_checks import mixed_eyes, too_alike
 from pinspect.nsoartc.references import GRIDS, References, grid_picture, line_references
 from pinspect.nsoartc.scores import SCORES, score_columns, score_row
+from pinspect.nsoartc.set_aside import SET_ASIDE, set_aside_picture
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
@@ -72,11 +76,13 @@ class BuiltUnitSpace:
         path: Path of the npz file.
         sha256: Hash of the npz file.
         outliers: Names of the references that differ from the others.
+        remarks: What the references lack.
     """
 
     path: str
     sha256: str
     outliers: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,15 @@ class DstReport:
         counts: Number of captures by source, shape (rows) and role (columns).
         made: Number of captures that this run compared.
         set_aside: Reason by name of each capture that was set aside.
+        pictures: Picture of each capture that was set aside and can be read, by name; relative to the dst folder.
         outliers: Names of the references that differ from the others.
-        remarks: Reasons why views of two eyes make no pair.
+        remarks: What the references lack, and reasons why views of two eyes make no pair.
     """
 
     counts: pd.DataFrame
     made: int
     set_aside: dict[str, str]
+    pictures: dict[str, str]
     outliers: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -142,13 +150,18 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
         records = _draw_dst_views(folder, comparisons, reading, workers)
         eyes, remarks = _draw_double_eyes(folder, captures, lines, comparisons, records, reading, workers)
         _write_tables(folder, captures, records, eyes, reading.layout)
-    errors = {name: record["error"] for name, record in zip(captures["capture"], records.values(), strict=True)}
+    by_name = dict(zip(captures["capture"], records.values(), strict=True))
     return DstReport(
         counts=captures.groupby(["source", "shape", "role"]).size().unstack("role", fill_value=0),
         made=len(set(folder.made) & set(captures["file"])),
-        set_aside={name: error for name, error in errors.items() if error},
+        set_aside={name: record["error"] for name, record in by_name.items() if record["error"]},
+        pictures={name: record["picture"] for name, record in by_name.items() if "picture" in record},
         outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
-        remarks=tuple(remarks),
+        remarks=(
+            *mixed_eyes(unit_spaces),
+            *(each for space in unit_spaces.values() for each in space.remarks),
+            *remarks,
+        ),
     )
 
 
@@ -162,12 +175,13 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
         folder: Folder to write the unit space to.
 
     Returns:
-        The unit space's file with the record `outliers` and `sha256`, or no file with the record `error`.
+        The unit space's file with the record `outliers`, `remarks` and `sha256`, or no file with the record `error`.
     """
     cv2.setNumThreads(1)  # the stage runs one process per core
     try:
+        images = [np.asarray(read_image(path, reading.max_pixels)) for path in references.paths]
         unit_space = build_unit_space(
-            [np.asarray(read_image(path, reading.max_pixels)) for path in references.paths],
+            images,
             references.names,
             references.field_boxes,
             references.line.shape,
@@ -184,7 +198,10 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
     except (ImageError, UnitSpaceError) as error:
         return Product((), {"error": f"{references.line_name}: {error}"})
     unit_space.save(folder / references.line.unit_space)
-    return Product((references.line.unit_space,), {"outliers": unit_space.outliers, "sha256": unit_space.digest})
+    remark = too_alike(images, unit_space, reading.params.maximum_shift)
+    record = {"outliers": unit_space.outliers, "sha256": unit_space.digest}
+    remarks = [f"{references.line_name}, {remark}"] if remark else []
+    return Product((references.line.unit_space,), record | {"remarks": remarks})
 
 
 def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]], folder: Path) -> Product:
@@ -222,15 +239,22 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
         folder: Folder to write the DST view to.
 
     Returns:
-        The DST view's file with the capture's place and its pins' scores, or no file with the reason as `error`.
+        The DST view's file with the capture's place and its pins' scores. If the capture is set aside: the reason as
+        `error`, and a picture of the capture if it can be read.
     """
     file, comparison = payload
     cv2.setNumThreads(1)
+    unit_space = _loaded(comparison.unit_space.path, comparison.unit_space.sha256)
     try:
-        capture = _aligned(reading, comparison)
-    except (ImageError, AlignmentError) as error:
+        image = np.asarray(read_image(comparison.path, reading.max_pixels))
+    except ImageError as error:
         return Product((), {"error": str(error)})
-    unit_space = capture.unit_space
+    try:
+        capture = align_capture(image, unit_space, reading.params.maximum_shift)
+    except AlignmentError as error:
+        picture = f"{SET_ASIDE}/{PurePosixPath(file).stem}.jpg"
+        write_file(folder / picture, set_aside_picture(image, unit_space.mean, str(error)))
+        return Product((picture,), {"error": str(error), "picture": picture})
     measures = measure_pins(capture.evened, unit_space.templates)
     dst_file = str(PurePosixPath(file).with_suffix(DST_SUFFIX))
     (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +316,10 @@ def _build_unit_spaces(
         raise UnitSpaceError("\n".join(problems))
     built = {
         line: BuiltUnitSpace(
-            _find(folder, line.unit_space, record["sha256"]), record["sha256"], tuple(record["outliers"])
+            _find(folder, line.unit_space, record["sha256"]),
+            record["sha256"],
+            tuple(record["outliers"]),
+            tuple(record["remarks"]),
         )
         for line, record in zip(references, records, strict=True)
     }

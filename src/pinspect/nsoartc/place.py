@@ -182,14 +182,16 @@ def _refuse_turned(
 ) -> None:
     """Refuse a capture that fits turned, with a correlation of `least` or more."""
     scores: dict[int, float] = {}
-    for degrees, (image, grid) in turns.items():
+    for each, (image, grid) in turns.items():
         places, _ = _of_each(unit_spaces, lambda space, image=image, grid=grid: _align_by_grid(image, grid, space))
-        scores |= {degrees: max(place.score for place in places.values())} if places else {}
+        scores |= {each: max(place.score for place in places.values())} if places else {}
     if not scores or max(scores.values()) < least:
         return
     best = max(scores.values())
-    turn = " or ".join(_TURNS[degrees] for degrees, score in scores.items() if score > best - _LEAD)
-    raise AlignmentError(f"it fits turned by {turn} (correlation {best:.2f}); turn the camera or the file")
+    degrees = [each for each, score in scores.items() if score > best - _LEAD]
+    other_eye = ", or correct the eye in its name" if degrees == [180] else ""  # two cameras may face each other
+    turn = " or ".join(_TURNS[each] for each in degrees)
+    raise AlignmentError(f"it fits turned by {turn} (correlation {best:.2f}); turn the camera or the file{other_eye}")
 
 
 def _similarity(source: Points, target: Points) -> Points:
