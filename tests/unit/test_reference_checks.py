@@ -1,10 +1,12 @@
 """Before anything is trained, remarks name what the references of a line lack."""
 
+import cv2
 import numpy as np
 import pytest
 
+from pinspect.core.errors import UnitSpaceError
 from pinspect.core.lines import Line
-from pinspect.nsoartc.reference_checks import mixed_eyes, too_alike
+from pinspect.nsoartc.reference_checks import check_spread, mixed_eyes
 from pinspect.nsoartc.unit_space import build_unit_space
 from pinspect.virtual_line import LineSetup, render, tolerated_pins
 from tests.support.sample import params
@@ -12,20 +14,37 @@ from tests.support.sample import params
 LAYOUT = params().layout.layout()
 
 
-@pytest.mark.parametrize("connectors", [1, 6])
-def test_repeated_shots_of_one_connector_are_too_alike(connectors):
-    setup = LineSetup("CYLN")
-    images = []
-    for shot in range(6):
-        pins = tolerated_pins(np.random.default_rng(shot % connectors), setup, LAYOUT)
-        images.append(render(np.random.default_rng(1 + shot), setup, pins, LAYOUT).image)
-    if connectors == 1:  # one shot with other noise, and moved
-        rng = np.random.default_rng(0)
-        noisy = [np.roll(images[0], shot, axis=1) + rng.normal(0, 3, images[0].shape) for shot in range(6)]
-        images = [np.clip(image, 0, 255).astype(np.uint8) for image in noisy]
-    space = build_unit_space(images, [f"r{n}" for n in range(6)], None, "CYLN", LAYOUT, params().dst)
-    remark = too_alike(images, space, 40)
-    assert ("take each reference of another passed connector" in remark) == (connectors == 1)
+SETUP = LineSetup("CYLN")
+NAMES = [f"r{number}" for number in range(6)]
+
+
+def shots(seeds: range, setup: LineSetup = SETUP) -> list[np.ndarray]:
+    generators = [np.random.default_rng([5, seed]) for seed in seeds]
+    return [render(rng, setup, tolerated_pins(rng, setup, LAYOUT), LAYOUT).image for rng in generators]
+
+
+def checked(images: list[np.ndarray]) -> str:
+    space = build_unit_space(images, NAMES, None, "CYLN", LAYOUT, params().dst)
+    return check_spread(images, NAMES, space, 40)
+
+
+def test_references_of_several_connectors_need_no_remark():
+    assert not checked(shots(range(6)))
+
+
+def test_repeated_shots_of_one_connector_are_too_alike():
+    (image,), rng = shots(range(1)), np.random.default_rng(0)
+    noisy = [np.roll(image, shot, axis=1) + rng.normal(0, 3, image.shape) for shot in range(6)]
+    remark = checked([np.clip(each, 0, 255).astype(np.uint8) for each in noisy])
+    assert "take each reference of another passed connector" in remark
+
+
+def test_references_of_two_cameras_are_refused_with_their_names():
+    images = shots(range(6))
+    for image in images[3:]:
+        image[:] = cv2.erode(image, np.ones((1, 7)))  # the other side of each pin is dark
+    with pytest.raises(UnitSpaceError, match=r"two views: r0, r1, r2; and r3, r4, r5\. A left and a right camera"):
+        checked(images)
 
 
 def test_references_with_and_without_an_eye_are_remarked_on():

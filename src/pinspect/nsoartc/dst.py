@@ -39,7 +39,7 @@ from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import DST_SUFFIX, double_eye, dst_view, encode_dst
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
-from pinspect.nsoartc.reference_checks import mixed_eyes, too_alike
+from pinspect.nsoartc.reference_checks import check_spread, mixed_eyes
 from pinspect.nsoartc.references import GRIDS, References, grid_picture, line_references
 from pinspect.nsoartc.scores import SCORES, score_columns, score_row
 from pinspect.nsoartc.set_aside import SET_ASIDE, set_aside_picture
@@ -189,6 +189,7 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
             reading.params,
             references.corners,
         )
+        remark = check_spread(images, references.names, unit_space, reading.params.maximum_shift)
     except DoubtfulGridError as error:
         picture = grid_pictures / grid_picture(references.line)
         _write_png(picture, error.picture[..., ::-1])
@@ -198,7 +199,6 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
     except (ImageError, UnitSpaceError) as error:
         return Product((), {"error": f"{references.line_name}: {error}"})
     unit_space.save(folder / references.line.unit_space)
-    remark = too_alike(images, unit_space, reading.params.maximum_shift)
     record = {"outliers": unit_space.outliers, "sha256": unit_space.digest}
     remarks = [f"{references.line_name}, {remark}"] if remark else []
     return Product((references.line.unit_space,), record | {"remarks": remarks})

@@ -123,7 +123,8 @@ def _check(references: Sequence[FloatImage], names: Sequence[str], shape: str, p
     if len(references) < params.minimum_references:
         raise UnitSpaceError(
             f"shape {shape}: {len(references)} references, at least {params.minimum_references} are needed "
-            "(dst.minimum_references), because their mean and their spread are what captures are compared with; mark more passed captures with the role 'reference' in labels.csv"
+            "(dst.minimum_references): captures are compared with their mean and their spread; mark more passed "
+            "captures with the role 'reference' in labels.csv"
         )
 
 

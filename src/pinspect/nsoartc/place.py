@@ -18,7 +18,7 @@ import numpy as np
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.scaling import is_same_picture, resized, scaling
-from pinspect.nsoartc.alignment import Alignment, AlignmentTarget, OffPlaceError, resampled, square
+from pinspect.nsoartc.alignment import Alignment, OffPlaceError, resampled, square
 from pinspect.nsoartc.grid import MINIMUM_CONFIDENCE, PinGrid, find_grid
 from pinspect.nsoartc.grid_fit import Points
 from pinspect.nsoartc.parts import FloatImage
@@ -85,7 +85,7 @@ def refuse_half_turn(gray: FloatImage, place: Alignment, unit_space: UnitSpace) 
 
 
 def _looks_the_same_upside_down(unit_space: UnitSpace) -> bool:
-    x0, y0, x1, y1 = _field_box(unit_space)
+    x0, y0, x1, y1 = unit_space.field_box
     field = unit_space.mean[y0:y1, x0:x1]
     return float(np.corrcoef(field.ravel(), field[::-1, ::-1].ravel())[0, 1]) >= _SYMMETRIC
 
@@ -145,20 +145,12 @@ def _align_by_grid(gray: FloatImage, grid: PinGrid, unit_space: UnitSpace) -> Al
 
     Only the pin field is compared: what is around it may differ from the references.
     """
-    x0, y0, x1, y1 = _field_box(unit_space)
+    x0, y0, x1, y1 = unit_space.field_box
     to_field = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1]], np.float64)
     guess = to_field @ _similarity(grid.centers, unit_space.pin_centers.astype(np.float64))
     field = np.asarray(resampled(gray, guess[:2], (x1 - x0, y1 - y0)), np.float32)
     # A field that lies more than half a pitch off is its neighbor.
-    target = AlignmentTarget(np.ascontiguousarray(unit_space.mean[y0:y1, x0:x1]))
-    return target.align(field, unit_space.pitch / 2).between(guess, np.linalg.inv(to_field))
-
-
-def _field_box(unit_space: UnitSpace) -> tuple[int, int, int, int]:
-    """Return x0, y0, x1, y1, whole px, of the pin field within the mean image."""
-    width, height = unit_space.size
-    x0, y0, x1, y1 = map(round, unit_space.cell_box)
-    return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    return unit_space.field_target.align(field, unit_space.pitch / 2).between(guess, np.linalg.inv(to_field))
 
 
 def _reversed(grid: PinGrid) -> PinGrid:

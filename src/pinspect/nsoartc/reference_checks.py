@@ -8,42 +8,73 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from pinspect.core.errors import AlignmentError
+from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.lines import Line
-from pinspect.nsoartc.aligned import align_capture
+from pinspect.nsoartc.aligned import place_capture
 from pinspect.nsoartc.pin_scores import FEATURE_FLOORS, SCORED, measure_pins
+from pinspect.nsoartc.pixels import gray_of
+from pinspect.nsoartc.place import find_places
 from pinspect.nsoartc.unit_space import UnitSpace
 
 _ALIKE = 0.2  # of the floors: shots of one connector spread by 0.1 at most, of several connectors by 0.7 at least
+_ONE_DIRECTION = 0.6  # of all differences: two cameras have 0.95, references of one camera 0.3 at most
 _MAD_TO_SIGMA = 1.4826
 
 
-def too_alike(references: Sequence[npt.NDArray[np.uint8]], unit_space: UnitSpace, maximum_shift: float) -> str:
-    """Check whether the references show more than one connector.
+def check_spread(
+    references: Sequence[npt.NDArray[np.uint8]], names: Sequence[str], unit_space: UnitSpace, maximum_shift: float
+) -> str:
+    """Check whether the references show several connectors, and one view of them.
 
     Args:
         references: Captures, uint8 (H, W, 3), RGB.
+        names: Their names.
         unit_space: The unit space that was built from them.
         maximum_shift: How far a capture may lie off its place, px of the unit space.
 
     Returns:
         A remark if the pins differ by no more than in repeated shots of one connector, else an empty text.
+
+    Raises:
+        UnitSpaceError: The references fall into two groups, as those of a left and a right camera do.
     """
-    measures: list[npt.NDArray[np.float32]] = []
-    for image in references:
+    measures: dict[str, npt.NDArray[np.float32]] = {}
+    for name, image in zip(names, references, strict=True):
         try:
-            capture = align_capture(image, unit_space, maximum_shift)
+            (place,) = find_places(gray_of(image), {"": unit_space}, maximum_shift).values()
         except AlignmentError:
-            return ""  # a reference that differs this much is no repeated shot
-        measures.append(measure_pins(capture.evened, unit_space.templates)[:, :SCORED])
-    deviations = np.abs(np.stack(measures) - np.median(measures, axis=0)).reshape(-1, SCORED)
-    spread = _MAD_TO_SIGMA * np.median(deviations, axis=0) / FEATURE_FLOORS
-    if float(spread.max()) >= _ALIKE:
-        return ""
-    return (
-        f"shape {unit_space.shape}: its {len(references)} references are as alike as shots of one connector, so they do "
-        "not show how much passed pins differ; take each reference of another passed connector"
-    )
+            continue  # an outlier, which has its own message
+        evened = place_capture(image, place, unit_space).evened
+        measures[name] = measure_pins(evened, unit_space.templates)[:, :SCORED] / FEATURE_FLOORS
+    features, names = np.stack(list(measures.values())), list(measures)
+    spread = _MAD_TO_SIGMA * np.median(np.abs(features - np.median(features, axis=0)).reshape(-1, SCORED), axis=0)
+    if float(spread.max()) < _ALIKE:
+        return (
+            f"shape {unit_space.shape}: its {len(references)} references are as alike as shots of one connector, so "
+            "they do not show how much passed pins differ; take each reference of another passed connector"
+        )
+    groups = _two_groups(features.reshape(len(features), -1))
+    if groups:
+        first, second = (", ".join(names[index] for index in group) for group in groups)
+        raise UnitSpaceError(
+            f"shape {unit_space.shape}: its references show two views: {first}; and {second}. A left and a right "
+            "camera need the eye in the names of their captures (docs/lines.md); else remove one group's role "
+            "'reference'"
+        )
+    return ""
+
+
+def _two_groups(features: npt.NDArray[np.float32]) -> tuple[list[int], list[int]] | None:
+    """Return the rows of two groups of two or more that differ in one direction, if there are any."""
+    _, strengths, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    if strengths[0] ** 2 < _ONE_DIRECTION * np.square(strengths).sum():
+        return None
+    along = features @ directions[0]
+    order = np.argsort(along)
+    cut = int(np.diff(along[order]).argmax()) + 1
+    if not 2 <= cut <= len(order) - 2:
+        return None
+    return sorted(order[:cut].tolist()), sorted(order[cut:].tolist())
 
 
 def mixed_eyes(lines: Iterable[Line]) -> list[str]:

@@ -129,6 +129,18 @@ class UnitSpace:
         """Return the mean image, prepared for aligning captures to it."""
         return AlignmentTarget(self.mean)
 
+    @cached_property
+    def field_box(self) -> tuple[int, int, int, int]:
+        """Return x0, y0, x1, y1, whole px, of the part of `cell_box` that lies in the mean image."""
+        (x0, y0, x1, y1), (width, height) = self.cell_box, self.size
+        return max(0, round(x0)), max(0, round(y0)), min(width, round(x1)), min(height, round(y1))
+
+    @cached_property
+    def field_target(self) -> AlignmentTarget:
+        """Return the mean image within `field_box`, prepared for aligning pin fields to it."""
+        x0, y0, x1, y1 = self.field_box
+        return AlignmentTarget(np.ascontiguousarray(self.mean[y0:y1, x0:x1]))
+
     def pin_distances(self, measures: np.ndarray) -> np.ndarray:
         """Return the Mahalanobis distance of each pin.
 
