@@ -25,7 +25,7 @@ _SURE = 0.85  # a correlation of the coarse search at which no other rotation is
 _STEPS = 30  # at each size, at most
 _STILL = 0.02  # px of the reduced image: after a smaller step the next one moves no pin by a visible distance
 _INVERSE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-_LARGEST_DEFORMATION = 0.12  # 4 degrees and 3 % together have 0.11
+LARGEST_DEFORMATION = 0.12  # 4 degrees and 3 % together have 0.11
 _ENLARGED = 1.5  # a map that enlarges by more needs a smoother interpolation
 _NOTHING_IN_COMMON = "it shares no structure with the references; check that it shows this connector"
 
@@ -172,7 +172,7 @@ class _Level:
             # Pixels outside of the capture are NaN; they ask for no change.
             change = np.eye(3)
             change[:2] += (self._solve @ np.nan_to_num(seen - self.mean).ravel()).reshape(2, 3)
-            if np.abs(change[:2, :2] - np.eye(2)).max() > _LARGEST_DEFORMATION:
+            if np.abs(change[:2, :2] - np.eye(2)).max() > LARGEST_DEFORMATION:
                 raise AlignmentError(_NOTHING_IN_COMMON)
             square = square @ np.linalg.inv(change)
             if np.abs(corners @ (change - np.eye(3)).T).max() < _STILL:
@@ -232,20 +232,39 @@ def _at_twice_the_size(matrix: np.ndarray) -> FloatImage:
 
 def _checked(inverse: np.ndarray, score: float, shape: tuple[int, int], maximum_shift: float) -> Alignment:
     matrix = cv2.invertAffineTransform(inverse)
-    center = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
-    shift = matrix[:, :2] @ center + matrix[:, 2] - center
     if not score >= MINIMUM_SCORE:
         raise AlignmentError(f"{_NOTHING_IN_COMMON} (correlation {score:.2f}, {MINIMUM_SCORE} at least)")
-    deformation = float(np.abs(matrix[:, :2] - np.eye(2)).max())
-    if deformation > _LARGEST_DEFORMATION:
+    deformation = deformation_of(matrix)
+    if deformation > LARGEST_DEFORMATION:
         raise AlignmentError(
-            f"it would have to be turned or stretched by {deformation:.0%}, {_LARGEST_DEFORMATION:.0%} at most; "
+            f"it would have to be turned or stretched by {deformation:.0%}, {LARGEST_DEFORMATION:.0%} at most; "
             "check that it shows this connector, from the same camera"
         )
-    distance = float(np.hypot(*shift))
+    return Alignment(matrix.astype(np.float32), score, shift_of(matrix, shape, maximum_shift))
+
+
+def deformation_of(matrix: np.ndarray) -> float:
+    """Return how much an affine map, (2, 3) or (3, 3), turns and stretches: 0 if it only shifts."""
+    return float(np.abs(matrix[:2, :2] - np.eye(2)).max())
+
+
+def shift_of(matrix: np.ndarray, shape: tuple[int, ...], maximum_shift: float) -> tuple[float, float]:
+    """Return how far an affine map, (2, 3) or (3, 3), shifts the center of an image, x and y, px.
+
+    Args:
+        matrix: The map.
+        shape: Height and width of the image, px.
+        maximum_shift: The largest shift to allow, px.
+
+    Raises:
+        OffPlaceError: The shift is larger.
+    """
+    center = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
+    x, y = matrix[:2, :2] @ center + matrix[:2, 2] - center
+    distance = float(np.hypot(x, y))
     if distance > maximum_shift:
         raise OffPlaceError(
             f"the connector lies {distance:.0f} px off its place, {maximum_shift:g} px at most (dst.maximum_shift); "
             "put it back into its holder"
         )
-    return Alignment(matrix.astype(np.float32), score, (float(shift[0]), float(shift[1])))
+    return float(x), float(y)

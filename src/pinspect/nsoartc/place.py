@@ -18,7 +18,15 @@ import numpy as np
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.layout import Layout
 from pinspect.core.scaling import is_same_picture, resized, scaling
-from pinspect.nsoartc.alignment import Alignment, OffPlaceError, resampled, square
+from pinspect.nsoartc.alignment import (
+    LARGEST_DEFORMATION,
+    Alignment,
+    OffPlaceError,
+    deformation_of,
+    resampled,
+    shift_of,
+    square,
+)
 from pinspect.nsoartc.grid import MINIMUM_CONFIDENCE, PinGrid, find_grid
 from pinspect.nsoartc.grid_fit import Points
 from pinspect.nsoartc.parts import FloatImage
@@ -56,7 +64,7 @@ def find_places(gray: FloatImage, unit_spaces: Mapping[str, UnitSpace], maximum_
         reasons = dict.fromkeys(unit_spaces, error) | reasons
         turns = {}
     else:
-        places, reasons = _of_each(unit_spaces, lambda space: _align_by_grid(gray, grid, space))
+        places, reasons = _of_each(unit_spaces, lambda space: _align_elsewhere(gray, grid, space, maximum_shift))
         turns = {180: (gray, _reversed(grid))}
     if not places:
         _refuse_turned(turns | _quarter_turns(gray, layout), unit_spaces, least=-1)
@@ -151,6 +159,16 @@ def _align_by_grid(gray: FloatImage, grid: PinGrid, unit_space: UnitSpace) -> Al
     field = np.asarray(resampled(gray, guess[:2], (x1 - x0, y1 - y0)), np.float32)
     # A field that lies more than half a pitch off is its neighbor.
     return unit_space.field_target.align(field, unit_space.pitch / 2).between(guess, np.linalg.inv(to_field))
+
+
+def _align_elsewhere(gray: FloatImage, grid: PinGrid, unit_space: UnitSpace, maximum_shift: float) -> Alignment:
+    """Align a capture whose pins are known roughly; where the same camera took it, its connector must be in place."""
+    place = _align_by_grid(gray, grid, unit_space)
+    if is_same_picture(gray.shape, unit_space.mean.shape):
+        difference = square(place.matrix) @ scaling(unit_space.size, gray.shape[::-1])
+        if deformation_of(difference) <= LARGEST_DEFORMATION:
+            shift_of(difference, unit_space.mean.shape, maximum_shift)
+    return place
 
 
 def _reversed(grid: PinGrid) -> PinGrid:
