@@ -20,6 +20,7 @@ from pinspect.core.layout import Layout
 from pinspect.core.scaling import is_same_picture, resized, scaling
 from pinspect.nsoartc.alignment import (
     LARGEST_DEFORMATION,
+    MINIMUM_SCORE,
     Alignment,
     OffPlaceError,
     deformation_of,
@@ -55,7 +56,7 @@ def find_places(gray: FloatImage, unit_spaces: Mapping[str, UnitSpace], maximum_
     """
     same = {name: space for name, space in unit_spaces.items() if is_same_picture(gray.shape, space.mean.shape)}
     places, reasons = _of_each(same, lambda space: _align_picture(gray, space, maximum_shift))
-    if places or any(isinstance(reason, OffPlaceError) for reason in reasons.values()):
+    if places or _is_off_place(reasons):
         return _require(places, reasons)
     layout = next(iter(unit_spaces.values())).layout
     try:
@@ -66,8 +67,8 @@ def find_places(gray: FloatImage, unit_spaces: Mapping[str, UnitSpace], maximum_
     else:
         places, reasons = _of_each(unit_spaces, lambda space: _align_elsewhere(gray, grid, space, maximum_shift))
         turns = {180: (gray, _reversed(grid))}
-    if not places:
-        _refuse_turned(turns | _quarter_turns(gray, layout), unit_spaces, least=-1)
+    if not places and not _is_off_place(reasons):
+        _refuse_turned(turns | _quarter_turns(gray, layout), unit_spaces, MINIMUM_SCORE + _LEAD)
     return _require(places, reasons)
 
 
@@ -110,6 +111,10 @@ def _of_each(
         except AlignmentError as error:
             reasons[name] = error
     return places, reasons
+
+
+def _is_off_place(reasons: Mapping[str, AlignmentError]) -> bool:
+    return any(isinstance(reason, OffPlaceError) for reason in reasons.values())
 
 
 def _require(places: dict[str, Alignment], reasons: Mapping[str, AlignmentError]) -> dict[str, Alignment]:
