@@ -66,7 +66,8 @@ def find_places(gray: FloatImage, unit_spaces: Mapping[str, UnitSpace], maximum_
         turns = {}
     else:
         places, reasons = _of_each(unit_spaces, lambda space: _align_elsewhere(gray, grid, space, maximum_shift))
-        turns = {180: (gray, _reversed(grid))}
+        is_decidable = not any(map(_looks_the_same_upside_down, unit_spaces.values()))
+        turns = {180: (gray, _reversed(grid))} if is_decidable else {}
     if not places and not _is_off_place(reasons):
         _refuse_turned(turns | _quarter_turns(gray, layout), unit_spaces, MINIMUM_SCORE + _LEAD)
     return _require(places, reasons)
