@@ -21,7 +21,7 @@ from pinspect.core.names import eye_of
 from pinspect.core.operating_point import LOCALIZER_THRESHOLD, read_operating_point
 from pinspect.core.params import Params
 from pinspect.nsoartc.aligned import align_capture
-from pinspect.nsoartc.alignment import align
+from pinspect.nsoartc.alignment import AlignmentTarget
 from pinspect.nsoartc.dst_view import dst_view, localize_pin
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 
@@ -142,16 +142,16 @@ def _alike(pictures: dict[str, np.ndarray], maximum_shift: float) -> list[str]:
     size = max(sizes, key=lambda size: sizes[size], default=())
     grays = {name: to_gray(picture) for name, picture in pictures.items() if picture.shape == size}
     alike: list[str] = []
-    for pivot in list(grays.values())[:3]:
-        alike = max(alike, [name for name, gray in grays.items() if _aligns(gray, pivot, maximum_shift)], key=len)
+    for target in map(AlignmentTarget, list(grays.values())[:3]):
+        alike = max(alike, [name for name, gray in grays.items() if _aligns(gray, target, maximum_shift)], key=len)
         if 2 * len(alike) > len(grays):
             break
     return alike
 
 
-def _aligns(gray: np.ndarray, pivot: np.ndarray, maximum_shift: float) -> bool:
+def _aligns(gray: np.ndarray, target: AlignmentTarget, maximum_shift: float) -> bool:
     try:
-        align(gray, pivot, maximum_shift)
+        target.align(gray, maximum_shift)
     except AlignmentError:
         return False
     return True
