@@ -45,7 +45,9 @@ def check_spread(
         except AlignmentError:
             continue  # an outlier, which has its own message
         evened = place_capture(image, place, unit_space).evened
-        measures[name] = measure_pins(evened, unit_space.templates)[:, :SCORED] / FEATURE_FLOORS
+        measures[name] = np.divide(
+            measure_pins(evened, unit_space.templates)[:, :SCORED], FEATURE_FLOORS, dtype=np.float32
+        )
     features, names = np.stack(list(measures.values())), list(measures)
     spread = _MAD_TO_SIGMA * np.median(np.abs(features - np.median(features, axis=0)).reshape(-1, SCORED), axis=0)
     if float(spread.max()) < _ALIKE:
