@@ -13,8 +13,11 @@ import importlib
 import json
 import shutil
 import string
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import yaml

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import fisher_exact
 
 from pinspect.core.errors import AlignmentError
-from pinspect.core.images import decode_image, to_gray
+from pinspect.core.images import decode_image
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.inspection.line_profile import LineProfile, Sample, make_profile
 from pinspect.nsoartc.aligned import align_capture
@@ -58,29 +58,34 @@ def profile(made) -> LineProfile:
 
 @pytest.fixture(scope="module")
 def inspected(made):
-    """A function that returns the results of many passed captures, each changed by `light`, newest first."""
+    """A function that returns the results of many passed captures, each channel changed by `light`, newest first."""
     unit_space = UnitSpace.load(made / "data/dst/unit_space/camera-CYLN.npz")
     passed = [capture for capture in captures(32) if capture.judgement == PASSED]
-    grays = [to_gray(decode_image(capture.jpeg, capture.name, PARAMS.raw.max_pixels)) for capture in passed]
+    images = [np.asarray(decode_image(each.jpeg, each.name, PARAMS.raw.max_pixels)) for each in passed]
     measured = {}
 
     def results(number: int, light=lambda gray: gray, seed: int = 0) -> pd.DataFrame:
         if light not in measured:
-            measured[light] = [record(light(gray), unit_space) for gray in grays]
-        chosen = np.random.default_rng(seed).integers(0, len(grays), number)
+            measured[light] = [record(in_light(image, light), unit_space) for image in images]
+        chosen = np.random.default_rng(seed).integers(0, len(images), number)
         return pd.DataFrame([measured[light][index] for index in chosen], columns=list(COLUMNS), dtype=object)
 
     return results
 
 
-def record(gray, unit_space) -> dict:
+def record(image, unit_space) -> dict:
     """Return the results row of a picture that a right and confident model answers with passed."""
     empty = dict.fromkeys(COLUMNS) | {"model_version": "1"}
     try:
-        facts = line_facts(align_capture(gray, unit_space, PARAMS.dst.maximum_shift))
+        facts = line_facts(align_capture(image, unit_space, PARAMS.dst.maximum_shift))
     except AlignmentError as error:
         return empty | {"error": str(error)}
     return empty | facts | {"judgement": PASSED, "p_defective": 0.001 * (round(1e6 * facts["brightness"]) % 20)}
+
+
+def in_light(image, light):
+    channels = [light(channel.astype(np.float32) / 255) for channel in np.moveaxis(image, -1, 0)]
+    return (255 * np.stack(channels, axis=-1)).clip(0, 255).round().astype(np.uint8)
 
 
 def half(gray):
