@@ -17,11 +17,19 @@ def curve_of(project, sizes) -> pd.DataFrame:
     return learning_curve(project, load_params(project / "params.yaml"), settings.report, sizes)
 
 
+def write_rows(project, rows) -> None:
+    path = project / "data/chat/train.jsonl"
+    path.unlink()  # may be a link into a cache
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def captures(path) -> set[str]:
     return {row["sha256"] for row in read_chat(path)}
 
 
 def test_a_larger_size_adds_captures_and_what_is_finished_is_not_trained_again(project):
+    rows = read_chat(project / "data/chat/train.jsonl")
+    write_rows(project, [*rows, *(row | {"sha256": f"another {row['sha256']}"} for row in rows)])
     curve = curve_of(project, [1, 99])
     everything = captures(project / "data/chat/train.jsonl")
     small, large = (project / f"build/curve/{size}-2" for size in curve["defective"])
@@ -39,8 +47,6 @@ def test_a_larger_size_adds_captures_and_what_is_finished_is_not_trained_again(p
 
 def test_a_line_without_camera_captures_has_no_curve(project):
     rows = read_chat(project / "data/chat/train.jsonl")
-    (project / "data/chat/train.jsonl").unlink()  # may be a link into a cache
-    virtual = "".join(json.dumps(row | {"source": "virtual"}) + "\n" for row in rows)
-    (project / "data/chat/train.jsonl").write_text(virtual)
+    write_rows(project, [row | {"source": "virtual"} for row in rows])
     with pytest.raises(StageInputError, match="0 defective camera captures to train on"):
         curve_of(project, [5])
