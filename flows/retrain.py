@@ -34,7 +34,6 @@ from pinspect.cli.status import UNCHANGED, stage_states
 from pinspect.core.errors import PinspectError, StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.registry.settings import load_register_settings
-from pinspect.registry.start import fetch_start
 
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: a stage's surroundings failed, not its data
 SECONDS_TO_STOP = 10
@@ -134,8 +133,8 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
     if not stale:
         outcomes = [StageOutcome(stage, "unchanged", 0.0) for stage in states]
         return Completed(name=SKIPPED, message="Nothing has changed since the last run.", data=outcomes)
-    if stale & _UP_TO_TRAINING:  # otherwise a promotion alone would make the adapter stale
-        fetch_start(project, load_register_settings(project), load_params(project / "params.yaml").train.start)
+    if stale & _UP_TO_TRAINING:  # in a run that does not train, another champion would make the adapter stale
+        _fetch_start(project)
     attempt = reproduce.with_options(retries=retries, retry_delay_seconds=retry_delay_seconds)
     outcomes = []
     for stage in states:
@@ -145,6 +144,14 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
         outcomes.append(state.result())
     publish(project, outcomes)
     return Completed(message=f"{sum(outcome.ran for outcome in outcomes)} stages ran.", data=outcomes)
+
+
+def _fetch_start(project: Path) -> None:
+    """Fetch the adapter of the version that train.start names, if it names one."""
+    if (project / "models/start").is_dir() and (reference := load_params(project / "params.yaml").train.start):
+        from pinspect.registry.start import fetch_start  # imports torch
+
+        fetch_start(project, load_register_settings(project), reference)
 
 
 class _WithoutTraceback(logging.Filter):

@@ -98,6 +98,8 @@ def make_checkout(root: Path) -> Checkout:
         shutil.copy(ROOT / name, root / name)
     for name in ("src/pinspect", "stages", "flows"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "models/start").mkdir()
+    (root / "models/start/.gitkeep").touch()
     write_params(root)
     checkout = Checkout(root)
     checkout.set_param("model", checkpoint="models/base")

@@ -152,7 +152,8 @@ def test_a_capture_that_cannot_be_inspected_gives_an_error_record_and_the_others
             assert record["seconds"] > 0
 
 
-def test_the_table_shows_the_same_as_json(tmp_path, images, pinspect):
+def test_the_table_shows_the_same_as_json(tmp_path, images, pinspect, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     shutil.copy(images[-1], tmp_path / "[bold]1.jpg")
     code, out, err = pinspect("inspect", tmp_path)
     assert (code, err) == (1, "")  # an adapter of two steps answers defective to everything

@@ -8,6 +8,7 @@ occurs in the pre-text.
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -156,7 +157,8 @@ def build_pool(directory: Path, plan: PoolPlan, layout: Layout, dst: DstParams, 
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if missing:
         jobs = [(paths[number], number, plan, layout, dst, cell) for number in missing]
-        with ProcessPoolExecutor(workers) as executor:
+        # A fork of a process with threads can wait forever for a lock that one of them held.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
             list(tqdm(executor.map(_build_setup, jobs), total=len(jobs), desc="pre-text", unit="set-up"))
     return paths
 
