@@ -34,7 +34,6 @@ from pinspect.core.images import read_image
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params, load_params
 from pinspect.nsoartc.aligned import align_capture, place_capture
-from pinspect.nsoartc.alignment import align
 from pinspect.nsoartc.dst import Reading, build_dst
 from pinspect.nsoartc.dst_view import dst_view, encode_dst
 from pinspect.nsoartc.pin_scores import measure_pins
@@ -136,7 +135,7 @@ def _milliseconds(tree: Path, folder: Path) -> float:
 
 # Runs in the tree of either revision.
 WORKER = """
-import hashlib, json, sys, time
+import dataclasses, hashlib, json, sys, time
 from pathlib import Path
 import cv2
 from pinspect.core.manifests import read_manifest
@@ -149,7 +148,8 @@ params = load_params("params.yaml")
 reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
 build_dst(raw, out / "dst", reading, workers=1)
 path = out / "dst/unit_space/camera-CYLN.npz"
-space = BuiltUnitSpace(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), ())
+remarks = [()] * (len(dataclasses.fields(BuiltUnitSpace)) - 2)
+space = BuiltUnitSpace(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), *remarks)
 comparisons = [(file, Comparison(str(raw / file), "", space)) for file in json.loads(names.read_text())]
 draw_dst_view(reading, comparisons[0], out)
 start = time.process_time()
@@ -173,7 +173,7 @@ def steps(captures: pd.DataFrame, raw: Path, params: Params, folder: Path) -> di
 
         image = np.asarray(read_image(raw / file, params.raw.max_pixels))
         done(image)
-        place = align(gray_of(image), space.mean, params.dst.maximum_shift)
+        place = space.alignment_target.align(gray_of(image), params.dst.maximum_shift)
         done(place)
         capture = place_capture(image, place, space)
         done(capture)

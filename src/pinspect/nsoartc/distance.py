@@ -26,7 +26,7 @@ from pinspect.core.nsoartc_settings import FRAME_PAIRS, NsoartcSettings
 from pinspect.nsoartc.parts import FloatImage, matrix_of
 from pinspect.nsoartc.pixels import LUMINANCE, as_captures, as_reference
 
-_BAND_ROWS = 96  # rows of an image at a time, at least: the working set stays in the processor's cache
+_BAND_ROWS = 64  # rows of an image at a time, at least: the working set stays in the processor's cache
 
 DEFAULT_SETTINGS = NsoartcSettings()
 
