@@ -11,7 +11,7 @@ import pandas as pd
 
 from pinspect.core.images import read_image, to_gray
 from pinspect.core.params import Params
-from pinspect.nsoartc.alignment import Alignment, align, warp
+from pinspect.nsoartc.alignment import Alignment, warp
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 
 BOX = ["field_x0", "field_y0", "field_x1", "field_y1"]
@@ -58,7 +58,7 @@ def read_line(folder: Path, params: Params) -> Iterator[Group]:
         boxes = references[BOX].astype(float).to_numpy().tolist() if has_boxes else None
         chosen, names = [images[index] for index in references.index], list(references["file"])
         space = build_unit_space(chosen, names, boxes, str(shape), params.layout.layout(), params.dst)
-        places = [align(to_gray(image), space.mean, params.dst.maximum_shift) for image in images]
+        places = [space.alignment_target.align(to_gray(image), params.dst.maximum_shift) for image in images]
         aligned = [warp(image, place, space.size) for image, place in zip(images, places, strict=True)]
         yield Group(f"{shape} {eye}".strip(), str(shape), table, images, space, places, aligned)
 

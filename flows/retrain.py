@@ -33,6 +33,7 @@ from flows.states import SKIPPED, end_state
 from pinspect.cli.status import UNCHANGED, stage_states
 from pinspect.core.errors import PinspectError, StageInputError, run
 from pinspect.core.params import load_params
+from pinspect.core.start import START
 from pinspect.registry.settings import load_register_settings
 
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: a stage's surroundings failed, not its data
@@ -148,8 +149,8 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
 
 def _fetch_start(project: Path) -> None:
     """Fetch the adapter of the version that train.start names, if it names one."""
-    if (project / "models/start").is_dir() and (reference := load_params(project / "params.yaml").train.start):
-        from pinspect.registry.start import fetch_start  # imports torch
+    if (project / START).is_dir() and (reference := load_params(project / "params.yaml").train.start):
+        from pinspect.registry.start import fetch_start  # imports MLflow
 
         fetch_start(project, load_register_settings(project), reference)
 

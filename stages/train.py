@@ -16,6 +16,7 @@ from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
 from pinspect.core.runs import write_run_facts
 from pinspect.core.stage import run_stage
+from pinspect.core.start import start_folder
 from pinspect.model.backends import open_backend
 from pinspect.model.families import checkpoint_of
 
@@ -31,7 +32,6 @@ def main(root: Path = Path()) -> None:
     from pinspect.model.learner import training_processes
     from pinspect.model.loading import load_processor
     from pinspect.model.rows import require_placeholders
-    from pinspect.model.start import start_folder
 
     torch.set_num_threads(params.model.threads)
     data, out, work = root / "data", root / "models/adapter", root / "build/train"

@@ -22,13 +22,13 @@ from pinspect.core.errors import ModelError, ParamsError
 from pinspect.core.params import Params, load_params
 from pinspect.core.rows import read_chat
 from pinspect.core.runs import read_run_facts
+from pinspect.core.start import start_folder
 from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
 from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import checkpoint_of
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
-from pinspect.model.start import start_folder
 from tests.support import chat_line
 from tests.support.sample import ROOT, stage_environment
 

@@ -20,9 +20,10 @@ from pinspect.core.answers import FIELDS
 from pinspect.core.errors import ModelError, RegistryError, StageInputError
 from pinspect.core.params import load_params
 from pinspect.core.runs import read_run_facts
+from pinspect.core.start import start_folder
 from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
-from pinspect.model.start import start_digest, start_folder
+from pinspect.model.start import start_digest
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
 from pinspect.registry.loading import load_inspector

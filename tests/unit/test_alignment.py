@@ -6,7 +6,7 @@ import pytest
 
 from pinspect.core.errors import AlignmentError
 from pinspect.core.images import to_gray
-from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.alignment import AlignmentTarget, warp
 from pinspect.virtual_line import LineSetup, render, tolerated_pins
 from tests.support.sample import params
 
@@ -52,7 +52,7 @@ def largest_error(matrix: np.ndarray, expected: np.ndarray) -> float:
 def test_a_moved_camera_is_found_to_a_third_of_a_pixel(motion):
     gray = photograph()
     away, back = moved(gray, **motion)
-    alignment = align(away, gray, 40)
+    alignment = AlignmentTarget(gray).align(away, 40)
     assert largest_error(alignment.matrix, back) < 0.3
     assert alignment.score > 0.99
 
@@ -64,10 +64,10 @@ def test_a_connector_that_is_shifted_turned_and_nearer_is_found(degrees, scale):
     pitch = STILL.pitch_px
     for number, shift in enumerate(((0.3 * pitch, -0.3 * pitch), (-0.3 * pitch, 0.2 * pitch))):
         gray = photograph("X:2, Y:C", seed=3 + number)
-        plain = align(gray, mean, 40)
+        plain = AlignmentTarget(mean).align(gray, 40)
         away, back = moved(gray, degrees, scale, shift)
         expected = np.vstack([plain.matrix, [0, 0, 1]]) @ np.vstack([back, [0, 0, 1]])
-        assert largest_error(align(away, mean, 60).matrix, expected[:2]) < 1
+        assert largest_error(AlignmentTarget(mean).align(away, 60).matrix, expected[:2]) < 1
 
 
 @pytest.mark.parametrize("light", ["dimmer", "brighter", "from the left", "offset"])
@@ -80,27 +80,29 @@ def test_another_light_does_not_move_the_alignment(light):
         "from the left": away * np.linspace(1.2, 0.6, away.shape[1], dtype=np.float32),
         "offset": away * 0.8 + 0.1,
     }[light]
-    assert largest_error(align(lit.astype(np.float32), gray, 40).matrix, back) < 0.6
+    assert largest_error(AlignmentTarget(gray).align(lit.astype(np.float32), 40).matrix, back) < 0.6
 
 
 def test_one_missing_pin_does_not_move_the_alignment():
     mean = photograph()
     for address in ("X:5, Y:C", "X:1, Y:U", "X:9, Y:D"):
         away, back = moved(photograph(address), shift=(5.2, 3.1))
-        assert largest_error(align(away, mean, 40).matrix, back) < 0.4
+        assert largest_error(AlignmentTarget(mean).align(away, 40).matrix, back) < 0.4
 
 
 def test_alignment_is_not_off_by_a_whole_pin():
     mean = np.mean([photograph(seed=seed) for seed in range(20, 26)], axis=0)
     for seed in range(2, 12):
         away, back = moved(photograph(seed=seed), shift=(28.0, -24.0))
-        assert largest_error(align(away, mean, 40).matrix, back) < 3  # these captures have other pins and other light
+        assert (
+            largest_error(AlignmentTarget(mean).align(away, 40).matrix, back) < 3
+        )  # these captures have other pins and other light
 
 
 def test_the_aligned_capture_lies_over_the_mean():
     gray = photograph()
     away, _ = moved(gray, degrees=0.5, shift=(12.5, -7.5))
-    laid = warp(away, align(away, gray, 40), (640, 260))
+    laid = warp(away, AlignmentTarget(gray).align(away, 40), (640, 260))
     inner = np.s_[25:-25, 25:-25]
     assert np.abs(away[inner] - gray[inner]).mean() > 0.05
     assert np.abs(laid[inner] - gray[inner]).mean() < 0.004
@@ -109,7 +111,7 @@ def test_the_aligned_capture_lies_over_the_mean():
 def test_the_shift_is_reported():
     gray = photograph()
     away, _ = moved(gray, shift=(8.0, -5.0))
-    np.testing.assert_allclose(align(away, gray, 40).shift, (-8, 5), atol=0.1)
+    np.testing.assert_allclose(AlignmentTarget(gray).align(away, 40).shift, (-8, 5), atol=0.1)
 
 
 def test_a_picture_of_something_else_is_refused():
@@ -122,16 +124,16 @@ def test_a_picture_of_something_else_is_refused():
         np.ascontiguousarray(np.rot90(mean[:, :260], 1).repeat(3, 1)[:, :640]),
     ):
         with pytest.raises(AlignmentError, match="shares no structure"):
-            align(other, mean, 40)
+            AlignmentTarget(mean).align(other, 40)
 
 
 def test_a_flat_image_is_refused():
     with pytest.raises(AlignmentError, match="flat"):
-        align(np.full((260, 640), 0.5, np.float32), photograph(), 40)
+        AlignmentTarget(photograph()).align(np.full((260, 640), 0.5, np.float32), 40)
 
 
 def test_a_connector_too_far_off_its_place_is_refused():
     gray = photograph()
     away, _ = moved(gray, shift=(19.0, 0.0))
     with pytest.raises(AlignmentError, match=r"lies 19 px off its place, 12 px at most \(dst.maximum_shift\)"):
-        align(away, gray, 12)
+        AlignmentTarget(gray).align(away, 12)

@@ -10,7 +10,7 @@ import pytest
 from test_unit_space import DRAWINGS, LAYOUT, SETUPS, built, capture, unit_space
 
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture
-from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.alignment import AlignmentTarget, warp
 from pinspect.nsoartc.distance import dst_picture, nsoartc
 from pinspect.nsoartc.dst_view import double_eye, dst_view, localize_pin
 from pinspect.nsoartc.light import without_light
@@ -67,7 +67,7 @@ def test_the_brightness_of_a_pin_does_not_depend_on_other_pins():
     defective = passed.copy()
     x, y = space.pin_centers[26].round().astype(int)
     defective[y - 20 : y + 20, x - 20 : x + 20] = 0.05
-    still = align(space.mean, space.mean, 40)
+    still = AlignmentTarget(space.mean).align(space.mean, 40)
     pictures = [dst_view(AlignedCapture(space, still, gray, gray)) for gray in (passed, defective)]
     np.testing.assert_allclose(pictures[0][:, :200], pictures[1][:, :200], atol=2)
 

@@ -10,7 +10,7 @@ from test_unit_space import built, capture
 from pinspect.core.images import to_gray
 from pinspect.inspection.line_facts import LINE_FACTS, line_facts
 from pinspect.nsoartc.aligned import align_capture, place_capture
-from pinspect.nsoartc.alignment import align
+from pinspect.nsoartc.alignment import AlignmentTarget
 from pinspect.nsoartc.unit_space import UnitSpace
 
 
@@ -38,7 +38,7 @@ def test_passed_captures_of_a_line_have_similar_facts(unit_space):
 def test_brightness_is_the_mean_of_the_pin_field_alone(unit_space):
     mean = unit_space.mean
     x0, y0, x1, y1 = map(round, unit_space.cell_box)
-    still = dataclasses.replace(align(mean, mean, 40), matrix=np.eye(2, 3, dtype=np.float32))
+    still = dataclasses.replace(AlignmentTarget(mean).align(mean, 40), matrix=np.eye(2, 3, dtype=np.float32))
     expected = float(mean[y0:y1, x0:x1].mean())
     assert line_facts(place_capture(mean, still, unit_space))["brightness"] == pytest.approx(expected)
     around = np.ones_like(mean)

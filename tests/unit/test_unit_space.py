@@ -10,7 +10,7 @@ from pinspect.core.errors import UnitSpaceError
 from pinspect.core.images import to_gray
 from pinspect.core.layout import Layout
 from pinspect.nsoartc.aligned import align_capture
-from pinspect.nsoartc.alignment import align, warp
+from pinspect.nsoartc.alignment import warp
 from pinspect.nsoartc.light import light_field, without_trend
 from pinspect.nsoartc.pin_scores import FEATURES, measure_pins, mode_features
 from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space, even_light
@@ -142,7 +142,7 @@ def test_a_capture_fits_its_own_shape_best(mode):
         for seed in range(500, 505):
             gray = to_gray(capture(shape, seed, mode, "X:4, Y:C").image)
             misfits = {
-                name: unit_space(name).misfit(warp(gray, align(gray, unit_space(name).mean, 40), (640, 260)))
+                name: unit_space(name).misfit(warp(gray, unit_space(name).alignment_target.align(gray, 40), (640, 260)))
                 for name in SETUPS
             }
             assert min(misfits, key=misfits.get) == shape

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,17 +25,52 @@ from pinspect.core.prompts import ONE_SHOT, PromptKind
 from pinspect.core.question import CAMERA, Question
 from pinspect.core.rows import Row, read_chat
 from pinspect.evaluation import metrics
+from pinspect.evaluation.score_names import SCORE_NAMES
 from pinspect.evaluation.settings import ReportSettings
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
 
-SIZES = (5, 10, 20, 40, 80)
 FOLDER = Path("reports/curve")
 _WORK = Path("build/curve")
-_SCORES = {"exact_match": "exact match", "balanced_accuracy": "balanced accuracy", "escape_rate": "escape rate"}
+_SCORES = ("exact_match", "balanced_accuracy", "escape_rate")
 _PALETTE = "<style>svg{--ink:#222;--soft:#666;--rule:#ddd;--blue:#1f6fb2;--red:#b3261e}</style>"
+
+
+@dataclass(frozen=True)
+class _Captures:
+    """The captures of a line, as its chat dataset has them.
+
+    Attributes:
+        training: All training rows.
+        defective: Hashes of the camera's defective training captures, in order.
+        passed: Hashes of the camera's passed training captures, in order.
+        test: The rows that put production's question about the camera's test captures.
+    """
+
+    training: list[Row]
+    defective: list[str]
+    passed: list[str]
+    test: list[Row]
+
+    def training_rows(self, defective: int) -> tuple[list[Row], int]:
+        """Return the rows of so many defective captures, of passed ones in proportion, and of the virtual line.
+
+        Rows whose worked example shows another labeled defect (one-shot, stacked) are left out.
+
+        Returns:
+            The rows, and the number of passed captures.
+        """
+        passed = round(defective * len(self.passed) / len(self.defective))
+        kept = {*self.defective[:defective], *self.passed[:passed]}
+        rows = [
+            row
+            for row in self.training
+            if row["source"] != CAMERA
+            or (row["sha256"] in kept and (row["kind"], row["shot"]) != (PromptKind.STACKED, ONE_SHOT))
+        ]
+        return rows, passed
 
 
 def learning_curve(root: Path, params: Params, report: ReportSettings, sizes: Sequence[int]) -> pd.DataFrame:
@@ -56,19 +93,14 @@ def learning_curve(root: Path, params: Params, report: ReportSettings, sizes: Se
     Raises:
         StageInputError: There is no chat dataset, or it lacks camera captures to train or to test on.
     """
-    training, test = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("train", "test"))
-    groups = _captures(training, params)
-    question = Question.of(params.evaluate)
-    asked = [row for row in question.rows(test) if row["source"] == CAMERA]
-    if not groups[True] or not asked:
+    captures = _read_captures(root, params)
+    available = len(captures.defective)
+    if not available or not captures.test:
         raise StageInputError(
-            f"{root / 'data/chat'}: {len(groups[True])} defective camera captures to train on and {len(asked)} camera "
+            f"{root / 'data/chat'}: {available} defective camera captures to train on and {len(captures.test)} camera "
             "captures to test on; add captures (pinspect add DIR), then dvc repro"
         )
-    points = [
-        _point(root, params, report, training, asked, groups, size)
-        for size in sorted({min(size, len(groups[True])) for size in sizes})
-    ]
+    points = [_point(root, params, report, captures, size) for size in sorted({min(size, available) for size in sizes})]
     curve = pd.DataFrame(points)
     write_file(root / FOLDER / "curve.csv", curve.to_csv(index=False, lineterminator="\n"))
     write_file(root / FOLDER / "curve.svg", draw(curve))
@@ -82,7 +114,7 @@ def draw(curve: pd.DataFrame) -> str:
     y = Axis(0, 1, [(n / 5, f"{n / 5:.1f}") for n in range(6)], "on test captures")
     chart = Chart(x, y, f"Scores for {sizes[0]:g} to {sizes[-1]:g} defective training captures", width=520)
     for name, color in (("exact_match", BLUE), ("escape_rate", RED)):
-        chart.line(sizes, list(curve[name]), color, label=f"{_SCORES[name]}, 95 % interval")
+        chart.line(sizes, list(curve[name]), color, label=f"{SCORE_NAMES[name]}, with interval")
         chart.dots(sizes, list(curve[name]), color)
         for size, low, high in zip(sizes, curve[f"{name}_low"], curve[f"{name}_high"], strict=True):
             chart.line([size, size], [low, high], color, width=3, opacity=0.35)
@@ -93,28 +125,34 @@ def draw(curve: pd.DataFrame) -> str:
 def print_curve(curve: pd.DataFrame, root: Path) -> None:
     """Print a learning curve as a table, and where it is drawn."""
     table = Table()
-    for column in ("defective", "passed", "steps", *_SCORES.values()):
+    for column in ("defective", "passed", "steps", *(SCORE_NAMES[name] for name in _SCORES)):
         table.add_column(column, justify="right")
     for row in curve.to_dict("records"):
-        scores = [f"{row[s]:.3f} ({row[f'{s}_low']:.2f} to {row[f'{s}_high']:.2f})" for s in _SCORES]
+        scores = [f"{row[name]:.3f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})" for name in _SCORES]
         table.add_row(*(f"{row[column]:.0f}" for column in ("defective", "passed", "steps")), *scores)
     console = Console()
     console.print(table)
     console.print(f"{curve['test_captures'].iloc[0]} test captures; drawn in {root / FOLDER / 'curve.svg'}")
 
 
-def _point(
-    root: Path,
-    params: Params,
-    report: ReportSettings,
-    training: Sequence[Row],
-    asked: Sequence[Row],
-    groups: dict[bool, list[str]],
-    size: int,
-) -> dict[str, Any]:
-    passed = round(size * len(groups[False]) / len(groups[True]))
-    kept = {*groups[True][:size], *groups[False][:passed]}
-    rows = [row for row in training if row["source"] != CAMERA or (row["sha256"] in kept and not _shows_another(row))]
+def _read_captures(root: Path, params: Params) -> _Captures:
+    training, test = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("train", "test"))
+    contract, judgements = params.contract(), dict[str, str]()
+    for row in training:
+        if row["source"] == CAMERA:
+            judgements[row["sha256"]] = contract.parse(row["answer"], AnswerKind(row["answer_kind"])).judgement
+    hashes = sorted(judgements)
+    return _Captures(
+        training,
+        [sha256 for sha256 in hashes if judgements[sha256] == DEFECTIVE],
+        [sha256 for sha256 in hashes if judgements[sha256] != DEFECTIVE],
+        [row for row in Question.of(params.evaluate).rows(test) if row["source"] == CAMERA],
+    )
+
+
+def _point(root: Path, params: Params, report: ReportSettings, captures: _Captures, size: int) -> dict[str, float]:
+    """Return one row of the curve; a finished one is read from its folder in build/curve."""
+    rows, passed = captures.training_rows(size)
     work = root / _WORK / f"{size}-{params.train.maximum_steps}"
     chat = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     result = work / "scores.json"
@@ -122,49 +160,35 @@ def _point(
         result.unlink(missing_ok=True)
         write_file(work / "chat/train.jsonl", chat)
         write_file(work / "chat/validation.jsonl", (root / "data/chat/validation.jsonl").read_text(encoding="utf-8"))
-        write_file(result, json.dumps(_train_and_score(root, params, report, len(rows), asked, work), indent=2) + "\n")
-    scores = json.loads(result.read_text(encoding="utf-8")).items()
+        scores = _train_and_score(root, params, report, len(rows), captures.test, work)
+        write_file(result, json.dumps(scores, indent=2) + "\n")
     facts = {"defective": size, "passed": passed, "steps": params.train.maximum_steps}
+    scores = json.loads(result.read_text(encoding="utf-8")).items()
     return facts | {name: math.nan if value is None else value for name, value in scores}  # NaN: not measurable
 
 
 def _train_and_score(
-    root: Path, params: Params, report: ReportSettings, rows: int, asked: Sequence[Row], work: Path
+    root: Path, params: Params, report: ReportSettings, rows: int, test: Sequence[Row], work: Path
 ) -> dict[str, Any]:
     steps, batch = params.train.maximum_steps, params.train.batch_size
     # As many steps for few captures as for many: they are shown more often.
     train = params.train.model_copy(update={"epochs": max(params.train.epochs, (steps + 1) * batch / rows)})
     params, base = params.model_copy(update={"train": train}), checkpoint_of(params.model, root)
     images, contract = root / "data/composited", params.contract()
+    torch.set_num_threads(params.model.threads)
     train_adapter(params, base, work / "chat", images, work / "adapter", work / "train")
-    question = Question.of(params.evaluate)
-    answers = answer_rows(
-        load_inspector(base, work / "adapter"), asked, images, contract, batch_size=params.evaluate.batch_size
-    )
+    inspector = load_inspector(base, work / "adapter")
+    answers = answer_rows(inspector, test, images, contract, batch_size=params.evaluate.batch_size)
+    decoding = Question.of(params.evaluate).decoding
     table = predictions.table([
-        predictions.from_generated(row, answer, contract, MODEL, question.decoding)
-        for row, answer in zip(asked, answers, strict=True)
+        predictions.from_generated(row, answer, contract, MODEL, decoding)
+        for row, answer in zip(test, answers, strict=True)
     ])  # fmt: skip
     scores = metrics.score(
         table, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
     )
-    values = {"test_captures": len(asked)}
+    values: dict[str, Any] = {"test_captures": len(test)}
     for name in _SCORES:
         estimate = scores[name]
         values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return values
-
-
-def _captures(training: Sequence[Row], params: Params) -> dict[bool, list[str]]:
-    """Return the hashes of the camera's training captures, in order: True -> defective ones, False -> passed ones."""
-    contract, groups = params.contract(), {True: set[str](), False: set[str]()}
-    for row in training:
-        if row["source"] == CAMERA:
-            answer = contract.parse(row["answer"], AnswerKind(row["answer_kind"]))
-            groups[answer.judgement == DEFECTIVE].add(row["sha256"])
-    return {defective: sorted(hashes) for defective, hashes in groups.items()}
-
-
-def _shows_another(row: Row) -> bool:
-    """Return whether a row shows another labeled defect: the worked example of a stacked prompt."""
-    return row["kind"] == PromptKind.STACKED and row["shot"] == ONE_SHOT

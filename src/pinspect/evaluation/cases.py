@@ -199,8 +199,8 @@ class _CaseBuilder:
             shot=SHOT_NAMES[row["shot"]],
             lines=compared_lines(row["expected"], row["answer"]),
             problem=row["problem"],
-            p_defective=_measured(row["p_defective"]),
-            entropy=_measured(row["address_entropy"]),
+            p_defective=measured(row["p_defective"]),
+            entropy=measured(row["address_entropy"]),
             addresses=tuple(float(share) for share in str(row["address_probabilities"]).split()),
             evidence=self._maps.get(row["id"]),
         )
@@ -285,7 +285,8 @@ def _shot_order(shots: pd.Series) -> pd.Series:
     return shots.map(SHOTS.index)
 
 
-def _measured(value: float) -> float | None:
+def measured(value: float) -> float | None:
+    """Return a number of a predictions table; None if it was not measured."""
     return None if pd.isna(value) else float(value)
 
 

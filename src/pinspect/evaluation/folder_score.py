@@ -13,7 +13,7 @@ from pinspect.core.answers import DEFECTIVE, VERDICT, AnswerContract
 from pinspect.core.predictions import address_probabilities
 from pinspect.core.statistics import wilson
 from pinspect.evaluation import metrics
-from pinspect.evaluation.cases import SEVERITY, Lines, compared_lines, worst_outcome
+from pinspect.evaluation.cases import SEVERITY, Lines, compared_lines, measured, worst_outcome
 from pinspect.evaluation.metrics import Estimate
 from pinspect.evaluation.settings import ReportSettings
 
@@ -167,8 +167,8 @@ class FolderScore:
 
     def _miss(self, answer: pd.DataFrame, shares: np.ndarray) -> Miss:
         row = answer.iloc[0]
-        measured = not np.isnan(shares).any()
-        most = np.argsort(-shares, kind="stable")[:_SUSPICIOUS] if measured else []
+        has_shares = not np.isnan(shares).any()
+        most = np.argsort(-shares, kind="stable")[:_SUSPICIOUS] if has_shares else []
         addresses = self.contract.layout.addresses
         return Miss(
             file=row["file"],
@@ -178,9 +178,9 @@ class FolderScore:
             answered=_verdict(row, "found"),
             expected_lines=tuple(row["expected"].split("\n")),
             lines=compared_lines(row["expected"], row["answer"]),
-            p_defective=_measured(row["p_defective"]),
-            threshold=_measured(row["threshold"]),
-            addresses=tuple(shares.tolist()) if measured else (),
+            p_defective=measured(row["p_defective"]),
+            threshold=measured(row["threshold"]),
+            addresses=tuple(shares.tolist()) if has_shares else (),
             suspicious_pins={
                 str(addresses[pin]): round(float(shares[pin]), 4) for pin in most if shares[pin] >= _LEAST_SHARE
             },
@@ -189,7 +189,3 @@ class FolderScore:
 
 def _verdict(row: pd.Series, side: str) -> dict[str, str]:
     return {name: row[f"{side}_{name}"] for name in VERDICT}
-
-
-def _measured(value: float) -> float | None:
-    return None if pd.isna(value) else float(value)

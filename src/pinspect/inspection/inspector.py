@@ -37,7 +37,7 @@ from pinspect.inspection.records import (
 )
 from pinspect.model.families import composite_cell
 from pinspect.nsoartc.aligned import align_to_best
-from pinspect.nsoartc.pin_evidence import pin_evidence
+from pinspect.nsoartc.pin_evidence import EVIDENT, pin_evidence
 from pinspect.nsoartc.unit_space import UnitSpace
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class CaptureInspector(PhotographInspector):
             scores["address_probabilities"] = list(answer.address_probabilities)
         record = empty_record(prepared.name) | {"answer": answer.text} | scores | dict(prepared.facts)
         evidence = np.array(prepared.pin_evidence)
-        localized = str(self._layout.addresses[int(evidence.argmax())]) if evidence.max() >= 0.5 else PASSED
+        localized = str(self._layout.addresses[int(evidence.argmax())]) if evidence.max() >= EVIDENT else PASSED
         record["localizer_position"] = localized
         record["pin_map"] = pin_map(prepared.pin_evidence, answer.p_defective, answer.address_probabilities)
         try:

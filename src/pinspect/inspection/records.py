@@ -136,13 +136,15 @@ class Inspection:
 
     def to_dict(self) -> Record:
         """Return the record of this inspection, ready for `json.dumps`."""
-        record = asdict(self)
-        for name in PIN_VALUES:
-            if record[name] is not None:
-                record[name] = list(record[name])
+        record = with_lists(asdict(self))
         if self.pin_box is not None:
             record["pin_box"] = [list(corner) for corner in self.pin_box]
         return record
+
+
+def with_lists(record: Record) -> Record:
+    """Return a record whose values per pin are lists, as JSON has them."""
+    return record | {name: list(record[name]) for name in PIN_VALUES if record[name] is not None}
 
 
 def empty_record(file: str) -> Record:

@@ -131,7 +131,7 @@ def train_adapter(
         out: Folder of the adapter. Its content depends on data, base, parameters and machine, not on the time.
         work: Folder of the checkpoints.
         backend: The library that computes the training; None for the one that `model.backend` names.
-        start: Folder of an adapter to start from (`pinspect.model.start`); None to start from the base.
+        start: Folder of an adapter to start from (`pinspect.core.start`); None to start from the base.
 
     Raises:
         ModelError: The loss is not finite, or base or backend cannot be used.

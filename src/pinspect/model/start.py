@@ -1,13 +1,12 @@
-"""The adapter that a training starts from, in place of untrained LoRA pairs: `train.start` in params.yaml.
+"""Copies the weights of another adapter into a model whose training begins.
 
-models/start holds the adapter of a registered version, as `pinspect start` has copied it, with start.json: the
-reference by which it was chosen. An adapter of another line is a start, too: its LoRA pairs are taken layer by layer,
-its embeddings word by word.
+An adapter of another line is a start, too: its LoRA pairs are taken layer by layer, its embeddings word by word.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +17,32 @@ from safetensors.torch import load_file
 
 from pinspect.core.digests import file_sha256
 from pinspect.core.errors import ModelError
+from pinspect.core.start import CONFIG, TRAINING, WEIGHTS
 from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import Checkpoint
 
-START = Path("models/start")
-ORIGIN = "start.json"
-_WEIGHTS, _CONFIG, _TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
-FILES = (_WEIGHTS, _CONFIG, _TRAINING)
 _WORDS = "trainable_tokens_delta"
-
-
-def start_folder(root: Path, reference: str) -> Path | None:
-    """Return the folder of the adapter that training starts from; None to start from the base.
-
-    Args:
-        root: The project's folder.
-        reference: `train.start`: the alias or number of a registered version, or empty.
-
-    Raises:
-        ModelError: models/start holds no adapter that was chosen by this reference.
-    """
-    if not reference:
-        return None
-    try:
-        origin = json.loads((root / START / ORIGIN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        origin = {}
-    if origin.get("reference") != reference:
-        raise ModelError(
-            f"{root / START}: found {origin.get('reference') or 'no adapter'}, train.start in params.yaml is "
-            f"{reference}; run pinspect start"
-        )
-    return root / START
 
 
 def start_digest(start: Path | None) -> str:
     """Return the SHA-256 of the weights in a start folder, "" without one."""
-    return file_sha256(start / _WEIGHTS) if start else ""
+    return file_sha256(start / WEIGHTS) if start else ""
 
 
-def take_weights(model: Any, base: Checkpoint, start: Path) -> int:
-    """Copy the weights of an adapter into an adapted model.
+def take_weights(model: Any, base: Checkpoint, start: Path) -> None:
+    """Copy the weights of an adapter into an adapted model; words that it does not know keep the base's embeddings.
 
     Args:
         model: A PeftModel with untrained LoRA pairs.
         base: Its base.
         start: The folder of the adapter.
 
-    Returns:
-        The number of copied tensors. Words that the adapter does not know keep the embeddings of the base.
-
     Raises:
         ModelError: The adapter cannot be read, was trained on another base, or has LoRA pairs of another size.
     """
     try:
-        weights = load_file(start / _WEIGHTS)
-        config, training = (json.loads((start / name).read_text(encoding="utf-8")) for name in (_CONFIG, _TRAINING))
+        weights = load_file(start / WEIGHTS)
+        config, training = (json.loads((start / name).read_text(encoding="utf-8")) for name in (CONFIG, TRAINING))
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{start}: the adapter cannot be read ({error}); run pinspect start") from None
     if training.get("base_sha256") != base_digest(base):
@@ -96,16 +65,15 @@ def take_weights(model: Any, base: Checkpoint, start: Path) -> int:
     if not copied:
         raise ModelError(f"{start}: the adapter has no layer in common with this model; set train.start to ''")
     set_peft_model_state_dict(model, state | copied)
-    return len(copied)
 
 
 def _with_known_words(
-    own: torch.Tensor, own_words: list[int], others: torch.Tensor, other_words: list[int]
+    embeddings: torch.Tensor, words: Sequence[int], start_embeddings: torch.Tensor, start_words: Sequence[int]
 ) -> torch.Tensor:
-    """Return embeddings (words, hidden) with those of another adapter for the words that both have."""
-    places = {word: place for place, word in enumerate(other_words)}
-    mixed = own.detach().clone()
-    for place, word in enumerate(own_words):
-        if word in places:
-            mixed[place] = others[places[word]]
+    """Return embeddings (words, hidden) with those of the start for the words (token ids) that both have."""
+    rows = {word: row for row, word in enumerate(start_words)}
+    mixed = embeddings.detach().clone()
+    for row, word in enumerate(words):
+        if word in rows:
+            mixed[row] = start_embeddings[rows[word]]
     return mixed

@@ -93,11 +93,6 @@ class AlignmentTarget:
         return _checked(_at_twice_the_size(place), self._half.correlation(half, place), gray.shape, maximum_shift)
 
 
-def align(gray: FloatImage, mean: FloatImage, maximum_shift: float) -> Alignment:
-    """Align one capture to a mean image, as `AlignmentTarget.align` does."""
-    return AlignmentTarget(mean).align(gray, maximum_shift)
-
-
 def warp(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.ndarray:
     """Map a capture's image to the unit space; outside the capture the image's border repeats.
 
@@ -166,18 +161,18 @@ class _Level:
         gray = _like(gray, self.mean)
         width, height = self._size
         corners = np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)])
-        square = np.vstack([place, [0, 0, 1]]).astype(np.float64)
+        matrix = square(place)
         for _ in range(_STEPS):
-            seen = cv2.warpAffine(gray, square[:2], self._size, flags=_INVERSE, borderValue=np.nan)
+            seen = cv2.warpAffine(gray, matrix[:2], self._size, flags=_INVERSE, borderValue=np.nan)
             # Pixels outside of the capture are NaN; they ask for no change.
             change = np.eye(3)
             change[:2] += (self._solve @ np.nan_to_num(seen - self.mean).ravel()).reshape(2, 3)
             if np.abs(change[:2, :2] - np.eye(2)).max() > LARGEST_DEFORMATION:
                 raise AlignmentError(_NOTHING_IN_COMMON)
-            square = square @ np.linalg.inv(change)
+            matrix = matrix @ np.linalg.inv(change)
             if np.abs(corners @ (change - np.eye(3)).T).max() < _STILL:
                 break
-        return square[:2].astype(np.float32)
+        return matrix[:2].astype(np.float32)
 
     def correlation(self, gray: FloatImage, place: FloatImage) -> float:
         """Return the correlation, -1..1, of the mean image with a capture that is mapped by `place`."""

@@ -80,8 +80,12 @@ def place_references(
             ratio or shows something else, no grid can be laid over the references, or the corners belong to none.
     """
     _check(references, names, shape, params)
-    sizes = [gray.shape[::-1] for gray in references]
-    size = _frame_size(references, names, field_boxes, corners, shape, layout)
+    sizes = [(gray.shape[1], gray.shape[0]) for gray in references]
+    common = _common_size(sizes, names, shape)
+    marked = corners if corners is not None and corners.reference in names else None
+    index = names.index(marked.reference) if marked else 0
+    pitch = _rough_pitch(references[index], field_boxes[index] if field_boxes else None, marked, layout)
+    size = _normal_size(common, pitch * common[0] / sizes[index][0])
     scaled = [resized(gray, size) for gray in references]
     to_frame = [scaling(each, size) for each in sizes]
     alignments = [
@@ -128,16 +132,8 @@ def _check(references: Sequence[FloatImage], names: Sequence[str], shape: str, p
         )
 
 
-def _frame_size(
-    references: Sequence[FloatImage],
-    names: Sequence[str],
-    field_boxes: Sequence[Sequence[float]] | None,
-    corners: Corners | None,
-    shape: str,
-    layout: Layout,
-) -> tuple[int, int]:
-    """Return width and height of the frame: of most references, resized if their pitch is far from normal."""
-    sizes = [(gray.shape[1], gray.shape[0]) for gray in references]
+def _common_size(sizes: Sequence[tuple[int, int]], names: Sequence[str], shape: str) -> tuple[int, int]:
+    """Return the most frequent size of the references, width and height, px; raise if another aspect ratio occurs."""
     (width, height), _ = Counter(sizes).most_common(1)[0]
     for (x, y), name in zip(sizes, names, strict=True):
         if not is_same_picture((x, y), (width, height)):
@@ -145,23 +141,24 @@ def _frame_size(
                 f"reference {name} of shape {shape} has {x} x {y} px, most references have {width} x {height} px; "
                 "take all references with one camera and crop, so that they have one aspect ratio"
             )
-    if corners is not None and corners.reference in names:
-        index = names.index(corners.reference)
-        pitch = grid_from_corners(corners.points, layout).pitch
-    elif field_boxes is not None:
-        index, pitch = 0, grid_from_box(field_boxes[0], layout).pitch
-    else:
-        index, pitch = 0, _fitted_pitch(references[0], layout)
-    pitch *= width / sizes[index][0]
-    if pitch < SMALLEST_PITCH or _NORMAL_PITCHES[0] <= pitch <= _NORMAL_PITCHES[1]:
-        return width, height
-    return round(width * NORMAL_PITCH / pitch), round(height * NORMAL_PITCH / pitch)
+    return width, height
 
 
-def _fitted_pitch(gray: FloatImage, layout: Layout) -> float:
-    """Return the pitch of the grid in a reference, px; `NORMAL_PITCH` if its grid is doubtful."""
+def _rough_pitch(gray: FloatImage, box: Sequence[float] | None, corners: Corners | None, layout: Layout) -> float:
+    """Return about the pitch in a reference, px, by what is known of it; `NORMAL_PITCH` if its grid is doubtful."""
+    if corners is not None:
+        return grid_from_corners(corners.points, layout).pitch
+    if box is not None:
+        return grid_from_box(box, layout).pitch
     grid = find_grid(gray, layout)
     return grid.pitch if grid.confidence >= MINIMUM_CONFIDENCE else NORMAL_PITCH
+
+
+def _normal_size(size: tuple[int, int], pitch: float) -> tuple[int, int]:
+    """Return a size, width and height, px, at which a pitch, px, that is far from normal becomes `NORMAL_PITCH`."""
+    if pitch < SMALLEST_PITCH or _NORMAL_PITCHES[0] <= pitch <= _NORMAL_PITCHES[1]:
+        return size
+    return round(size[0] * NORMAL_PITCH / pitch), round(size[1] * NORMAL_PITCH / pitch)
 
 
 def _common_place(references: Sequence[FloatImage], names: Sequence[str], params: DstParams) -> list[Alignment]:
@@ -170,9 +167,7 @@ def _common_place(references: Sequence[FloatImage], names: Sequence[str], params
     middle = np.asarray(np.mean([square(place.matrix) for place in first], axis=0), np.float64)
     inverse = np.linalg.inv(middle)
     size = references[0].shape[::-1]
-    moved = [
-        Alignment((inverse @ square(place.matrix))[:2].astype(np.float32), place.score, place.shift) for place in first
-    ]
+    moved = [place.between(np.eye(3), inverse) for place in first]
     mean = np.median([warp(gray, place, size) for gray, place in zip(references, moved, strict=True)], axis=0)
     return _all_aligned(references, names, mean.astype(np.float32), params)
 

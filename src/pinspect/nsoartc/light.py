@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+MAD_TO_SIGMA = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
 _ROUNDS = 8
 _BRIGHTNESS_FLOOR = 0.005  # log brightness: assume at least half a percent of spread between a capture's pins
 _MAXIMUM_LOG = 2.5
@@ -103,6 +104,6 @@ def _fit(values: np.ndarray, basis: np.ndarray, floors: np.ndarray) -> np.ndarra
         normal = basis.T @ weighted + 1e-9 * np.eye(basis.shape[1])
         coefficients = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ columns)
         residual = columns - basis @ coefficients
-        spread = 1.4826 * _medians(np.abs(residual)) + floors[:, None, None]
+        spread = MAD_TO_SIGMA * _medians(np.abs(residual)) + floors[:, None, None]
         weight = 1 / (1 + (residual / (2 * spread)) ** 2)
     return coefficients[..., 0]

@@ -17,6 +17,7 @@ from pinspect.nsoartc.light import without_trend
 # Above what passed captures of two lines reach: a color of 0.036, a misfit of 2.15 times the median (docs/LOG.md).
 COLOR_THRESHOLD = 0.05
 SHAPE_THRESHOLD = 2.3
+EVIDENT = 0.5  # evidence of a pin at its threshold
 _STEEPNESS = 4.0
 _COLOR_FLOOR = np.full(3, 0.002, np.float32)  # least spread assumed of the tops' colors
 _DARK = 4.0  # levels that are added to each channel: a dark top has no reliable color
@@ -30,8 +31,9 @@ def pin_evidence(capture: AlignedCapture, localizer_threshold: float) -> npt.NDA
         localizer_threshold: Score of the localizer from which a pin is called defective.
 
     Returns:
-        float64 (pins,), 0..1, in the order of `layout.addresses`: 0.5 for a pin at the threshold of its whiteness, its
-        color or its shape, whichever is clearest. It orders pins and is not calibrated; several pins can be near 1.
+        float64 (pins,), 0..1, in the order of `layout.addresses`: `EVIDENT` for a pin at the threshold of its
+        whiteness, its color or its shape, whichever is clearest. It orders pins and is not calibrated; several pins
+        can be near 1.
     """
     white = localize_pin(dst_view(capture), capture.unit_space).pin_scores / localizer_threshold
     color = color_deviations(capture) / COLOR_THRESHOLD

@@ -103,7 +103,7 @@ def _looks_the_same_upside_down(unit_space: UnitSpace) -> bool:
 def _of_each(
     unit_spaces: Mapping[str, UnitSpace], place_in: Callable[[UnitSpace], Alignment]
 ) -> tuple[dict[str, Alignment], dict[str, AlignmentError]]:
-    """Return the places in the unit spaces, and the reasons why the capture fits the others not."""
+    """Return the places in the unit spaces, and the reasons why the capture does not fit the others."""
     places: dict[str, Alignment] = {}
     reasons: dict[str, AlignmentError] = {}
     for name, unit_space in unit_spaces.items():

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pinspect.core.errors import AlignmentError, UnitSpaceError
 from pinspect.core.lines import Line
 from pinspect.nsoartc.aligned import place_capture
+from pinspect.nsoartc.light import MAD_TO_SIGMA
 from pinspect.nsoartc.pin_scores import FEATURE_FLOORS, SCORED, measure_pins
 from pinspect.nsoartc.pixels import gray_of
 from pinspect.nsoartc.place import find_places
@@ -18,7 +19,6 @@ from pinspect.nsoartc.unit_space import UnitSpace
 
 _ALIKE = 0.2  # of the floors: shots of one connector spread by 0.1 at most, of several connectors by 0.7 at least
 _ONE_DIRECTION = 0.6  # of all differences: two cameras have 0.95, references of one camera 0.3 at most
-_MAD_TO_SIGMA = 1.4826
 
 
 def check_spread(
@@ -49,7 +49,7 @@ def check_spread(
             measure_pins(evened, unit_space.templates)[:, :SCORED], FEATURE_FLOORS, dtype=np.float32
         )
     features, names = np.stack(list(measures.values())), list(measures)
-    spread = _MAD_TO_SIGMA * np.median(np.abs(features - np.median(features, axis=0)).reshape(-1, SCORED), axis=0)
+    spread = MAD_TO_SIGMA * np.median(np.abs(features - np.median(features, axis=0)).reshape(-1, SCORED), axis=0)
     if float(spread.max()) < _ALIKE:
         return (
             f"shape {unit_space.shape}: its {len(references)} references are as alike as shots of one connector, so "

@@ -24,7 +24,7 @@ from pinspect.nsoartc.distance import nsoartc
 from pinspect.nsoartc.field import place_references, require_confidence
 from pinspect.nsoartc.grid import PinGrid
 from pinspect.nsoartc.grid_fit import Points, mean_pitch, project
-from pinspect.nsoartc.light import light_field, without_light
+from pinspect.nsoartc.light import MAD_TO_SIGMA, light_field, without_light
 from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import (
     FEATURE_FLOORS,
@@ -38,7 +38,6 @@ from pinspect.nsoartc.pin_scores import (
 )
 from pinspect.nsoartc.pixels import gray_of
 
-_MAD_TO_SIGMA = 1.4826
 _OUTLIER_PIN = 3.0  # times the median of the references: a higher worst pin makes a reference an outlier
 _OUTLIER_MISFIT = 2.2  # times the median of the references: a higher misfit makes a reference an outlier
 _QUORUM = 5  # fewer references cannot outvote one of them
@@ -328,7 +327,7 @@ def _white(inliers: Sequence[FloatImage], mean: FloatImage, params: DstParams) -
 
 def _precision(deviations: np.ndarray) -> np.ndarray:
     """Return the inverse covariance, (5, 5), of all references' pins; robust, with `FEATURE_FLOORS` as least spread."""
-    spread = np.maximum(_MAD_TO_SIGMA * np.median(np.abs(deviations), axis=0), FEATURE_FLOORS)
+    spread = np.maximum(MAD_TO_SIGMA * np.median(np.abs(deviations), axis=0), FEATURE_FLOORS)
     covariance = np.cov(np.clip(deviations, -3 * spread, 3 * spread).T)
     return np.linalg.inv(0.9 * covariance + 0.1 * np.diag(spread**2) + np.diag((0.3 * FEATURE_FLOORS) ** 2))
 

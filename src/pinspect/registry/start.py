@@ -10,8 +10,8 @@ from mlflow.artifacts import download_artifacts
 
 from pinspect.core.errors import RegistryError
 from pinspect.core.files import write_file
+from pinspect.core.start import FILES, ORIGIN, START
 from pinspect.inspection.package import package_artifacts
-from pinspect.model.start import FILES, ORIGIN, START
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import number_of, require_version

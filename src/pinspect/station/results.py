@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.records import PIN_VALUES
+from pinspect.inspection.records import PIN_VALUES, Record, with_lists
 from pinspect.station import results_tables as tables
 from pinspect.station.settings import StationSettings
 
@@ -109,10 +109,7 @@ class Inspection:
 
     def to_dict(self) -> dict:
         """Return the inspection for JSON: times in ISO 8601, tuples as lists."""
-        record: dict[str, Any] = asdict(self) | {"received": self.received.isoformat()}
-        for name in PIN_VALUES:
-            if record[name] is not None:
-                record[name] = list(record[name])
+        record: Record = with_lists(asdict(self)) | {"received": self.received.isoformat()}
         if self.correction is not None:
             record["correction"]["at"] = self.correction.at.isoformat()
         return record
