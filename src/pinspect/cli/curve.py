@@ -137,7 +137,7 @@ def print_curve(curve: pd.DataFrame, root: Path) -> None:
 
 def _read_captures(root: Path, params: Params) -> _Captures:
     training, test = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("train", "test"))
-    contract, judgements = params.contract(), dict[str, str]()
+    contract, judgements = params.contract(), dict[str, str | None]()
     for row in training:
         if row["source"] == CAMERA:
             judgements[row["sha256"]] = contract.parse(row["answer"], AnswerKind(row["answer_kind"])).judgement
