@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import psutil
@@ -28,29 +27,26 @@ RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.'
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 # The flow retries a killed stage; after a killed flow another flow is started. benchmarks/kills.py kills 40 times.
-ROUNDS = [
-    ("flow", "training", "dvc"),  # the first of them in the imaging stages
-    ("dvc", "training", "flow"),
-]
+KILLS = ("flow", "training", "dvc")  # the first of them in the imaging stages
 
 
 class Round:
     """A checkout with a change, and the processes to kill in it."""
 
-    def __init__(self, checkout: Checkout, number: int):
+    def __init__(self, checkout: Checkout):
         self.checkout = checkout
-        self.random = random.Random(number)
+        self.random = random.Random(0)
         self.log = checkout.root.with_suffix(".log")
         self.killed: list[str] = []
         self.orphans: list[str] = []
         self.died: list[str] = []
 
-    def play(self, kills: tuple[str, ...]) -> subprocess.CompletedProcess:
+    def play(self) -> subprocess.CompletedProcess:
         """Kill the processes one after the other while a flow runs; return the run that follows, once it has ended."""
         longest = 6.0  # seconds from a process's start to its kill
         flow = self._start()
         try:
-            for kind in kills:
+            for kind in KILLS:
                 while not self._kill(kind, flow, longest):  # the process ended before the kill
                     longest /= 2
                     flow.kill()
@@ -58,7 +54,7 @@ class Round:
                     self._all_gone()
                     flow = self._start()
                 self.killed.append(kind)
-                if kind == "flow" and len(self.killed) < len(kills):
+                if kind == "flow" and len(self.killed) < len(KILLS):
                     flow.wait()
                     self._all_gone()
                     flow = self._start()
@@ -105,55 +101,45 @@ class Round:
 
 
 @pytest.fixture(scope="module")
-def rounds(prefect_api, prepared, tmp_path_factory) -> list[tuple[Round, subprocess.CompletedProcess]]:
-    """Both rounds, played at the same time, each with the run that followed."""
-    place = tmp_path_factory.mktemp("killed")
-    started = []
-    for number, kills in enumerate(ROUNDS):
-        checkout = prepared.copy(place / f"round{number}")
-        if kills[0] == "flow":
-            drop(checkout.root / "data/captures", captures()[11:])
-        started.append((Round(checkout, number), kills))
-    with ThreadPoolExecutor(len(ROUNDS)) as pool:
-        ends = list(pool.map(lambda pair: pair[0].play(pair[1]), started))
-    return [(played, end) for (played, _), end in zip(started, ends, strict=True)]
+def killed(prefect_api, prepared, tmp_path_factory) -> tuple[Round, subprocess.CompletedProcess]:
+    """The round, and the run that followed."""
+    checkout = prepared.copy(tmp_path_factory.mktemp("killed") / "line")
+    drop(checkout.root / "data/captures", captures()[11:])
+    played = Round(checkout)
+    return played, played.play()
 
 
-def test_all_these_processes_were_killed(rounds):
-    assert [tuple(played.killed) for played, _ in rounds] == ROUNDS
+def test_the_next_run_completes(killed):
+    played, end = killed
+    assert tuple(played.killed) == KILLS
+    assert end.returncode == 0, end.stdout + end.stderr + played.log.read_text()
+    assert played.checkout.stale() == ""
 
 
-def test_the_next_run_completes(rounds):
-    for played, end in rounds:
-        assert end.returncode == 0, end.stdout + end.stderr + played.log.read_text()
-        assert played.checkout.stale() == ""
+def test_no_orphan_keeps_writing(killed):
+    assert killed[0].orphans == []
 
 
-def test_no_orphan_keeps_writing(rounds):
-    assert [played.orphans for played, _ in rounds] == [[]] * len(ROUNDS)
+def test_no_version_is_half_registered(killed):
+    root = killed[0].checkout.root
+    client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)
+    registration = json.loads((root / "reports/registration.json").read_text())
+    versions = client.search_model_versions("name = 'pin-inspector'")
+    for version in versions:
+        assert client.get_run(version.run_id).info.status == "FINISHED"
+        assert {"adapter_sha256", "dataset_digest", "zero_shot.exact_match"} <= set(version.tags)
+        assert version.status == "READY"
+    adapters = [version.tags["adapter_sha256"] for version in versions]
+    assert len(set(adapters)) == len(adapters)
+    challenger = client.get_model_version_by_alias("pin-inspector", "challenger")
+    sha256 = adapter_sha256(root / "models/adapter")
+    assert challenger.tags["adapter_sha256"] == sha256 == registration["adapter_sha256"]
 
 
-def test_no_version_is_half_registered(rounds):
-    for played, _ in rounds:
-        root = played.checkout.root
-        client = MlflowClient(*[f"sqlite:///{root}/mlruns/mlflow.db"] * 2)
-        registration = json.loads((root / "reports/registration.json").read_text())
-        versions = client.search_model_versions("name = 'pin-inspector'")
-        for version in versions:
-            assert client.get_run(version.run_id).info.status == "FINISHED"
-            assert {"adapter_sha256", "dataset_digest", "zero_shot.exact_match"} <= set(version.tags)
-            assert version.status == "READY"
-        adapters = [version.tags["adapter_sha256"] for version in versions]
-        assert len(set(adapters)) == len(adapters)
-        challenger = client.get_model_version_by_alias("pin-inspector", "challenger")
-        sha256 = adapter_sha256(root / "models/adapter")
-        assert challenger.tags["adapter_sha256"] == sha256 == registration["adapter_sha256"]
-
-
-def test_the_run_after_a_killed_one_reports_it_to_the_server(rounds):
+def test_the_run_after_a_killed_one_reports_it_to_the_server(killed):
     with get_client(sync_client=True) as client:
-        for flow_run in (dead_run for played, _ in rounds for dead_run in played.died):
-            assert client.read_flow_run(flow_run).state.name == "Crashed"
+        for dead_run in killed[0].died:
+            assert client.read_flow_run(dead_run).state.name == "Crashed"
 
 
 def test_a_lock_file_and_a_lock_that_a_kill_cut_off_are_put_right(prepared, tmp_path):

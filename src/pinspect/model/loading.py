@@ -149,6 +149,7 @@ def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None) ->
     if adapter is not None:
         try:
             model = PeftModel.from_pretrained(model, adapter, local_files_only=True)  # pyright: ignore[reportArgumentType]
+            model.merge_adapter()  # one product a layer in place of three; `disable_adapter` takes it back
         except _UNREADABLE as error:
             raise ModelError(
                 f"{adapter}: the adapter does not fit {checkpoint}: {one_line(error)}; train it again on this base"

@@ -13,7 +13,8 @@ Sums are never differences of longer sums, so that float32 loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import cv2
@@ -26,7 +27,7 @@ from pinspect.core.nsoartc_settings import FRAME_PAIRS, NsoartcSettings
 from pinspect.nsoartc.parts import FloatImage, matrix_of
 from pinspect.nsoartc.pixels import LUMINANCE, as_captures, as_reference
 
-_BAND_ROWS = 64  # rows of an image at a time, at least: the working set stays in the processor's cache
+_BAND_ROWS = 96  # rows of an image at a time, at least: the working set stays in the processor's cache
 
 DEFAULT_SETTINGS = NsoartcSettings()
 
@@ -80,9 +81,9 @@ def compare(captures: FloatImage, gray: FloatImage, settings: NsoartcSettings, *
         gray = _with_border(gray, settings.size)
     rows, columns = ((side - settings.size) // settings.stride + 1 for side in gray.shape)
     distances = np.zeros((len(captures), rows, columns, captures.shape[-1]), np.float32)
-    windows = _Windows(gray, captures.shape[-1], settings)
+    windows = _Windows.of(gray.shape, captures.shape[-1], settings)
     for pixels, distance in zip(captures, distances, strict=True):
-        windows.measure(_with_border(pixels, settings.size) if same_size else pixels, distance)
+        windows.measure(gray, _with_border(pixels, settings.size) if same_size else pixels, distance)
     return np.repeat(distances, 3, axis=-1) if distances.shape[-1] == 1 else distances
 
 
@@ -150,78 +151,136 @@ def _with_border(pixels: FloatImage, size: int) -> FloatImage:
 
 
 class _Windows:
-    """The windows of images of one size, compared with one reference, a band of rows at a time.
+    """The windows of images of one size, compared a band of rows at a time.
 
-    Buffers of one band are kept: allocating whole images anew would take longer than the arithmetic. Sums are numbered
-    by the pixel at which their line of `size` pixels starts; `_across` goes right, `_down` down, `_falling` down to the
-    right, `_rising` down to the left. Lines that leave the image have meaningless sums, which no window uses.
+    A band is split into its phases: every `stride`-th pixel of every `stride`-th row, from each of the first pixels on.
+    A window then has one place in all phases, and all sums are as small as the result.
+
+    Buffers of one band are kept, also for the next images: new memory would take longer than the arithmetic. Sums are
+    numbered by their window. Places beyond the last window of a row have meaningless sums, which nothing uses.
     """
 
-    def __init__(self, gray: FloatImage, channels: int, settings: NsoartcSettings) -> None:
-        self._gray, self._channels, self._settings = gray, channels, settings
-        height, width = gray.shape
-        size, stride = settings.size, settings.stride
-        self._line = width * channels
-        self._columns = width - size + 1  # of all pixels: whole rows of windows are compared faster than every n-th one
-        # A band has `size` - 1 rows in common with the next one: a fourth of its rows at most.
-        band_rows = min(height, max(_BAND_ROWS, 4 * size))
-        self._results = max(1, (band_rows - size) // stride + 1)
-        buffers = np.zeros((6, band_rows * self._line), np.float32)
-        self._difference, self._across, self._down, self._falling, self._rising, self._spare = buffers
-        results = np.empty((4, self._results, self._columns, channels), np.float32)
-        self._response, self._second_response, self._square, self._total = results
+    _last = threading.local()
 
-    def measure(self, pixels: FloatImage, distance: FloatImage) -> None:
+    @classmethod
+    def of(cls, shape: tuple[int, ...], channels: int, settings: NsoartcSettings) -> _Windows:
+        """Return windows for images of `shape` (rows, columns): those that this thread used last, if they fit."""
+        key = (shape, channels, settings)
+        if getattr(cls._last, "key", None) != key:
+            cls._last.key, cls._last.windows = key, cls(shape, channels, settings)
+        return cls._last.windows
+
+    def __init__(self, shape: tuple[int, ...], channels: int, settings: NsoartcSettings) -> None:
+        self._channels, self._settings = channels, settings
+        (height, width), size, stride = shape, settings.size, settings.stride
+        self._columns = (width - size) // stride + 1
+        # A band has `size` - 1 rows in common with the next one: a fourth of its rows at most.
+        self._results = max(1, (min(height, max(_BAND_ROWS, 4 * size)) - size) // stride + 1)
+        rows = (self._results - 1) * stride + size
+        self._places = (-(-rows // stride), -(-width // stride))
+        # The first `stride // 2` pixels are empty: see `_phase`.
+        self._band = np.zeros((*(stride * places + stride - 1 for places in self._places), channels), np.float32)
+        self._difference = self._band[stride // 2 :, stride // 2 :][:rows, :width]
+        self._length = self._places[0] * self._places[1] * channels
+        self._phases: dict[tuple[int, int], FloatImage] = {}
+        self._sums: dict[tuple[int, ...], FloatImage] = {}
+        self._fresh: set[tuple[int, ...]] = set()  # phases and sums of the present band
+        self._group, self._spare = np.zeros((2, self._length), np.float32)
+        results = np.empty((3, self._results, self._columns, channels), np.float32)
+        self._response, self._second_response, self._square = results
+
+    def measure(self, gray: FloatImage, pixels: FloatImage, distance: FloatImage) -> None:
         """Add the distance of every window to `distance`, zeros of float32 (rows, columns, channels)."""
         size, stride = self._settings.size, self._settings.stride
         for start in range(0, len(distance), self._results):
             stop = min(start + self._results, len(distance))
             rows = slice(start * stride, (stop - 1) * stride + size)
-            self._sum_lines(self._gray[rows], pixels[rows])
-            if stride == 1:
-                self._minkowski(distance[start:stop])
-                continue
-            total = self._total[: stop - start]
-            total[...] = 0
-            self._minkowski(total)
-            distance[start:stop] = total[:, ::stride]
+            difference = self._difference[: rows.stop - rows.start]
+            cv2.merge([gray[rows]] * self._channels, dst=difference)
+            cv2.subtract(difference, pixels[rows], dst=difference)
+            self._fresh.clear()
+            self._minkowski(distance[start:stop])
 
-    def _sum_lines(self, gray: FloatImage, pixels: FloatImage) -> None:
-        shape, length = pixels.shape, pixels.size
-        difference = self._difference[:length].reshape(shape)
-        cv2.merge([gray] * self._channels, dst=difference)
-        cv2.subtract(difference, pixels, dst=difference)
-        size, names = self._settings.size, [name for name in self._settings.parts if self._settings.is_default(name)]
-        if any(name not in ("LINE1", "LINE2") for name in names):
-            self._sum_every(self._channels, size, self._across, length)
-            # A row and a column share a pixel, which counts once: the columns are shorter by this pixel.
-            self._sum_every(self._line, size - 1, self._down, length)
-        if "LINE2" in names:
-            self._sum_every(self._line + self._channels, size, self._falling, length)
-        if "LINE1" in names:
-            self._sum_every(self._line - self._channels, size, self._rising, length)
+    def _phase(self, row: int, column: int) -> FloatImage:
+        """Return every `stride`-th pixel from row and column (each less than `stride`) on, float32 (places,)."""
+        key, stride = (row, column), self._settings.stride
+        if stride == 1:
+            return self._difference.reshape(-1)
+        if key not in self._fresh:
+            if key not in self._phases:
+                self._phases[key] = np.empty((*self._places, self._channels), np.float32)
+            # Nearest neighbors of a picture `stride` times smaller are the pixels in the middle of its squares, and
+            # OpenCV finds them three times as fast as NumPy copies them.
+            rows, columns = self._places
+            squares = self._band[row : row + rows * stride, column : column + columns * stride]
+            cv2.resize(squares, (columns, rows), dst=self._phases[key], interpolation=cv2.INTER_NEAREST_EXACT)
+            self._fresh.add(key)
+        return self._phases[key].reshape(-1)
 
-    def _sum_every(self, step: int, count: int, target: FloatImage, length: int) -> None:
-        """Write into `target` the sum of `count` values, each `step` values further, that starts at each value.
+    def _pixel(self, row: int, column: int) -> FloatImage:
+        """Return one pixel of every window, by its place in the window: float32, beginning with the first window."""
+        stride = self._settings.stride
+        down, right = row // stride, column // stride
+        return self._phase(row % stride, column % stride)[(down * self._places[1] + right) * self._channels :]
 
-        Two sums of k values make one of 2 k, and one value more makes k + 1: the binary digits of `count` lead to it.
+    def _windows(self, values: FloatImage, first: tuple[int, int], rows: int) -> FloatImage:
+        """Return the values of all windows, of those from the window at `first` px on: a view (rows, columns, 3)."""
+        down, right = (px // self._settings.stride for px in first)
+        return values.reshape(*self._places, -1)[down : down + rows, right : right + self._columns]
+
+    def _sum(self, first: tuple[int, int], step: tuple[int, int], count: int, rows: int) -> FloatImage:
+        """Return the sum of the pixels of a line in every window.
+
+        Args:
+            first: Row and column of the line's first pixel in the window.
+            step: Rows and columns from one pixel of the line to the next one.
+            count: Number of pixels.
+            rows: Number of rows of windows.
+
+        Returns:
+            A view, float32 (rows, columns, channels).
         """
-        values, spare = self._difference[:length], self._spare[:length]
-        if count == 0:
-            target[:length] = 0
-            return
-        lengths = [1]
-        for digit in f"{count:b}"[1:]:
-            lengths += [2 * lengths[-1]] + [2 * lengths[-1] + 1] * (digit == "1")
-        sums = values
-        # Each step writes into the buffer that the step before it left free; the last one writes into `target`.
-        for number, (known, longer) in enumerate(pairwise(lengths), start=1):
-            longer_sums = target[:length] if (len(lengths) - 1 - number) % 2 == 0 else spare
-            addend, start = (sums if longer == 2 * known else values), min(known * step, length)
-            np.add(sums[: length - start], addend[start:], out=longer_sums[: length - start])
-            sums = longer_sums
-        if sums is values:
-            target[:length] = values
+        stride, (down, right) = self._settings.stride, step
+        # Lines that lie whole strides apart share their sums. A line that goes left keeps its place: from an earlier
+        # one it would leave the image.
+        row, column = first[0] % stride, first[1] % stride if right >= 0 else first[1]
+        key = (row, column, down, right, count)
+        if key not in self._sums:
+            self._sums[key] = np.zeros(self._length, np.float32)
+        if key not in self._fresh:
+            distance = (down * self._places[1] + right) * self._channels
+            self._add_up(lambda n: self._pixel(row + n * down, column + n * right), count, distance, self._sums[key])
+            self._fresh.add(key)
+        return self._windows(self._sums[key], (first[0] - row, first[1] - column), rows)
+
+    def _add_up(self, pixel: Callable[[int], FloatImage], count: int, distance: int, target: FloatImage) -> None:
+        """Write the sum of `pixel(0)` to `pixel(count - 1)` into `target`.
+
+        Pixels that are `stride` pixels apart belong to one phase, where they are `distance` values apart. So `stride`
+        pixels make a group, two sums of k groups make one of 2 k, and one group more makes k + 1: the binary digits of
+        the number of groups lead to it.
+        """
+        stride = self._settings.stride
+        groups = count // stride
+        terms = [pixel(n) for n in range(groups * stride, count)]
+        if groups:
+            group = pixel(0)
+            for n in range(1, stride):
+                group = _add(group, pixel(n), self._group)
+            lengths = [1]
+            for digit in f"{groups:b}"[1:]:
+                lengths += [2 * lengths[-1]] + [2 * lengths[-1] + 1] * (digit == "1")
+            sums = group
+            # Each step writes into the buffer that the step before it left free; the last one writes into `target`.
+            for number, (known, longer) in enumerate(pairwise(lengths), start=1):
+                addend = sums if longer == 2 * known else group
+                sums = _add(sums, addend[known * distance :], target if (len(lengths) - number) % 2 else self._spare)
+            terms.insert(0, sums)
+        total = terms[0] if terms else np.zeros_like(target)
+        for term in terms[1:]:
+            total = _add(total, term, target)
+        if not np.may_share_memory(total, target):
+            target[: len(total)] = total
 
     def _minkowski(self, total: FloatImage) -> None:
         """Write the distances of one band into `total`, zeros of float32 (rows, columns, channels)."""
@@ -253,15 +312,16 @@ class _Windows:
 
     def _response_of(self, name: str, buffer: FloatImage) -> FloatImage:
         """Return the response of one part, float32 (rows, columns, channels): a view of sums, or in `buffer`."""
-        last, center, rows = self._settings.size - 1, self._settings.size // 2, len(buffer)
+        size, rows = self._settings.size, len(buffer)
+        last, center = size - 1, size // 2
         match name:
             case _ if not self._settings.is_default(name):
                 self._respond_own(name, buffer)
                 return buffer
             case "LINE1":
-                return self._at(self._rising, 0, last, rows)
+                return self._sum((0, last), (1, -1), size, rows)
             case "LINE2":
-                return self._at(self._falling, 0, 0, rows)
+                return self._sum((0, 0), (1, 1), size, rows)
             case "BEND1":
                 row, top, column = 0, 1, last
             case "BEND2":
@@ -272,25 +332,25 @@ class _Windows:
                 row, top, column = 0, 1, 0
             case _:
                 row, top, column = center, 0, center
-        # For a part of one pixel `top` would lie outside of it; its column is empty.
-        top = min(top, last)
-        cv2.add(self._at(self._across, row, 0, rows), self._at(self._down, top, column, rows), dst=buffer)
+        # A row and a column share a pixel, which counts once: the column is shorter by this pixel. For a part of one
+        # pixel `top` would lie outside of it; its column is empty.
+        across = self._sum((row, 0), (0, 1), size, rows)
+        cv2.add(across, self._sum((min(top, last), column), (1, 0), last, rows), dst=buffer)
         if name == "DATUM" and last > 0:  # the column's last pixel is missing, and the shared pixel counts twice
-            cv2.add(buffer, self._at(self._difference, last, center, rows), dst=buffer)
-            cv2.subtract(buffer, self._at(self._difference, center, center, rows), dst=buffer)
+            for operation, pixel in ((cv2.add, (last, center)), (cv2.subtract, (center, center))):
+                phase = self._phase(*(px % self._settings.stride for px in pixel))
+                operation(buffer, self._windows(phase, pixel, rows), dst=buffer)
         return buffer
 
     def _respond_own(self, name: str, response: FloatImage) -> None:
         """Write the response of an own part into `response`; the time grows with the part's area."""
-        rows = (len(response) - 1) * self._settings.stride + self._settings.size
-        shape = (rows, self._line // self._channels, self._channels)
-        image = self._difference[: rows * self._line].reshape(shape).astype(np.float64)
+        image, stride = self._difference.astype(np.float64), self._settings.stride
         part = matrix_of(self._settings, name).astype(np.float64)
-        sums = cv2.filter2D(image, -1, part, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        response[...] = self._at(np.asarray(sums, np.float32).reshape(-1), 0, 0, len(response))
+        sums = cv2.filter2D(image, -1, part, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT).reshape(image.shape)
+        response[...] = sums[::stride, ::stride][: len(response), : self._columns]
 
-    def _at(self, sums: FloatImage, row: int, column: int, rows: int) -> FloatImage:
-        """Return the values at one pixel of the windows of every `stride`-th row, a view (rows, columns, channels)."""
-        stride, channels = self._settings.stride, self._channels
-        lines = sums.reshape(-1, self._line // channels, channels)
-        return lines[row : row + (rows - 1) * stride + 1 : stride, column : column + self._columns]
+
+def _add(first: FloatImage, second: FloatImage, out: FloatImage) -> FloatImage:
+    """Add as many values as both have; return the part of `out` that holds the sums."""
+    length = min(len(first), len(second))
+    return np.add(first[:length], second[:length], out=out[:length])
