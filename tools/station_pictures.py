@@ -1,7 +1,7 @@
 """Take the pictures of the station's page for the docs: `python tools/station_pictures.py`, after `dvc repro`.
 
 A station on the project's registry inspects captures of the test split, and the script corrects one of them. The
-project itself does not change. Needs Chromium and a Japanese font (`apt-get install chromium fonts-noto-cjk`).
+project itself does not change. Needs Chromium (`apt-get install chromium`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -30,7 +30,6 @@ PICTURES = ROOT / "docs/pictures"
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 DESK, TABLET = ViewportSize(width=1280, height=800), ViewportSize(width=820, height=1180)
-NAMES = {"en-GB": "Sato", "ja-JP": "佐藤"}
 
 
 def read_answers() -> pd.DataFrame:
@@ -70,11 +69,9 @@ def station() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def reader(
-    browser: Browser, address: str, language: str, viewport: ViewportSize, scheme: Literal["light", "dark"] = "light"
-) -> Iterator[Page]:
+def reader(browser: Browser, address: str, viewport: ViewportSize) -> Iterator[Page]:
     """Open the page in a new browser context."""
-    context = browser.new_context(base_url=address, locale=language, viewport=viewport, color_scheme=scheme)
+    context = browser.new_context(base_url=address, locale="en-GB", viewport=viewport)
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto("/")
@@ -113,31 +110,16 @@ def correct(page: Page, answer: pd.Series, name: str) -> None:
 
 def draw(browser: Browser, address: str) -> list[str]:
     """Take all pictures; return their paths."""
-    answers, taken = read_answers(), []
-    doubtful = answers.iloc[0]
-    right = answers[answers["right"]].drop_duplicates("expected_judgement").set_index("expected_judgement")
-    for language, code in (("en-GB", "en"), ("ja-JP", "ja")):
-        with reader(browser, address, language, DESK) as page:
-            upload(page, photograph(right.loc["defective"]))
-            taken.append(take(page, f"defective-{code}"))
-        with reader(browser, address, language, DESK) as page:
-            upload(page, photograph(right.loc["passed"]))
-            taken.append(take(page, f"passed-{code}"))
-        with reader(browser, address, language, TABLET) as page:
-            upload(page, photograph(doubtful))
-            correct(page, doubtful, NAMES[language])
-            taken.append(take(page, f"correcting-tablet-{code}", full=True))
-    with reader(browser, address, "en-GB", DESK, "dark") as page:
+    answers = read_answers()
+    right = answers[answers["right"] & (answers["expected_judgement"] == "defective")]
+    with reader(browser, address, DESK) as page:
+        upload(page, photograph(right.iloc[0]))
+        taken = [take(page, "defective")]
+    with reader(browser, address, TABLET) as page:
+        doubtful = answers.iloc[0]
         upload(page, photograph(doubtful))
-        correct(page, doubtful, NAMES["en-GB"])
-        page.locator(".save").click()
-        expect(page.locator("p.person")).to_be_visible()
-        taken.append(take(page, "corrected-dark-en"))
-        page.goto("/history")
-        taken.append(take(page, "history-dark-en"))
-    with reader(browser, address, "ja-JP", DESK) as page:
-        page.goto("/figures")
-        taken.append(take(page, "figures-ja"))
+        correct(page, doubtful, "Sato")
+        taken.append(take(page, "correcting-tablet", full=True))
     return taken
 
 

@@ -14,7 +14,7 @@ from pinspect.registry.settings import load_registry_settings
 
 def curve_of(project, sizes) -> pd.DataFrame:
     settings = load_registry_settings(project)
-    return learning_curve(project, load_params(project / "params.yaml"), settings.report, sizes)
+    return learning_curve(project, load_params(project / "params.yaml"), settings.report, sizes, steps=2)
 
 
 def write_rows(project, rows) -> None:

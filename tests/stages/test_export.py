@@ -51,9 +51,9 @@ def trained(tmp_path_factory) -> tuple[Path, Checkpoint]:
 
 def answers(root: Path, base: Checkpoint, adapter: Path | None = None) -> list:
     params, data = load_params(root / "params.yaml"), root / "data"
-    rows = read_chat(data / "chat/test.jsonl")[:6]
+    rows = read_chat(data / "chat/test.jsonl")[:3]
     inspector = load_inspector(base, adapter)
-    return answer_rows(inspector, rows, data / "composited", params.contract(), batch_size=6)
+    return answer_rows(inspector, rows, data / "composited", params.contract(), batch_size=3)
 
 
 def test_an_export_answers_as_its_adapter_does(trained, tmp_path):

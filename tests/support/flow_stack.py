@@ -23,9 +23,9 @@ from tests.support.waiting import until
 POOL = "pinspect"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
-    """The address of a real Prefect server on loopback; flows in this process use it too."""
+    """The address of a module's own Prefect server on loopback; flows in this process use it too."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
@@ -40,7 +40,7 @@ def prefect_api(tmp_path_factory) -> Iterator[str]:
                 yield f"{uri}/api"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployed(prefect_api, prepared, tmp_path_factory) -> Iterator[Checkout]:
     """A checkout whose report is out of date and whose version is in no registry, deployed, with a worker.
 
@@ -54,7 +54,7 @@ def deployed(prefect_api, prepared, tmp_path_factory) -> Iterator[Checkout]:
         yield checkout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduled_run(deployed):
     """The first run of `nightly`, which the schedule has started and which has ended; then the schedule is paused."""
     from prefect.client.orchestration import get_client

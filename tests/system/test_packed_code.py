@@ -39,19 +39,15 @@ def process_of(inspector) -> psutil.Process:
     return psutil.Process(inspector._process.pid)
 
 
-def test_a_model_inspects_with_its_packed_code(folder, capture):
+def test_a_model_inspects_with_its_packed_code_and_the_parameters_that_it_was_packed_with(folder, capture):
+    """The caller's code does not know the key, and does not have to."""
     with (folder / "code/pinspect/inspection/inspector.py").open("a") as code:
         code.write("\nCaptureInspector.inspect_photograph = lambda *_: Inspection('found by packed code')\n")
-    assert pinspect.load_inspector(folder)(capture).file == "found by packed code"
-
-
-def test_packed_code_reads_the_parameters_that_it_was_packed_with(folder, capture):
-    """The caller's code does not know the key, and does not have to."""
     with (folder / "code/pinspect/core/params.py").open("a") as code:
         code.write("\nParams.model_config['extra'] = 'ignore'\nParams.model_rebuild(force=True)\n")
     params = package_artifacts(folder)["params"]
     params.write_text(f"{params.read_text()}\nlater_section: {{size: 1}}\n")
-    assert pinspect.load_inspector(folder)(capture).error is None
+    assert pinspect.load_inspector(folder)(capture).file == "found by packed code"
     with pytest.raises(pinspect.ParamsError, match="later_section"):
         pinspect.load_params(params)
 

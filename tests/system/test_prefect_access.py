@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 import requests
 from playwright.sync_api import sync_playwright
@@ -20,7 +22,7 @@ from tests.support.checkout import make_checkout
 from tests.support.flow_stack import auth_string, deploy, working
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ATTACK = """async ([api, marker]) => {
@@ -57,27 +59,42 @@ def password_of_the_file():
 
 
 @pytest.fixture(scope="module")
-def variables(checkout, password_of_the_file, tmp_path_factory):
-    """The variables of a client of a running `make server` with a `make worker` beside it."""
-    port, folder = free_port(), tmp_path_factory.mktemp("prefect-home")
-    ports = {"PREFECT_PORT": str(port), "MLFLOW_PORT": str(free_port()), "PREFECT_HOME": str(folder / "home")}
-    client = {"PREFECT_HOME": ports["PREFECT_HOME"], "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+def ports() -> dict[str, str]:
+    return {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+
+
+@pytest.fixture(scope="module")
+def servers(checkout, ports, password_of_the_file, tmp_path_factory):
+    """A running `make server`."""
+    folder = tmp_path_factory.mktemp("servers")
     with (folder / "log").open("w") as log:
-        servers = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "flows.servers"],
             cwd=checkout.root,
-            env=checkout.environment | ports,
+            env=checkout.environment | ports | {"PREFECT_HOME": str(folder / "home")},
             stdout=log,
             stderr=log,
         )
     try:
-        until(lambda: _answers(f"{client['PREFECT_API_URL']}/health"), "the Prefect server")
-        deploy(checkout, {}, **client)
-        with working(checkout, folder / "worker.log", **client):
-            yield client
+        for port, path in ((ports["PREFECT_PORT"], "/api/health"), (ports["MLFLOW_PORT"], "/health")):
+            until(lambda address=f"http://127.0.0.1:{port}{path}": _answers(address), f"the server on port {port}")
+        yield process
     finally:
-        servers.terminate()
-        servers.wait(60)
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def variables(checkout, ports, servers, tmp_path_factory):
+    """The variables of a client of the servers, with a `make worker` beside them."""
+    folder = tmp_path_factory.mktemp("client")
+    client = {
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_PORT']}/api",
+    }
+    deploy(checkout, {}, **client)
+    with working(checkout, folder / "worker.log", **client):
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +183,13 @@ def test_the_job_template_has_no_command_no_folder_and_no_variables():
     template = json.loads((ROOT / "flows/job_template.json").read_text())
     assert template["variables"]["properties"] == {}
     assert not {"command", "working_dir"} & set(template["job_configuration"])
+
+
+def test_one_signal_ends_both_servers(servers):
+    processes = psutil.Process(servers.pid).children(recursive=True)
+    servers.send_signal(signal.SIGINT)
+    assert servers.wait(SECONDS) == 0
+    assert not [process for process in processes if process.is_running()]
 
 
 def _answers(address: str) -> bool:

@@ -1,13 +1,11 @@
 """The deployments of prefect.yaml on a real server and a real worker, which run the pipeline's own stages."""
 
 import os
-import signal
 import subprocess
 import sys
 from datetime import timedelta
 
 import pytest
-import requests
 import yaml
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
@@ -18,7 +16,6 @@ from prefect.states import Cancelling
 from flows.automations import ensure_automations
 from tests.support.checkout import captures
 from tests.support.flow_stack import final_state, heartbeats
-from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT, drop, read_labels
 from tests.support.waiting import SECONDS, until
 
@@ -136,29 +133,6 @@ def test_every_deployment_of_prefect_yaml_is_on_the_server_and_runs_one_at_a_tim
         assert on_server.parameters == deployment.get("parameters", {})
         assert on_server.global_concurrency_limit.limit == 1
         assert on_server.description == deployment["description"]
-
-
-def test_one_command_starts_both_servers_on_loopback_and_ends_them(up_to_date, tmp_path):
-    checkout = up_to_date.copy(tmp_path / "line")
-    ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
-    environment = checkout.environment | ports | {"PREFECT_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "flows.servers"]
-    with (tmp_path / "log").open("w") as log:
-        servers = subprocess.Popen(command, cwd=checkout.root, env=environment, stdout=log, stderr=log)
-    try:
-        for port, path in ((ports["PREFECT_PORT"], "/api/health"), (ports["MLFLOW_PORT"], "/health")):
-            until(lambda address=f"http://127.0.0.1:{port}{path}": answers(address), f"the server on port {port}")
-    finally:
-        servers.send_signal(signal.SIGINT)
-        assert servers.wait(SECONDS) == 0
-    assert not checkout.processes()
-
-
-def answers(address: str) -> bool:
-    try:
-        return requests.get(address, timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client):

@@ -21,9 +21,10 @@ from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
 from pinspect.core.params import Params
 from pinspect.core.predictions import MODEL
-from pinspect.core.prompts import ONE_SHOT, PromptKind
+from pinspect.core.prompts import SHOTS
 from pinspect.core.question import CAMERA, Question
 from pinspect.core.rows import Row, read_chat
+from pinspect.core.start import start_folder
 from pinspect.evaluation import metrics
 from pinspect.evaluation.score_names import SCORE_NAMES
 from pinspect.evaluation.settings import ReportSettings
@@ -31,6 +32,7 @@ from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
 from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_inspector
+from pinspect.model.start import start_digest
 
 FOLDER = Path("reports/curve")
 _WORK = Path("build/curve")
@@ -40,16 +42,18 @@ _PALETTE = "<style>svg{--ink:#222;--soft:#666;--rule:#ddd;--blue:#1f6fb2;--red:#
 
 @dataclass(frozen=True)
 class _Captures:
-    """The captures of a line, as its chat dataset has them.
+    """The captures of a line, as production's question about them in the chat dataset has them.
 
     Attributes:
-        training: All training rows.
+        training: The rows of the training captures, camera and virtual.
+        validation: The rows of the validation captures.
         defective: Hashes of the camera's defective training captures, in order.
         passed: Hashes of the camera's passed training captures, in order.
-        test: The rows that put production's question about the camera's test captures.
+        test: The rows of the camera's test captures.
     """
 
     training: list[Row]
+    validation: list[Row]
     defective: list[str]
     passed: list[str]
     test: list[Row]
@@ -57,34 +61,30 @@ class _Captures:
     def training_rows(self, defective: int) -> tuple[list[Row], int]:
         """Return the rows of so many defective captures, of passed ones in proportion, and of the virtual line.
 
-        Rows whose worked example shows another labeled defect (one-shot, stacked) are left out.
-
         Returns:
             The rows, and the number of passed captures.
         """
         passed = round(defective * len(self.passed) / len(self.defective))
         kept = {*self.defective[:defective], *self.passed[:passed]}
-        rows = [
-            row
-            for row in self.training
-            if row["source"] != CAMERA
-            or (row["sha256"] in kept and (row["kind"], row["shot"]) != (PromptKind.STACKED, ONE_SHOT))
-        ]
-        return rows, passed
+        return [row for row in self.training if row["source"] != CAMERA or row["sha256"] in kept], passed
 
 
-def learning_curve(root: Path, params: Params, report: ReportSettings, sizes: Sequence[int]) -> pd.DataFrame:
+def learning_curve(
+    root: Path, params: Params, report: ReportSettings, sizes: Sequence[int], steps: int | None = None
+) -> pd.DataFrame:
     """Train an adapter for each size and score its answers to production's question on the camera's test captures.
 
-    The defective captures are taken in the order of their content hashes, so that a larger size adds captures to the
-    smaller one; passed captures are taken in proportion. Virtual captures, base, parameters and number of steps stay as
-    the project has them. A size with a result is not trained again; an interrupted training goes on.
+    The adapters learn this question alone: in one of the dataset's views, and in its share of the project's steps. The
+    defective captures are taken in the order of their content hashes, so that a larger size adds captures to the
+    smaller one; passed captures are taken in proportion. Virtual captures, base, start and parameters stay as the
+    project has them. A size with a result is not trained again; an interrupted training goes on.
 
     Args:
         root: The project's folder, with the chat dataset.
         params: The project's parameters.
         report: How intervals are computed.
         sizes: Numbers of defective captures; larger ones than there are become all.
+        steps: Optimizer steps of each training; None for `train.maximum_steps` divided by the number of views.
 
     Returns:
         One row per size: `defective` and `passed` training captures, `steps`, `test_captures`, and for each score its
@@ -93,6 +93,8 @@ def learning_curve(root: Path, params: Params, report: ReportSettings, sizes: Se
     Raises:
         StageInputError: There is no chat dataset, or it lacks camera captures to train or to test on.
     """
+    steps = steps or math.ceil(params.train.maximum_steps / len(params.chat.views))
+    params = params.model_copy(update={"train": params.train.model_copy(update={"maximum_steps": steps})})
     captures = _read_captures(root, params)
     available = len(captures.defective)
     if not available or not captures.test:
@@ -136,7 +138,11 @@ def print_curve(curve: pd.DataFrame, root: Path) -> None:
 
 
 def _read_captures(root: Path, params: Params) -> _Captures:
-    training, test = (read_chat(root / f"data/chat/{split}.jsonl") for split in ("train", "test"))
+    question = Question.of(params.evaluate)
+    training, validation, test = (
+        [row for row in read_chat(root / f"data/chat/{split}.jsonl") if any(question.asks(row, shot) for shot in SHOTS)]
+        for split in ("train", "validation", "test")
+    )
     contract, judgements = params.contract(), dict[str, str | None]()
     for row in training:
         if row["source"] == CAMERA:
@@ -144,31 +150,37 @@ def _read_captures(root: Path, params: Params) -> _Captures:
     hashes = sorted(judgements)
     return _Captures(
         training,
+        validation,
         [sha256 for sha256 in hashes if judgements[sha256] == DEFECTIVE],
         [sha256 for sha256 in hashes if judgements[sha256] != DEFECTIVE],
-        [row for row in Question.of(params.evaluate).rows(test) if row["source"] == CAMERA],
+        [row for row in question.rows(test) if row["source"] == CAMERA],
     )
 
 
 def _point(root: Path, params: Params, report: ReportSettings, captures: _Captures, size: int) -> dict[str, float]:
     """Return one row of the curve; a finished one is read from its folder in build/curve."""
     rows, passed = captures.training_rows(size)
-    work = root / _WORK / f"{size}-{params.train.maximum_steps}"
-    chat = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    start = start_folder(root, params.train.start)
+    work = root / _WORK / f"{size}-{params.train.maximum_steps}{start_digest(start)[:12]}"
+    chat = _lines(rows)
     result = work / "scores.json"
     if not result.is_file() or (work / "chat/train.jsonl").read_text(encoding="utf-8") != chat:
         result.unlink(missing_ok=True)
         write_file(work / "chat/train.jsonl", chat)
-        write_file(work / "chat/validation.jsonl", (root / "data/chat/validation.jsonl").read_text(encoding="utf-8"))
-        scores = _train_and_score(root, params, report, len(rows), captures.test, work)
+        write_file(work / "chat/validation.jsonl", _lines(captures.validation))
+        scores = _train_and_score(root, params, report, len(rows), captures.test, work, start)
         write_file(result, json.dumps(scores, indent=2) + "\n")
     facts = {"defective": size, "passed": passed, "steps": params.train.maximum_steps}
     scores = json.loads(result.read_text(encoding="utf-8")).items()
     return facts | {name: math.nan if value is None else value for name, value in scores}  # NaN: not measurable
 
 
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def _train_and_score(
-    root: Path, params: Params, report: ReportSettings, rows: int, test: Sequence[Row], work: Path
+    root: Path, params: Params, report: ReportSettings, rows: int, test: Sequence[Row], work: Path, start: Path | None
 ) -> dict[str, Any]:
     steps, batch = params.train.maximum_steps, params.train.batch_size
     # As many steps for few captures as for many: they are shown more often.
@@ -176,7 +188,7 @@ def _train_and_score(
     params, base = params.model_copy(update={"train": train}), checkpoint_of(params.model, root)
     images, contract = root / "data/composited", params.contract()
     torch.set_num_threads(params.model.threads)
-    train_adapter(params, base, work / "chat", images, work / "adapter", work / "train")
+    train_adapter(params, base, work / "chat", images, work / "adapter", work / "train", start=start)
     inspector = load_inspector(base, work / "adapter")
     answers = answer_rows(inspector, test, images, contract, batch_size=params.evaluate.batch_size)
     decoding = Question.of(params.evaluate).decoding

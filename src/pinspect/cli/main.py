@@ -99,7 +99,7 @@ def curve(
         str, typer.Option(metavar="N,N,...", help="Numbers of defective training captures.")
     ] = "5,10,20,40,80",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of each training; by default train.maximum_steps.")
+        int | None, typer.Option(min=1, help="Optimizer steps of each training; by default a view's share of all.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,11 +111,8 @@ def curve(
 
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", sizes):
         raise ParamsError(f"--sizes: expected numbers such as 5,10,20, found {sizes!r}")
-    params = load_params()
-    if steps:
-        params = params.model_copy(update={"train": params.train.model_copy(update={"maximum_steps": steps})})
     report = load_registry_settings(Path()).report
-    table = learning_curve(Path(), params, report, [int(size) for size in sizes.split(",")])
+    table = learning_curve(Path(), load_params(), report, [int(size) for size in sizes.split(",")], steps)
     if as_json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
