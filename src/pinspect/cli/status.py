@@ -17,9 +17,7 @@ from pinspect.core.code import changed_rooms
 from pinspect.core.errors import RegistryError, StageInputError
 from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.manifests import MANIFEST, read_manifest
-from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
-from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, number_of, version_of
 
 UNCHANGED, CHANGED, FOLLOWS = "unchanged", "changed", "follows"
 _NAMES_SHOWN = 5  # captures in the table; --json lists all
@@ -89,6 +87,10 @@ def project_status(root: Path, settings: RegisterSettings) -> dict:
     Raises:
         StageInputError: The folder has no pipeline that DVC can read.
     """
+    # These import MLflow, which takes longer than all else that a flow imports; a flow needs `stage_states` only.
+    from pinspect.registry.connection import open_registry
+    from pinspect.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, number_of, version_of
+
     new, gone = new_captures(root)
     aliases: dict[str, str | None] = dict.fromkeys((CHAMPION, CHALLENGER, PREVIOUS))
     registry_error = None
