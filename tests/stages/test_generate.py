@@ -106,7 +106,7 @@ def alike(first, second):
 def test_forced_runs_give_the_answers_of_generate(model, request, rows, line, contract):
     inspector, images = request.getfixturevalue(model), line / "data/composited"
     fast = answer_rows(inspector, rows, images, contract, batch_size=8)
-    alike(fast, answer_rows(inspector, rows, images, contract, batch_size=5, fast_forward=False))
+    alike(fast, answer_rows(inspector, rows, images, contract, batch_size=11, fast_forward=False))
     for row, answer in zip(rows, fast, strict=True):
         contract.parse(answer.text, AnswerKind(row["answer_kind"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -122,6 +123,8 @@ def make_prepared(root: Path) -> None:
     checkout = make_checkout(root)
     for stage in (*STAGES, "register"):
         run_stage(stage, root)
+    for name in ("src", "stages", "flows"):
+        compileall.compile_dir(root / name, quiet=1)  # otherwise each copy compiles it again
     checkout.must("dvc", "commit", "--force")
     assert checkout.stale() == ""
 

@@ -6,6 +6,7 @@ module). Tests that start and stop a station themselves use `station`.
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
@@ -113,6 +114,7 @@ def _register_three(evaluated: Path, project: Path) -> None:
     for shift in (40, 41, 42):
         set_values(project, "dst", maximum_shift=shift)
         run_stage("register", project)
+    compileall.compile_dir(project / "mlruns", quiet=1)  # otherwise each copy compiles the packed code again
     (project / "params.yaml").write_text(before)
     set_values(project, "station", timeout_seconds=300.0)  # no answer is late on a busy machine
     make_champion(project, "1")

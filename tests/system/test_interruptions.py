@@ -17,8 +17,7 @@ from prefect.client.orchestration import get_client
 
 from flows.recovery import secure_lock_file
 from pinspect.core.digests import adapter_sha256
-from tests.support.checkout import Checkout, captures
-from tests.support.sample import drop
+from tests.support.checkout import Checkout
 from tests.support.waiting import until
 
 SESSION = "-S"  # part of the command line of flows/session.py, which contains dvc's
@@ -27,7 +26,7 @@ RETRAIN = (sys.executable, "-c", "from flows.retrain import retrain; retrain('.'
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 # The flow retries a killed stage; after a killed flow another flow is started. benchmarks/kills.py kills 40 times.
-KILLS = ("flow", "training", "dvc")  # the first of them in the imaging stages
+KILLS = ("flow", "training", "dvc")
 
 
 class Round:
@@ -74,7 +73,7 @@ class Round:
 
     def _kill(self, kind: str, flow: subprocess.Popen, longest: float) -> bool:
         """Kill -9 at a random moment; return False if the flow or the training had ended before."""
-        begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin")
+        begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin", every=0.5)
         time.sleep(self.random.uniform(0, longest))
         victim = begun if kind == "training" else self._victim(kind)
         if flow.poll() is not None or not victim or not victim.is_running():
@@ -103,9 +102,7 @@ class Round:
 @pytest.fixture(scope="module")
 def killed(prefect_api, prepared, tmp_path_factory) -> tuple[Round, subprocess.CompletedProcess]:
     """The round, and the run that followed."""
-    checkout = prepared.copy(tmp_path_factory.mktemp("killed") / "line")
-    drop(checkout.root / "data/captures", captures()[11:])
-    played = Round(checkout)
+    played = Round(prepared.copy(tmp_path_factory.mktemp("killed") / "line"))
     return played, played.play()
 
 

@@ -1,4 +1,4 @@
-"""A sweep of the training: experiments of DVC, each with its own code, parameters, adapter and scores."""
+"""Experiments of DVC, each with its own code, parameters and scores."""
 
 import json
 
@@ -10,7 +10,7 @@ from pinspect.registry.settings import load_register_settings
 from tests.support.checkout import Checkout
 
 IDENTITY = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
-MARK = "trained by the code of"
+MARK = "scored by the code of"
 
 
 @pytest.fixture
@@ -40,25 +40,24 @@ def stages_of(output: str) -> list[str]:
 def test_an_experiment_runs_its_own_code_with_its_own_parameters_and_moves_no_alias(sweep):
     """The experiment's stage prints which code it runs; PYTHONPATH is not set, and another pinspect is installed."""
     assert "PYTHONPATH" not in sweep.environment
-    before, adapter = registered(sweep), (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes()
+    before, scores = registered(sweep), (sweep.root / "reports/eval/scores.csv").read_bytes()
     assert str(before["challenger"]) == "1"
-    module = sweep.root / "src/pinspect/model/adapter.py"
+    module = sweep.root / "src/pinspect/evaluation/writing.py"
     module.write_text(module.read_text() + f"\nprint({MARK!r}, __file__)\n")
-    sets = ("-S", "train.rank=4", "-S", "train.learning_rate=0.002")
-    done = sweep.run("dvc", "exp", "run", "--temp", "--name", "apart", *sets)
+    done = sweep.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "settings.yaml:report.confidence=0.9")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    assert stages_of(output)[-4:] == ["train", "answer", "evaluate", "register"]
+    assert stages_of(output) == ["evaluate", "register"]
     assert "not registered, since this is experiment apart" in output
     (line,) = (line for line in output.splitlines() if MARK in line)
     assert f"{sweep.root}/.dvc/tmp/exps/" in line
     assert registered(sweep) == before
-    assert (sweep.root / "models/adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert (sweep.root / "reports/eval/scores.csv").read_bytes() == scores
     shown = json.loads(sweep.must("dvc", "exp", "show", "--json"))
     (experiment,) = (entry for revision in shown for entry in revision["experiments"] or [])
     (revision,) = experiment["revs"]
     assert experiment["name"] == "apart"
-    assert revision["data"]["params"]["params.yaml"]["data"]["train"]["rank"] == 4
+    assert revision["data"]["params"]["settings.yaml"]["data"]["report"]["confidence"] == 0.9
     assert "zero_shot" in revision["data"]["metrics"]["reports/eval/metrics.json"]["data"]
     sweep.must("dvc", "exp", "apply", "apart")
-    assert json.loads((sweep.root / "models/adapter/adapter_config.json").read_text())["r"] == 4
+    assert (sweep.root / "reports/eval/scores.csv").read_bytes() != scores
