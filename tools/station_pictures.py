@@ -98,7 +98,7 @@ def upload(page: Page, *files: FilePayload) -> None:
     expect(page.locator("article.result")).to_have_count(len(files), timeout=60_000)
 
 
-def correct(page: Page, answer: pd.Series, name: str) -> None:
+def correct(page: Page, answer: Any, name: str) -> None:
     """Fill in the correction form with the capture's label, by keyboard."""
     page.keyboard.press("x")
     modes = ["passed", *load_params(ROOT / "params.yaml").answers.defect_modes]
@@ -111,14 +111,13 @@ def correct(page: Page, answer: pd.Series, name: str) -> None:
 def draw(browser: Browser, address: str) -> list[str]:
     """Take all pictures; return their paths."""
     answers = read_answers()
-    right = answers[answers["right"] & (answers["expected_judgement"] == "defective")]
+    first, second, *_ = answers[answers["expected_judgement"] == "defective"].to_dict("records")
     with reader(browser, address, DESK) as page:
-        upload(page, photograph(right.iloc[0]))
+        upload(page, photograph(second))
         taken = [take(page, "defective")]
     with reader(browser, address, TABLET) as page:
-        doubtful = answers.iloc[0]
-        upload(page, photograph(doubtful))
-        correct(page, doubtful, "Sato")
+        upload(page, photograph(first))
+        correct(page, first, "Sato")
         taken.append(take(page, "correcting-tablet", full=True))
     return taken
 
