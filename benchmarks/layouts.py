@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import yaml
 
-from pinspect.core import environment, predictions
+from pinspect.cli.curve import score_adapter
+from pinspect.core import environment
 from pinspect.core.errors import run
-from pinspect.core.params import Params, load_params
+from pinspect.core.params import load_params
 from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
 from pinspect.evaluation import metrics
 from pinspect.model.adapter import train_adapter
 from pinspect.model.families import checkpoint_of
-from pinspect.model.generation import answer_rows
-from pinspect.model.loading import load_inspector
+from pinspect.registry.settings import load_registry_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/layouts.json"
@@ -78,22 +78,10 @@ def measure(root: Path) -> dict:
     base, begun = checkpoint_of(params.model, root), time.monotonic()
     train_adapter(params, base, root / "data/chat", root / "data/composited", root / "models/adapter", root / "work")
     seconds = round(time.monotonic() - begun)
-    return {"steps": params.train.maximum_steps, "training_seconds": seconds} | scores(root, params)
-
-
-def scores(root: Path, params: Params) -> dict:
-    """Return the scores of the answers to production's question."""
-    question = Question.of(params.evaluate)
-    rows = question.rows(read_chat(root / "data/chat/test.jsonl"))
-    inspector, contract = load_inspector(checkpoint_of(params.model, root), root / "models/adapter"), params.contract()
-    answers = answer_rows(inspector, rows, root / "data/composited", contract, batch_size=params.evaluate.batch_size)
-    table = predictions.table([
-        predictions.from_generated(row, answer, contract, predictions.MODEL, question.decoding)
-        for row, answer in zip(rows, answers, strict=True)
-    ])  # fmt: skip
-    estimates = metrics.score(table, confidence=0.95, bootstrap_samples=1000, seed=11)
+    rows = Question.of(params.evaluate).rows(read_chat(root / "data/chat/test.jsonl"))
+    estimates = score_adapter(root, params, load_registry_settings(ROOT).report, root / "models/adapter", rows)
     values = {name: [round(value, 4) for value in _interval(estimates[name])] for name in SCORES}
-    return {"captures": len(rows)} | values
+    return {"steps": params.train.maximum_steps, "training_seconds": seconds, "captures": len(rows)} | values
 
 
 def _interval(estimate: metrics.Estimate) -> list[float]:

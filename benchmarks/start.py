@@ -9,9 +9,9 @@ Writes benchmarks/results/start.json. About ten minutes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,17 +28,20 @@ SCORES = ("exact_match", "balanced_accuracy", "escape_rate")
 
 
 def main() -> None:
-    project, adapter, *steps = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("steps", type=int, nargs="*", default=STEPS)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name in ("data", "params.yaml", "settings.yaml", "models/base"):
             (root / name).parent.mkdir(exist_ok=True)
-            (root / name).symlink_to((Path(project) / name).resolve())
-        shutil.copytree(adapter, root / START)
+            (root / name).symlink_to((arguments.project / name).resolve())
+        shutil.copytree(arguments.adapter, root / START)
         (root / START / ORIGIN).write_text(json.dumps({"reference": "other"}))
         figures = {
-            start or "base": [measure(root, count, start) for count in map(int, steps or STEPS)]
-            for start in ("", "other")
+            start or "base": [measure(root, steps, start) for steps in arguments.steps] for start in ("", "other")
         }
     OUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(OUT.read_text())

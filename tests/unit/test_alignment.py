@@ -94,9 +94,8 @@ def test_alignment_is_not_off_by_a_whole_pin():
     mean = np.mean([photograph(seed=seed) for seed in range(20, 26)], axis=0)
     for seed in range(2, 12):
         away, back = moved(photograph(seed=seed), shift=(28.0, -24.0))
-        assert (
-            largest_error(AlignmentTarget(mean).align(away, 40).matrix, back) < 3
-        )  # these captures have other pins and other light
+        # These captures have other pins and other light.
+        assert largest_error(AlignmentTarget(mean).align(away, 40).matrix, back) < 3
 
 
 def test_the_aligned_capture_lies_over_the_mean():

@@ -260,6 +260,17 @@ def test_a_custom_part_replaces_a_default_part():
     np.testing.assert_allclose(nsoartc(capture, reference, replaced), nsoartc(capture, reference), atol=1e-5)
 
 
+def test_settings_of_the_same_size_follow_one_another():
+    """Also with parts that are arrays, which have no truth value when they are compared."""
+    capture, reference = pair(17)
+    every = [NsoartcSettings(("spot",), own_parts={"spot": part}) for part in (np.eye(5), 2 * np.eye(5))]
+    every += [NsoartcSettings(("LINE2",)), NsoartcSettings(("LINE2",), p=2)]
+    first, doubled, *lines = (nsoartc(capture, reference, settings) for settings in every)
+    np.testing.assert_allclose(doubled, 2 * first, rtol=1e-5)
+    for line in lines:  # LINE2 is the diagonal; of one part, every exponent gives its magnitude
+        np.testing.assert_allclose(line, first, atol=1e-5)
+
+
 def test_a_constant_white_keeps_pictures_comparable_and_the_pictures_own_does_not():
     faint, strong = np.full((4, 4, 3), 0.5, np.float32), np.full((4, 4, 3), 2.0, np.float32)
     assert (dst_picture(faint, white=2).max(), dst_picture(strong, white=2).max()) == (64, 255)

@@ -186,21 +186,38 @@ def _train_and_score(
     # As many steps for few captures as for many: they are shown more often.
     train = params.train.model_copy(update={"epochs": max(params.train.epochs, (steps + 1) * batch / rows)})
     params, base = params.model_copy(update={"train": train}), checkpoint_of(params.model, root)
-    images, contract = root / "data/composited", params.contract()
     torch.set_num_threads(params.model.threads)
-    train_adapter(params, base, work / "chat", images, work / "adapter", work / "train", start=start)
-    inspector = load_inspector(base, work / "adapter")
-    answers = answer_rows(inspector, test, images, contract, batch_size=params.evaluate.batch_size)
-    decoding = Question.of(params.evaluate).decoding
-    table = predictions.table([
-        predictions.from_generated(row, answer, contract, MODEL, decoding)
-        for row, answer in zip(test, answers, strict=True)
-    ])  # fmt: skip
-    scores = metrics.score(
-        table, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
-    )
+    train_adapter(params, base, work / "chat", root / "data/composited", work / "adapter", work / "train", start=start)
+    scores = score_adapter(root, params, report, work / "adapter", test)
     values: dict[str, Any] = {"test_captures": len(test)}
     for name in _SCORES:
         estimate = scores[name]
         values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return values
+
+
+def score_adapter(
+    root: Path, params: Params, report: ReportSettings, adapter: Path, rows: Sequence[Row]
+) -> dict[str, metrics.Estimate]:
+    """Score an adapter's answers to rows that ask production's question.
+
+    Args:
+        root: The project's folder, with the composites.
+        params: The project's parameters.
+        report: How intervals are computed.
+        adapter: Folder of the adapter.
+        rows: Rows of the chat dataset.
+
+    Returns:
+        Each score of `metrics.score`, by its name.
+    """
+    inspector, contract = load_inspector(checkpoint_of(params.model, root), adapter), params.contract()
+    answers = answer_rows(inspector, rows, root / "data/composited", contract, batch_size=params.evaluate.batch_size)
+    decoding = Question.of(params.evaluate).decoding
+    table = predictions.table([
+        predictions.from_generated(row, answer, contract, MODEL, decoding)
+        for row, answer in zip(rows, answers, strict=True)
+    ])  # fmt: skip
+    return metrics.score(
+        table, confidence=report.confidence, bootstrap_samples=report.bootstrap_samples, seed=report.seed
+    )

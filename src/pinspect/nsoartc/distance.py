@@ -165,14 +165,17 @@ class _Windows:
     @classmethod
     def of(cls, shape: tuple[int, ...], channels: int, settings: NsoartcSettings) -> _Windows:
         """Return windows for images of `shape` (rows, columns): those that this thread used last, if they fit."""
-        key = (shape, channels, settings)
-        if getattr(cls._last, "key", None) != key:
-            cls._last.key, cls._last.windows = key, cls(shape, channels, settings)
-        return cls._last.windows
+        geometry = (shape, channels, settings.size, settings.stride)
+        if getattr(cls._last, "geometry", None) != geometry:
+            cls._last.geometry, cls._last.windows = geometry, cls(*geometry)
+        windows: _Windows = cls._last.windows
+        windows._settings = settings  # which do not change the buffers
+        return windows
 
-    def __init__(self, shape: tuple[int, ...], channels: int, settings: NsoartcSettings) -> None:
-        self._channels, self._settings = channels, settings
-        (height, width), size, stride = shape, settings.size, settings.stride
+    def __init__(self, shape: tuple[int, ...], channels: int, size: int, stride: int) -> None:
+        self._channels, self._size, self._stride = channels, size, stride
+        self._settings = DEFAULT_SETTINGS
+        height, width = shape
         self._columns = (width - size) // stride + 1
         # A band has `size` - 1 rows in common with the next one: a fourth of its rows at most.
         self._results = max(1, (min(height, max(_BAND_ROWS, 4 * size)) - size) // stride + 1)
@@ -191,7 +194,7 @@ class _Windows:
 
     def measure(self, gray: FloatImage, pixels: FloatImage, distance: FloatImage) -> None:
         """Add the distance of every window to `distance`, zeros of float32 (rows, columns, channels)."""
-        size, stride = self._settings.size, self._settings.stride
+        size, stride = self._size, self._stride
         for start in range(0, len(distance), self._results):
             stop = min(start + self._results, len(distance))
             rows = slice(start * stride, (stop - 1) * stride + size)
@@ -202,8 +205,12 @@ class _Windows:
             self._minkowski(distance[start:stop])
 
     def _phase(self, row: int, column: int) -> FloatImage:
-        """Return every `stride`-th pixel from row and column (each less than `stride`) on, float32 (places,)."""
-        key, stride = (row, column), self._settings.stride
+        """Return every `stride`-th pixel from row and column (each less than `stride`) on.
+
+        Returns:
+            float32, flat: the channels of all places, row after row.
+        """
+        key, stride = (row, column), self._stride
         if stride == 1:
             return self._difference.reshape(-1)
         if key not in self._fresh:
@@ -218,15 +225,19 @@ class _Windows:
         return self._phases[key].reshape(-1)
 
     def _pixel(self, row: int, column: int) -> FloatImage:
-        """Return one pixel of every window, by its place in the window: float32, beginning with the first window."""
-        stride = self._settings.stride
+        """Return one pixel of every window, by its row and column there: float32, flat, from the first window on."""
+        stride = self._stride
         down, right = row // stride, column // stride
         return self._phase(row % stride, column % stride)[(down * self._places[1] + right) * self._channels :]
 
     def _windows(self, values: FloatImage, first: tuple[int, int], rows: int) -> FloatImage:
-        """Return the values of all windows, of those from the window at `first` px on: a view (rows, columns, 3)."""
-        down, right = (px // self._settings.stride for px in first)
+        """Return the values of all windows, whose first one lies at `first` px: a view (rows, columns, channels)."""
+        down, right = (px // self._stride for px in first)
         return values.reshape(*self._places, -1)[down : down + rows, right : right + self._columns]
+
+    def _pixel_of_each(self, pixel: tuple[int, int], rows: int) -> FloatImage:
+        """Return one pixel of every window, by its row and column there: a view (rows, columns, channels)."""
+        return self._windows(self._phase(pixel[0] % self._stride, pixel[1] % self._stride), pixel, rows)
 
     def _sum(self, first: tuple[int, int], step: tuple[int, int], count: int, rows: int) -> FloatImage:
         """Return the sum of the pixels of a line in every window.
@@ -240,7 +251,7 @@ class _Windows:
         Returns:
             A view, float32 (rows, columns, channels).
         """
-        stride, (down, right) = self._settings.stride, step
+        stride, (down, right) = self._stride, step
         # Lines that lie whole strides apart share their sums. A line that goes left keeps its place: from an earlier
         # one it would leave the image.
         row, column = first[0] % stride, first[1] % stride if right >= 0 else first[1]
@@ -248,19 +259,19 @@ class _Windows:
         if key not in self._sums:
             self._sums[key] = np.zeros(self._length, np.float32)
         if key not in self._fresh:
-            distance = (down * self._places[1] + right) * self._channels
-            self._add_up(lambda n: self._pixel(row + n * down, column + n * right), count, distance, self._sums[key])
+            spacing = (down * self._places[1] + right) * self._channels
+            self._add_up(lambda n: self._pixel(row + n * down, column + n * right), count, spacing, self._sums[key])
             self._fresh.add(key)
         return self._windows(self._sums[key], (first[0] - row, first[1] - column), rows)
 
-    def _add_up(self, pixel: Callable[[int], FloatImage], count: int, distance: int, target: FloatImage) -> None:
+    def _add_up(self, pixel: Callable[[int], FloatImage], count: int, spacing: int, target: FloatImage) -> None:
         """Write the sum of `pixel(0)` to `pixel(count - 1)` into `target`.
 
-        Pixels that are `stride` pixels apart belong to one phase, where they are `distance` values apart. So `stride`
+        Pixels that are `stride` pixels apart belong to one phase, where they are `spacing` values apart. So `stride`
         pixels make a group, two sums of k groups make one of 2 k, and one group more makes k + 1: the binary digits of
         the number of groups lead to it.
         """
-        stride = self._settings.stride
+        stride = self._stride
         groups = count // stride
         terms = [pixel(n) for n in range(groups * stride, count)]
         if groups:
@@ -274,7 +285,7 @@ class _Windows:
             # Each step writes into the buffer that the step before it left free; the last one writes into `target`.
             for number, (known, longer) in enumerate(pairwise(lengths), start=1):
                 addend = sums if longer == 2 * known else group
-                sums = _add(sums, addend[known * distance :], target if (len(lengths) - number) % 2 else self._spare)
+                sums = _add(sums, addend[known * spacing :], target if (len(lengths) - number) % 2 else self._spare)
             terms.insert(0, sums)
         total = terms[0] if terms else np.zeros_like(target)
         for term in terms[1:]:
@@ -312,7 +323,7 @@ class _Windows:
 
     def _response_of(self, name: str, buffer: FloatImage) -> FloatImage:
         """Return the response of one part, float32 (rows, columns, channels): a view of sums, or in `buffer`."""
-        size, rows = self._settings.size, len(buffer)
+        size, rows = self._size, len(buffer)
         last, center = size - 1, size // 2
         match name:
             case _ if not self._settings.is_default(name):
@@ -337,14 +348,13 @@ class _Windows:
         across = self._sum((row, 0), (0, 1), size, rows)
         cv2.add(across, self._sum((min(top, last), column), (1, 0), last, rows), dst=buffer)
         if name == "DATUM" and last > 0:  # the column's last pixel is missing, and the shared pixel counts twice
-            for operation, pixel in ((cv2.add, (last, center)), (cv2.subtract, (center, center))):
-                phase = self._phase(*(px % self._settings.stride for px in pixel))
-                operation(buffer, self._windows(phase, pixel, rows), dst=buffer)
+            cv2.add(buffer, self._pixel_of_each((last, center), rows), dst=buffer)
+            cv2.subtract(buffer, self._pixel_of_each((center, center), rows), dst=buffer)
         return buffer
 
     def _respond_own(self, name: str, response: FloatImage) -> None:
         """Write the response of an own part into `response`; the time grows with the part's area."""
-        image, stride = self._difference.astype(np.float64), self._settings.stride
+        image, stride = self._difference.astype(np.float64), self._stride
         part = matrix_of(self._settings, name).astype(np.float64)
         sums = cv2.filter2D(image, -1, part, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT).reshape(image.shape)
         response[...] = sums[::stride, ::stride][: len(response), : self._columns]
