@@ -62,7 +62,9 @@ class Variant:
     redraws: bool = False
 
 
-NO_COUNTEREXAMPLES = dict.fromkeys(("swapped", "blank", "other_shape", "shuffled_letters"), 0.0)
+NO_COUNTEREXAMPLES = dict.fromkeys(
+    ("RAW", "DST"), dict.fromkeys(("swapped", "blank", "other_shape", "shuffled_letters"), 0.0)
+)
 VARIANTS = (
     Variant("full", "the default"),
     Variant(

@@ -15,7 +15,10 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # no test as
 hypothesis.settings.load_profile("any machine")
 
 # Files that wait for servers and schedules take longest and come first, so that no worker waits at the end.
-_LONGEST = ("test_interruptions", "test_schedules", "test_flows", "test_drift_flow", "test_remotes")
+_LONGEST = (
+    *("test_schedules", "test_model_process", "test_prefect_restart", "test_promotion", "test_flows"),
+    *("test_interruptions", "test_watch", "test_station_server", "test_adapter"),
+)
 _TIERS = ("system", "stages", "unit")
 
 

@@ -22,6 +22,7 @@ from pinspect.chat.dataset import build_chat
 from pinspect.core import prompts
 from pinspect.core.answers import AnswerKind
 from pinspect.core.errors import ModelError, ParamsError, StageInputError
+from pinspect.core.params import CounterexampleParams, CounterexampleShares
 from pinspect.model import loading
 from pinspect.model.adapter import train_adapter
 from pinspect.model.batching import IGNORED, prompt_text
@@ -81,13 +82,12 @@ def processor(checkpoint):
 
 def small_training(params):
     """Three steps over the same four rows without augmentation, so that their losses can be compared."""
+    no_shares = CounterexampleShares(**dict.fromkeys(CounterexampleShares.model_fields, 0.0))
     train = params.train.model_copy(
         update={
             **{"maximum_steps": 3, "epochs": 3.0, "batch_size": 4, "learning_rate": 0.01, "warmup_share": 0.0},
             **{"mirror": False, "light_jitter": 0.0, "precision": "float32"},
-            "counterexamples": params.train.counterexamples.model_copy(
-                update=dict.fromkeys(type(params.train.counterexamples).model_fields, 0.0)
-            ),
+            "counterexamples": CounterexampleParams(RAW=no_shares, DST=no_shares),
         }
     )
     return params.model_copy(update={"train": train})

@@ -97,7 +97,7 @@ def working(checkout: Checkout, log: Path, **variables: str) -> Iterator[subproc
         worker = subprocess.Popen(
             command,
             cwd=checkout.root,
-            env=checkout.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"} | variables,
+            env=checkout.environment | {"PREFECT_WORKER_QUERY_SECONDS": "3"} | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

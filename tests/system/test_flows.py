@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
 from flows.retrain import InfrastructureError, retrain, run_stage
 from pinspect.cli.status import stage_states
 from pinspect.core import environment
+from tests.support.mlflow_server import free_port, running_server
 from tests.support.waiting import is_gone, until
 
 PROJECT = Path(__file__).parents[2]
@@ -175,6 +177,26 @@ def test_a_kill_of_the_flow_leaves_no_stage_running(repository, dvc_dies_first):
 
 
 @pytest.mark.usefixtures("prefect_api")
+def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_path):
+    checkout = prepared.copy(tmp_path / "line")
+    address = f"http://127.0.0.1:{free_port()}"
+    checkout.set_param("register", tracking_uri=address)
+    flow = "from flows.retrain import retrain, run, run_here; run(lambda: run_here(retrain, '.', retries=0))"
+    down = checkout.run(sys.executable, "-c", flow)
+    assert down.returncode == 75, down.stderr
+    assert f"{address}: no MLflow server answers" in down.stderr
+    assert "Traceback" not in down.stderr
+
+    with running_server(tmp_path) as uri:
+        assert running_stages(checkout.must("dvc", "repro", MLFLOW_TRACKING_URI=uri)) == ["register"]
+        version = MlflowClient(uri, uri).get_model_version_by_alias("pin-inspector", "challenger").version
+        image = next((checkout.root / "data/captures/images").iterdir())
+        done = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)
+        inspected = json.loads(done.stdout)
+        assert (inspected["error"], inspected["model_version"]) == (None, str(version)), done.stderr
+
+
+@pytest.mark.usefixtures("prefect_api")
 def test_two_runs_never_work_in_one_checkout(repository):
     root = repository(gather=("pass", [], []))
     refused = pytest.raises(CheckoutBusyError, match="another run works in this checkout")
@@ -202,6 +224,10 @@ def test_flows_run_the_code_of_their_checkout_quiet_and_offline_unless_the_user_
     variables, file = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path)
     assert {name: variables[name] for name in environment.SETTINGS} == environment.SETTINGS | {"HF_HUB_OFFLINE": "0"}
+
+
+def running_stages(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 def wait_for_end(pid: int) -> None:

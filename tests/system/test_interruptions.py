@@ -73,7 +73,7 @@ class Round:
 
     def _kill(self, kind: str, flow: subprocess.Popen, longest: float) -> bool:
         """Kill -9 at a random moment; return False if the flow or the training had ended before."""
-        begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin", every=0.5)
+        begun = until(lambda: self._victim(kind) or flow.poll() is not None, f"{kind} to begin", longest=0.5)
         time.sleep(self.random.uniform(0, longest))
         victim = begun if kind == "training" else self._victim(kind)
         if flow.poll() is not None or not victim or not victim.is_running():

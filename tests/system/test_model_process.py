@@ -29,6 +29,7 @@ from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, 
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.results import STATION_FOLDER
 from pinspect.station.settings import StationSettings
+from tests.support.waiting import until
 
 NAME = "pin-inspector"
 PATIENCE = 600.0  # seconds, for busy machines
@@ -46,7 +47,7 @@ def versions(registered) -> None:
 
 @pytest.fixture(scope="module")
 def settings() -> StationSettings:
-    return StationSettings(champion_check_seconds=0.2, queue=LIMIT)
+    return StationSettings(champion_check_seconds=1.0, queue=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +97,13 @@ def health(process):
 
 def wait_until(condition) -> None:
     """Wait until `condition()` is true; retry while the process restarts."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
+
+    def state() -> bool:
         with contextlib.suppress(ModelUnavailableError):
-            if condition():
-                return
-        time.sleep(0.1)
-    raise AssertionError("it did not come true")
+            return bool(condition())
+        return False
+
+    until(state, "a state of the model process", PATIENCE)
 
 
 def test_concurrent_captures_share_forward_passes_and_each_gets_its_own_answer(registered, process, loaded):

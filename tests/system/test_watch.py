@@ -244,7 +244,7 @@ def test_every_file_is_inspected_once_however_often_the_watcher_is_killed(regist
 
 
 def test_a_new_champion_takes_over_and_a_broken_one_does_not(registered, inbox, url):
-    set_values(registered, "station", champion_check_seconds=0.2)
+    set_values(registered, "station", champion_check_seconds=1.0)
     with watching(registered, inbox, url) as watch:
         watch.wait_until(lambda: watch.messages == ["version 1 inspects\n"])
         put(inbox, "1.jpg", CAPTURES[0])

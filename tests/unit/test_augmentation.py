@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.drawings import ModeDrawing
 from pinspect.core.layout import Layout
 from pinspect.core.mirroring import mirrored_modes
-from pinspect.core.params import CounterexampleParams, load_params
+from pinspect.core.params import CounterexampleParams, CounterexampleShares, load_params
 from pinspect.model.augmentation import Augmentation, Augmenter
 
 LAYOUT = Layout(("U", "C", "D"), 9)
 CONTRACT = AnswerContract(LAYOUT, ("CYLN", "SQUR"), ("bend", "retract", "missing"))
 PARAMS = load_params(Path(__file__).resolve().parents[2] / "params.yaml")
+SHARES: dict[str, Any] = dict.fromkeys(CounterexampleShares.model_fields, 0.0)
 CELL = 32
 ADDRESSES = st.sampled_from(LAYOUT.addresses)
 
@@ -57,12 +59,12 @@ def augmenter(
     contract: AnswerContract = CONTRACT,
     **counterexamples,
 ) -> Augmenter:
-    shares = {"swapped": 0.0, "blank": 0.0, "other_shape": 0.0, "shuffled_letters": 0.0} | counterexamples
+    shares = CounterexampleShares.model_construct(**SHARES | counterexamples)
     changes = {
         "mirror": mirror,
         "light_jitter": light_jitter,
         "simple_questions": simple_questions,
-        "counterexamples": CounterexampleParams.model_construct(**shares),
+        "counterexamples": CounterexampleParams.model_construct(RAW=shares, DST=shares),
     }
     return Augmenter(rows, contract, PARAMS.train.model_copy(update=changes))
 
@@ -207,6 +209,16 @@ def test_counterexamples_keep_their_shares():
         "shuffled_letters": sum(shown["augmentation"].marks is not None for shown in drawn),
     }
     assert counts == pytest.approx({"swapped": 200, "blank": 200, "shuffled_letters": 400}, rel=0.25)
+
+
+def test_each_view_has_its_own_shares_of_counterexamples():
+    row = row_about(LAYOUT.addresses[3])
+    always, never = (CounterexampleShares.model_construct(**SHARES | {"blank": share}) for share in (1.0, 0.0))
+    shares = CounterexampleParams.model_construct(RAW=never, DST=always)
+    shown_as = Augmenter([row], CONTRACT, PARAMS.train.model_copy(update={"counterexamples": shares}))
+    views = {view: shown_as(row | {"view": view}, np.random.default_rng(0))["augmentation"] for view in ("RAW", "DST")}
+    assert views["RAW"].blank is None
+    assert views["DST"].blank is not None
 
 
 def test_a_reference_of_another_shape_is_of_the_same_eye():

@@ -211,8 +211,8 @@ class CheckParams(Section):
     minimum_rows: PositiveInt
 
 
-class CounterexampleParams(Section):
-    """Shares of the training rows that become a counterexample of each kind."""
+class CounterexampleShares(Section):
+    """Shares of a view's training rows that become a counterexample of each kind."""
 
     swapped: Share
     blank: Share
@@ -220,10 +220,17 @@ class CounterexampleParams(Section):
     shuffled_letters: Share
 
     @model_validator(mode="after")
-    def _check_sum(self) -> CounterexampleParams:
+    def _check_sum(self) -> CounterexampleShares:
         if self.swapped + self.blank + self.other_shape + self.shuffled_letters > 0.5:
             raise ValueError("more than half of the training rows would be counterexamples: lower the shares")
         return self
+
+
+class CounterexampleParams(Section):
+    """Counterexamples of each view: a distance image hardly shows a pin's shape, so it needs other shares."""
+
+    RAW: CounterexampleShares
+    DST: CounterexampleShares
 
 
 class TrainParams(Section):
@@ -244,7 +251,7 @@ class TrainParams(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt
-    accumulation: PositiveInt
+    part_tokens: PositiveInt
     gradient_checkpointing: bool
     precision: Literal["auto", "bf16", "float32"]
     quantization: Literal["auto", "none", "4bit"]

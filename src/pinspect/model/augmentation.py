@@ -120,7 +120,11 @@ class Augmenter:
             params: `mirror`, `light_jitter`, `simple_questions` and `counterexamples` of the section `train`.
         """
         self._contract, self._params = contract, params
-        self._shares = np.cumsum([getattr(params.counterexamples, kind) for kind in Counterexample])
+        shares = params.counterexamples
+        self._shares = {
+            view: np.cumsum([getattr(of_view, kind) for kind in Counterexample])
+            for view, of_view in (("RAW", shares.RAW), ("DST", shares.DST))
+        }
         self._references: dict[tuple[str, str, str], dict[str, list[str]]] = {}  # by source, view and eye; by shape
         for row in rows:
             if row["kind"] == PromptKind.TWO_IMAGE:
@@ -183,7 +187,7 @@ class Augmenter:
     def _counterexample(
         self, row: Row, augmentation: Augmentation, rng: np.random.Generator
     ) -> tuple[Row, Augmentation]:
-        kind = [*Counterexample, None][int(np.searchsorted(self._shares, rng.random(), side="right"))]
+        kind = [*Counterexample, None][int(np.searchsorted(self._shares[row["view"]], rng.random(), side="right"))]
         answer = self._contract.parse(row["answer"], AnswerKind(row["answer_kind"]))
         if kind is Counterexample.SWAPPED and answer.judgement == DEFECTIVE and row["kind"] != PromptKind.ONE_IMAGE:
             swapped = self._with_answer(row, self._contract.passed(answer.shape, answer.view))

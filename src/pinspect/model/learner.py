@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class StepInputs:
     """This process's share of one optimizer step.
 
     Attributes:
-        parts: Model inputs that go through the model one after another.
+        parts: Model inputs; on a CPU as many of them as torch has threads go through the model at the same time.
         answers: Number of answer tokens in all parts.
         tokens: Number of tokens in all parts, without padding.
     """
@@ -45,7 +46,8 @@ class Learner:
     """Trains an adapter; every process computes its share of a step, and the gradients are summed once per step.
 
     The loss is the mean over the answer tokens of all processes and parts, so neither the number of processes nor
-    `train.accumulation` changes the result.
+    `train.part_tokens` changes the result. On a CPU each of torch's threads computes parts of its own: the matrices of
+    a small model are too small to divide every product among threads (docs/LOG.md).
 
     Attributes:
         backend: The library that computes the training.
@@ -66,6 +68,10 @@ class Learner:
         self.trainable: list[nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(_rate_groups(model), weight_decay=params.weight_decay, betas=(0.9, 0.98))
         self.tokens = 0
+        # Dropout draws from one generator, in an order that threads would make random.
+        self._workers = 1 if self.device.type == "cuda" or params.dropout else torch.get_num_threads()
+        pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._map = map if self._workers == 1 else pool.map
 
     def inputs(self, rows: Sequence[Row]) -> StepInputs:
         """Build this process's share of a step, on the CPU; may run in another thread than `step`.
@@ -74,8 +80,11 @@ class Learner:
             rows: All rows of the step.
         """
         share = rows[self.processes.process_index :: self.processes.num_processes]
-        size = max(1, -(-len(share) // self.params.accumulation))
-        parts = [self.backend.batch(self.encoder, part) for part in _parts(share, size)]
+        longest = max((len(self.encoder.chat(row).input_ids) for row in share), default=1)
+        largest = max(1, self.params.part_tokens // longest)  # rows
+        rounds = -(-len(share) // (largest * self._workers))
+        size = -(-len(share) // max(1, rounds * self._workers))
+        parts = [self.backend.batch(self.encoder, part) for part in _parts(share, max(1, size))]
         answers = sum(int((part["labels"][:, 1:] != IGNORED).sum()) for part in parts)
         return StepInputs(parts, answers, sum(int(part["attention_mask"].sum()) for part in parts))
 
@@ -97,10 +106,11 @@ class Learner:
         torch.manual_seed((self.params.seed * 1_000_003 + draw) % 2**63)
         answers, tokens = self._sum(torch.tensor([inputs.answers, inputs.tokens])).tolist()
         total = torch.zeros((), device=self.device)
-        for part in inputs.parts:
-            part_loss = self.backend.answer_loss(self.model, self._on_device(part), answers)
-            part_loss.backward()
-            total += part_loss.detach()
+        for part_loss, gradients in self._map(lambda part: self._gradients(part, answers), inputs.parts):
+            total += part_loss
+            for parameter, gradient in zip(self.trainable, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         loss = self._sum(total).item()
         if not math.isfinite(loss):
             raise ModelError(f"the loss is {loss} at step {number + 1}; lower train.learning_rate and train again")
@@ -113,7 +123,6 @@ class Learner:
         self.tokens += tokens
         return loss
 
-    @torch.no_grad()
     def loss(self, rows: Sequence[Row]) -> float | None:
         """Return the mean loss in nats per answer token over `rows`, None without rows."""
         if not rows:
@@ -121,10 +130,8 @@ class Learner:
         self.model.eval()
         share = self._by_length(rows)[self.processes.process_index :: self.processes.num_processes]
         sums = torch.zeros(2, dtype=torch.float64)
-        for part in _parts(share, self.params.batch_size):
-            batch = self._on_device(self.backend.batch(self.encoder, part))
-            part_loss = self.backend.answer_loss(self.model, batch, 1).item()
-            sums += torch.tensor([part_loss, (batch["labels"][:, 1:] != IGNORED).sum().item()])
+        for part_sums in self._map(self._loss, _parts(share, max(1, self.params.batch_size // self._workers))):
+            sums += part_sums
         self.model.train()
         total, answers = self._sum(sums).tolist()
         return total / answers
@@ -144,6 +151,20 @@ class Learner:
         matches = sum(answer.text == row["answer"] for answer, row in zip(answers, share, strict=True))
         self.backend.to_train(self.model)
         return self._sum(torch.tensor(matches, dtype=torch.float64)).item() / len(rows)
+
+    @torch.no_grad()
+    def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the summed loss of `rows` and the number of their answer tokens, float64 (2,)."""
+        batch = self._on_device(self.backend.batch(self.encoder, rows))
+        loss = self.backend.answer_loss(self.model, batch, 1)
+        return torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], dtype=torch.float64)
+
+    def _gradients(
+        self, part: dict[str, torch.Tensor], answers: int
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+        """Return the loss of a part and its gradients; the caller sums them in the order of the parts."""
+        loss = self.backend.answer_loss(self.model, self._on_device(part), answers)
+        return loss.detach(), torch.autograd.grad(loss, self.trainable, allow_unused=True)
 
     def _sum_gradients(self) -> None:
         if self.processes.num_processes == 1:
