@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from pinspect.model.augmentation import Augmentation, Augmenter
 LAYOUT = Layout(("U", "C", "D"), 9)
 CONTRACT = AnswerContract(LAYOUT, ("CYLN", "SQUR"), ("bend", "retract", "missing"))
 PARAMS = load_params(Path(__file__).resolve().parents[2] / "params.yaml")
-SHARES: dict[str, Any] = dict.fromkeys(CounterexampleShares.model_fields, 0.0)
 CELL = 32
 ADDRESSES = st.sampled_from(LAYOUT.addresses)
 
@@ -50,6 +48,12 @@ def row_about(
     }
 
 
+def shares_of(**changes: float) -> CounterexampleShares:
+    """Return shares of counterexamples, 0 for those that `changes` lacks, 1 for a row that always becomes one."""
+    shares = dict.fromkeys(CounterexampleShares.model_fields, 0.0) | changes
+    return CounterexampleShares.model_construct(None, **shares)
+
+
 def augmenter(
     rows: list[dict],
     *,
@@ -59,7 +63,7 @@ def augmenter(
     contract: AnswerContract = CONTRACT,
     **counterexamples,
 ) -> Augmenter:
-    shares = CounterexampleShares.model_construct(**SHARES | counterexamples)
+    shares = shares_of(**counterexamples)
     changes = {
         "mirror": mirror,
         "light_jitter": light_jitter,
@@ -213,8 +217,7 @@ def test_counterexamples_keep_their_shares():
 
 def test_each_view_has_its_own_shares_of_counterexamples():
     row = row_about(LAYOUT.addresses[3])
-    always, never = (CounterexampleShares.model_construct(**SHARES | {"blank": share}) for share in (1.0, 0.0))
-    shares = CounterexampleParams.model_construct(RAW=never, DST=always)
+    shares = CounterexampleParams.model_construct(RAW=shares_of(), DST=shares_of(blank=1.0))
     shown_as = Augmenter([row], CONTRACT, PARAMS.train.model_copy(update={"counterexamples": shares}))
     views = {view: shown_as(row | {"view": view}, np.random.default_rng(0))["augmentation"] for view in ("RAW", "DST")}
     assert views["RAW"].blank is None
