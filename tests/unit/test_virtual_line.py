@@ -117,6 +117,22 @@ def test_a_bent_pin_covers_no_neighbor():
         assert np.linalg.norm(np.delete(feet, 13, axis=0) - top, axis=1).min() > setup.pin_width
 
 
+@pytest.mark.parametrize("drawing", [LEAN, ModeDrawing(draw="lean", direction="left"), ModeDrawing(draw="lower")])
+def test_training_captures_show_small_defects_more_often_and_large_ones_too(drawing):
+    setup, amounts = virtual_line.LineSetup(shape="CYLN"), {}
+    for skew in (1.0, 2.0):
+        amounts[skew] = []
+        for seed in range(200):
+            pins = virtual_line.tolerated_pins(np.random.default_rng(0), setup, LAYOUT)
+            before = pins.height[13]
+            virtual_line.change_pin(pins, 13, drawing, np.random.default_rng(seed), LAYOUT, setup, skew=skew)
+            lowered = 1 - pins.height[13] / before
+            amounts[skew].append((pins.lean[13] - 7) / 13 if drawing.draw == "lean" else (lowered - 0.2) / 0.4)
+    assert np.median(amounts[1.0]) == pytest.approx(0.5, abs=0.1)
+    assert np.median(amounts[2.0]) == pytest.approx(0.25, abs=0.1)
+    assert max(amounts[2.0]) > 0.75
+
+
 def test_the_field_box_hugs_the_tops():
     setup = virtual_line.LineSetup(shape="SQUR", pin_width=0.46, place_jitter_px=(0.0, 0.0))
     rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from pinspect.virtual_line.setups import LineSetup, image_size
 
 PIN_WIDTH = {"CYLN": 0.52, "SQUR": 0.46}
 DRAWN_SHAPES = tuple(PIN_WIDTH)
+_TRAINING_SKEW = 2.0  # small defects are hard to see, and a small lean looks like a pin that is pulled out
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _capture(
     if drawing is not None:
         shares = training_shares(drawing, layout) if split == "train" else None
         pin = int(rng.choice(layout.pins, p=shares))
-        change_pin(pins, pin, drawing, rng, layout, setup)
+        change_pin(pins, pin, drawing, rng, layout, setup, skew=_TRAINING_SKEW if split == "train" else 1.0)
     rendered = render(rng, setup, pins, layout)
     return VirtualCapture(
         name=f"{name}.jpg",

@@ -65,7 +65,13 @@ def tolerated_pins(rng: np.random.Generator, setup: LineSetup, layout: Layout) -
 
 
 def change_pin(
-    pins: Pins, pin: int, drawing: ModeDrawing, rng: np.random.Generator, layout: Layout, setup: LineSetup
+    pins: Pins,
+    pin: int,
+    drawing: ModeDrawing,
+    rng: np.random.Generator,
+    layout: Layout,
+    setup: LineSetup,
+    skew: float = 1.0,
 ) -> None:
     """Change one pin as a defect mode is drawn; the amount of the change is random.
 
@@ -76,18 +82,19 @@ def change_pin(
         rng: Source of amount and direction.
         layout: Rows and columns of the pin field.
         setup: The line.
+        skew: 1 draws all amounts alike; above 1, small leans and small changes of height are more frequent.
 
     Raises:
         ValueError: The drawing is `nothing`.
     """
     if drawing.draw == "lean" and drawing.direction == ANY_DIRECTION:
-        lean_clear_of_neighbors(pins, pin, rng.uniform(*LEAN_DEGREES), rng, layout, setup)
+        lean_clear_of_neighbors(pins, pin, _amount(rng, LEAN_DEGREES, skew), rng, layout, setup)
     elif drawing.draw == "lean":
-        lean_towards(pins, pin, drawing.direction, rng, setup)
+        lean_towards(pins, pin, drawing.direction, rng, setup, skew=skew)
     elif drawing.draw == "lower":
-        pins.height[pin] *= 1 - rng.uniform(*LOWER_SHARE)
+        pins.height[pin] *= 1 - _amount(rng, LOWER_SHARE, skew)
     elif drawing.draw == "higher":
-        pins.height[pin] *= 1 + rng.uniform(*HIGHER_SHARE)
+        pins.height[pin] *= 1 + _amount(rng, HIGHER_SHARE, skew)
     elif drawing.draw == "absent":
         pins.present[pin] = 0
     elif drawing.draw == "darker":
@@ -96,8 +103,20 @@ def change_pin(
         raise ValueError(f"the virtual line draws nothing for 'draw: {drawing.draw}'")
 
 
+def _amount(rng: np.random.Generator, between: tuple[float, float], skew: float) -> float:
+    low, high = between
+    return low + (high - low) * rng.random() ** skew
+
+
 def lean_towards(
-    pins: Pins, pin: int, direction: str, rng: np.random.Generator, setup: LineSetup, spread: float = LEAN_SPREAD
+    pins: Pins,
+    pin: int,
+    direction: str,
+    rng: np.random.Generator,
+    setup: LineSetup,
+    spread: float = LEAN_SPREAD,
+    *,
+    skew: float = 1.0,
 ) -> None:
     """Lean one pin about its foot to one side of the picture, not further than the next pin.
 
@@ -108,10 +127,11 @@ def lean_towards(
         rng: Source of the angle.
         setup: The line.
         spread: Largest deviation from the direction, in degrees.
+        skew: See `change_pin`.
     """
     reach = max(0.2, 1 - setup.pin_width) / (setup.pin_height * pins.height[pin])
     largest = np.degrees(np.arcsin(min(1.0, reach)))
-    pins.lean[pin] = min(rng.uniform(*LEAN_DEGREES), largest)
+    pins.lean[pin] = min(_amount(rng, LEAN_DEGREES, skew), largest)
     pins.lean_direction[pin] = DIRECTIONS[direction] + np.radians(rng.uniform(-spread, spread))
 
 
