@@ -4,28 +4,40 @@
 
 A run sends a heartbeat every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds (30 in job_template.json). If none comes for ten
 minutes and the run has not ended, its process or its machine is gone: the run becomes Crashed. A crashed run of
-`nightly` is run again, once in six hours, so that a crash that comes again does not repeat all night.
+`nightly` is run again, once in six hours, so that a crash that comes again does not repeat all night. If the project
+has a webhook for notices, the server sends one of each crashed run.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
+from prefect.types import SecretDict
+from pydantic import SecretStr
 
+from flows.notices import notice_id
 from pinspect.core.errors import PinspectError, run
+from pinspect.registry.notices import TOKEN, webhook_of
+from pinspect.registry.settings import load_register_settings
+from pinspect.registry.webhook import secret
 
 CRASH = "pinspect: crash runs without heartbeat"
 AGAIN = "pinspect: run nightly again after a crash"
+NOTICE = "pinspect: send a notice of a crashed run"
 NIGHTLY = "retrain/nightly"
+_BLOCK = "pinspect-notices"
 # A restarted server gets the heartbeats of the meantime all at once and mixes up their order, so that they seem to be
 # missing. Runs live through an outage that is shorter than this.
 SILENCE = timedelta(minutes=10)
@@ -52,11 +64,43 @@ def ensure_automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -
             nightly = client.read_deployment_by_name(NIGHTLY)
         except ObjectNotFound:
             raise DeploymentMissingError(f"{NIGHTLY}: not on the Prefect server; run prefect deploy --all") from None
-        for name in (CRASH, AGAIN):
+        for name in (CRASH, AGAIN, NOTICE):
             for automation in client.read_automations_by_name(name):
                 client.delete_automation(automation.id)
     for automation in (_crash(silence), _again(nightly.id, pause)):
         automation.create()
+    ensure_notices(Path())
+
+
+def ensure_notices(root: Path) -> None:
+    """Make the automation that sends a notice of each crashed run, if the project in `root` has a webhook.
+
+    The worker sends a notice, too, if it lives; both have the same `id`.
+    """
+    if not (url := webhook_of(root)):
+        return
+    token = secret(TOKEN)
+    headers = SecretDict({"Authorization": f"Bearer {token}"} if token else {})
+    document = cast(UUID, Webhook(url=SecretStr(url), headers=headers).save(_BLOCK, overwrite=True))
+    run, message = "{{ flow_run.name | tojson }}", "{{ flow_run.state.message | tojson }}"
+    details = {"flow": "{{ flow.name | tojson }}", "run": '"{{ flow_run.id }}"', "name": run, "message": message}
+    fields = {
+        "event": '"crashed"',
+        "id": json.dumps(notice_id("crashed", "{{ flow_run.id }}")),
+        "time": '"{{ event.occurred }}"',
+        "project": json.dumps(load_register_settings(root).model_name),
+        "text": json.dumps("{{ flow.name }} {{ flow_run.name }}: Crashed."),
+        "details": _object(details),
+    }
+    trigger = _trigger(expect={"prefect.flow-run.Crashed"}, posture=Posture.Reactive, within=timedelta(0))
+    action = CallWebhook(block_document_id=document, payload=_object(fields))
+    description = "If a run's machine died, nobody else can report it."
+    Automation(name=NOTICE, description=description, trigger=trigger, actions=[action]).create()
+
+
+def _object(fields: dict[str, str]) -> str:
+    """Return a JSON object of values that are JSON, or templates of JSON."""
+    return "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items()) + "}"
 
 
 def _crash(silence: timedelta) -> Automation:

@@ -5,9 +5,11 @@ python -m flows.drift [PROJECT [URL]]
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import requests
 from prefect import flow, get_run_logger
@@ -15,9 +17,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.notices import HOOKS
 from flows.retrain import bring_up_to_date, in_checkout, run_here
 from flows.states import SKIPPED, end_state
 from pinspect.core.errors import PinspectError, run
+from pinspect.core.files import write_file
+from pinspect.registry.notices import notify
 
 STATION = "http://127.0.0.1:8000"
 _SECONDS = 10
@@ -30,7 +35,7 @@ class StationError(PinspectError):
     exit_code = 75  # EX_TEMPFAIL
 
 
-@flow(name="drift")
+@flow(name="drift", **HOOKS)
 def drift(root: str = ".", url: str = STATION, retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Ask a station whether its line has changed; if so, do what `retrain` does.
 
@@ -49,10 +54,13 @@ def drift(root: str = ".", url: str = STATION, retries: int = 2, retry_delay_sec
     def work() -> State:
         report = ask_station(url)
         if not report["changed"]:
+            if not report["problem"]:
+                _noted(root, url).unlink(missing_ok=True)
             return Completed(name=SKIPPED, message=_unchanged(report), data=[])
         change = report["summary"]["en"]
         changed = [quantity for quantity in report["quantities"] if quantity["changed"]]
         create_table_artifact(key="line-changed", table=changed, description=f"{url}: {change}")
+        _notify(root, url, change, changed)
         return in_checkout(root, lambda project: _learn(project, change, retries, retry_delay_seconds))
 
     return end_state(work)
@@ -84,6 +92,21 @@ def ask_station(url: str) -> Mapping:
         reason = health.get("last_error") or health.get("results_error") or _NO_PROFILE
         raise StationError(f"{address}: the station cannot judge its line: {reason}")
     return health["drift"]
+
+
+def _noted(root: str, url: str) -> Path:
+    """Return the file with the changed quantities that a notice was sent of; none while the line is as in training."""
+    return Path(root) / ".dvc/tmp/retrain" / f"line-changed-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+
+
+def _notify(root: str, url: str, change: str, changed: list[Mapping]) -> None:
+    """Send a notice of a change once, however often it is seen, and again when other quantities change."""
+    quantities, noted = " ".join(sorted(quantity["quantity"] for quantity in changed)), _noted(root, url)
+    if noted.is_file() and noted.read_text(encoding="utf-8") == quantities:
+        return
+    details = {"station": url, "quantities": changed}
+    if notify(Path(root), "line-changed", f"line-changed-{uuid4()}", f"The line has changed: {change}", details):
+        write_file(noted, quantities)
 
 
 def _unchanged(report: Mapping) -> str:

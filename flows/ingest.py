@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from flows.notices import HOOKS
 from flows.retrain import bring_up_to_date, in_checkout, run_here
 from pinspect.captures.adding import AddReport
 from pinspect.captures.inbox import take_captures
@@ -22,7 +23,7 @@ from pinspect.core.params import load_params
 CAPTURES = Path("data/captures")
 
 
-@flow(name="ingest")
+@flow(name="ingest", **HOOKS)
 def ingest(root: str = ".", inbox: str = "inbox", retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Move the valid captures of an inbox into data/captures, then do what `retrain` does.
 

@@ -12,13 +12,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.notices import HOOKS
 from flows.states import REFUSED, end_state
 from pinspect.core.errors import PromotionRefused, run
 from pinspect.core.params import load_params
 from pinspect.registry.settings import load_register_settings, load_registry_settings
 
 
-@flow(name="promote")
+@flow(name="promote", **HOOKS)
 def promote(root: str = ".", approve_by: str = "", on: str = "") -> State:
     """Make the challenger champion if every rule of promotion holds.
 
@@ -33,7 +34,7 @@ def promote(root: str = ".", approve_by: str = "", on: str = "") -> State:
     return end_state(lambda: _promote(Path(root).resolve(), approve_by, on))
 
 
-@flow(name="rollback")
+@flow(name="rollback", **HOOKS)
 def rollback(root: str = ".", why: str = "", by: str = "", to: str = "") -> State:
     """Make the previous champion, or another version, champion again.
 

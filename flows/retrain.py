@@ -27,6 +27,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.notices import HOOKS
 from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file
 from flows.run_artifacts import REPORT, publish
 from flows.states import SKIPPED, end_state
@@ -77,7 +78,7 @@ class StageOutcome:
         return self.result == "ran"
 
 
-@flow(name="retrain")
+@flow(name="retrain", **HOOKS)
 def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Bring a project up to date, stage by stage; one such run at a time works in a checkout.
 

@@ -1,9 +1,12 @@
 """The drift flow: a station on loopback, a real Prefect server, a real DVC repository of one stage."""
 
 import json
+import shutil
 import subprocess
 import sys
 from threading import Thread
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 import requests
@@ -11,13 +14,17 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 from prefect.client.orchestration import get_client
+from prefect.states import Crashed
 
+from flows.automations import ensure_notices
 from flows.drift import drift, main
+from flows.notices import report_crash
 from flows.recovery import one_per_checkout
 from pinspect.core.errors import PinspectError
 from pinspect.station.drift import Change, DriftReport
 from tests.support.mlflow_server import free_port
-from tests.support.sample import ROOT
+from tests.support.receivers import http_receiver
+from tests.support.sample import ROOT, set_values
 from tests.support.waiting import until
 
 DARKER = Change("brightness", True, 200, 127, 0.9, 1e-20, 0.14, 0.28)
@@ -64,6 +71,16 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def notices(project, monkeypatch):
+    """The receiver of the project's notices."""
+    with http_receiver() as receiver:
+        shutil.copyfile(ROOT / "settings.yaml", project / "settings.yaml")
+        set_values(project, "notify", webhook=receiver.url)
+        monkeypatch.setenv("PINSPECT_NOTIFY_TOKEN", "secret")
+        yield receiver
+
+
 def ask(project, station, **options):
     return drift(str(project), url=station.url, retries=0, return_state=True, **options)
 
@@ -99,12 +116,56 @@ def test_drift_starts_one_run_and_another_only_after_new_captures(project, stati
     assert (project / "model.txt").read_text() == "bright and dark"
 
 
-def test_a_failed_stage_fails_the_flow(project, station):
+def test_a_failed_stage_fails_the_flow_and_is_reported(project, station, notices):
     station.report(DARKER)
     (project / "train.py").write_text("import sys; print('row 7: unknown mode'); sys.exit(2)")
     state = ask(project, station)
     assert state.is_failed()
     assert "row 7: unknown mode" in state.message
+    changed, failed = notices.documents
+    assert (changed["event"], failed["event"]) == ("line-changed", "failed")
+    assert (failed["details"]["flow"], failed["details"]["message"]) == ("drift", state.message)
+    assert "row 7: unknown mode" in failed["text"]
+
+
+def test_a_changed_line_is_reported_once_and_again_when_more_changes_or_after_it_was_as_in_training(
+    project, station, notices
+):
+    station.report(DARKER)
+    for _ in range(2):
+        ask(project, station)
+    (notice,) = notices.documents
+    assert notice["text"] == f"The line has changed: {CHANGE}"
+    assert notice["details"]["station"] == station.url
+    assert [quantity["quantity"] for quantity in notice["details"]["quantities"]] == ["brightness"]
+    station.report(DARKER, Change("dst_background", True, 200, 127, 0.9, 1e-20, 0.2, 0.1))
+    ask(project, station)
+    station.report(SAME)
+    ask(project, station)
+    station.report(DARKER)
+    ask(project, station)
+    assert [len(notice["details"]["quantities"]) for notice in notices.documents] == [1, 2, 1]
+
+
+def test_the_server_reports_a_crashed_run(project, notices):
+    """The run's process and its worker are gone; only the server knows."""
+    ensure_notices(project)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(drift, parameters={"root": str(project)})
+        client.set_flow_run_state(run.id, Crashed(message='No "heartbeat" for 600 s.'), force=True)
+    until(lambda: notices.documents, "the notice")
+    (notice,) = notices.documents
+    assert (notice["event"], notice["id"], notice["project"]) == ("crashed", f"crashed-{run.id}", "pin-inspector")
+    assert notice["details"]["message"] == 'No "heartbeat" for 600 s.'
+    assert (notice["details"]["flow"], notice["details"]["name"]) == ("drift", run.name)
+    assert notices.tokens == ["Bearer secret"]
+
+
+def test_a_run_that_is_ended_reports_its_crash_itself(project, notices):
+    flow_run = SimpleNamespace(id=uuid4(), name="calm-ant", parameters={"root": str(project)})
+    report_crash(drift, flow_run, Crashed(message="Execution was interrupted."))
+    assert drift.on_crashed_hooks == [report_crash]
+    assert notices.documents[0]["text"] == "drift calm-ant: Crashed. Execution was interrupted."
 
 
 def test_the_drift_flow_skips_while_another_run_uses_the_checkout(project, station):

@@ -27,7 +27,7 @@ from pinspect.station.batches import Batches, InspectionRequest
 from pinspect.station.champion import Champion
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
 from pinspect.station.model_process import ModelProcess
-from pinspect.station.results import STATION_FOLDER
+from pinspect.station.results_database import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 from tests.support.waiting import until
 

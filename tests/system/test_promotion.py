@@ -23,6 +23,7 @@ from pinspect.registry.settings import RegistrySettings, load_register_settings,
 from tests.support.evaluated_project import run_stage
 from tests.support.evaluation_examples import answered, escaped, moved, right
 from tests.support.promotion_examples import CAPTURES, HELD, first_wrong, rows, settings_with
+from tests.support.receivers import http_receiver
 from tests.support.sample import ROOT, contents, drop, read_labels, stage_environment, write_labels
 from tests.support.sample import line as virtual_line
 
@@ -103,6 +104,14 @@ def evaluate_as(root: Path, number: int, table) -> None:
     (out / "metrics.json").write_text(json.dumps(content))
 
 
+@pytest.fixture
+def notices(monkeypatch):
+    """The receiver of the project's notices."""
+    with http_receiver() as receiver:
+        monkeypatch.setenv("PINSPECT_NOTIFY_WEBHOOK", receiver.url)
+        yield receiver
+
+
 def run(*words: str, root: Path) -> subprocess.CompletedProcess:
     return subprocess.run([PINSPECT, *words], cwd=root, capture_output=True, text=True)
 
@@ -178,7 +187,7 @@ def test_a_version_that_does_not_load_becomes_champion_neither_by_promotion_nor_
         away.rename(weights)
 
 
-def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_alias_moves(line):
+def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_alias_moves(line, notices):
     line.set(champion="2", challenger="3")
     result = run("promote", root=line.root)
     assert result.returncode == 3
@@ -191,12 +200,18 @@ def test_a_worse_challenger_is_refused_with_rule_amount_and_exit_code_3_and_no_a
     assert stored == json.loads(line.tags("3")["promotion"])
     assert not stored["promoted"]
     assert "**Refused**" in line.client.get_model_version(NAME, "3").description
+    (notice,) = notices.documents
+    assert (notice["event"], notice["details"]) == ("refused", stored)
+    assert "escape rate: 0.400 (8 of 20 defective captures), at most 0.030" in notice["text"]
 
 
-def test_a_first_champion_is_promoted_without_comparison(line):
+def test_a_first_champion_is_promoted_without_comparison(line, notices):
     line.set(challenger="1")
     assert promote(line.root, line.params, line.settings).promoted
     assert line.aliases == {"champion": "1"}
+    assert [(notice["event"], notice["text"]) for notice in notices.documents] == [
+        ("promoted", "version 1 of pin-inspector is champion")
+    ]
     with pytest.raises(RegistryError, match=r"no version of pin-inspector is challenger, version 1 is champion"):
         promote(line.root, line.params, line.settings)
 

@@ -112,10 +112,16 @@ def pictures_are_drawn(page: Page) -> None:
 
 def test_an_uploaded_capture_shows_the_whole_answer(visit, running_station):
     with visit() as page:
+        page.fill("#upload [name=serial]", "SN1")
+        page.fill("#upload [name=lot]", "L7")
         page.set_input_files("#images", payload(0))
         article = page.locator("article.result")
         expect(article).to_have_count(1)
         result = stored(running_station, article.get_attribute("data-result"))
+        assert (result["serial"], result["lot"]) == ("SN1", "L7")
+        expect(article.locator("dd.serial")).to_have_text("SN1")
+        expect(page.locator("#upload [name=serial]")).to_have_value("")
+        expect(page.locator("#upload [name=lot]")).to_have_value("L7")
         word = {"passed": "PASSED", "defective": "DEFECTIVE"}[result["judgement"]]
         expect(article.locator(".word")).to_have_text(word)
         expect(article.locator(".verdict .file")).to_have_text("part-0.jpg")

@@ -12,6 +12,7 @@ from pinspect.core.params import load_params
 from pinspect.station import page
 from pinspect.station.api import create_app
 from pinspect.station.model_process import ModelProcess
+from pinspect.station.outbox import Outbox
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import StationSettings
@@ -29,11 +30,11 @@ DAY = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 class Station:
-    def __init__(self, root: Path, token: str = ""):
+    def __init__(self, root: Path, token: str = "", receivers: dict[str, str] | None = None):
         write_params(root)
         drop(root / "data/captures", line()[:4])
         self.root = root
-        self.params, settings = load_params(root / "params.yaml"), StationSettings()
+        self.params, settings = load_params(root / "params.yaml"), StationSettings(receivers=receivers or {})
         self.results = ResultsTable.of_project(root, settings)
         self.pictures = PictureStore(root, 90, 10**9)
         self.app = create_app(root, self.params, settings, ModelProcess(root, settings), token=token)
@@ -194,6 +195,47 @@ def test_an_inspection_page_shows_the_whole_answer(station, visitor):
     assert '<td class="heat-1" title="X:9, Y:D: 0.0200">2</td>' in html
     assert html.count('class="heat-') == 27
     assert html.count('<rect class="model" x="3" y="1" width="1" height="1"/>') == 2, "in RAW and in DST"
+
+
+def test_serial_number_and_lot_are_shown_and_searched(station, visitor):
+    station.keep("one", PASSED, serial="SN<1>", lot="L7")
+    station.keep("two", PASSED, lot="L7")
+    assert '<dd class="serial">SN&lt;1&gt;</dd>' in visitor.get("/inspection/one").text
+    assert 'class="serial"' not in visitor.get("/inspection/two").text
+    html = visitor.get("/history", params={"serial": "SN<1>", "lot": "L7"}).text
+    assert "one.jpg" in html
+    assert "two.jpg" not in html
+    api = visitor.get("/results", params={"lot": "L7"}).json()["results"]
+    assert {(result["id"], result["serial"], result["lot"]) for result in api} == {
+        ("one", "SN<1>", "L7"),
+        ("two", None, "L7"),
+    }
+
+
+def test_a_receiver_that_is_behind_shows_on_every_page_in_health_and_in_the_metrics(tmp_path):
+    station = Station(tmp_path, receivers={"mes": "https://mes.local/results?key=secret", "plc": "mqtt://me@plc/line"})
+    outbox = Outbox(station.results)
+    outbox.add(["mes", "plc"])
+    station.keep("one", PASSED)
+    station.keep("two", PASSED)
+    outbox.fail("mes", "https://mes.local answers 503: busy")
+    outbox.confirm("plc", 1)
+    visitor = station.visitor()
+    health = visitor.get("/health").json()["receivers"]
+    assert [(each["name"], each["address"], each["behind"], each["error"]) for each in health] == [
+        ("mes", "https://mes.local", 2, "https://mes.local answers 503: busy"),
+        ("plc", "mqtt://plc", 1, None),
+    ]
+    banner = "Results do not reach mes; waiting: 2. https://mes.local answers 503: busy"
+    for address in ("/", "/history", "/figures"):
+        assert banner in visitor.get(address).text
+    table = visitor.get("/figures").text.split('id="receivers"')[1]
+    assert '<th scope="row">plc</th><td>mqtt://plc</td><td class="number">1</td>' in table
+    assert "secret" not in table
+    metrics = visitor.get("/metrics").text
+    assert 'pinspect_receiver_behind{receiver="mes"} 2.0' in metrics
+    assert 'pinspect_receiver_up{receiver="mes"} 0.0' in metrics
+    assert 'pinspect_receiver_up{receiver="plc"} 1.0' in metrics
 
 
 def test_a_failed_inspection_shows_its_reason_and_no_form(station, visitor):

@@ -186,11 +186,14 @@ def test_once_inspects_the_inbox_and_ends_with_the_exit_code_of_inspect(register
     put(inbox, "day/3.jpg", CAPTURES[1])  # the same bytes under another name
     put(inbox, "cut.jpg", CAPTURES[2][:3000])
     put(inbox, "empty.png", b"")
+    set_values(registered, "station", names=r"(?P<lot>\w+)/(?P<serial>\d+)")
     with watching(registered, inbox, url, "--once", "--patience", "2") as watch:
         assert watch.ended() == 2
     inspections = {inspection.file: inspection for inspection in kept(url)}
     assert set(inspections) == {"1.jpg", "day/2.jpg", "day/3.jpg", "cut.jpg", "empty.png"}
     assert {name for name, inspection in inspections.items() if inspection.error} == {"cut.jpg", "empty.png"}
+    assert (inspections["day/3.jpg"].lot, inspections["day/3.jpg"].serial) == ("day", "3")
+    assert inspections["1.jpg"].serial is None
     assert {(inspection.source, inspection.model_version) for inspection in inspections.values()} == {("watch", "1")}
     assert inspections["1.jpg"].seconds > 0
     assert len(inspections["1.jpg"].address_probabilities) == 27

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.pruning import prune_station
-from pinspect.station.results import SCHEMA, Correction, ResultsError, ResultsTable, watch_id
+from pinspect.station.results import Correction, ResultsTable, watch_id
+from pinspect.station.results_database import SCHEMA, ResultsError
 from pinspect.station.settings import StationSettings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -97,6 +98,7 @@ def test_an_id_written_by_many_processes_is_stored_once(tmp_path):
     assert sum(map(int, outputs)) == 40
     table = ResultsTable(url)
     assert sorted(ids(table.list(limit=100)), key=int) == [str(i) for i in range(40)]
+    assert [inspection.sequence for inspection in table.after(0, 100)] == [*range(1, 41)]
 
 
 def test_every_result_that_was_accepted_survives_a_kill(tmp_path):
@@ -267,9 +269,14 @@ def test_an_unusable_database_is_reported_in_one_line(tmp_path, url, message):
 
 def test_a_database_of_an_older_pinspect_gets_the_new_columns(tmp_path):
     url = f"sqlite:///{tmp_path}/results.db"
-    ResultsTable(url).close()
+    older = ResultsTable(url)
+    keep(older, "old")
+    older.close()
     with sa.create_engine(url).begin() as connection:
-        for column in ("localizer_position", "localizer_disagrees", "pin_map"):
+        for index in ("sequence", "serial", "lot"):
+            connection.execute(sa.text(f"DROP INDEX station_inspections_{index}"))
+        connection.execute(sa.text("DROP TABLE station_counter"))
+        for column in ("localizer_position", "localizer_disagrees", "pin_map", "sequence", "serial", "lot"):
             connection.execute(sa.text(f"ALTER TABLE station_inspections DROP COLUMN {column}"))
         connection.execute(sa.text("UPDATE station_schema SET version = 1"))
     table = ResultsTable(url)
@@ -277,6 +284,7 @@ def test_a_database_of_an_older_pinspect_gets_the_new_columns(tmp_path):
     table.record(record, id="1", sha256="0" * 64, source="station", received=datetime.now(UTC))
     stored = table.get("1")
     assert (stored.localizer_position, stored.localizer_disagrees, stored.pin_map) == ("X:2, Y:D", True, (0.5,))
+    assert (stored.sequence, table.get("old").sequence) == (1, None)
     with sa.create_engine(url).begin() as connection:
         assert connection.scalar(sa.text("SELECT version FROM station_schema")) == SCHEMA
 

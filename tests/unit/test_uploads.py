@@ -152,7 +152,8 @@ def app():
     async def read(request: Request) -> dict:
         with app.state.budget.share() as take:
             upload = await read_uploads(request, params(), StationSettings(**LIMITS), take)
-        return {"names": [image.name for image in upload.images], "shape": upload.shape}
+        trace = {"trace": dict(upload.trace)} if upload.trace else {}
+        return {"names": [image.name for image in upload.images], "shape": upload.shape, **trace}
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem):
@@ -180,11 +181,24 @@ def test_images_and_their_shape_are_read(app):
     assert post(app, files=files(JPEG), data={"shape": ""}).json()["shape"] is None
 
 
+def test_serial_number_and_lot_are_about_all_images_of_a_request(app):
+    everything = {"shape": "SQUR", "serial": " SN 1 ", "lot": "ロット7"}
+    assert post(app, files=files(JPEG, JPEG), data=everything).json()["trace"] == {"serial": "SN 1", "lot": "ロット7"}
+    assert "trace" not in post(app, files=files(JPEG), data={"serial": "", "lot": " "}).json()
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "reason"),
     [
         ({"files": files(JPEG), "data": {"shape": "HEXA"}}, 422, "shape: expected one of CYLN, SQUR"),
-        ({"files": files(JPEG, field="image")}, 422, "expected the fields images and shape, but the form has 'image'"),
+        (
+            {"files": files(JPEG, field="image")},
+            422,
+            "expected the fields images, shape, serial, lot, but the form has",
+        ),
+        ({"files": files(JPEG), "data": {"serial": "S" * 256}}, 422, "serial: expected at most 255 printable"),
+        ({"files": files(JPEG), "data": {"lot": "L\n1"}}, 422, "lot: expected at most 255 printable characters"),
+        ({"files": files(JPEG), "data": {"lot": ["1", "2"]}}, 422, "lot: expected one text"),
         ({"files": [("shape", (None, "CYLN"))]}, 422, "images: expected one or more image files"),
         ({"files": [("images", (None, "text"))]}, 422, "images: expected one or more image files"),
         ({"json": {}}, 415, "expected multipart/form-data with the field images"),

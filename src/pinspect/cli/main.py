@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from pinspect.cli.project_commands import new, update
+from pinspect.cli.results import results
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
 
@@ -30,6 +31,7 @@ ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="Th
 
 app.command()(new)
 app.command()(update)
+app.command()(results)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from pinspect.core.params import Params
 from pinspect.registry.acceptance import Acceptance, accept, read_acceptance_folder
 from pinspect.registry.comparison import on_one_test_set
 from pinspect.registry.connection import open_registry, registry_lock, without_password
+from pinspect.registry.notices import notify
 from pinspect.registry.rules import Rule, weigh
 from pinspect.registry.settings import RegisterSettings, RegistrySettings
 from pinspect.registry.trial import stored_controls, trial_problem
@@ -161,7 +162,20 @@ def promote(
             if decision.promoted:
                 _switch(client, decision)
     write_file(root / DECISION, json.dumps(decision.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    _notify(root, decision)
     return decision
+
+
+def _notify(root: Path, decision: Decision) -> None:
+    """Send a notice of a decision."""
+    event = "promoted" if decision.promoted else "refused"
+    text = f"version {decision.challenger} of {decision.name} is champion"
+    try:
+        decision.require()
+    except PromotionRefused as error:
+        text = str(error)
+    id = f"{event}-{decision.name}-{decision.challenger}-{decision.decided_at}"
+    notify(root, event, id, text, decision.to_dict())
 
 
 def print_decision(decision: Decision) -> None:

@@ -1,4 +1,4 @@
-"""The sections `register` and `promote` of `settings.yaml`."""
+"""The sections `register`, `promote`, `prune` and `notify` of `settings.yaml`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,16 @@ class PromoteSettings(Section):
     approval_required: bool
 
 
+class NotifySettings(Section):
+    """Who gets a notice of an event (`registry.notices`).
+
+    Attributes:
+        webhook: Address that notices are sent to by HTTP POST; empty for nobody.
+    """
+
+    webhook: Annotated[str, Field(pattern=r"\A(https?://.+)?\z")] = ""
+
+
 @dataclass(frozen=True)
 class RegistrySettings:
     """Everything that registering, comparing and promoting versions reads from `settings.yaml`."""
@@ -78,6 +88,11 @@ def load_registry_settings(root: Path) -> RegistrySettings:
     """Read every section of the project in `root` that the registry uses. Raises ParamsError."""
     promote = load_settings(root, "promote", PromoteSettings)
     return RegistrySettings(load_register_settings(root), promote, load_report_settings(root))
+
+
+def load_notify_settings(root: Path) -> NotifySettings:
+    """Read the section `notify` of the project in `root`. Raises ParamsError."""
+    return load_settings(root, "notify", NotifySettings)
 
 
 def load_prune_settings(root: Path) -> PruneSettings:

@@ -31,10 +31,13 @@ from pinspect.station.model_process import ModelProcess
 from pinspect.station.page import add_page
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem, documented
-from pinspect.station.results import Inspection, ResultsError, ResultsTable
+from pinspect.station.results import Inspection, ResultsTable
+from pinspect.station.results_database import ResultsError
+from pinspect.station.results_tables import LONGEST_TRACE
 from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import MEDIA_TYPE as METRICS_TYPE
 from pinspect.station.telemetry import CountRequests, Telemetry
+from pinspect.station.trace import LOT, SENT, SERIAL
 
 MOST_RESULTS = 500
 _HERE = Path(__file__).parent
@@ -46,6 +49,7 @@ _MEDIA_TYPES = {
     ".tif": "image/tiff",
     ".webp": "image/webp",
 }
+_TRACE = {"type": "string", "maxLength": LONGEST_TRACE, "pattern": SENT}
 _EVERYWHERE = (400, 401, 403, 429)  # wrong host name, token, page of another site, rate
 _INSPECT_BODY = {
     "required": True,
@@ -61,6 +65,8 @@ _INSPECT_BODY = {
                         "description": f"image files: {uploads.EXPECTED}",
                     },
                     uploads.SHAPE: {"type": "string", "description": "pin shape; default: the best-fitting one"},
+                    SERIAL: {**_TRACE, "description": "serial number of the connector that the images show"},
+                    LOT: {**_TRACE, "description": "lot of that connector"},
                 },
                 "required": [uploads.IMAGES],
                 "additionalProperties": False,
@@ -245,6 +251,8 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
         judgement: Annotated[Literal["passed", "defective"] | None, Query()] = None,
         mode: Annotated[str | None, Query(max_length=64, description="defect mode")] = None,
         version: Annotated[str | None, Query(max_length=64, description="model version")] = None,
+        serial: Annotated[str | None, Query(max_length=LONGEST_TRACE, description="serial number")] = None,
+        lot: Annotated[str | None, Query(max_length=LONGEST_TRACE)] = None,
         since: Annotated[Moment | None, Query(description="received at this time or later")] = None,
         until: Annotated[Moment | None, Query(description="received before this time")] = None,
         corrected: Annotated[
@@ -258,6 +266,8 @@ def _add_results(app: FastAPI, root: Path, params: Params, results: ResultsTable
             judgement=judgement,
             mode=mode,
             version=version,
+            serial=serial,
+            lot=lot,
             since=_utc(since, "since"),
             until=_utc(until, "until"),
             corrected=corrected,

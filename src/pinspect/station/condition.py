@@ -11,15 +11,28 @@ from typing import Any, Literal
 import anyio
 from pydantic import BaseModel, Field
 
+from pinspect.registry.webhook import shown_address
 from pinspect.station import drift
 from pinspect.station.corrections import waiting
 from pinspect.station.intake import Intake
 from pinspect.station.messages import ModelHealth, ModelTimeoutError, ModelUnavailableError
 from pinspect.station.model_process import ModelProcess
-from pinspect.station.results import ResultsError, ResultsTable
+from pinspect.station.outbox import Outbox
+from pinspect.station.results import ResultsTable
+from pinspect.station.results_database import ResultsError
 from pinspect.station.settings import StationSettings
 
 _DRIFT_SECONDS = 10.0  # how long a drift report is reused
+
+
+class ReceiverHealth(BaseModel):
+    """How far a receiver of results has come."""
+
+    name: str
+    address: str = Field(description="scheme, host and port")
+    behind: int = Field(description="stored results that the receiver has not confirmed")
+    delivered_at: datetime | None = Field(description="latest confirmation")
+    error: str | None = Field(description="why the next result could not be delivered")
 
 
 class Health(BaseModel):
@@ -38,6 +51,7 @@ class Health(BaseModel):
     last_error: str | None = Field(description="why the newest champion does not answer")
     results_error: str | None = Field(description="why results cannot be written or read")
     waiting_corrections: int | None = Field(description="corrected captures that the next retraining will use")
+    receivers: list[ReceiverHealth] = Field(description="how far the results have come that leave the station")
     drift: dict[str, Any] | None = Field(description="whether the line has changed; null if this cannot be measured")
 
 
@@ -46,7 +60,7 @@ class Condition:
 
     Args:
         root: Folder of the project.
-        settings: When the station reports drift.
+        settings: When the station reports drift, and the receivers of results.
         model: The model process.
         results: The results table.
         intake: Knows whether results can be stored.
@@ -57,6 +71,8 @@ class Condition:
     ):
         self._root = root
         self._settings = settings.drift
+        self._receivers = {name: shown_address(url) for name, url in settings.receivers.items()}
+        self._outbox = Outbox(results)
         self._model = model
         self._results = results
         self._intake = intake
@@ -69,8 +85,9 @@ class Condition:
             last_error = model.last_error
         except (ModelTimeoutError, ModelUnavailableError) as error:
             model, last_error = ModelHealth(), str(error)
-        results_error, waiting_corrections, line = await anyio.to_thread.run_sync(self._stored, model)
-        fine = not last_error and not results_error and not (line and line["changed"])
+        results_error, waiting_corrections, line, receivers = await anyio.to_thread.run_sync(self._stored, model)
+        failing = any(receiver.error for receiver in receivers)
+        fine = not last_error and not results_error and not failing and not (line and line["changed"])
         return Health(
             status="unavailable" if model.version is None else "ok" if fine else "degraded",
             version=model.version,
@@ -83,6 +100,7 @@ class Condition:
             last_error=last_error,
             results_error=results_error,
             waiting_corrections=waiting_corrections,
+            receivers=receivers,
             drift=line,
         )
 
@@ -93,12 +111,25 @@ class Condition:
         except ResultsError:
             return {}
 
-    def _stored(self, model: ModelHealth) -> tuple[str | None, int | None, dict | None]:
-        """Error of the results table, number of waiting corrections, drift report."""
+    def _stored(self, model: ModelHealth) -> tuple[str | None, int | None, dict | None, list[ReceiverHealth]]:
+        """Error of the results table, number of waiting corrections, drift report, state of the receivers."""
         try:
-            return self._intake.results_error, waiting(self._root), self._drift(model)
+            return self._intake.results_error, waiting(self._root), self._drift(model), self._delivered()
         except (ResultsError, OSError) as error:
-            return str(error), None, None
+            return str(error), None, None, []
+
+    def _delivered(self) -> list[ReceiverHealth]:
+        states = self._outbox.states(self._receivers) if self._receivers else []
+        return [
+            ReceiverHealth(
+                name=state.name,
+                address=self._receivers[state.name],
+                behind=state.behind,
+                delivered_at=state.delivered_at,
+                error=state.error,
+            )
+            for state in states
+        ]
 
     def _drift(self, model: ModelHealth) -> dict | None:
         measured_at, version, report = self._drift_cache

@@ -27,6 +27,7 @@ from pinspect.core.errors import CaptureError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.manifests import MANIFEST
 from pinspect.core.params import Params
+from pinspect.station.export import without_formula
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.results import Correction, Inspection, ResultsTable
 
@@ -190,9 +191,12 @@ def _add_capture(
 
 def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
     """Append a line with the person, the time and the model's verdict."""
-    # A spreadsheet takes these for the start of a formula, and an apostrophe for the start of a text.
-    by = f"'{verdict.by}" if verdict.by.startswith(("=", "+", "-", "@")) else verdict.by
-    row = {"file": verdict.capture, "by": by, "at": verdict.at.isoformat(), "inspection": inspection.id}
+    row = {
+        "file": verdict.capture,
+        "by": without_formula(verdict.by),
+        "at": verdict.at.isoformat(),
+        "inspection": inspection.id,
+    }
     row |= {"model_version": inspection.model_version, "model_judgement": inspection.judgement}
     row |= {"model_defect_mode": inspection.defect_mode, "model_defect_position": inspection.defect_position}
     is_new = not path.exists()

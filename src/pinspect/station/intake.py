@@ -18,9 +18,11 @@ from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, 
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem
-from pinspect.station.results import STATION, Inspection, ResultsError, ResultsTable
+from pinspect.station.results import STATION, Inspection, ResultsTable
+from pinspect.station.results_database import ResultsError
 from pinspect.station.settings import StationSettings
 from pinspect.station.telemetry import Telemetry
+from pinspect.station.trace import trace_of_name
 from pinspect.station.uploads import ByteBudget, Upload, UploadRequest, read_uploads
 
 _KEYS = uuid.UUID("6f0a4a43-6f4e-4e0b-9a0d-6f5f5a1f7c11")  # namespace of ids made from an Idempotency-Key
@@ -79,6 +81,8 @@ class Intake:
         known = await anyio.to_thread.run_sync(self._known, upload.images, ids, key) if key else set()
         new = {id: image for id, image in zip(ids, upload.images, strict=True) if id not in known}
         records = dict(zip(new, await self._records(list(new.values()), upload.shape), strict=True))
+        for id, image in new.items():
+            records[id] |= {**trace_of_name(image.name, self._settings.names), **upload.trace}
         inspections = await anyio.to_thread.run_sync(self._store, new, records, ids)
         self._telemetry.took(time.perf_counter() - start)
         for record in records.values():

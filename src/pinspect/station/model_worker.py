@@ -24,7 +24,7 @@ from pinspect.station.batches import Batches, InspectionRequest
 from pinspect.station.champion import Champion
 from pinspect.station.messages import ModelHealth
 from pinspect.station.model_process import LOADED
-from pinspect.station.results import STATION_FOLDER
+from pinspect.station.results_database import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 
 _SECONDS_BETWEEN_LOOKS = 0.2

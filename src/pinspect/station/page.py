@@ -55,7 +55,7 @@ _STROKES = {  # color, dashes, hollow dots: no line differs by color alone
 HEAT_LEVELS = 10
 _YEAR = 365 * 24 * 3600
 _PICTURE_CACHE = {"Cache-Control": "private, max-age=3600"}
-_FILTERS = ("judgement", "mode", "version", "since", "until", "corrected", "text")
+_FILTERS = ("judgement", "mode", "version", "serial", "lot", "since", "until", "corrected", "text")
 
 
 def add_page(

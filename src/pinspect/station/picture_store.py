@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pinspect.core.files import atomic_path
-from pinspect.station.results import STATION_FOLDER, ResultsError
+from pinspect.station.results_database import STATION_FOLDER, ResultsError
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pinspect.station.picture_store import PictureStore
-from pinspect.station.results import ResultsTable, has_results
+from pinspect.station.results import ResultsTable
+from pinspect.station.results_database import has_results
 from pinspect.station.settings import load_station_settings
 
 

@@ -4,47 +4,38 @@ It works with any SQLAlchemy URL; SQLite is the default. Several processes can w
 inspection is its primary key, so the database decides which writer was first. On SQLite, a result is on the disk
 (write-ahead log, synchronous=FULL) when `record` returns.
 
-Tables: `station_inspections`, one row per inspection; `station_corrections`, one row per verdict of a person, of which
-the latest counts; `station_schema`, the version of the two. Times are UTC.
+Tables: `station_inspections`, one row per inspection, numbered by `sequence` in the order in which results were stored;
+`station_corrections`, one row per verdict of a person, of which the latest counts; `station_receivers`, how far each
+receiver of results has come (`outbox`); `station_counter`, the latest number; `station_schema`, the version of all
+tables. Times are UTC.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import pandas as pd
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, Engine, RowMapping, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import IntegrityError
 
-from pinspect.core.errors import PinspectError
 from pinspect.inspection.records import PIN_VALUES, Record, with_lists
 from pinspect.station import results_tables as tables
-from pinspect.station.settings import StationSettings
+from pinspect.station.results_database import ResultsDatabase, ResultsError
+from pinspect.station.results_query import Filters, conditions
 
 STATION = "station"
 WATCH = "watch"
-SCHEMA = 3
-STATION_FOLDER = Path("data/station")
-_DATABASE = "results.db"
 _IDS_PER_QUERY = 500  # older SQLite takes 999 values per statement
-_WRITER_SECONDS = 30
-_TRIES_TO_CREATE = 5
+_ROWS_PER_QUERY = 500
 _BUCKETS = {"hour": len("2026-01-31T23"), "day": len("2026-01-31"), "month": len("2026-01")}
-_RECORDED = [column.name for column in tables.inspections.c if column.name not in ("id", "received", "hour", "source")]
+_OURS = ("id", "sequence", "received", "hour", "source")
+_RECORDED = [column.name for column in tables.inspections.c if column.name not in _OURS]
 _NO_VERDICTS = {"judged": 0, "judged_defective": 0, "escapes": 0, "overkill": 0}
-
-
-class ResultsError(PinspectError):
-    """The results table cannot be opened, read or written, or lacks an inspection."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +65,26 @@ class Inspection:
 
     Attributes:
         id: Unique id.
+        sequence: Number of the result in the order in which results were stored, from 1; None if an earlier pinspect
+            stored the result.
         received: Time at which the capture came in (UTC, aware).
         source: `station` or `watch`.
         sha256: Hash of the image file, in hex.
+        serial: Serial number of the connector; None if unknown.
+        lot: Lot of the connector; None if unknown.
         seconds: Duration of the forward pass that the capture shared.
         error: Why the capture could not be inspected; its answer and scores are then None. Else None.
         correction: Latest verdict of a person; None if there is none.
     """
 
     id: str
+    sequence: int | None
     received: datetime
     source: str
     file: str
     sha256: str
+    serial: str | None
+    lot: str | None
     image_type: str | None
     number_of_pins: str | None
     judgement: str | None
@@ -115,37 +113,14 @@ class Inspection:
         return record
 
 
-class ResultsTable:
-    """The results table of a project. Threads can share an instance; each process opens its own.
-
-    Every method raises ResultsError if the database cannot be used; its message has the URL without the password.
-
-    Args:
-        url: SQLAlchemy URL; missing tables are created. Tested on SQLite only.
-    """
-
-    def __init__(self, url: str):
-        self._name = "results table"
-        with self._explained():
-            address = make_url(url)
-            self._name = address.render_as_string(hide_password=True)
-            self._engine = _engine(address)
-            self._create()
-
-    @classmethod
-    def of_project(cls, root: Path, settings: StationSettings) -> ResultsTable:
-        """Open the table at `settings.results`; if that is empty, SQLite in `data/station/` of the project."""
-        return cls(settings.results or f"sqlite:///{(root / STATION_FOLDER / _DATABASE).resolve()}")
-
-    def close(self) -> None:
-        """Close all connections to the database."""
-        self._engine.dispose()
+class ResultsTable(ResultsDatabase):
+    """The results table of a project. Threads can share an instance; each process opens its own."""
 
     def record(self, record: Mapping, *, id: str, sha256: str, source: str, received: datetime) -> bool:
         """Store a record of `PhotographInspector.inspect`.
 
         Args:
-            record: The record, with `model_version` and `seconds` if known.
+            record: The record, with `model_version`, `seconds`, `serial` and `lot` if known.
             id: Unique id, at most 255 characters.
             sha256: Hash of the image file, in hex.
             source: `station` or `watch`.
@@ -156,9 +131,11 @@ class ResultsTable:
         """
         values = {name: record.get(name) for name in _RECORDED} | {"sha256": sha256}
         values |= {"id": id, "source": source, "received": received, "hour": _hour(received)}
+        values |= {"sequence": sa.select(tables.counter.c.last).scalar_subquery()}
         with self._explained():
             try:
                 with self._engine.begin() as connection:
+                    connection.execute(tables.counter.update().values(last=tables.counter.c.last + 1))
                     connection.execute(tables.inspections.insert().values(values))
             except IntegrityError:
                 if id in self.known([id]):
@@ -171,51 +148,38 @@ class ResultsTable:
         inspections = self._read(_query().where(tables.inspections.c.id == id))
         return inspections[0] if inspections else None
 
-    def list(
-        self,
-        *,
-        limit: int = 50,
-        before: str | None = None,
-        judgement: str | None = None,
-        mode: str | None = None,
-        version: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        corrected: bool | None = None,
-        text: str | None = None,
-    ) -> list[Inspection]:
+    def list(self, *, limit: int = 50, before: str | None = None, **filters: Unpack[Filters]) -> list[Inspection]:
         """List inspections, the newest first.
 
         Args:
             limit: Most inspections to return.
             before: Id of the last inspection of the previous page; an unknown id returns nothing.
-            judgement: Judgement of the model.
-            mode: Defect mode of the model.
-            version: Model version.
-            since: Received at this time or later.
-            until: Received before this time.
-            corrected: Whether a person gave a verdict, confirming or not.
-            text: Part of the file name, in upper or lower case.
+            **filters: Conditions that the inspections meet.
         """
         table = tables.inspections.c
-        query = _query().order_by(table.received.desc(), table.id.desc()).limit(limit)
-        for column, value in ((table.judgement, judgement), (table.defect_mode, mode), (table.model_version, version)):
-            if value is not None:
-                query = query.where(column == value)
-        if since is not None:
-            query = query.where(table.received >= since)
-        if until is not None:
-            query = query.where(table.received < until)
-        if corrected is not None:
-            query = query.where(tables.LATEST.c.number.is_not(None) if corrected else tables.LATEST.c.number.is_(None))
-        if text:
-            query = query.where(table.file.icontains(text, autoescape=True))
+        query = _query().where(*conditions(filters)).order_by(table.received.desc(), table.id.desc()).limit(limit)
         if before is not None:
             last = sa.select(table.received).where(table.id == before).scalar_subquery()
             # The first condition is sufficient; the second one lets the database use the index.
             earlier = sa.or_(table.received < last, sa.and_(table.received == last, table.id < before))
             query = query.where(earlier, table.received <= last)
         return self._read(query)
+
+    def each(self, **filters: Unpack[Filters]) -> Iterator[Inspection]:
+        """Yield inspections, the oldest first; they are read in parts, so that any number fits into memory."""
+        table = tables.inspections.c
+        query = _query().where(*conditions(filters)).order_by(table.received, table.id).limit(_ROWS_PER_QUERY)
+        part = self._read(query)
+        while part:
+            yield from part
+            last = part[-1]
+            later = sa.or_(table.received > last.received, sa.and_(table.received == last.received, table.id > last.id))
+            part = self._read(query.where(later, table.received >= last.received))
+
+    def after(self, sequence: int, limit: int) -> list[Inspection]:
+        """Return up to `limit` inspections that were stored after the one with this sequence number, in order."""
+        table = tables.inspections.c
+        return self._read(_query().where(table.sequence > sequence).order_by(table.sequence).limit(limit))
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Return the ids that are in the table."""
@@ -261,7 +225,7 @@ class ResultsTable:
             except IntegrityError:
                 if id in self.known([id]):
                     raise
-                raise ResultsError(f"{self._name}: no inspection {id!r}") from None
+                raise ResultsError(f"{self.name}: no inspection {id!r}") from None
 
     def outcomes(self, *, bucket: Literal["hour", "day", "month"] = "day", since: datetime | None = None) -> list[dict]:
         """Count outcomes per hour, day or month (UTC), the oldest first.
@@ -340,64 +304,6 @@ class ResultsTable:
         with self._explained(), self._engine.connect() as connection:
             return [_inspection(row) for row in connection.execute(query).mappings()]
 
-    def _create(self) -> None:
-        """Create missing tables. Two processes can do so at the same moment: the slower one tries again."""
-        for tries_left in reversed(range(_TRIES_TO_CREATE)):
-            try:
-                self._try_to_create()
-            except SQLAlchemyError:
-                if not tries_left:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
-
-    def _try_to_create(self) -> None:
-        with self._engine.begin() as connection:
-            self._check_schema(connection)
-            tables.metadata.create_all(connection)
-            if connection.scalar(sa.select(sa.func.count()).select_from(tables.schema)) == 0:
-                connection.execute(tables.schema.insert().values(version=SCHEMA))
-
-    def _check_schema(self, connection: Connection) -> None:
-        if not sa.inspect(connection).has_table(tables.schema.name):
-            return
-        version = connection.scalar(sa.select(sa.func.max(tables.schema.c.version))) or SCHEMA
-        if version > SCHEMA:
-            raise ResultsError(
-                f"{self._name}: written by a newer pinspect (schema {version}, this one reads up to {SCHEMA}); "
-                "update pinspect, or set station.results to another database"
-            )
-        if version < SCHEMA:
-            self._add_columns(connection)
-
-    def _add_columns(self, connection: Connection) -> None:
-        """Bring the tables of an older pinspect up to date; their rows have no value in the new columns."""
-        table = tables.inspections
-        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-        for column in table.c:
-            if column.name not in known:
-                kind = column.type.compile(connection.dialect)
-                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
-        connection.execute(tables.schema.update().values(version=SCHEMA))
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except ModuleNotFoundError as error:
-            raise ResultsError(
-                f"{self._name}: the database driver is not installed; run pip install {error.name}"
-            ) from None
-        except (SQLAlchemyError, OSError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise ResultsError(f"{self._name}: cannot be used as results table: {reason}") from error
-
-
-def has_results(root: Path, settings: StationSettings) -> bool:
-    """Return whether a project has a results table: named in the settings, or made by its station."""
-    return bool(settings.results) or (root / STATION_FOLDER / _DATABASE).is_file()
-
 
 def watch_id(file: str, sha256: str) -> str:
     """Return the id of a watched capture; equal bytes under the same name have the same id.
@@ -408,21 +314,6 @@ def watch_id(file: str, sha256: str) -> str:
     """
     name = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{WATCH}-{sha256}-{name[:16]}"
-
-
-def _engine(address: URL) -> Engine:
-    if address.get_backend_name() != "sqlite":
-        return sa.create_engine(address, pool_pre_ping=True)
-    if address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(address, connect_args={"timeout": _WRITER_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def _set_up(connection, _) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
 
 
 def _hour(received: datetime) -> str:

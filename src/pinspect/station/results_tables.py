@@ -8,6 +8,8 @@ import sqlalchemy as sa
 
 from pinspect.core.answers import DEFECTIVE, PASSED
 
+LONGEST_TRACE = 255  # characters of a serial number or a lot
+
 
 class Utc(sa.TypeDecorator):
     """A time in UTC, for databases without time zones; a time without a zone is taken as UTC."""
@@ -37,15 +39,26 @@ class Text(sa.TypeDecorator):
 
 metadata = sa.MetaData()
 schema = sa.Table("station_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+# The number of the latest result. A writer holds the row until its result is committed, so that results become visible
+# in the order of their numbers; a database's own sequence would not guarantee it.
+counter = sa.Table(
+    "station_counter",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+)
 inspections = sa.Table(
     "station_inspections",
     metadata,
     sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("sequence", sa.BigInteger),
     sa.Column("received", Utc, nullable=False),
     sa.Column("hour", sa.String(13), nullable=False),  # of `received`; every database truncates times differently
     sa.Column("source", sa.String(16), nullable=False),
     sa.Column("file", Text, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("serial", sa.String(LONGEST_TRACE)),
+    sa.Column("lot", sa.String(LONGEST_TRACE)),
     sa.Column("image_type", sa.String(64)),
     sa.Column("number_of_pins", sa.String(64)),
     sa.Column("judgement", sa.String(16)),
@@ -67,6 +80,9 @@ inspections = sa.Table(
     sa.Index("station_inspections_received", "received", "id"),
     sa.Index("station_inspections_judgement", "judgement", "received"),
     sa.Index("station_inspections_sha256", "sha256"),
+    sa.Index("station_inspections_sequence", "sequence", unique=True),
+    sa.Index("station_inspections_serial", "serial"),
+    sa.Index("station_inspections_lot", "lot", "received"),
 )
 corrections = sa.Table(
     "station_corrections",
@@ -79,6 +95,14 @@ corrections = sa.Table(
     sa.Column("by", Text, nullable=False),
     sa.Column("at", Utc, nullable=False),
     sa.Column("capture", Text),
+)
+receivers = sa.Table(
+    "station_receivers",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),  # sequence of the latest result that the receiver confirmed
+    sa.Column("delivered_at", Utc),
+    sa.Column("error", Text),
 )
 LATEST = (
     sa.select(corrections)

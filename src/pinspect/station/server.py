@@ -20,6 +20,7 @@ from pinspect.core.params import Params
 from pinspect.station.access import check_token
 from pinspect.station.api import create_app
 from pinspect.station.connections import HeaderTimeoutProtocol
+from pinspect.station.delivery import delivering
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import StationSettings
@@ -46,13 +47,18 @@ def run_station(root: Path, params: Params, settings: StationSettings, *, token:
         AccessError: The token is missing or weak.
         StationError: The address cannot be used.
         ResultsError: The results table cannot be used.
+        ParamsError: The address of a receiver cannot be used.
         RegistryError: No version is registered, or the registry is unreachable.
         ModelError: The registered version cannot be loaded.
     """
     check_token(settings.host, token)
     ResultsTable.of_project(root, settings).close()  # fails before the model is loaded, which takes seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn repeats the signal once it has stopped
-    with _listen(settings.host, settings.port) as listening, ModelProcess(root, settings) as model:
+    with (
+        _listen(settings.host, settings.port) as listening,
+        delivering(root, settings),
+        ModelProcess(root, settings) as model,
+    ):
         app = create_app(root, params, settings, model, token=token, hosts=_further_hosts())
         config = uvicorn.Config(
             app,

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pinspect.core.yaml_file import PositiveInt, Section, Share, load_settings
+
+ReceiverName = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9-]{0,30}\z")]
+
+
+def _check_names(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"expected a regular expression ({error})") from None
+    if pattern and not ({"serial", "lot"} >= set(groups) > set()):
+        raise ValueError("expected the named groups (?P<serial>...) and (?P<lot>...), or one of them")
+    return pattern
 
 
 class DriftSettings(Section):
@@ -44,6 +57,8 @@ class StationSettings(Section):
         images_a_request: Most images in one request.
         bytes_at_once: Most bytes of all uploads at one moment; a further one is refused with 503.
         requests_a_minute: Most requests of one client in a minute.
+        names: Regular expression with the groups `serial` and `lot`, searched in file names; empty for none.
+        receivers: Name -> address of what gets every result (`receivers.open_receiver`).
         drift: When the station reports drift.
     """
 
@@ -61,6 +76,8 @@ class StationSettings(Section):
     images_a_request: PositiveInt = 16
     bytes_at_once: PositiveInt = 640_000_000
     requests_a_minute: PositiveInt = 1200
+    names: Annotated[str, AfterValidator(_check_names)] = ""
+    receivers: dict[ReceiverName, str] = Field(default_factory=dict)
     drift: DriftSettings = DriftSettings()
 
 

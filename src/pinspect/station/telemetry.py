@@ -105,7 +105,7 @@ class CountRequests:
 
 
 class _State(Collector):
-    """Gauges: the model, its queue, the results table, drift."""
+    """Gauges: the model, its queue, the results table, receivers of results, drift."""
 
     def __init__(self, health: Mapping, counts: Mapping[str, int]):
         self._health = health
@@ -142,7 +142,21 @@ class _State(Collector):
         for kind, count in self._counts.items():
             results.add_metric((kind,), count)
         yield results
+        yield from self._deliveries()
         yield from self._drift()
+
+    def _deliveries(self) -> Iterator[Metric]:
+        behind = GaugeMetricFamily(
+            "pinspect_receiver_behind", "Stored results that the receiver has not confirmed.", labels=("receiver",)
+        )
+        up = GaugeMetricFamily(
+            "pinspect_receiver_up", "1 if the latest delivery to the receiver did not fail.", labels=("receiver",)
+        )
+        for receiver in self._health["receivers"]:
+            behind.add_metric((receiver["name"],), receiver["behind"])
+            up.add_metric((receiver["name"],), receiver["error"] is None)
+        yield behind
+        yield up
 
     def _drift(self) -> Iterator[Metric]:
         distance = GaugeMetricFamily(

@@ -12,7 +12,7 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -27,8 +27,10 @@ from pinspect.core.images import decode_image
 from pinspect.core.params import Params
 from pinspect.station.problems import Problem
 from pinspect.station.settings import StationSettings
+from pinspect.station.trace import TRACE, trace_problem
 
 IMAGES, SHAPE = "images", "shape"
+_FIELDS = (IMAGES, SHAPE, *TRACE)
 LONGEST_SIDE = 16_000  # px; OpenCV cannot warp images with more than 32,767
 LONGEST_NAME = 120
 UNNAMED = "capture"
@@ -68,10 +70,12 @@ class UploadRequest:
     Attributes:
         images: The images, in order.
         shape: Their pin shape; None for the best-fitting one.
+        trace: `serial` and `lot` of the connector that they show, if the request has them.
     """
 
     images: tuple[Upload, ...]
     shape: str | None
+    trace: Mapping[str, str]
 
 
 class ByteBudget:
@@ -126,7 +130,7 @@ async def read_uploads(
         seconds = settings.timeout_seconds
         raise Problem(408, f"the request was not complete within {seconds:g} s; send it again", reason="slow") from None
     try:
-        files, shape = _fields(form, params.answers.shapes)
+        files, shape, trace = _fields(form, params.answers.shapes)
         contents = [(shown_name(file.filename), await file.read()) for file in files]
     finally:
         await form.close()
@@ -134,7 +138,7 @@ async def read_uploads(
         await anyio.to_thread.run_sync(checked_image, content, name, params.raw.max_pixels, limiter=_decoding)
         for name, content in contents
     ]
-    return UploadRequest(tuple(checked), shape)
+    return UploadRequest(tuple(checked), shape, trace)
 
 
 def checked_image(content: bytes, name: str, max_pixels: int) -> Upload:
@@ -194,7 +198,7 @@ class _ImageForm(MultiPartParser):
     def on_part_begin(self) -> None:
         self._part_bytes = 0
         self._parts += 1
-        if self._parts > self._limits.images_a_request + 1:  # one more part for the shape
+        if self._parts > self._limits.images_a_request + len(_FIELDS) - 1:
             raise _too_many(self._limits)
         super().on_part_begin()
 
@@ -247,12 +251,12 @@ def _too_large(most: int) -> Problem:
     return Problem(413, f"the request has more than {most} bytes; send fewer or smaller images", reason="bytes")
 
 
-def _fields(form: FormData, shapes: Sequence[str]) -> tuple[list[UploadFile], str | None]:
-    """The files and the shape of a form; other fields are refused."""
-    unknown = sorted({name for name in form if name not in (IMAGES, SHAPE)})
+def _fields(form: FormData, shapes: Sequence[str]) -> tuple[list[UploadFile], str | None, dict[str, str]]:
+    """The files, the shape, and serial number and lot of a form; other fields are refused."""
+    unknown = sorted({name for name in form if name not in _FIELDS})
     if unknown:
         raise Problem(
-            422, f"expected the fields {IMAGES} and {SHAPE}, but the form has {unknown[0][:40]!r}", reason="form"
+            422, f"expected the fields {', '.join(_FIELDS)}, but the form has {unknown[0][:40]!r}", reason="form"
         )
     files = [file for file in form.getlist(IMAGES) if isinstance(file, UploadFile)]
     if not files or len(files) < len(form.getlist(IMAGES)):
@@ -260,7 +264,21 @@ def _fields(form: FormData, shapes: Sequence[str]) -> tuple[list[UploadFile], st
     chosen = form.getlist(SHAPE)
     if len(chosen) > 1 or (chosen and chosen[0] not in ("", *shapes)):
         raise Problem(422, f"{SHAPE}: expected one of {', '.join(shapes)}", reason="shape")
-    return files, (str(chosen[0]) or None) if chosen else None
+    return files, (str(chosen[0]) or None) if chosen else None, _trace(form)
+
+
+def _trace(form: FormData) -> dict[str, str]:
+    trace: dict[str, str] = {}
+    for name in TRACE:
+        values = form.getlist(name)
+        if len(values) > 1 or not all(isinstance(value, str) for value in values):
+            raise Problem(422, f"{name}: expected one text; it is about all images of the request", reason="form")
+        value = str(values[0]).strip() if values else ""
+        if problem := trace_problem(value):
+            raise Problem(422, f"{name}: {problem}", reason="form")
+        if value:
+            trace[name] = value
+    return trace
 
 
 def _format(content: bytes) -> tuple[str, str] | None:

@@ -31,9 +31,12 @@ from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
 from pinspect.inspection.stream import SOME_NOT_INSPECTED, exit_code
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.champion import Champion
+from pinspect.station.delivery import delivering
 from pinspect.station.picture_store import PictureStore
-from pinspect.station.results import STATION_FOLDER, WATCH, ResultsError, ResultsTable, watch_id
+from pinspect.station.results import WATCH, ResultsTable, watch_id
+from pinspect.station.results_database import STATION_FOLDER, ResultsError
 from pinspect.station.settings import load_station_settings
+from pinspect.station.trace import trace_of_name
 
 _FILES_PER_LOOKUP = 256
 _PAUSE_FACTOR = 4  # the pause after a scan is at least this many times as long as the scan
@@ -177,6 +180,7 @@ class Watcher:
         max_pixels: Most pixels of an image.
         check_seconds: Time between two checks of the registry.
         shape: Pin shape; empty for the best-fitting one.
+        names: Regular expression that finds serial number and lot in file names (`trace`); empty for none.
         as_json: Print results as JSON, one object per line.
 
     Attributes:
@@ -193,11 +197,13 @@ class Watcher:
         max_pixels: int,
         check_seconds: float,
         shape: str,
+        names: str,
         as_json: bool,
     ):
         self.code = 0
         self._inbox, self._champion, self._results, self._pictures = inbox, champion, results, pictures
         self._max_pixels, self._check_seconds, self._shape, self._as_json = max_pixels, check_seconds, shape, as_json
+        self._names = names
         self._next_check = self._next_pruning = 0.0
         self._problems: dict[str, str] = {}
         self._stopped = False
@@ -273,7 +279,8 @@ class Watcher:
         records |= dict(zip(ready, version.inspector.answer(list(ready.values())), strict=True))
         origin = {"model_version": version.number, "seconds": (time.perf_counter() - start) / len(names)}
         for name, record in records.items():
-            self._store(name, record | origin, photographs.get(name))
+            trace = trace_of_name(printable(Path(name)), self._names)
+            self._store(name, record | origin | trace, photographs.get(name))
 
     def _reason(self, name: str, error: Exception) -> str | None:
         """Why a file cannot be inspected; None while the file may still become complete."""
@@ -379,6 +386,7 @@ def watch_inbox(
     Raises:
         InboxError: `inbox` is not a folder, or is already watched for this project.
         ResultsError: The results table cannot be used.
+        ParamsError: The address of a receiver cannot be used.
         RegistryError: No version is registered, or the registry is unreachable.
     """
     params, settings = load_params(root / "params.yaml"), load_station_settings(root)
@@ -386,7 +394,11 @@ def watch_inbox(
     state = root / STATION_FOLDER
     if not inbox.is_dir():
         raise InboxError(f"{inbox}: not a folder; name the folder that the camera writes to")
-    with _only_one(inbox, state), contextlib.closing(ResultsTable.of_project(root, settings)) as table:
+    with (
+        _only_one(inbox, state),
+        contextlib.closing(ResultsTable.of_project(root, settings)) as table,
+        delivering(root, settings, finish=once),
+    ):
         watcher = Watcher(
             Inbox(inbox, settle, patience),
             Champion(root, load_register_settings(root), state),
@@ -395,6 +407,7 @@ def watch_inbox(
             max_pixels=params.raw.max_pixels,
             check_seconds=settings.champion_check_seconds,
             shape=shape,
+            names=settings.names,
             as_json=as_json,
         )
         with _stopped_by_signals(watcher):

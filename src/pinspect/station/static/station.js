@@ -21,11 +21,15 @@ const total = { files: 0, finished: 0, sending: 0 };
 function add(files) {
   queue.hidden = false;
   find("#latest")?.remove();
+  const fields = findAll("[name=shape], [name=serial], [name=lot]", upload)
+    .filter((field) => field.value)
+    .map((field) => [field.name, field.value]);
+  find("[name=serial]", upload).value = ""; // the next connector has another one
   for (const file of files) {
     const line = find("ol", queue).appendChild(document.createElement("li"));
     line.append(Object.assign(document.createElement("b"), { textContent: file.name }), document.createElement("span"));
     const place = find("#results").appendChild(document.createElement("div"));
-    pending.push({ file, line, place, key: key() });
+    pending.push({ file, line, place, key: key(), fields });
     setState(line, "waiting");
     total.files += 1;
   }
@@ -46,10 +50,10 @@ async function sendNext() {
   }
 }
 
-async function send({ file, line, place, key }) {
+async function send({ file, line, place, key, fields }) {
   setState(line, "sending");
   try {
-    const id = (await inspected(file, line, key)).results[0].id;
+    const id = (await inspected(file, line, key, fields)).results[0].id;
     const article = find("article", await page(await fetch(`/?id=${encodeURIComponent(id)}`)));
     place.replaceWith(article);
     prepare(article);
@@ -63,10 +67,10 @@ async function send({ file, line, place, key }) {
   }
 }
 
-async function inspected(file, line, key) {
+async function inspected(file, line, key, fields) {
   const form = new FormData();
   form.append("images", file);
-  if (find("select", upload).value) form.append("shape", find("select", upload).value);
+  for (const [name, value] of fields) form.append(name, value);
   for (let tries = 1; ; tries += 1) {
     setState(line, tries === 1 ? "inspecting" : "waiting");
     const response = await fetch("/inspect", { method: "POST", body: form, headers: { "Idempotency-Key": key } });
