@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pinspect.cli.export_commands import export, export_dataset
+from pinspect.cli.export_commands import export, export_dataset, reproduce
 from pinspect.cli.project_commands import new, update
 from pinspect.core import environment
 from pinspect.core.errors import PinspectError, run
@@ -35,6 +35,7 @@ app.command()(new)
 app.command()(update)
 app.command()(export)
 app.command()(export_dataset)
+app.command()(reproduce)
 
 
 @app.command()

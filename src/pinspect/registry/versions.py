@@ -64,7 +64,13 @@ def load_version(version: ModelVersion) -> InspectorProcess:
         ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
     number = number_of(version)
-    folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
+    try:
+        folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
+    except OSError as error:
+        raise ModelError(
+            f"version {number} of {version.name}: its files are missing ({error}); if the registry was moved, move the "
+            "folder artifacts/ with mlflow.db, else restore the folder"
+        ) from None
     sha256 = package_sha256(package_artifacts(folder), folder / CODE)
     if sha256 != version.tags.get(PACKAGE_TAG):
         raise ModelError(
