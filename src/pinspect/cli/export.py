@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
@@ -23,7 +22,14 @@ from pinspect.model.families import checkpoint_of
 from pinspect.model.merging import export_merged
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
-from pinspect.registry.versions import ADAPTER_TAG, EVALUATION_TAG, TEST_SET_TAG, number_of, require_version
+from pinspect.registry.versions import (
+    ADAPTER_TAG,
+    EVALUATION_TAG,
+    TEST_SET_TAG,
+    number_of,
+    require_version,
+    version_folder,
+)
 
 _DIGESTS = (ADAPTER_TAG, "base_sha256", "dataset_digest", TEST_SET_TAG, EVALUATION_TAG, "git_commit")
 
@@ -47,7 +53,7 @@ def export_version(root: Path, settings: RegisterSettings, reference: str, out: 
     with open_registry(root, settings) as client, tempfile.TemporaryDirectory(prefix="pinspect-") as scratch:
         registered = require_version(client, settings.model_name, reference)
         version = number_of(registered)
-        folder = Path(download_artifacts(f"models:/{settings.model_name}/{version}", dst_path=scratch))
+        folder = version_folder(registered, Path(scratch))
         flavor = Model.load(str(folder)).flavors["python_function"]
         paths = {name: folder / artifact["path"] for name, artifact in flavor["artifacts"].items()}
         missing = {"adapter", "params"} - paths.keys()
