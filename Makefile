@@ -1,5 +1,5 @@
 # `make demo`: from captures to a registered adapter.  `make series`: the second line.
-# `make test`: all tests.  `make unit`: the fast ones.
+# `make test`: all tests.  `make unit`: the fast ones.  `make test-stack`: those with TRL and Unsloth.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 LOCK := $(if $(GPU),requirements-gpu.lock,requirements.lock)
 
-.PHONY: demo series test unit server worker install install-dev base bench-nsoartc figures pictures lint lock clean
+.PHONY: demo series test unit test-stack server worker install install-dev base bench-nsoartc figures pictures lint lock clean
 
 demo: install
 	dvc repro
@@ -28,6 +28,12 @@ test: install-dev
 # No server, no training.
 unit: install-dev
 	pytest -q -n 2 --dist loadfile tests/unit
+
+# Tests with TRL, Unsloth, datasets and torchvision, on a CPU. Their environment sees the packages of $(VENV), and holds
+# what requirements-gpu.lock has beyond requirements.lock.
+STACK := $(VENV)/stack
+test-stack: $(STACK)/installed
+	UNSLOTH_ALLOW_CPU=1 UNSLOTH_COMPILE_LOCATION=$(STACK)/compiled $(STACK)/bin/python -m pytest tests/stack
 
 lint: install-dev
 	ruff check .
@@ -77,6 +83,10 @@ $(VENV)/installed: $(LOCK) requirements-torch.txt pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
+	touch $@
+
+$(STACK)/installed: $(VENV)/installed-dev requirements-gpu.lock tools/stack.py
+	$(BIN)/python tools/stack.py $(STACK)
 	touch $@
 
 # Resolves the locks anew; versions stay as they are unless pyproject.toml requires others. PyTorch's own requirements

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,7 @@ _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 _UNCHANGED = "didn't change, skipping"
 _RESTORED = "is cached - skipping run"
 _LINES_OF_AN_ERROR = 8
+_REGISTER = "register"
 _UP_TO_TRAINING = {"raw", "dst", "composite", "chat", "check", "train"}
 
 
@@ -144,8 +146,21 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
         if not state.is_completed():
             raise _as_error(stage, state)
         outcomes.append(state.result())
+    if any(outcome.stage == _REGISTER and outcome.ran for outcome in outcomes):
+        keep_lineage(project)
     publish(project, outcomes)
     return Completed(message=f"{sum(outcome.ran for outcome in outcomes)} stages ran.", data=outcomes)
+
+
+def keep_lineage(project: Path) -> None:
+    """Save what made the new version as an experiment of DVC, and push it; a problem is a warning in the run's log."""
+    from pinspect.registry.lineage import save_lineage  # imports MLflow
+
+    logger = get_run_logger()
+    try:
+        save_lineage(project, load_register_settings(project), datetime.now(), logger.info)
+    except PinspectError as error:
+        logger.warning("pinspect reproduce will not know this version: %s", error)
 
 
 def _fetch_start(project: Path) -> None:

@@ -6,9 +6,10 @@
 
 Reads the base model, models/start (if train.start names a version), data/chat and data/composited. Writes
 models/adapter, and facts about the run (time, device, commit) to build/runs/train.json. After a stop or a kill, the
-next run resumes from the last checkpoint in build/train.
+next run resumes from the last checkpoint in build/train. With MLFLOW_TRACKING_URI, the curve is logged while it grows.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from pinspect.core.digests import git_commit, weights_sha256
@@ -30,6 +31,7 @@ def main(root: Path = Path()) -> None:
 
     from pinspect.model.adapter import train_adapter
     from pinspect.model.learner import training_processes
+    from pinspect.model.live_log import live_log
     from pinspect.model.loading import load_processor
     from pinspect.model.rows import require_placeholders
 
@@ -37,8 +39,11 @@ def main(root: Path = Path()) -> None:
     data, out, work = root / "data", root / "models/adapter", root / "build/train"
     require_placeholders(load_processor(base), base.family, read_chat(data / "chat/train.jsonl"))
     start = start_folder(root, params.train.start)
-    facts = train_adapter(params, base, data / "chat", data / "composited", out, work, backend, start=start)
-    if training_processes().is_main_process:
+    folders = (data / "chat", data / "composited", out, work)
+    is_main = training_processes().is_main_process
+    with live_log(f"{root.resolve().name}, {base.family.name}") if is_main else nullcontext() as log:
+        facts = train_adapter(params, base, *folders, backend, start=start, report=log)
+    if is_main:
         origin = {"git_commit": git_commit(root), "weights_sha256": weights_sha256(out)}
         write_run_facts(root, "train", facts.run_facts() | origin)
         print(

@@ -1,6 +1,7 @@
 """Fixtures of the whole session, and how its tests are divided among the workers of pytest-xdist."""
 
 import os
+from importlib.util import find_spec
 
 import hypothesis
 import pytest
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as co
 environment.apply()
 hypothesis.settings.register_profile("any machine", deadline=None)  # no test asserts a speed
 hypothesis.settings.load_profile("any machine")
+
+collect_ignore = [] if find_spec("torchvision") else ["stack"]  # `make test-stack`
 
 # Files that wait for servers and schedules take longest and come first, so that no worker waits at the end.
 _LONGEST = (

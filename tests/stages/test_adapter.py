@@ -116,7 +116,9 @@ def test_training_learns_and_records_what_it_trained(line, tmp_path):
     assert sum(record["lora_modules"].values()) == sum(name.endswith("lora_A.weight") for name in weights)
     assert record["lora_modules"]["visual.blocks.*.attn.qkv"] == 4
     assert record["lora_modules"]["language_model.layers.*.self_attn.q_proj"] == 5
-    assert facts.run_facts().keys() == {"seconds", "tokens_per_second", "backend", "processes", "device", "torch"}
+    keys = {"seconds", "tokens_per_second", "backend", "processes", "device", "torch", "step_times"}
+    assert facts.run_facts().keys() == keys
+    assert len(facts.step_times) == facts.steps and facts.step_times == tuple(sorted(facts.step_times))
     assert not facts.run_facts().keys() & record.keys(), "facts about the run are not among the outputs"
 
 
@@ -124,7 +126,7 @@ def test_two_trainings_write_the_same_bytes(line, plain, tmp_path):
     train(line, tmp_path / "another/adapter", precision="float32")
     assert files_of(tmp_path / "another/adapter") == files_of(plain)
     assert files_of(plain).keys() == {
-        *("adapter_config.json", "adapter_model.safetensors", "learning_curve.csv", "training.json"),
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "learning_curve.csv", "training.json"),
     }
 
 

@@ -298,10 +298,18 @@ def test_an_error_names_ten_rows_and_counts_the_others(rows, contract, provenanc
 
 
 def test_an_expectation_that_great_expectations_drops_is_noticed(rows, contract, provenance, monkeypatch):
-    name = "expect_column_values_to_match_regex"
+    name = "expect_comparison_answers"
     monkeypatch.delitem(registry._registered_expectations, name)
     with pytest.raises(AnswerCheckFailed, match="dropped: the answer keeps the contract's comparison form"):
         check(rows, contract, provenance)
+
+
+def test_each_form_of_the_contract_is_an_expectation_of_its_own(rows, contract, provenance):
+    types = {record["rule"]: record["type"] for record in check(rows, contract, provenance).expectations}
+    forms = {rule: kind for rule, kind in types.items() if rule.startswith("the answer keeps the contract's")}
+    assert set(forms.values()) == {"expect_comparison_answers", "expect_discrimination_answers"}
+    assert "expect_star_answers" in types.values()
+    assert issubclass(answer_checks.ExpectStarAnswers, gxe.ExpectColumnValuesToMatchRegex)
 
 
 def test_two_expectations_with_the_same_name_are_an_error(rows, contract, provenance):

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from pinspect.chat.dataset import build_chat, write_chat
 from pinspect.cli.export import export_version
 from pinspect.cli.main import app
+from pinspect.core.digests import dvc_directory_hash
 from pinspect.core.errors import ModelError, RegistryError
 from pinspect.core.params import load_params
 from pinspect.core.rows import read_chat
@@ -106,6 +108,9 @@ def test_a_registered_version_is_exported_by_its_alias_or_number(trained, tmp_pa
     assert (done.exit_code, done.output) == (0, f"version 1 merged into {tmp_path / 'by-alias'}\n")
     export_version(root, settings, "1", tmp_path / "by-number")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("by-alias", "by-number")]
+    card = ModelCard.load(tmp_path / "by-alias/README.md")
+    assert (card.data.library_name, card.data.base_model) == ("transformers", None)
+    assert dvc_directory_hash(root / "data/chat") in card.text
     assert weights[0] == weights[1] != (base.folder / "model.safetensors").read_bytes()
     with pytest.raises(RegistryError, match="no version 7 of"):
         export_version(root, settings, "7", tmp_path / "none")

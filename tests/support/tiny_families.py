@@ -184,6 +184,58 @@ def _qwen(version: str):
     return make
 
 
+def _qwen_3_5(tokenizer):
+    """Every second layer of the language model is linear attention, whose state no earlier token can be cut from."""
+    config = hf.Qwen3_5Config(
+        text_config=_text(
+            tokenizer,
+            head_dim=32,
+            layer_types=["linear_attention", "full_attention"],
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            rope_parameters={
+                **{"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+                **{"mrope_section": [4, 2, 2], "mrope_interleaved": True},
+            },
+        ),
+        vision_config={
+            **{"depth": 2, "hidden_size": HIDDEN, "out_hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2},
+            **{"num_position_embeddings": 64, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        },
+        tie_word_embeddings=True,
+        **_ids(
+            tokenizer,
+            image_token_id="<|image_pad|>",
+            video_token_id="<|video_pad|>",
+            vision_start_token_id="<|vision_start|>",
+            vision_end_token_id="<|vision_end|>",
+        ),
+    )
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 512 * 512}
+    )
+    processor = ImageTextProcessor(pictures, tokenizer, chat_template=_CHATML)
+    return hf.Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _ministral(tokenizer):
+    config = hf.Mistral3Config(
+        text_config={"model_type": "ministral3", **_text(tokenizer, head_dim=16)},
+        vision_config={"model_type": "pixtral", **_SMALL, "image_size": 256, "patch_size": 8, "head_dim": 16},
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+    )
+    pictures = PixtralImageProcessorPil(size={"longest_edge": 256}, patch_size={"height": 8, "width": 8})
+    template = _MISTRAL.replace("BEGIN", "bos_token").replace("IMAGE", "[IMG]")
+    processor = RowBreakPixtralProcessor(
+        pictures, tokenizer, patch_size=8, spatial_merge_size=2, chat_template=template
+    )
+    return hf.Mistral3ForConditionalGeneration(config), processor
+
+
 def _mllama(tokenizer):
     config = hf.MllamaConfig(
         text_config=_text(
@@ -347,6 +399,14 @@ TINY_FAMILIES: dict[str, TinyFamily] = {
     "Qwen2-VL": TinyFamily("qwen2-vl-2b", _qwen("2"), _QWEN_TOKENS, _QWEN_NAMED),
     "Qwen2.5-VL": TinyFamily("qwen2.5-vl-3b", _qwen("2.5"), _QWEN_TOKENS, _QWEN_NAMED),
     "Qwen3-VL": TinyFamily("qwen3-vl-2b", _qwen("3"), _QWEN_TOKENS, _QWEN_NAMED),
+    "Qwen3.5": TinyFamily("qwen3.5-4b", _qwen_3_5, _QWEN_TOKENS, _QWEN_NAMED),
+    "Ministral-3": TinyFamily(
+        "ministral-3-3b",
+        _ministral,
+        (*_MISTRAL_TOKENS, "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        _MISTRAL_NAMED,
+        begins=True,
+    ),
     "Mllama": TinyFamily(
         "llama-3.2-11b-vision",
         _mllama,

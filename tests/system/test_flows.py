@@ -87,6 +87,14 @@ def test_stages_before_the_change_do_not_run_and_the_cache_restores_earlier_outp
 
 
 @pytest.mark.usefixtures("prefect_api")
+def test_a_run_whose_lineage_cannot_be_kept_completes(repository):
+    root = repository(register=("pass", [], []))  # a folder without git and without settings
+    state = retrain(str(root), return_state=True)
+    assert state.is_completed()
+    assert [(outcome.stage, outcome.result) for outcome in state.result()] == [("register", "ran")]
+
+
+@pytest.mark.usefixtures("prefect_api")
 def test_a_pipeline_that_dvc_cannot_read_is_reported_with_dvcs_message(repository):
     root = repository(gather=("pass", [], []))
     (root / "dvc.yaml").write_text("stages: {gather: {deps: [a]}}")

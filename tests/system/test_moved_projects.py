@@ -99,6 +99,37 @@ def test_addresses_of_servers_and_of_other_stores_stay(tmp_path):
     assert addresses(tmp_path)[4:] == [*others, new, f"{new}/7/artifacts", f"{old}-other/7", None] * 3
 
 
+def test_a_shared_registry_that_was_moved_is_read_where_it_lies(tmp_path):
+    database = tmp_path / "renamed/mlflow.db"
+    database.parent.mkdir()
+    old, elsewhere = (tmp_path / "first/artifacts").as_uri(), (tmp_path / "other").as_uri()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in TABLES.items():
+            connection.execute(f"CREATE TABLE {table} ({column} TEXT)")
+            connection.executemany(f"INSERT INTO {table} VALUES (?)", [(old,), (elsewhere,)])
+    (tmp_path / "first/artifacts").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "renamed/other").mkdir()
+    stored = [old, elsewhere] * len(TABLES)
+
+    def read() -> list[str]:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return [
+                row[0]
+                for table, column in TABLES.items()
+                for row in connection.execute(f"SELECT {column} FROM {table}")
+            ]
+
+    bring_home(database, shared=True)
+    assert read() == stored, "the first place still has its artifacts"
+    (tmp_path / "first").rename(tmp_path / "gone")
+    bring_home(database, shared=True)
+    assert read() == stored, "no artifacts lie beside the database"
+    (tmp_path / "renamed/artifacts").mkdir()
+    bring_home(database, shared=True)
+    assert read() == [(tmp_path / "renamed/artifacts").as_uri(), elsewhere] * len(TABLES)
+
+
 def test_a_locked_database_asks_to_try_again_later(three_versions, tmp_path):
     project = shutil.copytree(three_versions, tmp_path / "project")
     with contextlib.closing(sqlite3.connect(project_database(project), isolation_level=None)) as other:

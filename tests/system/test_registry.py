@@ -1,15 +1,18 @@
 """An adapter becomes a registered version: on a real project, a real MLflow sqlite store, and real processes."""
 
 import base64
+import io
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from pinspect.cli.choices import Choices, read_choices
 from pinspect.cli.new import ProjectError, make_project
@@ -22,6 +25,7 @@ from pinspect.core.runs import read_run_facts
 from pinspect.core.start import start_folder
 from pinspect.inspection.stream import exit_code, inspect_files
 from pinspect.model.families import checkpoint_of
+from pinspect.model.live_log import live_log
 from pinspect.model.start import start_digest
 from pinspect.registry.candidate import read_candidate
 from pinspect.registry.connection import open_registry
@@ -155,7 +159,69 @@ def test_the_run_of_a_version_holds_parameters_curve_report_and_dataset(register
     assert run.data.tags["run.train.device"]
     stored = {file.path for file in client.list_artifacts(run.info.run_id, "reports")}
     assert {"reports/report.html", "reports/validation.json"} <= stored
-    assert run.inputs.dataset_inputs[0].dataset.digest == registration(project)["dataset_digest"]
+    contexts = {entry.tags[0].value: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    content = registration(project)
+    assert contexts == {"training": content["dataset_digest"], "test": content["test_set_digest"][:36]}
+
+
+def test_the_points_of_the_curve_have_the_times_of_their_steps(registered, client):
+    project, _ = registered
+    run_id = client.get_model_version_by_alias(NAME, "challenger").run_id
+    times = read_run_facts(project, "train")["step_times"]
+    points = client.get_metric_history(run_id, "train.loss")
+    assert [point.timestamp for point in points] == [int(seconds * 1000) for seconds in times]
+    assert all(seconds > 1.7e9 for seconds in times)  # not 1970
+
+
+def test_scores_belong_to_the_test_set_and_the_answers_are_a_table(registered, client):
+    project, _ = registered
+    version = client.get_model_version_by_alias(NAME, "challenger")
+    digest = registration(project)["test_set_digest"][:36]
+    run = client.get_run(version.run_id)
+    metrics = client.get_logged_model(run.outputs.model_outputs[0].model_id).metrics
+    of_test_set = {metric.key: metric.dataset_digest for metric in metrics if metric.dataset_name == "test"}
+    assert set(of_test_set.values()) == {digest}
+    assert {"zero_shot.exact_match", "one_shot.escape_rate"} <= of_test_set.keys()
+    table = client.load_table(run.info.experiment_id, "answers.json", run_ids=[version.run_id])
+    scores = json.loads((project / "reports/eval/metrics.json").read_text())
+    assert (table["answer"] == table["expected"]).mean() == pytest.approx(scores["zero_shot"]["exact_match"], abs=1e-4)
+    assert table["file"].nunique() == scores["captures"]
+
+
+def test_a_version_has_a_request_as_example_and_pins_what_inspecting_needs(registered, client):
+    version = client.get_model_version_by_alias(NAME, "challenger")
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{version.version}"))
+    requirements = (folder / "requirements.txt").read_text().split()
+    installed = {name: metadata.version(name).partition("+")[0] for name in ("torch", "peft", "mlflow-skinny")}
+    assert {f"{name}=={number}" for name, number in installed.items()} <= set(requirements)
+    assert all("==" in requirement for requirement in requirements)
+    assert not {requirement.partition("==")[0] for requirement in requirements} & {"mlflow", "typer", "tqdm", "dvc"}
+    example = json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
+    picture = example["data"][0][example["columns"].index("inspected")]
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 100
+
+
+def test_a_registry_without_its_artifacts_says_what_to_move(registered, tmp_path):
+    project, _ = registered
+    artifacts = project / "mlruns/artifacts"
+    artifacts.rename(tmp_path / "artifacts")
+    try:
+        with pytest.raises(ModelError, match=r"files are missing.*move the folder artifacts/ with mlflow\.db"):
+            load_registered(project, load_register_settings(project), "challenger")
+    finally:
+        (tmp_path / "artifacts").rename(artifacts)
+
+
+def test_a_curve_is_logged_while_it_grows(client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    with live_log("line") as log:
+        log(1, {"step": 1, "loss": 2.5, "validation_loss": None})
+        log(2, {"step": 2, "loss": 1.5, "validation_loss": 1.25})
+    experiment = client.get_experiment_by_name("pinspect training")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("line", "FINISHED")
+    assert run.data.metrics == {"train.loss": 1.5, "train.validation_loss": 1.25}
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
 
 
 def test_the_registered_model_inspects_photographs_without_the_project(registered, client, monkeypatch):

@@ -1,14 +1,17 @@
 import json
+from importlib.util import find_spec
 
 import pytest
+from transformers import AutoProcessor
 
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.core.layout import Layout
 from pinspect.model.grammar import AnswerGrammar
-from pinspect.model.processor import build_processor, build_tokenizer
+from pinspect.model.processor import build_processor, build_tokenizer, save_processor
 from pinspect.pretraining import pretext
-from pinspect.pretraining.base import LINE_WORDS, new_base, pretext_texts
+from pinspect.pretraining.base import LINE_WORDS, MERGE, PATCH, new_base, pretext_texts
+from tests.support.sample import ROOT
 
 LAYOUT = Layout(("U", "C", "D"), 9)
 MODES = ("bend", "X-plus", "Y-minus", "pullout", "stain", "Z-plus")  # the last two are not words of the vocabulary
@@ -84,6 +87,18 @@ def test_a_saved_tokenizer_encodes_the_same(tokenizer, tmp_path):
     for text in prompts.texts():
         assert again(text).input_ids == tokenizer(text).input_ids
     assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"] == []
+
+
+def test_the_shipped_processor_is_what_make_base_writes(tokenizer, tmp_path):
+    save_processor(build_processor(tokenizer, PATCH, MERGE), tmp_path)
+    for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_text() == (ROOT / "models/base" / name).read_text(), name
+
+
+def test_transformers_alone_never_takes_the_base_for_a_bare_tokenizer():
+    assert not find_spec("torchvision")  # the processor of Qwen3-VL requires it; `make test-stack` has it
+    with pytest.raises((ImportError, ValueError), match=r"[Tt]orchvision"):
+        AutoProcessor.from_pretrained(ROOT / "models/base")
 
 
 def test_the_base_knows_no_word_of_a_judgement_or_a_defect_mode():

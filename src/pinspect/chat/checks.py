@@ -39,6 +39,25 @@ _KIND = "answer_kind"  # in the meta of an expectation: which form of the contra
 _MESSAGE_COLUMNS: tuple[str, ...] = ("images", "images_of_kind", "placeholders", "last_turn", "worked_answer")
 
 
+class ExpectComparisonAnswers(gxe.ExpectColumnValuesToMatchRegex):
+    """Expect answers about an inspected picture beside a passed one, in the contract's form."""
+
+
+class ExpectDiscriminationAnswers(gxe.ExpectColumnValuesToMatchRegex):
+    """Expect answers about one picture by itself, in the contract's form."""
+
+
+class ExpectStarAnswers(gxe.ExpectColumnValuesToMatchRegex):
+    """Expect answers to a star image, in the contract's form of three lines."""
+
+
+_FORMS: dict[AnswerKind, type[gxe.ExpectColumnValuesToMatchRegex]] = {
+    AnswerKind.COMPARISON: ExpectComparisonAnswers,
+    AnswerKind.DISCRIMINATION: ExpectDiscriminationAnswers,
+    AnswerKind.STAR: ExpectStarAnswers,
+}
+
+
 def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> CheckResult:
     """Validate the chat dataset, `data`/chat/{train,validation,test}.jsonl, against the labels and the composites.
 
@@ -357,7 +376,7 @@ def _keeps_contract(
     contract: AnswerContract, kind: AnswerKind, column: str, rule: str, condition: Any
 ) -> gxe.Expectation:
     """Expect well-formed answers of `kind`. Null answers pass, as in every column map expectation."""
-    return gxe.ExpectColumnValuesToMatchRegex(
+    return _FORMS[kind](
         column=column,
         regex=contract.pattern(kind),
         row_condition=condition,

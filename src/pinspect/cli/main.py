@@ -1,4 +1,6 @@
-"""Defines the `pinspect` command: one function per sub-command; those that make projects are in `project_commands`.
+"""Defines the `pinspect` command: one function per sub-command.
+
+Those that make projects are in `project_commands`, those that export are in `export_commands`.
 
 Each function imports what it calls, so that `pinspect --help` does not wait for torch.
 """
@@ -12,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from pinspect.cli.export_commands import export, export_dataset, reproduce
 from pinspect.cli.project_commands import new, update
 from pinspect.cli.results import results
 from pinspect.core import environment
@@ -32,6 +35,9 @@ ApproveBy = Annotated[str, typer.Option("--approve-by", metavar="NAME", help="Th
 app.command()(new)
 app.command()(update)
 app.command()(results)
+app.command()(export)
+app.command()(export_dataset)
+app.command()(reproduce)
 
 
 @app.command()
@@ -371,20 +377,6 @@ def status(as_json: AsJson = False) -> None:
         print(json.dumps(state))
     else:
         print_status(state)
-
-
-@app.command()
-def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
-    version: Annotated[str, typer.Option(help="Number of the version; by default the version with the alias.")] = "",
-    alias: Annotated[str, typer.Option(help="Alias of the version.")] = "champion",
-) -> None:
-    """Merge a registered adapter into its base; vLLM and other engines can serve the result."""
-    from pinspect.cli.export import export_version
-    from pinspect.registry.settings import load_register_settings
-
-    number = export_version(Path(), load_register_settings(Path()), version or alias, out)
-    print(f"version {number} merged into {out}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from peft.tuners.lora import LoraLayer
 from tqdm import tqdm
 
 from pinspect.core.answers import AnswerContract
+from pinspect.core.digests import dvc_directory_hash
 from pinspect.core.files import atomic_path
 from pinspect.core.params import Params, TrainParams
 from pinspect.core.question import CAMERA, SOURCES, VIRTUAL, camera_else_virtual
@@ -27,6 +28,7 @@ from pinspect.core.rows import Row, read_chat
 from pinspect.model.augmentation import Augmenter
 from pinspect.model.backends import Backend, open_backend
 from pinspect.model.batching import prepared_ahead
+from pinspect.model.card import write_adapter_card
 from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import Checkpoint
 from pinspect.model.learner import Learner, training_processes
@@ -36,6 +38,7 @@ from pinspect.model.start import start_digest, take_weights
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "validation_exact_match", "learning_rate")
 CHECKS = 12  # validations and checkpoints per training
 _VALIDATION_ROWS = 96
+Report = Callable[[int, Mapping[str, float | None]], None]  # takes the number of a step and the values of the curve
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TrainedAdapter:
         backend: `transformers` or `unsloth`.
         processes: Number of processes.
         device: Name of the GPU, or the CPU with its number of threads.
+        step_times: When each step ended, in seconds since 1970.
     """
 
     rows: int
@@ -73,6 +77,7 @@ class TrainedAdapter:
     backend: str
     processes: int
     device: str
+    step_times: tuple[float, ...]
 
     def run_facts(self) -> dict[str, object]:
         """Return the facts that differ between two trainings on the same data: time and machine."""
@@ -83,6 +88,7 @@ class TrainedAdapter:
             "processes": self.processes,
             "device": self.device,
             "torch": torch.__version__,
+            "step_times": self.step_times,
         }
 
 
@@ -94,10 +100,18 @@ class _Progress:
     seconds: float = 0.0
     tokens: int = 0
     curve: list[list[Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     best: float = -1.0
     best_step: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
     checks_without_gain: int = 0
+
+    def add_point(self, values: list[Any], report: Report | None) -> None:
+        """Add the values of `CURVE_COLUMNS` after a step, and report them."""
+        self.curve.append(values)
+        self.times.append(round(time.time(), 1))
+        if report:
+            report(self.step, dict(zip(CURVE_COLUMNS, values, strict=True)))
 
     def keep_best(self, model: Any, exact_match: float) -> None:
         """Keep the current weights unless earlier weights answered more validation rows correctly."""
@@ -117,6 +131,7 @@ def train_adapter(
     backend: Backend | None = None,
     *,
     start: Path | None = None,
+    report: Report | None = None,
 ) -> TrainedAdapter:
     """Train an adapter and save it in peft's format, with its learning curve.
 
@@ -132,6 +147,7 @@ def train_adapter(
         work: Folder of the checkpoints.
         backend: The library that computes the training; None for the one that `model.backend` names.
         start: Folder of an adapter to start from (`pinspect.core.start`); None to start from the base.
+        report: Called after each step with its number and the values of the learning curve.
 
     Raises:
         ModelError: The loss is not finite, or base or backend cannot be used.
@@ -168,7 +184,7 @@ def train_adapter(
             exact_match = learner.exact_match(validation, params.contract(), params.evaluate.batch_size)
             progress.keep_best(model, exact_match)
         progress.seconds, progress.tokens = time.monotonic() - start_time, learner.tokens
-        progress.curve.append([progress.step, loss, validation_loss, exact_match, rate])
+        progress.add_point([progress.step, loss, validation_loss, exact_match, rate], report)
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
         if train.patience and progress.checks_without_gain >= train.patience:
@@ -181,6 +197,7 @@ def train_adapter(
     facts = _facts(progress, len(rows["train"]), len(plan), backend, learner)
     if processes.is_main_process:
         _save(model, train, base, start_digest(start), progress.curve, facts, out)
+        write_adapter_card(out, dvc_directory_hash(chat_dir), None if base.folder else base.source)
         checkpoint.discard()
     processes.wait_for_everyone()
     return facts
@@ -283,6 +300,7 @@ def _facts(progress: _Progress, rows: int, planned: int, backend: Backend, learn
         backend=backend.name,
         processes=learner.processes.num_processes,
         device=torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        step_times=tuple(progress.times),
     )
 
 
@@ -298,11 +316,11 @@ def _save(
     """Write the adapter's folder; nothing in it depends on time, place or order of sets."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, save_embedding_layers=False)
-    (out / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
     config = json.loads((out / "adapter_config.json").read_text())
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()  # peft keeps a set, whose order differs between runs
-    config["base_model_name_or_path"] = base.source  # peft writes the absolute path
+    config["base_model_name_or_path"] = None if base.folder else base.source  # a path means nothing elsewhere
+    config["revision"] = base.revision or None
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     with (out / "learning_curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -6,6 +6,7 @@ same model inputs from images and text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from transformers import (
     Idefics3Config,
     Idefics3Processor,
     PreTrainedTokenizerFast,
-    Qwen3VLConfig,
     SmolVLMConfig,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -98,10 +98,6 @@ class RowBreakPixtralProcessor(ProcessorMixin):
 
 
 # Keys for the Auto classes, which accept no registration for a config class of transformers itself.
-class _ImageTextConfig(Qwen3VLConfig):
-    pass
-
-
 class _Idefics3Config(Idefics3Config):
     pass
 
@@ -110,8 +106,7 @@ class _SmolVLMConfig(SmolVLMConfig):
     pass
 
 
-# The Auto classes find a processor by the class name in its configuration file.
-AutoProcessor.register(_ImageTextConfig, ImageTextProcessor, exist_ok=True)
+# The Auto classes find an image processor by the class name in its configuration file.
 # These two image processors need only Pillow, but transformers 5.17 does not register them without torchvision.
 for _config, _pil_class in ((_Idefics3Config, Idefics3ImageProcessorPil), (_SmolVLMConfig, SmolVLMImageProcessorPil)):
     AutoImageProcessor.register(_config, image_processor_classes={"pil": _pil_class}, exist_ok=True)
@@ -119,6 +114,7 @@ for _config, _pil_class in ((_Idefics3Config, Idefics3ImageProcessorPil), (_Smol
 # Replacements of processor classes that require torchvision or num2words.
 _OWN_CLASSES = {"image_text": ImageTextProcessor, "row_breaks": RowBreakPixtralProcessor, "tiles": Idefics3Processor}
 
+_SHARED_WITH_VIDEOS = ("image_mean", "image_std", "merge_size", "patch_size", "temporal_patch_size")
 _DATE = "26 Jul 2024"  # the default date in Llama's chat template
 
 
@@ -211,6 +207,26 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int, merge: int) 
         size={"shortest_edge": (patch * merge) ** 2, "longest_edge": 4096 * 4096},
     )
     return ImageTextProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
+    """Write the default model's processor as a processor of transformers, which loads without pinspect.
+
+    `AutoProcessor` loads it as `Qwen3VLProcessor`. That class requires torchvision and a processor for videos, as every
+    checkpoint of Qwen3-VL does; the model has learned nothing about videos.
+
+    Args:
+        processor: The processor.
+        folder: Folder to write.
+    """
+    processor.save_pretrained(folder)
+    shared = {name: getattr(processor.image_processor, name) for name in _SHARED_WITH_VIDEOS}
+    video_processor = {"video_processor_type": "Qwen3VLVideoProcessor", **shared}
+    for name, parts in (("processor_config", {"video_processor": video_processor}), ("tokenizer_config", {})):
+        path = folder / f"{name}.json"
+        content = json.loads(path.read_text(encoding="utf-8")) | parts
+        content["processor_class"] = Qwen3VLProcessor.__name__
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def patchify(images: torch.Tensor, patch: int, merge: int, mean: float = 0.5, std: float = 0.5) -> torch.Tensor:

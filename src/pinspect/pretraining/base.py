@@ -12,7 +12,13 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from pinspect.core import prompts
 from pinspect.core.answers import VIEWS, AnswerContract, AnswerKind
 from pinspect.core.layout import Layout
-from pinspect.model.processor import SPECIAL_TOKENS, ImageTextProcessor, build_processor, build_tokenizer
+from pinspect.model.processor import (
+    SPECIAL_TOKENS,
+    ImageTextProcessor,
+    build_processor,
+    build_tokenizer,
+    save_processor,
+)
 from pinspect.pretraining import pretext
 
 PATCH, MERGE = 32, 2  # px per patch, patches per side of a visual token
@@ -69,7 +75,7 @@ def save_base(
         embeddings[~known] *= (lengths[known].median() / lengths[~known].clamp(min=1e-6)).unsqueeze(1)
     model.half().save_pretrained(out)
     model.float()
-    processor.save_pretrained(out)
+    save_processor(processor, out)
 
 
 def build_config(tokenizer: Any) -> Qwen3VLConfig:

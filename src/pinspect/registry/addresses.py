@@ -1,4 +1,4 @@
-"""Keep the addresses in a project's own registry inside the project, wherever its folder was moved or copied to.
+"""Keep the addresses in a registry in a file beside it, wherever its folder was moved or copied to.
 
 MLflow stores absolute addresses of artifacts in its database. Without this step a renamed project finds no version, and
 a copied project reads from the original and writes into it.
@@ -29,7 +29,7 @@ def artifact_folder(database: Path) -> Path:
     return database.parent / _ARTIFACTS
 
 
-def bring_home(database: Path) -> None:
+def bring_home(database: Path, *, shared: bool = False) -> None:
     """Let every address of a project's store in a database of MLflow lie beside the database.
 
     An address `.../mlruns/NAME` of another place becomes `NAME` beside the database; all change in one transaction. A
@@ -37,6 +37,8 @@ def bring_home(database: Path) -> None:
 
     Args:
         database: The sqlite file; it may be missing. The caller holds the registry's lock.
+        shared: Whether the database is not the project's own. Then an address changes only if nothing is left there,
+            and a folder of the same name lies beside the database.
 
     Raises:
         sqlite3.OperationalError: Another program keeps the database locked.
@@ -45,18 +47,21 @@ def bring_home(database: Path) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection, connection:
-            _move(connection, database.parent.resolve())
+            _move(connection, database.parent.resolve(), shared)
     except sqlite3.DatabaseError as error:
         if LOCKED in str(error):
             raise
 
 
-def _move(connection: sqlite3.Connection, store: Path) -> None:
+def _move(connection: sqlite3.Connection, store: Path, shared: bool) -> None:
     for (old,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
         path = _path(old)
-        if path is None or path.parent == store or path.parent.name not in (STORE, store.name):
+        if path is None or path.parent == store:
             continue
         home = store / path.name
+        left = home.is_dir() and not path.exists() if shared else path.parent.name in (STORE, store.name)
+        if not left:
+            continue
         new = home.as_uri() if old.startswith("file:") else str(home)
         for table, column in _COLUMNS.items():
             connection.execute(

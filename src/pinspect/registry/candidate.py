@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from pinspect.core import digests, predictions
 from pinspect.core.errors import StageInputError
 from pinspect.core.question import Question, camera_else_virtual
@@ -25,6 +27,7 @@ class Candidate:
         facts: The values of metrics.json and detail.json that are not numbers, as text: `headline.view`,
             `controls.blank` and so on.
         scores: The numbers of metrics.json: `zero_shot.exact_match` and so on.
+        answered: The answers to production's question on the test captures: rows of a predictions table.
     """
 
     root: Path
@@ -32,6 +35,7 @@ class Candidate:
     digests: Mapping[str, str]
     facts: Mapping[str, str]
     scores: Mapping[str, float]
+    answered: pd.DataFrame
 
     @property
     def adapter(self) -> Path:
@@ -93,7 +97,7 @@ def read_candidate(root: Path, base: Checkpoint) -> Candidate:
     facts |= {f"headline.{name}": str(value) for name, value in detail["headline"].items()}
     held = {control["name"]: control["held"] for control in detail["controls"] if control["held"] is not None}
     facts |= {f"controls.{name}": _as_text(verdict) for name, verdict in held.items()}
-    return Candidate(root, base, hashes, facts, scores)
+    return Candidate(root, base, hashes, facts, scores, headline)
 
 
 def flatten(nested: Mapping, prefix: str = "") -> dict:

@@ -100,7 +100,9 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     try:
         # Two processes must not create the tables of a new database at the same time.
         with registry_lock(root, settings):
-            bring_home(project_database(root))
+            database = registry_database(root, settings)
+            if database:
+                bring_home(database, shared=database != project_database(root))
             client = MlflowClient(uri, uri)
             experiment_id(client, root, settings)
         yield client

@@ -8,28 +8,25 @@ a promotion. A new evaluation of the same package renews the scores of its versi
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
-from importlib.metadata import requires
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
-from pinspect.core.digests import weights_sha256
 from pinspect.core.params import Params
-from pinspect.core.runs import read_run_facts
 from pinspect.inspection import registered_model
-from pinspect.registry.candidate import Candidate, flatten
+from pinspect.registry.candidate import Candidate
 from pinspect.registry.connection import experiment_id, open_registry, portable_uri, registry_lock
 from pinspect.registry.package import Package, pack
+from pinspect.registry.run_log import log_run, renew_run, tested_captures
 from pinspect.registry.settings import RegisterSettings
 from pinspect.registry.versions import (
     ADAPTER_TAG,
@@ -37,12 +34,11 @@ from pinspect.registry.versions import (
     CHAMPION,
     EVALUATION_TAG,
     PACKAGE_TAG,
-    REPORTS,
     TEST_SET_TAG,
     find_version,
 )
 
-_METRICS_PER_CALL = 500
+_NOT_FOR_INSPECTING = ("accelerate", "tqdm", "typer")  # peft installs accelerate itself
 _EXPERIMENT_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")  # set by `dvc exp run`
 
 
@@ -103,15 +99,24 @@ def _facts(candidate: Candidate) -> dict:
     return {**digests, "scores": dict(candidate.scores)}
 
 
-def _requirements() -> list[str]:
-    """Return the packages that inspecting needs: those of pinspect itself and of its extra `train`."""
-    requirements = []
-    for requirement in map(Requirement, requires("pinspect") or []):
-        wanted = not requirement.marker or requirement.marker.evaluate({"extra": "train"})
-        if wanted and requirement.name != "pinspect":
-            requirement.marker = None
-            requirements.append(str(requirement))
-    return requirements
+def requirements() -> list[str]:
+    """Return what inspecting needs, in the versions that are installed here.
+
+    These are the packages of pinspect and of its extra `train` without those for commands and training, and MLflow's
+    small package, which loads a model.
+    """
+    names = {"mlflow-skinny"}
+    for requirement in map(Requirement, metadata.requires("pinspect") or []):
+        if not requirement.marker or requirement.marker.evaluate({"extra": "train"}):
+            names.add(requirement.name)
+    names -= {"pinspect", *_NOT_FOR_INSPECTING}
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(names)]
+
+
+def _example(package: Package) -> pd.DataFrame:
+    """Return a request for the registered model: a reference of the line as base64."""
+    reference = min(Path(package.artifacts["line"]).glob("*-reference.*"))
+    return pd.DataFrame({"inspected": [base64.b64encode(reference.read_bytes()).decode()]})
 
 
 def _create_version(
@@ -123,17 +128,17 @@ def _create_version(
     experiment = experiment_id(client, candidate.root, settings)
     tags = {**candidate.tags, PACKAGE_TAG: package.sha256}
     with mlflow.start_run(experiment_id=experiment, run_name=f"adapter-{sha256[:8]}", tags=tags) as run:
-        _log_run(client, run, candidate, params)
+        log_run(client, run, candidate, params)
         model = mlflow.pyfunc.log_model(
             name="inspector",
             python_model=registered_model.__file__,
             artifacts=dict(package.artifacts),
             signature=registered_model.signature(),
             code_paths=[str(package.code)],
-            pip_requirements=_requirements(),
+            pip_requirements=requirements(),
+            input_example=_example(package),
         )
-        for metric, value in candidate.scores.items():
-            mlflow.log_metric(metric, value, model_id=model.model_id)
+        mlflow.log_metrics(dict(candidate.scores), model_id=model.model_id, dataset=tested_captures(candidate))
     version = client.create_model_version(
         name,
         source=model.model_uri,
@@ -155,50 +160,7 @@ def _keep_oldest(client: MlflowClient, version: ModelVersion, package: Package) 
 
 
 def _renew_scores(client: MlflowClient, version: ModelVersion, candidate: Candidate) -> None:
-    run_id = str(version.run_id)
-    for metric, value in candidate.scores.items():
-        client.log_metric(run_id, metric, value)
-    for report in candidate.reports:
-        client.log_artifact(run_id, str(report), REPORTS)
+    renew_run(client, str(version.run_id), candidate)
     # The hash of the evaluation comes last: it marks everything before it as renewed.
     for tag, text in sorted(candidate.tags.items(), key=lambda item: item[0] == EVALUATION_TAG):
         client.set_model_version_tag(version.name, version.version, tag, text)
-
-
-def _log_run(client: MlflowClient, run: Run, candidate: Candidate, params: Params) -> None:
-    mlflow.log_params(flatten(params.model_dump(by_alias=True)))
-    digest = candidate.digests["dataset_digest"]
-    dataset = MetaDataset(CodeDatasetSource({"path": "data/chat", "dvc": digest}), name="chat", digest=digest)
-    mlflow.log_input(dataset, context="training")
-    points = _learning_curve(candidate.adapter / "learning_curve.csv")
-    for start in range(0, len(points), _METRICS_PER_CALL):
-        client.log_batch(run.info.run_id, metrics=points[start : start + _METRICS_PER_CALL])
-    for report in candidate.reports:
-        mlflow.log_artifact(str(report), REPORTS)
-    _log_run_facts(candidate)
-
-
-def _log_run_facts(candidate: Candidate) -> None:
-    """Log what training and answering took on this machine, unless the facts belong to another adapter."""
-    weights = weights_sha256(candidate.adapter)
-    for stage in ("train", "answer"):
-        facts = read_run_facts(candidate.root, stage)
-        if facts.pop("weights_sha256", None) != weights:
-            continue
-        for name, value in flatten(facts, f"run.{stage}.").items():
-            if isinstance(value, int | float):
-                mlflow.log_metric(name, float(value))
-            else:
-                mlflow.set_tag(name, str(value))
-
-
-def _learning_curve(path: Path) -> list[Metric]:
-    if not path.is_file():
-        return []
-    curve = pd.read_csv(path)
-    names = [name for name in ("loss", "validation_loss", "learning_rate") if name in curve]
-    return [
-        Metric(f"train.{name}", float(value), timestamp=0, step=int(step))
-        for name in names
-        for step, value in curve[["step", name]].dropna().itertuples(index=False)
-    ]

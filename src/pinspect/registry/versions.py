@@ -29,6 +29,7 @@ REGISTER_ONE = (  # DVC does not know that a registry is lost: it compares files
     f"run dvc repro, which registers one as {CHALLENGER}; if it reports that nothing has changed, run dvc repro "
     "--force --single-item register"
 )
+_NO_FILES = "No such artifact"  # MLflow's words
 REPORTS = "reports"  # the folder of a run's artifacts that holds the evaluation
 
 
@@ -64,7 +65,7 @@ def load_version(version: ModelVersion) -> InspectorProcess:
         ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
     number = number_of(version)
-    folder = Path(download_artifacts(f"models:/{version.name}/{number}"))
+    folder = version_folder(version)
     sha256 = package_sha256(package_artifacts(folder), folder / CODE)
     if sha256 != version.tags.get(PACKAGE_TAG):
         raise ModelError(
@@ -73,6 +74,28 @@ def load_version(version: ModelVersion) -> InspectorProcess:
             "back to another version (pinspect rollback)"
         )
     return InspectorProcess(folder, number)
+
+
+def version_folder(version: ModelVersion, copy_to: Path | None = None) -> Path:
+    """Return the folder with the package of a version of the registry that is open.
+
+    Args:
+        version: The version.
+        copy_to: A folder for a copy; None to read where the registry keeps it, if that is on this machine.
+
+    Raises:
+        ModelError: The files are missing.
+    """
+    number = number_of(version)
+    try:
+        return Path(download_artifacts(f"models:/{version.name}/{number}", dst_path=copy_to and str(copy_to)))
+    except (OSError, MlflowException) as error:
+        if isinstance(error, MlflowException) and _NO_FILES not in str(error):
+            raise
+        raise ModelError(
+            f"version {number} of {version.name}: its files are missing; if the registry was moved, move the folder "
+            "artifacts/ with mlflow.db, else restore the folder"
+        ) from None
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:
