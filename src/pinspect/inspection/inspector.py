@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -43,6 +43,15 @@ from pinspect.nsoartc.unit_space import UnitSpace
 if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
     from pinspect.model.loading import Inspector
+    from pinspect.model.memory import AnswerMemory
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The composite of a reference, uint8 (H, W, 3), and its JPEG file."""
+
+    composite: npt.NDArray[np.uint8]
+    jpeg: bytes
 
 
 class CaptureInspector(PhotographInspector):
@@ -77,6 +86,7 @@ class CaptureInspector(PhotographInspector):
         self._params = params
         self._threshold = threshold
         self._localizer_threshold = localizer_threshold
+        self._memory: AnswerMemory | None = None  # imported with the model, not before
         self._contract = params.contract()
         self._layout = self._contract.layout
         self._kind = PromptKind(params.evaluate.kind)
@@ -84,7 +94,7 @@ class CaptureInspector(PhotographInspector):
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
         self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
         self._references = {aspect: self._line_reference(line, aspect) for aspect in aspects}
-        self._drawn = {aspect: self._composite(seen) for aspect, seen in self._references.items()}
+        self._drawn = {aspect: self._drawing(self._composite(seen)) for aspect, seen in self._references.items()}
 
     @property
     def max_pixels(self) -> int:
@@ -127,14 +137,18 @@ class CaptureInspector(PhotographInspector):
         inspected = self.see(task.inspected, task.shape)
         reference = self._drawn[inspected.aspect]
         if task.reference and self._kind is not PromptKind.ONE_IMAGE:
-            reference = self._composite(self._align(task.reference, [inspected.aspect]))
+            reference = self._drawing(self._composite(self._align(task.reference, [inspected.aspect])))
         return self._prepared(task.inspected.name, inspected, reference)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
         """See `PhotographInspector`."""
-        with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
-            rows = [_write_row(capture, number, Path(folder)) for number, capture in enumerate(prepared)]
-            answers = self._answers(rows, Path(folder)) if rows else []
+        pictures: dict[str, bytes] = {}
+        rows: list[Record] = []
+        for number, capture in enumerate(prepared):
+            names = [f"{number}-{name}" for name in capture.row["images"]]
+            pictures |= zip(names, capture.pictures.values(), strict=True)
+            rows.append(dict(capture.row) | {"id": str(number), "images": names})
+        answers = self._answers(rows, pictures) if rows else []
         return [self._record(capture, answer) for capture, answer in zip(prepared, answers, strict=True)]
 
     def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
@@ -205,35 +219,39 @@ class CaptureInspector(PhotographInspector):
             values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
         return Inspection(**values, model_version=self.version)
 
-    def _prepared(self, name: str, inspected: Seen, reference: npt.NDArray[np.uint8]) -> Prepared:
+    def _prepared(self, name: str, inspected: Seen, reference: _Drawing) -> Prepared:
         """Draw what the model sees; `reference` is the composite of the reference."""
         view = self._params.evaluate.view
-        composites = {"inspected": self._composite(inspected)}
-        if self._kind is not PromptKind.ONE_IMAGE:
-            composites = {"reference": reference} | composites
+        composite = self._composite(inspected)
         if self._kind is PromptKind.STACKED:
-            composites = {"stacked": stacked(*composites.values())}
+            pictures = {"stacked": self._style.encode(stacked(reference.composite, composite))}
+        else:
+            pictures = {"inspected": self._style.encode(composite)}
+        if self._kind is PromptKind.TWO_IMAGE:
+            pictures = {"reference": reference.jpeg} | pictures
         messages = {
             PromptKind.TWO_IMAGE: prompts.two_image,
             PromptKind.ONE_IMAGE: prompts.one_image,
             PromptKind.STACKED: prompts.stacked,
         }[self._kind](view)
-        row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
-        pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
+        row = {"images": list(pictures), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
         evidence = pin_evidence(inspected.capture, self._localizer_threshold)
         return Prepared(name, row, pictures, line_facts(inspected.capture), tuple(map(float, evidence)))
 
-    def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
+    def _answers(self, rows: list[Record], pictures: Mapping[str, bytes]) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
+        from pinspect.model.memory import AnswerMemory
 
+        self._memory = self._memory or AnswerMemory()
         return answer_rows(
             cast("Inspector", self._model),
             rows,
-            folder,
+            pictures,
             self._contract,
             batch_size=self._params.evaluate.batch_size,
             constrained=Question.of(self._params.evaluate).constrained,
             threshold=self._threshold,
+            memory=self._memory,
         )
 
     def _record(self, prepared: Prepared, answer: GeneratedAnswer) -> Record:
@@ -262,6 +280,9 @@ class CaptureInspector(PhotographInspector):
             raise AlignmentError(f"{photograph.name}: {error}") from None
         return Seen(image, aspect, capture)
 
+    def _drawing(self, composite: npt.NDArray[np.uint8]) -> _Drawing:
+        return _Drawing(composite, self._style.encode(composite))
+
     def _composite(self, seen: Seen, view: str = "") -> npt.NDArray[np.uint8]:
         """Draw the single composite of a view; without a view, of the view in production's question."""
         return draw_view(view or self._params.evaluate.view, seen.image, seen.capture, self._style)
@@ -271,14 +292,6 @@ class CaptureInspector(PhotographInspector):
         if not files:
             raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
         return self._align(Photograph(files[0].name, files[0].read_bytes()), [aspect])
-
-
-def _write_row(prepared: Prepared, number: int, folder: Path) -> Record:
-    """Write the composites of a capture to `folder` and return its row with their file names."""
-    names = [f"{number}-{name}.jpg" for name in prepared.row["images"]]
-    for name, content in zip(names, prepared.pictures.values(), strict=True):
-        (folder / name).write_bytes(content)
-    return prepared.row | {"id": str(number), "images": names}
 
 
 def _aspects(line: Path, shape: str) -> list[str]:
