@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from pinspect.core import environment
+from pinspect.core.manifests import read_manifest
 from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import load_params
 from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
-from pinspect.core.manifests import read_manifest
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.records import Photograph, Task
 from pinspect.model.families import checkpoint_of
@@ -103,7 +103,9 @@ def measure(root: Path) -> dict:
     return {
         "rates": rates,
         "seconds": latency(root, params, inspector),
-        "answers": [[answer.if_defective, answer.p_defective, answer.address_probabilities] for answer in [*answers, *mixed]],
+        "answers": [
+            [answer.if_defective, answer.p_defective, answer.address_probabilities] for answer in [*answers, *mixed]
+        ],
     }
 
 
@@ -130,7 +132,9 @@ def compare(before: list[dict], now: list[dict]) -> dict:
         for size in map(str, BATCHES)
     }
     latencies = {
-        f"p{percent}": [float(np.median([np.percentile(run["seconds"], percent) for run in side])) for side in (before, now)]
+        f"p{percent}": [
+            float(np.median([np.percentile(run["seconds"], percent) for run in side])) for side in (before, now)
+        ]
         for percent in (50, 95)
     }
     pairs = list(zip(before[0]["answers"], now[0]["answers"], strict=True))

@@ -38,7 +38,9 @@ class TokenTree:
         beginnings = (tuple(tokens[:count]) for tokens in continuations for count in range(1, len(tokens)))
         paths = tuple(sorted(dict.fromkeys(beginnings), key=len))
         sees = [[node[: len(other)] == other for other in paths] for node in paths]
-        following = [{tokens[len(path)] for tokens in continuations if tuple(tokens[: len(path)]) == path} for path in paths]
+        following = [
+            {tokens[len(path)] for tokens in continuations if tuple(tokens[: len(path)]) == path} for path in paths
+        ]
         return cls(
             paths,
             [path[-1] for path in paths],
@@ -64,7 +66,11 @@ class TreeReader:
     """
 
     def __init__(
-        self, inspector: Inspector, batch: dict[str, torch.Tensor], cache: Any = None, pictures: dict[str, torch.Tensor] | None = None
+        self,
+        inspector: Inspector,
+        batch: dict[str, torch.Tensor],
+        cache: Any = None,
+        pictures: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self._model, batch = inspector.base_model, inspector.place(batch)
         self._pictures = inspector.place(pictures or {})
@@ -78,7 +84,9 @@ class TreeReader:
         self._ids_ahead, self._positions_ahead = ids[:, known:], positions[..., known:]
         self._next = positions[..., -1] + 1
 
-    def read(self, runs: Sequence[Sequence[int]], trees: Sequence[TokenTree | None], kept: torch.Tensor) -> torch.Tensor:
+    def read(
+        self, runs: Sequence[Sequence[int]], trees: Sequence[TokenTree | None], kept: torch.Tensor
+    ) -> torch.Tensor:
         """Read a run of tokens and a tree after it in every row, and what is left of the prompts before them.
 
         Args:
@@ -152,7 +160,12 @@ class TokenReader:
         self._outputs: Any = {}
 
         def loop(
-            model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **inputs: Any
+            model: Any,
+            input_ids: Any,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: Any,
+            **inputs: Any,
         ) -> torch.Tensor:
             """Take over what `generate` has prepared for its loop."""
             self._model, self._ids, self._inputs = model, input_ids, inputs

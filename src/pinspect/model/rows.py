@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ class RowEncoder:
         self._chats: dict[str, EncodedChat] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._digests: dict[str, bytes] = {}
-        self._grids: dict[tuple[int, int], torch.Tensor] = {}
 
     def chat(self, row: Row) -> EncodedChat:
         """Encode the chat of a row.
@@ -202,11 +201,7 @@ class RowEncoder:
         return int(self._grid(size).prod()) // self.processor.image_processor.merge_size**2
 
     def _grid(self, size: tuple[int, int]) -> torch.Tensor:
-        """Return the patches of an image of this size: int64 (frames, rows, columns)."""
-        if size not in self._grids:
-            image = self.processor.image_processor(Image.new("RGB", size), return_tensors="pt")
-            self._grids[size] = image["image_grid_thw"][0]
-        return self._grids[size]
+        return _patches(self.processor.image_processor, size)
 
     def _encode_by_processor(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
         images = [Image.new("RGB", size) for size in sizes]
@@ -253,6 +248,12 @@ class RowEncoder:
         padded = collate(chats, pad_id, pad_id, answers=False)
         ids = {name: padded[name] for name in ("input_ids", "attention_mask")}
         return ids | {name: torch.cat([row[name] for row in inputs]) for name in inputs[0] if name not in ids}
+
+
+@lru_cache(maxsize=64)
+def _patches(image_processor: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Return the patches of an image of this size: int64 (frames, rows, columns)."""
+    return image_processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0]
 
 
 def require_placeholders(processor: Any, family: Family, rows: Sequence[Row]) -> None:
