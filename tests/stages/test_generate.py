@@ -22,6 +22,7 @@ from pinspect.examination.examiner import Examiner
 from pinspect.model import adapter
 from pinspect.model.batching import IGNORED
 from pinspect.model.families import checkpoint_of
+from pinspect.model.fast_forward import READS_TREES
 from pinspect.model.generation import answer_rows
 from pinspect.model.loading import MAXIMUM_ANSWER_TOKENS, Inspector, load_inspector
 from pinspect.model.memory import AnswerMemory
@@ -207,14 +208,17 @@ def token_by_token(inspector):
         if 1 < tokens < made.past_key_values.get_seq_length():
             made.logits = made.logits.flip(-1)
 
-    model = copy.deepcopy(inspector.model)
-    getattr(model, "base_model", model).register_forward_hook(otherwise, with_kwargs=True)
-    return replace(inspector, model=model)
+    other = replace(inspector, model=copy.deepcopy(inspector.model))
+    other.base_model.register_forward_hook(otherwise, with_kwargs=True)
+    return other
 
 
 @pytest.fixture(scope="module")
 def slow_answers(inspector, rows, line, contract):
-    return answer_rows(token_by_token(inspector), rows, line / "data/composited", contract, batch_size=8)
+    slow = token_by_token(inspector)
+    answers = answer_rows(slow, rows, line / "data/composited", contract, batch_size=8)
+    assert not READS_TREES[slow.model]
+    return answers
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11])
@@ -222,16 +226,14 @@ def test_trees_and_shared_heads_change_no_answer(inspector, rows, slow_answers, 
     """Batches of one kind and of several, padded or not, with heads read anew and kept from an earlier call."""
     memory, images = AnswerMemory(), line / "data/composited"
     for _ in range(2):
-        alike(
-            answer_rows(inspector, rows, images, contract, batch_size=batch_size, memory=memory),
-            slow_answers,
-            apart=1e-5,
-        )
+        fast = answer_rows(inspector, rows, images, contract, batch_size=batch_size, memory=memory)
+        alike(fast, slow_answers, apart=1e-5)
+    assert READS_TREES[inspector.model]
 
 
 def passes(inspector, answer):
     """Return the forward passes and the pictures that go through the vision tower while `answer` runs."""
-    base, counts = inspector.model.get_base_model(), {"passes": 0, "pictures": 0}
+    base, counts = inspector.base_model, {"passes": 0, "pictures": 0}
 
     def count_pass(_module, _arguments, _made):
         counts["passes"] += 1

@@ -16,7 +16,7 @@ import torch
 
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.rows import Row
-from pinspect.model.draft import Draft, Lead
+from pinspect.model.draft import Draft, Expected, Lead
 from pinspect.model.generated_answer import GeneratedAnswer
 from pinspect.model.grammar import AnswerGrammar, grammar_of
 from pinspect.model.loading import Inspector
@@ -25,7 +25,7 @@ from pinspect.model.readers import TokenReader, TokenTree, TreeReader
 from pinspect.model.rows import Inputs, RowEncoder
 
 _SAME_LOGITS = 0.05  # difference over standard deviation: rounding stays far below, a wrong position far above
-_READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 class FastForward:
@@ -53,7 +53,7 @@ class FastForward:
         Both ways read the prompt of `row` and the first forced run of its answer, then the last path of the address
         tree, and then, as if that had not been read, another token.
         """
-        if self._inspector.model not in _READS_TREES:
+        if self._inspector.model not in READS_TREES:
             run = Draft(self._grammar, AnswerKind(row["answer_kind"])).unread
             path, token = self._tree.paths[-1], self._grammar.addresses[0][0]
             slow = TokenReader(self._inspector, self._encoder.batch([row], answers=False))
@@ -65,8 +65,8 @@ class FastForward:
                 apart = (self._logits_of_trees(row, run, token) - expected).abs().max() / expected.std()
             except Exception:  # a model that cannot take such a mask may raise anything
                 apart = torch.inf
-            _READS_TREES[self._inspector.model] = bool(apart < _SAME_LOGITS)
-        self._trees = _READS_TREES[self._inspector.model]
+            READS_TREES[self._inspector.model] = bool(apart < _SAME_LOGITS)
+        self._trees = READS_TREES[self._inspector.model]
 
     def _logits_of_trees(self, row: Row, run: list[int], token: int) -> torch.Tensor:
         self._trees, nodes = True, len(run) + len(self._tree.tokens)
@@ -110,7 +110,8 @@ class FastForward:
     def _write(self, reader: TreeReader, drafts: Sequence[Draft], leads: Sequence[Lead]) -> None:
         unfinished = list(zip(drafts, leads, strict=True))
         while unfinished:
-            step = _Step(reader, *zip(*unfinished, strict=True), self._tree, self._grammar.addresses)
+            plans = [draft.expected(lead) for draft, lead in unfinished]
+            step = _Step(reader, plans, self._tree, self._grammar.addresses)
             accepted = torch.zeros(step.shape, dtype=torch.bool)
             for row, (draft, _) in enumerate(unfinished):
                 accepted[row, step.follow(row, draft)] = True
@@ -126,13 +127,11 @@ class _Step:
     def __init__(
         self,
         reader: TreeReader,
-        drafts: Sequence[Draft],
-        leads: Sequence[Lead],
+        plans: Sequence[Expected],
         tree: TokenTree,
         addresses: Sequence[Sequence[int]],
     ) -> None:
-        self._tree = tree
-        self._plans = [draft.expected(lead) for draft, lead in zip(drafts, leads, strict=True)]
+        self._tree, self._plans = tree, plans
         starts = {row: len(plan.run) for row, plan in enumerate(self._plans) if plan.before_address}
         places = {place for plan in self._plans for place in plan.choices}
         places |= {start + node for start in set(starts.values()) for node in tree.branches}
@@ -142,7 +141,7 @@ class _Step:
             [tree if plan.before_address else None for plan in self._plans],
             torch.tensor(list(self._index)),
         )
-        self.shape = len(drafts), max(len(plan.run) + len(tree.tokens) * plan.before_address for plan in self._plans)
+        self.shape = len(plans), max(len(plan.run) + len(tree.tokens) * plan.before_address for plan in self._plans)
 
         def after(path: tuple[int, ...]) -> torch.Tensor:
             """Return the logits after a path of the tree, or after the run; for each row that has the tree."""

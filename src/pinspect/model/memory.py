@@ -1,4 +1,4 @@
-"""What answers to earlier rows leave for later ones: prompts' beginnings that were read, and how their answers began."""
+"""What earlier answers leave for later ones: the beginnings of prompts as the model read them, and of answers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pinspect.model.readers import TreeReader
 from pinspect.model.rows import RowEncoder
 
 KEPT_BYTES = 2**26
+_NO_LEAD = Lead()
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Head:
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
-    lead: Lead = Lead()
+    lead: Lead = _NO_LEAD
 
     @property
     def size(self) -> int:

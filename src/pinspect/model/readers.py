@@ -157,6 +157,7 @@ class TokenReader:
     """
 
     def __init__(self, inspector: Inspector, batch: dict[str, torch.Tensor]) -> None:
+        self._model = inspector.base_model
         self._outputs: Any = {}
 
         def loop(
@@ -168,7 +169,7 @@ class TokenReader:
             **inputs: Any,
         ) -> torch.Tensor:
             """Take over what `generate` has prepared for its loop."""
-            self._model, self._ids, self._inputs = model, input_ids, inputs
+            self._ids, self._inputs = input_ids, inputs
             self._forward(input_ids.new_empty((len(input_ids), 0)))
             return input_ids
 
