@@ -68,7 +68,7 @@ def answer_rows(
     def encode(number: int) -> Inputs:
         return way.encode([rows[index] for index in batches[number]])
 
-    encoded = prepared_ahead(encode, len(batches)) if len(batches) > 1 else map(encode, range(len(batches)))
+    encoded = prepared_ahead(encode, len(batches), ahead=1) if len(batches) > 1 else map(encode, range(len(batches)))
     start_time = time.perf_counter()
     for batch, inputs in zip(batches, encoded, strict=True):
         batch_answers = way.answer([rows[index] for index in batch], inputs)
