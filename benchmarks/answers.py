@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+import pinspect
 from pinspect.core import environment
 from pinspect.core.manifests import read_manifest
 from pinspect.core.operating_point import read_operating_point
@@ -89,7 +90,7 @@ def commit(checkout: Path) -> str:
 
 def measure(root: Path) -> dict:
     """Measure the code that this process imports."""
-    params = load_params(root / "params.yaml")
+    params = load_params(Path(pinspect.__file__).parents[2] / "params.yaml")  # of the checkout that is measured
     inspector = load_inspector(checkpoint_of(params.model, root), root / "models/adapter")
     every = read_chat(root / "data/chat/test.jsonl")
     rows = Question.of(params.evaluate).rows(every)
