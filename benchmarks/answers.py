@@ -36,9 +36,9 @@ from pinspect.model.loading import Inspector, load_inspector
 from pinspect.registry.package import pack_line
 
 ROOT = Path(__file__).parents[1]
-BATCHES = {1: 12, 8: 48, 32: 96, 64: 128}  # rows in a batch -> rows that are answered
-ROUNDS, FILES, WARM_UP = 3, 32, 4
-MIXED = 40  # rows of every kind whose answers are compared, too
+BATCHES = {1: 8, 8: 32, 32: 96, 64: 128}
+ROUNDS, FILES, WARM_UP = 2, 24, 4
+MIXED = 20  # rows of every kind whose answers are compared, too
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
