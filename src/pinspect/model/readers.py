@@ -63,6 +63,9 @@ class TreeReader:
         cache: Keys and values of the first tokens of the prompts; None to read the prompts now. The others are read
             with the first pass.
         pictures: Model inputs of the pictures among the others.
+
+    Raises:
+        ValueError: The cache forgets tokens.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class TreeReader:
         positions = self._model._prepare_position_ids_for_generation(batch["input_ids"], dict(batch))
         if cache is None:
             cache = self._model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
+        if any(layer.is_sliding for layer in cache.layers):
+            raise ValueError("a cache with a sliding window forgets tokens that the mask of a tree counts")
         self.cache = cache
         known = cache.get_seq_length()
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
