@@ -223,11 +223,14 @@ def slow_answers(inspector, rows, line, contract):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11])
 def test_trees_and_shared_heads_change_no_answer(inspector, rows, slow_answers, line, contract, batch_size):
-    """Batches of one kind and of several, padded or not, with heads read anew and kept from an earlier call."""
+    """Batches of one kind and of several, padded or not, with heads read anew and kept from an earlier call.
+
+    The sums of float32 are rounded in another order: 1.3e-5 between two addresses of which each has about half.
+    """
     memory, images = AnswerMemory(), line / "data/composited"
     for _ in range(2):
         fast = answer_rows(inspector, rows, images, contract, batch_size=batch_size, memory=memory)
-        alike(fast, slow_answers, apart=1e-5)
+        alike(fast, slow_answers, apart=5e-5)
     assert READS_TREES[inspector.model]
 
 
