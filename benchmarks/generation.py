@@ -65,7 +65,7 @@ def throughput(root: Path, params: Params, inspector: Inspector, count: int) -> 
     """Measure answers per second of each way (median of `ROUNDS` rounds in turn) and whether all answers are equal."""
     rows = Question.of(params.evaluate).rows(read_chat(root / "data/chat/test.jsonl"))[:count]
     half = rows[: max(1, len(rows) // 2)]  # the time of a single row does not depend on the others
-    answer = partial(answer_rows, inspector, images_dir=root / "data/composited", contract=params.contract())
+    answer = partial(answer_rows, inspector, pictures=root / "data/composited", contract=params.contract())
     ways: dict[str, tuple[list[dict], Callable[[list[dict]], list[GeneratedAnswer]]]] = {
         "batched, fast-forward": (rows, lambda batch: answer(batch, batch_size=BATCH)),
         "batched, token by token": (rows, lambda batch: answer(batch, batch_size=BATCH, fast_forward=False)),

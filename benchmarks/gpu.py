@@ -95,7 +95,7 @@ def turn(work: Path, way: str, steps: int) -> dict:
     train_adapter(few, base, data / "chat", data / "composited", out, work / f"{way}-steps", open_backend(way))
     rows = [row for row in read_chat(data / "chat/test.jsonl") if row["shot"] == ZERO_SHOT]
     inspector, contract = load_inspector(base, out), params.contract()
-    options = {"images_dir": data / "composited", "contract": contract, "batch_size": params.evaluate.batch_size}
+    options = {"pictures": data / "composited", "contract": contract, "batch_size": params.evaluate.batch_size}
     answer_rows(inspector, rows[:2], **options)  # warm-up
     start = time.perf_counter()
     answer_rows(inspector, rows, **options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -43,6 +44,26 @@ from pinspect.nsoartc.unit_space import UnitSpace
 if TYPE_CHECKING:
     from pinspect.model.generated_answer import GeneratedAnswer
     from pinspect.model.loading import Inspector
+    from pinspect.model.memory import AnswerMemory
+
+_THREADS = 2  # photographs that are aligned at once
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The composite of a reference, uint8 (H, W, 3), and its JPEG file."""
+
+    composite: npt.NDArray[np.uint8]
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class _Capture:
+    """A capture to inspect, aligned, and the reference that it is compared with."""
+
+    name: str
+    seen: Seen
+    reference: _Drawing
 
 
 class CaptureInspector(PhotographInspector):
@@ -77,6 +98,7 @@ class CaptureInspector(PhotographInspector):
         self._params = params
         self._threshold = threshold
         self._localizer_threshold = localizer_threshold
+        self._memory: AnswerMemory | None = None  # imported with the model, not before
         self._contract = params.contract()
         self._layout = self._contract.layout
         self._kind = PromptKind(params.evaluate.kind)
@@ -84,7 +106,7 @@ class CaptureInspector(PhotographInspector):
         aspects = [aspect for shape in self._contract.shapes for aspect in _aspects(line, shape)]
         self._unit_spaces = {aspect: UnitSpace.load(line / f"{aspect}.npz") for aspect in aspects}
         self._references = {aspect: self._line_reference(line, aspect) for aspect in aspects}
-        self._drawn = {aspect: self._composite(seen) for aspect, seen in self._references.items()}
+        self._references_drawn = {aspect: self._drawing(seen) for aspect, seen in self._references.items()}
 
     @property
     def max_pixels(self) -> int:
@@ -93,49 +115,95 @@ class CaptureInspector(PhotographInspector):
 
     def inspect_photograph(self, photograph: Photograph, shape: str | None = None) -> Inspection:
         """See `PhotographInspector`."""
-        (inspection,) = self._inspect_seen([(photograph.name, self.see(photograph, shape))])
+        (inspection,) = self._inspect_seen([self._capture(Task(photograph, shape=shape))])
         if inspection.error:
             raise AnswerFormatError(f"{photograph.name}: {inspection.error}")
         return inspection
 
     def inspect_photographs(self, photographs: Sequence[Photograph], shape: str | None = None) -> list[Inspection]:
         """See `PhotographInspector`."""
-        inspections: dict[int, Inspection] = {}
-        seen: dict[int, tuple[str, Seen]] = {}
-        for number, photograph in enumerate(photographs):
-            try:
-                seen[number] = photograph.name, self.see(photograph, shape)
-            except PinspectError as error:
-                inspections[number] = Inspection(photograph.name, model_version=self.version, error=str(error))
-        inspections |= zip(seen, self._inspect_seen(list(seen.values())), strict=True)
-        return [inspections[number] for number in range(len(photographs))]
+        captures = self._captures([Task(photograph, shape=shape) for photograph in photographs])
+        inspections = iter(self._inspect_seen([each for each in captures if isinstance(each, _Capture)]))
+        return [
+            next(inspections)
+            if isinstance(capture, _Capture)
+            else Inspection(photograph.name, model_version=self.version, error=str(capture))
+            for photograph, capture in zip(photographs, captures, strict=True)
+        ]
 
     def inspect(self, tasks: Sequence[Task]) -> list[Record]:
         """See `PhotographInspector`."""
-        prepared: dict[int, Prepared] = {}
-        records: dict[int, Record] = {}
-        for number, task in enumerate(tasks):
-            try:
-                prepared[number] = self.prepare(task)
-            except PinspectError as error:
-                records[number] = empty_record(task.inspected.name) | {"error": str(error)}
-        records |= dict(zip(prepared, self.answer(list(prepared.values())), strict=True))
-        return [records[number] for number in range(len(tasks))]
+        captures = self._captures(tasks)
+        records = iter(self._records([each for each in captures if isinstance(each, _Capture)]))
+        return [
+            next(records)
+            if isinstance(capture, _Capture)
+            else empty_record(task.inspected.name) | {"error": str(capture)}
+            for task, capture in zip(tasks, captures, strict=True)
+        ]
 
     def prepare(self, task: Task) -> Prepared:
         """See `PhotographInspector`."""
-        inspected = self.see(task.inspected, task.shape)
-        reference = self._drawn[inspected.aspect]
-        if task.reference and self._kind is not PromptKind.ONE_IMAGE:
-            reference = self._composite(self._align(task.reference, [inspected.aspect]))
-        return self._prepared(task.inspected.name, inspected, reference)
+        capture = self._capture(task)
+        return self._measured(self._drawn(capture), capture.seen)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
         """See `PhotographInspector`."""
-        with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
-            rows = [_write_row(capture, number, Path(folder)) for number, capture in enumerate(prepared)]
-            answers = self._answers(rows, Path(folder)) if rows else []
+        answers = self._answers(prepared)
         return [self._record(capture, answer) for capture, answer in zip(prepared, answers, strict=True)]
+
+    def _captures(self, tasks: Sequence[Task]) -> list[_Capture | PinspectError]:
+        """Align photographs, several at once; return the error of each that cannot be aligned."""
+
+        def attempt(task: Task) -> _Capture | PinspectError:
+            try:
+                return self._capture(task)
+            except PinspectError as error:
+                return error
+
+        if len(tasks) < 2:
+            return [attempt(task) for task in tasks]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(attempt, tasks))
+
+    def _capture(self, task: Task) -> _Capture:
+        seen = self.see(task.inspected, task.shape)
+        reference = self._references_drawn[seen.aspect]
+        if task.reference and self._kind is not PromptKind.ONE_IMAGE:
+            reference = self._drawing(self._align(task.reference, [seen.aspect]))
+        return _Capture(task.inspected.name, seen, reference)
+
+    def _records(self, captures: Sequence[_Capture]) -> list[Record]:
+        """Answer captures, and measure beside the model what needs no model."""
+        drawn = [self._drawn(capture) for capture in captures]
+        with ThreadPoolExecutor(1) as thread:
+            measured = thread.map(self._measured, drawn, [capture.seen for capture in captures])
+            answers = self._answers(drawn)
+            return [self._record(prepared, answer) for prepared, answer in zip(measured, answers, strict=True)]
+
+    def _answers(self, prepared: Sequence[Prepared]) -> list[GeneratedAnswer]:
+        from pinspect.model.generation import answer_rows
+        from pinspect.model.memory import AnswerMemory
+
+        if not prepared:
+            return []
+        pictures: dict[str, bytes] = {}
+        rows: list[Record] = []
+        for number, capture in enumerate(prepared):
+            names = [f"{number}-{name}" for name in capture.row["images"]]
+            pictures |= zip(names, capture.pictures.values(), strict=True)
+            rows.append(dict(capture.row) | {"id": str(number), "images": names})
+        self._memory = self._memory or AnswerMemory()
+        return answer_rows(
+            cast("Inspector", self._model),
+            rows,
+            pictures,
+            self._contract,
+            batch_size=self._params.evaluate.batch_size,
+            constrained=Question.of(self._params.evaluate).constrained,
+            threshold=self._threshold,
+            memory=self._memory,
+        )
 
     def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
         """See `PhotographInspector`."""
@@ -144,7 +212,8 @@ class CaptureInspector(PhotographInspector):
 
     def try_out(self) -> None:
         """See `PhotographInspector`."""
-        self.answer([self._prepared(aspect, seen, self._drawn[aspect]) for aspect, seen in self._references.items()])
+        drawings = self._references_drawn
+        self._records([_Capture(aspect, seen, drawings[aspect]) for aspect, seen in self._references.items()])
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
         """Align a photograph to the unit space of its shape, and of its eye if the line has two.
@@ -191,11 +260,9 @@ class CaptureInspector(PhotographInspector):
         matrix = seen.capture.alignment.matrix.astype(np.float64)  # from the photograph to the unit space
         return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T.astype(np.float64)
 
-    def _inspect_seen(self, photographs: Sequence[tuple[str, Seen]]) -> list[Inspection]:
-        prepared = [self._prepared(name, seen, self._drawn[seen.aspect]) for name, seen in photographs]
-        return [
-            self._inspection(record, seen) for record, (_, seen) in zip(self.answer(prepared), photographs, strict=True)
-        ]
+    def _inspect_seen(self, captures: Sequence[_Capture]) -> list[Inspection]:
+        records = self._records(captures)
+        return [self._inspection(record, capture.seen) for record, capture in zip(records, captures, strict=True)]
 
     def _inspection(self, record: Record, seen: Seen) -> Inspection:
         values = {name: value for name, value in record.items() if name not in LINE_FACTS}
@@ -205,36 +272,28 @@ class CaptureInspector(PhotographInspector):
             values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
         return Inspection(**values, model_version=self.version)
 
-    def _prepared(self, name: str, inspected: Seen, reference: npt.NDArray[np.uint8]) -> Prepared:
-        """Draw what the model sees; `reference` is the composite of the reference."""
-        view = self._params.evaluate.view
-        composites = {"inspected": self._composite(inspected)}
-        if self._kind is not PromptKind.ONE_IMAGE:
-            composites = {"reference": reference} | composites
+    def _drawn(self, capture: _Capture) -> Prepared:
+        """Draw what the model sees, and measure nothing."""
+        view, reference = self._params.evaluate.view, capture.reference
+        composite = self._composite(capture.seen)
         if self._kind is PromptKind.STACKED:
-            composites = {"stacked": stacked(*composites.values())}
+            pictures = {"stacked": self._style.encode(stacked(reference.composite, composite))}
+        else:
+            pictures = {"inspected": self._style.encode(composite)}
+        if self._kind is PromptKind.TWO_IMAGE:
+            pictures = {"reference": reference.jpeg} | pictures
         messages = {
             PromptKind.TWO_IMAGE: prompts.two_image,
             PromptKind.ONE_IMAGE: prompts.one_image,
             PromptKind.STACKED: prompts.stacked,
         }[self._kind](view)
-        row = {"images": list(composites), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
-        pictures = {picture: self._style.encode(composite) for picture, composite in composites.items()}
-        evidence = pin_evidence(inspected.capture, self._localizer_threshold)
-        return Prepared(name, row, pictures, line_facts(inspected.capture), tuple(map(float, evidence)))
+        row = {"images": list(pictures), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
+        return Prepared(capture.name, row, pictures, facts={}, pin_evidence=())
 
-    def _answers(self, rows: list[Record], folder: Path) -> list[GeneratedAnswer]:
-        from pinspect.model.generation import answer_rows
-
-        return answer_rows(
-            cast("Inspector", self._model),
-            rows,
-            folder,
-            self._contract,
-            batch_size=self._params.evaluate.batch_size,
-            constrained=Question.of(self._params.evaluate).constrained,
-            threshold=self._threshold,
-        )
+    def _measured(self, prepared: Prepared, seen: Seen) -> Prepared:
+        """Add to a drawn capture what needs no model."""
+        evidence = pin_evidence(seen.capture, self._localizer_threshold)
+        return replace(prepared, facts=line_facts(seen.capture), pin_evidence=tuple(map(float, evidence)))
 
     def _record(self, prepared: Prepared, answer: GeneratedAnswer) -> Record:
         scores = {name: getattr(answer, name) for name in SCORES}
@@ -262,6 +321,10 @@ class CaptureInspector(PhotographInspector):
             raise AlignmentError(f"{photograph.name}: {error}") from None
         return Seen(image, aspect, capture)
 
+    def _drawing(self, reference: Seen) -> _Drawing:
+        composite = self._composite(reference)
+        return _Drawing(composite, self._style.encode(composite))
+
     def _composite(self, seen: Seen, view: str = "") -> npt.NDArray[np.uint8]:
         """Draw the single composite of a view; without a view, of the view in production's question."""
         return draw_view(view or self._params.evaluate.view, seen.image, seen.capture, self._style)
@@ -271,14 +334,6 @@ class CaptureInspector(PhotographInspector):
         if not files:
             raise StageInputError(f"{line}: no reference of shape {aspect}; register the adapter again")
         return self._align(Photograph(files[0].name, files[0].read_bytes()), [aspect])
-
-
-def _write_row(prepared: Prepared, number: int, folder: Path) -> Record:
-    """Write the composites of a capture to `folder` and return its row with their file names."""
-    names = [f"{number}-{name}.jpg" for name in prepared.row["images"]]
-    for name, content in zip(names, prepared.pictures.values(), strict=True):
-        (folder / name).write_bytes(content)
-    return prepared.row | {"id": str(number), "images": names}
 
 
 def _aspects(line: Path, shape: str) -> list[str]:

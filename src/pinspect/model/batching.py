@@ -154,7 +154,7 @@ def with_answers(
     return {**prompts, **joined, "labels": labels}
 
 
-def prepared_ahead(make: Callable[[int], _Batch], count: int) -> Iterator[_Batch]:
+def prepared_ahead(make: Callable[[int], _Batch], count: int, ahead: int = _AHEAD) -> Iterator[_Batch]:
     """Yield `make(0)` to `make(count - 1)`, prepared by a thread while the caller computes.
 
     An exception in `make` is raised in place of its batch.
@@ -162,8 +162,9 @@ def prepared_ahead(make: Callable[[int], _Batch], count: int) -> Iterator[_Batch
     Args:
         make: Returns the batch with a number.
         count: Number of batches.
+        ahead: Batches that wait in memory at most.
     """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
+    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
 
     def work() -> None:
         for index in range(count):

@@ -1,92 +1,186 @@
-"""Constrained decoding that reads the tokens which the grammar forces in runs, one forward pass per run.
+"""Constrained decoding in few forward passes: what all prompts of a batch share is read once, and answers as trees.
 
-Of about forty tokens in an answer the model decides six. Reading a forced run at once gives the same logits as reading
-it token by token; a model for which this does not hold (tried once, with the first row) reads token by token.
+Of about forty tokens in an answer the model decides six. One pass reads all tokens up to the next decision, and beyond
+it those of the last answer to a similar prompt: where the model decides likewise, their logits stand. Another pass
+reads the beginnings of all addresses at once. Most answers therefore take two passes. A model for which trees give
+other logits than single tokens (tried once, with the first row) reads token by token.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.rows import Row
+from pinspect.model.draft import Draft, Expected, Lead
 from pinspect.model.generated_answer import GeneratedAnswer
-from pinspect.model.grammar import AnswerGrammar
+from pinspect.model.grammar import AnswerGrammar, grammar_of
 from pinspect.model.loading import Inspector
-from pinspect.model.rows import RowEncoder
+from pinspect.model.memory import AnswerMemory, Head, cache_of
+from pinspect.model.readers import TokenReader, TokenTree, TreeReader
+from pinspect.model.rows import Inputs, RowEncoder
 
 _SAME_LOGITS = 0.05  # difference over standard deviation: rounding stays far below, a wrong position far above
-_READS_IN_RUNS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 class FastForward:
-    """Answers batches of rows under the grammar; the rows of a batch advance by their shortest forced run.
+    """Answers batches of rows under the grammar.
 
     Args:
-        in_runs: Whether the model reads several tokens in one forward pass; see `reads_in_runs`.
+        inspector: The model.
+        encoder: Rows -> model inputs.
+        contract: The answer contract.
+        memory: What earlier answers of this model left.
     """
 
-    def __init__(self, in_runs: bool) -> None:
-        self._in_runs = in_runs
+    def __init__(
+        self, inspector: Inspector, encoder: RowEncoder, contract: AnswerContract, memory: AnswerMemory
+    ) -> None:
+        self._inspector, self._encoder, self._memory = inspector, encoder, memory
+        self._grammar = grammar_of(inspector.processor.tokenizer, contract)
+        self._tree = TokenTree.of(self._grammar.addresses)
+        self._trees = False
 
-    def __call__(
-        self, inspector: Inspector, encoder: RowEncoder, rows: Sequence[Row], contract: AnswerContract
-    ) -> Iterator[GeneratedAnswer]:
-        """Yield the answer of every row."""
-        grammar = AnswerGrammar(inspector.processor.tokenizer, contract)
-        drafts = [_Draft(grammar, AnswerKind(row["answer_kind"])) for row in rows]
+    @torch.inference_mode()
+    def prepare(self, row: Row) -> None:
+        """Find out, once per model, how it reads: whether trees give the same logits as single tokens.
 
-        def write(
-            model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **inputs
-        ) -> torch.Tensor:
-            _write(_Reader(model, input_ids, inputs, in_runs=self._in_runs), drafts, grammar)
-            return input_ids
+        Both ways read the prompt of `row` and the first forced run of its answer, then the last path of the address
+        tree, and then, as if that had not been read, another token.
+        """
+        if self._inspector.model not in READS_TREES:
+            run = Draft(self._grammar, AnswerKind(row["answer_kind"])).unread
+            path, token = self._tree.paths[-1], self._grammar.addresses[0][0]
+            slow = TokenReader(self._inspector, self._encoder.batch([row], answers=False))
+            slow.read(torch.tensor([run]))
+            expected = [slow.logits, slow.peek(path)]
+            slow.read(torch.tensor([[token]]))
+            expected = torch.stack([*expected, slow.logits], dim=1).cpu()
+            try:
+                apart = (self._logits_of_trees(row, run, token) - expected).abs().max() / expected.std()
+            except Exception:  # a model that cannot take such a mask may raise anything
+                apart = torch.inf
+            READS_TREES[self._inspector.model] = bool(apart < _SAME_LOGITS)
+        self._trees = READS_TREES[self._inspector.model]
 
-        inspector.generate(encoder.batch(rows, answers=False), custom_generate=write)
-        return (draft.answer() for draft in drafts)
+    def _logits_of_trees(self, row: Row, run: list[int], token: int) -> torch.Tensor:
+        self._trees, nodes = True, len(run) + len(self._tree.tokens)
+        reader = self._reader(self.encode([row]), self._heads([row]))
+        first = reader.read([run], [self._tree], torch.tensor([len(run) - 1, nodes - 1]))
+        reader.keep(torch.arange(nodes)[None] < len(run))
+        return torch.cat([first, reader.read([[token]], [None], torch.tensor([0]))], dim=1)
+
+    def encode(self, rows: Sequence[Row]) -> Inputs:
+        """Build the model inputs of a batch; another thread may do this ahead."""
+        if self._trees and self._encoder.shares_heads:
+            return self._encoder.tails(rows)
+        return self._encoder.batch(rows, answers=False), {}
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Row], inputs: Inputs) -> list[GeneratedAnswer]:
+        """Return the answer of every row.
+
+        Args:
+            rows: Rows of the chat dataset.
+            inputs: The same rows as `encode` returns them.
+        """
+        drafts = [Draft(self._grammar, AnswerKind(row["answer_kind"])) for row in rows]
+        if self._trees:
+            heads = self._heads(rows)
+            leads = self._memory.leads(heads) if heads else [self._memory.lead] * len(rows)
+            self._write(self._reader(inputs, heads), drafts, leads)
+            self._memory.remember(heads, [draft.lead for draft in drafts])
+        else:
+            _write_by_token(TokenReader(self._inspector, inputs[0]), drafts, self._grammar)
+        return [draft.answer() for draft in drafts]
+
+    def _heads(self, rows: Sequence[Row]) -> list[Head]:
+        return self._memory.heads(self._inspector, self._encoder, rows) if self._encoder.shares_heads else []
+
+    def _reader(self, inputs: Inputs, heads: Sequence[Head]) -> TreeReader:
+        """Return a reader of prompts, whose heads have been read; without heads the whole prompts are read."""
+        batch, pictures = inputs
+        return TreeReader(self._inspector, batch, cache_of(heads) if heads else None, pictures)
+
+    def _write(self, reader: TreeReader, drafts: Sequence[Draft], leads: Sequence[Lead]) -> None:
+        unfinished = list(zip(drafts, leads, strict=True))
+        while unfinished:
+            plans = [draft.expected(lead) for draft, lead in unfinished]
+            step = _Step(reader, plans, self._tree, self._grammar.addresses)
+            accepted = torch.zeros(step.shape, dtype=torch.bool)
+            for row, (draft, _) in enumerate(unfinished):
+                accepted[row, step.follow(row, draft)] = True
+            rows = [row for row, (draft, _) in enumerate(unfinished) if not draft.complete]
+            unfinished = [unfinished[row] for row in rows]
+            if unfinished:
+                reader.keep(accepted, rows)
 
 
-def reads_in_runs(inspector: Inspector, encoder: RowEncoder, row: Row, contract: AnswerContract) -> bool:
-    """Return whether the model gives the same logits for a run of tokens as for its tokens one by one.
+class _Step:
+    """One forward pass over all rows, and the logits after those tokens that may come before a choice."""
 
-    The answer is measured once per model, with the first forced run of an answer to `row`, and after a peek at other
-    tokens, which `_Reader.peek` has to undo.
-    """
-    if inspector.model not in _READS_IN_RUNS:
-        forced = _Draft(AnswerGrammar(inspector.processor.tokenizer, contract), AnswerKind(row["answer_kind"])).unread
-        run = torch.tensor([forced])
-        logits: list[torch.Tensor] = []
+    def __init__(
+        self,
+        reader: TreeReader,
+        plans: Sequence[Expected],
+        tree: TokenTree,
+        addresses: Sequence[Sequence[int]],
+    ) -> None:
+        self._tree, self._plans = tree, plans
+        starts = {row: len(plan.run) for row, plan in enumerate(self._plans) if plan.before_address}
+        places = {place for plan in self._plans for place in plan.choices}
+        places |= {start + node for start in set(starts.values()) for node in tree.branches}
+        self._index = {place: index for index, place in enumerate(sorted(places))}
+        self._logits = reader.read(
+            [plan.run for plan in self._plans],
+            [tree if plan.before_address else None for plan in self._plans],
+            torch.tensor(list(self._index)),
+        )
+        self.shape = len(plans), max(len(plan.run) + len(tree.tokens) * plan.before_address for plan in self._plans)
 
-        def compare(
-            model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **inputs
-        ) -> torch.Tensor:
-            for in_runs in (False, True):
-                reader = _Reader(model, input_ids, dict(inputs, past_key_values=None), in_runs=in_runs)
-                # Some masks, such as the image masks of Mllama, can only be extended by single tokens.
-                with contextlib.suppress(*((RuntimeError, IndexError) if in_runs else ())):
-                    reader.read(run[:, :1])
-                    if in_runs:
-                        reader.peek(run[:, 1:])
-                    reader.read(run[:, 1:])
-                    logits.append(reader.logits)
-            return input_ids
+        def after(path: tuple[int, ...]) -> torch.Tensor:
+            """Return the logits after a path of the tree, or after the run; for each row that has the tree."""
+            ahead = tree.numbers[path] if path else -1
+            return self._logits[list(starts), [self._index[start + ahead] for start in starts.values()]]
 
-        inspector.generate(encoder.batch([row], answers=False), custom_generate=compare)
-        apart = (logits[0] - logits[1]).abs().max() / logits[0].std() if len(logits) == 2 else math.inf
-        _READS_IN_RUNS[inspector.model] = bool(apart < _SAME_LOGITS)
-    return _READS_IN_RUNS[inspector.model]
+        shares = address_shares(after, addresses).tolist() if starts else []
+        self._shares = dict(zip(starts, shares, strict=True))
+
+    def follow(self, row: int, draft: Draft) -> list[int]:
+        """Write an answer on as far as this pass reaches; return the numbers of the tokens that belong to it."""
+        numbers: list[int] = []
+        while draft.unread and (number := self._next(row, numbers[-1] if numbers else -1, draft.unread[0])) is not None:
+            draft.take(1)
+            if draft.at_choice:
+                if number not in self._index or (draft.at_address and row not in self._shares):
+                    draft.unread = draft.tokens[-1:]  # read it again, for the logits after it
+                    break
+                if draft.at_address:
+                    draft.address_probabilities = tuple(self._shares[row])
+                draft.choose(self._logits[row, self._index[number]])
+            numbers.append(number)
+        return numbers
+
+    def _next(self, row: int, number: int, token: int) -> int | None:
+        """Return the number of `token` where it comes after the token with `number` in this pass, None if nowhere."""
+        plan = self._plans[row]
+        start = len(plan.run)
+        if number + 1 < start:
+            return number + 1 if plan.run[number + 1] == token else None
+        if not plan.before_address:
+            return None
+        path = self._tree.paths[number - start] if number >= start else ()
+        node = self._tree.numbers.get((*path, token))
+        return None if node is None else start + node
 
 
 def address_shares(
-    logits: torch.Tensor, peek: Callable[[torch.Tensor], torch.Tensor], addresses: Sequence[Sequence[int]]
+    after: Callable[[tuple[int, ...]], torch.Tensor], addresses: Sequence[Sequence[int]]
 ) -> torch.Tensor:
     """Return the probability of every address, given that one of the addresses comes next.
 
@@ -94,8 +188,7 @@ def address_shares(
     are scaled to sum 1, as the grammar does.
 
     Args:
-        logits: Logits (rows, vocabulary) of the next token.
-        peek: Returns the logits after further tokens (rows, n).
+        after: Returns the logits (rows, vocabulary) after further tokens.
         addresses: The tokens of each address.
 
     Returns:
@@ -106,140 +199,29 @@ def address_shares(
         for place, token in enumerate(tokens):
             if token not in branches[tuple(tokens[:place])]:
                 branches[tuple(tokens[:place])].append(token)
+    logits = after(())
     log_shares = logits.new_zeros((len(logits), len(addresses)))
     for lead, choices in branches.items():
         if len(choices) == 1:
             continue
-        branch_logits = peek(torch.tensor([lead] * len(logits))) if lead else logits
-        log_probabilities = branch_logits[:, choices].float().log_softmax(1)
+        log_probabilities = (after(lead) if lead else logits)[:, choices].float().log_softmax(1)
         for index, tokens in enumerate(addresses):
             if tuple(tokens[: len(lead)]) == lead:
                 log_shares[:, index] += log_probabilities[:, choices.index(tokens[len(lead)])]
     return log_shares.exp()
 
 
-def _write(reader: _Reader, drafts: list[_Draft], grammar: AnswerGrammar) -> None:
+def _write_by_token(reader: TokenReader, drafts: Sequence[Draft], grammar: AnswerGrammar) -> None:
+    """Write answers, which advance by their shortest forced run."""
     filler = grammar.tokenizer.pad_token_id
     while unfinished := [draft for draft in drafts if not draft.complete]:
         run = min(len(draft.unread) for draft in unfinished)
         reader.read(torch.tensor([draft.take(run, filler) for draft in drafts]))
         if any(draft.at_address for draft in unfinished):
-            shares = address_shares(reader.logits, reader.peek, grammar.addresses)
+            shares = address_shares(lambda path: reader.peek(path) if path else reader.logits, grammar.addresses)
             for draft, row_shares in zip(drafts, shares.tolist(), strict=True):
                 if draft.at_address:
                     draft.address_probabilities = tuple(row_shares)
         for draft, logits in zip(drafts, reader.logits, strict=True):
             if draft.at_choice:
                 draft.choose(logits)
-
-
-class _Reader:
-    """A model that has read a prompt and reads on; `logits` (rows, vocabulary) are those of the next token.
-
-    in_runs: reads several tokens at once, and undoes a peek by cropping the cache. Otherwise it reads token by token,
-    and peeks with a copy of the cache: slower, and right for every model.
-    """
-
-    def __init__(self, model: Any, input_ids: torch.Tensor, inputs: dict[str, Any], *, in_runs: bool) -> None:
-        self._model, self._ids, self._inputs, self._in_runs = model, input_ids, inputs, in_runs
-        self._outputs: Any = {}
-        if not in_runs:
-            self._forward(input_ids.new_empty((len(input_ids), 0)))
-
-    @property
-    def logits(self) -> torch.Tensor:
-        return self._outputs.logits[:, -1].float()
-
-    def read(self, tokens: torch.Tensor) -> None:
-        """Read `tokens`, int64 (rows, n), after all tokens before."""
-        self._read_on(tokens)
-        if self._in_runs:
-            self._inputs["past_key_values"].crop(0)  # sliding windows kept more than they need, to be able to undo
-
-    def peek(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits after `tokens`, and undo reading them."""
-        state = self._ids, dict(self._inputs), self._outputs
-        cache = self._inputs["past_key_values"]
-        if not self._in_runs:
-            self._inputs["past_key_values"] = self._outputs.past_key_values = copy.deepcopy(cache)
-        self._read_on(tokens)
-        logits = self.logits
-        self._ids, self._inputs, self._outputs = state
-        self._inputs["past_key_values"] = self._outputs.past_key_values = cache
-        if self._in_runs:
-            cache.crop(-tokens.shape[1])
-        return logits
-
-    def _read_on(self, tokens: torch.Tensor) -> None:
-        for part in [tokens] if self._in_runs else tokens.split(1, dim=1):
-            if part.shape[1] or not self._outputs:  # only the first pass may read nothing but the prompt
-                self._forward(part)
-
-    def _forward(self, tokens: torch.Tensor) -> None:
-        first, count = not self._outputs, tokens.shape[1]
-        self._ids = torch.cat([self._ids, tokens.to(self._ids.device)], dim=1)
-        # The model's own bookkeeping continues masks and positions (Qwen's have three axes) after the prompt.
-        self._inputs = self._model._update_model_kwargs_for_generation(
-            self._outputs, self._inputs, is_encoder_decoder=False, num_new_tokens=count
-        )
-        prepared = self._model.prepare_inputs_for_generation(
-            self._ids, next_sequence_length=None if first else count, is_first_iteration=first, **self._inputs
-        )
-        self._outputs = self._model(**prepared, return_dict=True)
-        self._inputs["past_key_values"] = self._outputs.past_key_values
-        if first and self._in_runs:
-            self._outputs.past_key_values.activate_past_recording()
-
-
-class _Draft:
-    """One unfinished answer. tokens: all of its tokens. unread: the last of them, which the model has yet to read."""
-
-    def __init__(self, grammar: AnswerGrammar, kind: AnswerKind) -> None:
-        self.grammar, self.kind, self.matcher = grammar, kind, grammar.matcher(kind)
-        self.tokens: list[int] = []
-        self.unread: list[int] = []
-        self.p_defective: float | None = None
-        self.address_probabilities: tuple[float, ...] | None = None
-        self._append_forced()
-
-    @property
-    def complete(self) -> bool:
-        return self.matcher.is_stopped()
-
-    @property
-    def at_choice(self) -> bool:
-        """Whether the model has read all tokens and has to choose the next one."""
-        return not self.complete and not self.unread
-
-    @property
-    def at_address(self) -> bool:
-        return self.at_choice and self.address_probabilities is None and self.grammar.at_address(self.tokens)
-
-    def take(self, count: int, filler: int) -> list[int]:
-        """Return the next `count` unread tokens, padded with `filler`, and mark them as read."""
-        run, self.unread = self.unread[:count], self.unread[count:]
-        return run + [filler] * (count - len(run))
-
-    def choose(self, logits: torch.Tensor) -> None:
-        """Append the most probable allowed token by `logits` (vocabulary,), and the tokens that the grammar forces."""
-        if self.p_defective is None and self.kind is not AnswerKind.STAR and self.grammar.at_judgement(self.tokens):
-            self.p_defective = self.grammar.p_defective(logits)
-            token = self.grammar.judgements[1]
-        else:
-            allowed = self.grammar.allowed(self.matcher, len(logits)).to(logits.device)
-            token = int(logits.masked_fill(~allowed, float("-inf")).argmax())
-        self.matcher.consume_token(token)
-        self.tokens.append(token)
-        self.unread.append(token)
-        self._append_forced()
-
-    def answer(self) -> GeneratedAnswer:
-        return self.grammar.generated_answer(
-            self.grammar.text(self.tokens), self.kind, self.p_defective, self.address_probabilities
-        )
-
-    def _append_forced(self) -> None:
-        forced = [] if self.complete else self.matcher.compute_ff_tokens()
-        self.matcher.consume_tokens(forced)
-        self.tokens += forced
-        self.unread += forced

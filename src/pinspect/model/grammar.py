@@ -31,6 +31,7 @@ class AnswerGrammar:
 
     def __init__(self, tokenizer: Any, contract: AnswerContract) -> None:
         self.tokenizer, self.contract = tokenizer, contract
+        self._matchers: dict[AnswerKind, llguidance.LLMatcher] = {}
         shape, address = contract.shapes[0], contract.layout.addresses[0]
         answers = (
             contract.passed(shape, "RAW"),
@@ -45,8 +46,10 @@ class AnswerGrammar:
 
     def matcher(self, kind: AnswerKind) -> llguidance.LLMatcher:
         """Return a new matcher for answers of `kind`."""
-        grammar = llguidance.LLMatcher.grammar_from_regex(self.contract.pattern(kind, anchored=False))
-        return llguidance.LLMatcher(_llguidance_tokenizer(self.tokenizer), grammar)
+        if kind not in self._matchers:
+            grammar = llguidance.LLMatcher.grammar_from_regex(self.contract.pattern(kind, anchored=False))
+            self._matchers[kind] = llguidance.LLMatcher(_llguidance_tokenizer(self.tokenizer), grammar)
+        return self._matchers[kind].deep_copy()
 
     def allowed(self, matcher: llguidance.LLMatcher, vocabulary: int) -> torch.Tensor:
         """Return which tokens may come next.
@@ -146,6 +149,12 @@ class GrammarProcessor(LogitsProcessor):
                 masked[index, allowed] = scores[index, allowed]
         self.read = input_ids.shape[1]
         return masked
+
+
+@lru_cache(maxsize=4)
+def grammar_of(tokenizer: Any, contract: AnswerContract) -> AnswerGrammar:
+    """Return the grammar of a contract in the tokens of a tokenizer; it is built once."""
+    return AnswerGrammar(tokenizer, contract)
 
 
 @lru_cache(maxsize=4)

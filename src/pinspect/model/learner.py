@@ -147,7 +147,7 @@ class Learner:
         self.backend.to_answer(self.model)
         share = rows[self.processes.process_index :: self.processes.num_processes]
         inspector = Inspector(self.model, self.encoder.processor, self.device)
-        answers = answer_rows(inspector, share, self.encoder.images_dir, contract, batch_size=batch_size)
+        answers = answer_rows(inspector, share, self.encoder.pictures, contract, batch_size=batch_size)
         matches = sum(answer.text == row["answer"] for answer, row in zip(answers, share, strict=True))
         self.backend.to_train(self.model)
         return self._sum(torch.tensor(matches, dtype=torch.float64)).item() / len(rows)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from pinspect.model.batching import EncodedChat, collate, encode_chat, expected_
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
 
+Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # prompts, and pictures that are read after them
+
 
 class RowEncoder:
     """Encodes rows for one processor; texts are tokenized once, images are read when a batch needs them.
@@ -30,13 +34,15 @@ class RowEncoder:
 
     Attributes:
         processor: The processor of the model family.
-        images_dir: Folder that the image names of the rows are relative to.
+        pictures: Folder that the image names of the rows are relative to, or the image files in memory by their names.
     """
 
-    def __init__(self, processor: Any, images_dir: str | Path) -> None:
-        self.processor, self.images_dir = processor, Path(images_dir)
+    def __init__(self, processor: Any, pictures: str | Path | Mapping[str, bytes]) -> None:
+        self.processor = processor
+        self.pictures = Path(pictures) if isinstance(pictures, str) else pictures
         self._chats: dict[str, EncodedChat] = {}
-        self._image_tokens: dict[tuple[int, int], int] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._digests: dict[str, bytes] = {}
 
     def chat(self, row: Row) -> EncodedChat:
         """Encode the chat of a row.
@@ -47,7 +53,7 @@ class RowEncoder:
         Raises:
             StageInputError: The chat has another number of image placeholders than images.
         """
-        sizes = [_size(self.images_dir / name) for name in row["images"]]
+        sizes = [self._size(name) for name in row["images"]]
         key = json.dumps([row["messages"], sizes])
         if key not in self._chats:
             encode = self._encode if self._counts_tokens else self._encode_by_processor
@@ -70,27 +76,92 @@ class RowEncoder:
         if not self._counts_tokens:
             return self._batch_by_processor(rows, answers)
         images = [image for row in rows for image in self.images(row)]
-        pixels = self._pixels(images)
-        ids = collate(
-            [self.chat(row) for row in rows],
-            self.processor.tokenizer.pad_token_id,
-            self.processor.image_token_id,
-            answers=answers,
-        )
-        return ids | dict(pixels)
+        return self._padded([self.chat(row) for row in rows], answers=answers) | self._pixels(images)
 
-    def images(self, row: Row) -> list[np.ndarray]:
+    @property
+    def shares_heads(self) -> bool:
+        """Whether the head of a prompt, all before its last picture, can be read once for all rows that share it.
+
+        It can with Qwen's processors, in whose prompts no token depends on a later one.
+        """
+        return self._counts_tokens
+
+    def head(self, row: Row) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+        """Return what makes the head of a row's prompt: its token ids, and the digest of each of its pictures."""
+        return tuple(self.chat(row).prompt[: self._head_length(row)]), tuple(map(self._digest, row["images"][:-1]))
+
+    def heads(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Build the model inputs of the heads of prompts, padded on the left."""
+        images = [image for row in rows for image in self.images(row, slice(0, -1))]
+        return self._padded([self._part(row, slice(0, self._head_length(row))) for row in rows]) | (
+            self._pixels(images) if images else {}
+        )
+
+    def tails(self, rows: Sequence[Row]) -> Inputs:
+        """Build the model inputs of prompts whose heads have been read already.
+
+        Returns:
+            The prompts without pixels, heads and tails padded on the left by themselves; and the last pictures.
+        """
+        lengths = [self._head_length(row) for row in rows]
+        parts = [
+            self._padded([self._part(row, part) for row, part in zip(rows, slices, strict=True)])
+            for slices in ([slice(0, n) for n in lengths], [slice(n, None) for n in lengths])
+        ]
+        ids = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        grids = torch.stack([self._grid(self._size(name)) for row in rows for name in row["images"]])
+        last_pictures = self._pixels([image for row in rows for image in self.images(row, slice(-1, None))])
+        return ids | {"image_grid_thw": grids}, last_pictures
+
+    def _padded(self, chats: Sequence[EncodedChat], *, answers: bool = False) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        return collate(chats, tokenizer.pad_token_id, self.processor.image_token_id, answers=answers)
+
+    def _part(self, row: Row, part: slice) -> EncodedChat:
+        ids = self.chat(row).prompt[part]
+        return EncodedChat(ids, len(ids))
+
+    def _head_length(self, row: Row) -> int:
+        """Return the number of tokens before the first visual token of the last picture."""
+        ids, last = self.chat(row).prompt, self._tokens(self._size(row["images"][-1]))
+        end = len(ids) - ids[::-1].index(self.processor.image_token_id)
+        return end - last
+
+    def images(self, row: Row, part: slice = slice(None)) -> list[np.ndarray]:
         """Return the images of a row, with its `augmentation` applied if it has one.
 
         Args:
             row: A row of the chat dataset.
+            part: Which of its images.
 
         Returns:
             uint8 (H, W, 3) each.
         """
-        images = [read_composite(self.images_dir / name) for name in row["images"]]
-        augmentation = row.get("augmentation")
-        return [augmentation.image(image, number) for number, image in enumerate(images)] if augmentation else images
+        numbers = range(len(row["images"]))[part]
+        images = [self._read(row["images"][number]) for number in numbers]
+        if augmentation := row.get("augmentation"):
+            return [augmentation.image(image, number) for number, image in zip(numbers, images, strict=True)]
+        return images
+
+    def _read(self, name: str) -> np.ndarray:
+        if isinstance(self.pictures, Path):
+            return read_composite(self.pictures / name)
+        with Image.open(io.BytesIO(self.pictures[name])) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def _size(self, name: str) -> tuple[int, int]:
+        """Return width and height of an image file in px, without reading its pixels."""
+        if name not in self._sizes:
+            file = self.pictures / name if isinstance(self.pictures, Path) else io.BytesIO(self.pictures[name])
+            with Image.open(file) as image:
+                self._sizes[name] = image.size
+        return self._sizes[name]
+
+    def _digest(self, name: str) -> bytes:
+        if name not in self._digests:
+            content = (self.pictures / name).read_bytes() if isinstance(self.pictures, Path) else self.pictures[name]
+            self._digests[name] = hashlib.sha256(content).digest()
+        return self._digests[name]
 
     @cached_property
     def _counts_tokens(self) -> bool:
@@ -127,10 +198,10 @@ class RowEncoder:
         return encode_chat(self.processor, messages, [self._tokens(size) for size in sizes])
 
     def _tokens(self, size: tuple[int, int]) -> int:
-        if size not in self._image_tokens:
-            grid = self.processor.image_processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0]
-            self._image_tokens[size] = int(grid.prod()) // self.processor.image_processor.merge_size**2
-        return self._image_tokens[size]
+        return int(self._grid(size).prod()) // self.processor.image_processor.merge_size**2
+
+    def _grid(self, size: tuple[int, int]) -> torch.Tensor:
+        return _patches(self.processor.image_processor, size)
 
     def _encode_by_processor(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
         images = [Image.new("RGB", size) for size in sizes]
@@ -179,6 +250,12 @@ class RowEncoder:
         return ids | {name: torch.cat([row[name] for row in inputs]) for name in inputs[0] if name not in ids}
 
 
+@lru_cache(maxsize=64)
+def _patches(image_processor: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Return the patches of an image of this size: int64 (frames, rows, columns)."""
+    return image_processor(Image.new("RGB", size), return_tensors="pt")["image_grid_thw"][0]
+
+
 def require_placeholders(processor: Any, family: Family, rows: Sequence[Row]) -> None:
     """Check that the family's chat template renders all texts and images of each kind of row.
 
@@ -224,9 +301,3 @@ def read_composite(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found; run `dvc repro composite` first") from None
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file in px, without reading its pixels."""
-    with Image.open(path) as image:
-        return image.size
