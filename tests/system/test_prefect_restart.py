@@ -84,6 +84,7 @@ def checkout(server, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for name in ("flows", "src"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "settings.yaml", root)
     stage = {"cmd": f'"{sys.executable}" wait.py', "deps": ["wait.py"]}
     (root / "dvc.yaml").write_text(json.dumps({"stages": {"wait": stage}}))
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=root, check=True)
