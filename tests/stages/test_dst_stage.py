@@ -227,7 +227,7 @@ def test_another_size_of_the_parts_redoes_every_capture(root):
 
 def test_the_stage_runs_after_the_raw_stage(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    text = (tmp_path / "params.yaml").read_text().replace("train: 500", "train: 2")
+    text = (tmp_path / "params.yaml").read_text().replace("train: 1000", "train: 2")
     text = text.replace("validation: 150", "validation: 0").replace("test: 300", "test: 1")
     (tmp_path / "params.yaml").write_text(text.replace("references: 10 ", "references: 5 "))
     drop(tmp_path / "data/captures", LINE)
