@@ -116,7 +116,7 @@ def test_a_version_is_named_by_alias_or_number(registered, captures, inspector):
         again = pinspect.load_inspector(version, project=registered)
         assert again.version == "1"
         shown, expected = again(captures[-1]), inspector(captures[-1])
-        assert (shown.file, shown.text) == (expected.file, expected.text)
+        assert (shown.file, shown.answer) == (expected.file, expected.answer)
         assert shown.p_defective == pytest.approx(expected.p_defective, abs=1e-6)  # what was asked before may round it
     for version in ("nobody", "17", 17):
         with pytest.raises(pinspect.RegistryError, match=r"nobody|version 17"):
