@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
+from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references, raw_captures
 from pinspect.core.answers import DEFECTIVE, PASSED
 from pinspect.core.images import read_image
 from pinspect.core.lines import Line
@@ -57,7 +57,7 @@ class Bench:
     def __init__(self, project: Path, params: Params, line: Path):
         data, self.params, self.contract = project / "data", params, params.contract()
         self.raw = read_manifest(data / "raw" / MANIFEST, RAW_COLUMNS)
-        ranked = rank_references(self.raw, read_manifest(data / "dst" / MANIFEST, DST_COLUMNS))
+        ranked = rank_references(raw_captures(self.raw), read_manifest(data / "dst" / MANIFEST, DST_COLUMNS))
         for shape in self.contract.shapes:  # as `registry.package.pack_line` does it for the camera's line
             virtual = Line("virtual", shape)
             shutil.copyfile(data / "dst" / virtual.unit_space, line / f"{shape}.npz")

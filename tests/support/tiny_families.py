@@ -145,6 +145,20 @@ def _text(tokenizer, **more) -> dict:
     } | more
 
 
+_QWEN_IDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def _qwen_processor(tokenizer):
+    size = {"shortest_edge": 16 * 16, "longest_edge": 512 * 512}
+    pictures = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size=size)
+    return ImageTextProcessor(pictures, tokenizer, chat_template=_CHATML)
+
+
 def _qwen(version: str):
     names = {"2": "Qwen2VL", "2.5": "Qwen2_5_VL", "3": "Qwen3VL"}
     vision = {
@@ -167,19 +181,9 @@ def _qwen(version: str):
             text_config=_text(tokenizer, rope_parameters=rope, **head),
             vision_config=vision,
             tie_word_embeddings=True,
-            **_ids(
-                tokenizer,
-                image_token_id="<|image_pad|>",
-                video_token_id="<|video_pad|>",
-                vision_start_token_id="<|vision_start|>",
-                vision_end_token_id="<|vision_end|>",
-            ),
+            **_ids(tokenizer, **_QWEN_IDS),
         )
-        pictures = Qwen2VLImageProcessorPil(
-            patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 512 * 512}
-        )
-        model = getattr(hf, f"{names[version]}ForConditionalGeneration")(config)
-        return model, ImageTextProcessor(pictures, tokenizer, chat_template=_CHATML)
+        return getattr(hf, f"{names[version]}ForConditionalGeneration")(config), _qwen_processor(tokenizer)
 
     return make
 
@@ -205,19 +209,9 @@ def _qwen_3_5(tokenizer):
             **{"num_position_embeddings": 64, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
         },
         tie_word_embeddings=True,
-        **_ids(
-            tokenizer,
-            image_token_id="<|image_pad|>",
-            video_token_id="<|video_pad|>",
-            vision_start_token_id="<|vision_start|>",
-            vision_end_token_id="<|vision_end|>",
-        ),
+        **_ids(tokenizer, **_QWEN_IDS),
     )
-    pictures = Qwen2VLImageProcessorPil(
-        patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 512 * 512}
-    )
-    processor = ImageTextProcessor(pictures, tokenizer, chat_template=_CHATML)
-    return hf.Qwen3_5ForConditionalGeneration(config), processor
+    return hf.Qwen3_5ForConditionalGeneration(config), _qwen_processor(tokenizer)
 
 
 def _ministral(tokenizer):

@@ -23,6 +23,7 @@ from pinspect.station.results import ResultsTable
 from pinspect.station.watch import Inbox, InboxError
 from tests.support.sample import line, set_values
 from tests.support.station_stack import PINSPECT, make_champion
+from tests.support.waiting import until
 
 CAPTURES = [capture.jpeg for capture in line(seed=8, train=10, references=5)]
 PATIENCE = 60
@@ -56,11 +57,13 @@ class Watch:
             reader.start()
 
     def wait_until(self, true) -> None:
-        until = time.monotonic() + 600
-        while not true():
-            assert time.monotonic() < until, (self.records, self.messages)
+        def state() -> bool:
+            if true():
+                return True
             assert self.process.poll() is None, self.messages
-            time.sleep(0.02)
+            return False
+
+        until(state, "a state of the watcher", longest=0.05)
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)

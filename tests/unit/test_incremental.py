@@ -1,6 +1,7 @@
 """Incremental folders: only changed items are made again, and the result equals that of a clean run."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -100,6 +101,35 @@ def test_a_lost_or_damaged_file_is_made_again(tmp_path):
     (tmp_path / "out/texts/r/row.txt").unlink()
     assert sorted(run(tmp_path / "out", ["pin", "row", "column"])) == ["pin", "row"]
     assert (tmp_path / "out/texts/p/pin.txt").read_text() == "PIN"
+
+
+def test_a_damaged_file_of_the_same_size_and_time_is_made_again(tmp_path):
+    run(tmp_path / "out", ["pin", "row"])
+    damaged = tmp_path / "out/texts/p/pin.txt"
+    times = damaged.stat()
+    damaged.write_text("PAN")
+    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(tmp_path / "out", ["pin", "row"]) == ["pin"]
+    assert run(tmp_path / "out", ["pin", "row"]) == []
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path):
+    run(tmp_path / "out", ["pin", "row"])
+    states = tmp_path / "out.states.json"
+    recorded = json.loads(states.read_text())
+    recorded[f"{tmp_path}/out/texts/p/pin.txt"][1] = "the hash of other bytes"
+    states.write_text(json.dumps(recorded))
+    assert run(tmp_path / "out", ["pin", "row"]) == ["pin"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_lost_or_damaged_states_cost_a_reading_and_nothing_else(tmp_path, content):
+    run(tmp_path / "out", ["pin", "row"])
+    states = tmp_path / "out.states.json"
+    before = states.read_text()
+    states.unlink() if content is None else states.write_text(content)
+    assert run(tmp_path / "out", ["pin", "row"]) == []
+    assert states.read_text() == before
 
 
 @pytest.mark.parametrize("workers", [1, 2])

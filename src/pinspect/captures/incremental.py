@@ -5,6 +5,9 @@ the code; while the key is the same, the item's files stay. `products.jsonl` in 
 are first written to `<folder>.partial`, so a failed run leaves the folder unchanged, and a killed run is resumed. Then
 the files are moved into place, files that belong to no item are removed, and the manifest is moved last: a folder with
 a manifest is complete. An incremental run ends with the same bytes as a clean run.
+
+A run checks that each kept file still has the bytes that were made. `<folder>.states.json` records the size and times
+of the checked files: like Git and DVC, a run reads a file only if these have changed. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pinspect.core.files import write_file
 from pinspect.core.manifests import MANIFEST
 
 PRODUCTS = "products.jsonl"
@@ -83,6 +87,7 @@ class IncrementalFolder:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         self._journal = self.partial / PRODUCTS
+        self._states = _FileStates(path.with_name(f"{path.name}.states.json"))
         self._claimed: dict[str, dict] = {}
         self._new_files: list[str] = []
         self.made: list[str] = []
@@ -175,7 +180,7 @@ class IncrementalFolder:
 
     def _is_whole(self, product: dict) -> bool:
         return all(
-            any(_file_sha256(folder / name) == sha256 for folder in (self.path, self.partial))
+            any(self._states.sha256(folder / name) == sha256 for folder in (self.path, self.partial))
             for name, sha256 in product["files"].items()
         )
 
@@ -186,6 +191,7 @@ class IncrementalFolder:
             name = path.relative_to(self.partial).as_posix()
             if name in item_files and _file_sha256(path) == item_files[name]:
                 _move(path, self.path / name)
+                self._states.add(self.path / name, item_files[name])
         manifest_last = sorted(self._new_files, key=lambda name: name == MANIFEST)
         _prune(self.path, keep={*item_files, *self._new_files})
         products = self.partial / f"{PRODUCTS}.new"
@@ -195,7 +201,45 @@ class IncrementalFolder:
         _move(products, self.path / PRODUCTS)
         for name in manifest_last:
             _move(self.partial / name, self.path / name)
+        self._states.save()
         shutil.rmtree(self.partial)
+
+
+class _FileStates:
+    """Hashes of files, with the size and times that a file had when it was read; kept from run to run."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._old = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):  # a first run, or a write that a kill has cut off
+            self._old = {}
+        self._checked: dict[str, list] = {}
+
+    def sha256(self, path: Path) -> str | None:
+        """Return the SHA-256 of a file, None if there is no such file."""
+        try:
+            state = _state(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        old = self._old.get(str(path))
+        sha256 = old[1] if old and old[0] == state else _file_sha256(path)
+        self._checked[str(path)] = [state, sha256]
+        return sha256
+
+    def add(self, path: Path, sha256: str) -> None:
+        """Record the SHA-256 of a file that this run has moved into place."""
+        self._checked[str(path)] = [_state(path), sha256]
+
+    def save(self) -> None:
+        """Record the files of this run, and no others."""
+        write_file(self._path, json.dumps(self._checked, sort_keys=True))
+
+
+def _state(path: Path) -> list[int]:
+    """Return what changes when a file is written or replaced; no program can set the last value back."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def code_version(function: Callable) -> str:

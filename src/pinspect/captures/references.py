@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -61,14 +62,14 @@ def raw_captures(raw: pd.DataFrame) -> list[RawCapture]:
     return [RawCapture(*row, line=lines[row[0]]) for row in values]
 
 
-def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[RawCapture]]:
+def rank_references(captures: Iterable[RawCapture], dst: pd.DataFrame) -> dict[Line, list[RawCapture]]:
     """Rank the usable references of each line by their alignment score, the highest first.
 
     The alignment score is the correlation of a capture with the mean image of its unit space. References of equal
     scores are ordered by content hash. Evaluation and production show the first reference.
 
     Args:
-        raw: The raw manifest, with `RAW_COLUMNS`.
+        captures: The captures of the raw manifest.
         dst: The dst manifest, with `DST_COLUMNS`.
 
     Returns:
@@ -79,7 +80,7 @@ def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[Raw
     """
     scores = dst[dst["error"] == ""].set_index("file")["alignment_score"].astype(float).to_dict()
     references: dict[Line, list[RawCapture]] = defaultdict(list)
-    for capture in raw_captures(raw):
+    for capture in captures:
         if capture.role != "reference":
             continue
         if capture.split != "train":
@@ -90,6 +91,6 @@ def rank_references(raw: pd.DataFrame, dst: pd.DataFrame) -> dict[Line, list[Raw
         if capture.file in scores:
             references[capture.line].append(capture)
     return {
-        line: sorted(captures, key=lambda capture: (-scores[capture.file], capture.sha256))
-        for line, captures in references.items()
+        line: sorted(of_line, key=lambda capture: (-scores[capture.file], capture.sha256))
+        for line, of_line in references.items()
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -284,7 +285,7 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
     errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
     usable = {capture.file: capture for capture in captures if capture.file not in errors}
     composites = Composites(read_manifest(composited / MANIFEST, COMPOSITED_COLUMNS), usable, contract)
-    builder = ChatBuilder(composites, rank_references(labels, aligned), contract, params)
+    builder = ChatBuilder(composites, rank_references(captures, aligned), contract, params)
     inspected = [capture for capture in captures if capture.role == "inspected"]
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for capture in sorted(inspected, key=lambda capture: (capture.source, capture.file)):
@@ -297,8 +298,9 @@ def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract,
 def require_images(rows: Iterable[Row], composited: Path) -> None:
     """Raise StageInputError unless every image of the rows is a file below `composited`."""
     rows_by_image = {str(image): row["id"] for row in rows for image in row["images"]}
-    missing = [image for image in sorted(rows_by_image) if not (composited / image).is_file()]
-    if missing:
+    walk = os.walk(composited, followlinks=True)
+    present = {f"{parent}/{name}".removeprefix(f"{composited}/") for parent, _, names in walk for name in names}
+    if missing := sorted(rows_by_image.keys() - present):
         raise StageInputError(
             f"{composited / missing[0]}: not found, but row {rows_by_image[missing[0]]} shows it "
             f"({len(missing)} images are missing in all); run `dvc repro -f composite`"

@@ -57,19 +57,22 @@ def lines_of(captures: pd.DataFrame) -> dict[str, Line]:
     """
     eyes: dict[Line, set[str]] = defaultdict(set)
     with_references: set[Line] = set()
-    for row in captures.filter(items=list(COLUMNS)).to_dict("records"):
-        line = Line(row["source"], row["shape"], eye_of(row["capture"]))
+    by_eye = [
+        Line(source, shape, eye_of(capture))
+        for source, shape, capture in zip(*(captures[name] for name in ("source", "shape", "capture")), strict=True)
+    ]
+    for line, role in zip(by_eye, captures["role"], strict=True):
         eyes[line._replace(eye="")].add(line.eye)
-        if row["role"] == "reference":
+        if role == "reference":
             with_references.add(line)
 
-    def line_of(row: dict[Hashable, str]) -> Line:
-        by_eye = Line(row["source"], row["shape"], eye_of(row["capture"]))
-        shared = by_eye._replace(eye="")
+    def line_of(line: Line) -> Line:
+        shared = line._replace(eye="")
         has_both_eyes = eyes[shared].issuperset(EYES)
-        return by_eye if has_both_eyes and (by_eye in with_references or shared not in with_references) else shared
+        return line if has_both_eyes and (line in with_references or shared not in with_references) else shared
 
-    return {row["file"]: line_of(row) for row in captures.filter(items=list(COLUMNS)).to_dict("records")}
+    lines = {line: line_of(line) for line in set(by_eye)}
+    return {file: lines[line] for file, line in zip(captures["file"], by_eye, strict=True)}
 
 
 def pair_eyes(captures: pd.DataFrame, lines: dict[str, Line]) -> tuple[list[tuple[str, str]], list[str]]:

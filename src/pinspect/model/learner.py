@@ -70,8 +70,9 @@ class Learner:
         self.tokens = 0
         # Dropout draws from one generator, in an order that threads would make random.
         self._workers = 1 if self.device.type == "cuda" or params.dropout else torch.get_num_threads()
-        pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
-        self._map = map if self._workers == 1 else pool.map
+        self._map: Any = map
+        if self._workers > 1:
+            self._map = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,)).map
 
     def inputs(self, rows: Sequence[Row]) -> StepInputs:
         """Build this process's share of a step, on the CPU; may run in another thread than `step`.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pinspect
-from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references
+from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_references, raw_captures
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
@@ -99,10 +99,8 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
     Raises:
         StageInputError: A shape has no unit space.
     """
-    references = rank_references(
-        read_manifest(root / "data/raw/manifest.csv", RAW_COLUMNS),
-        read_manifest(root / "data/dst/manifest.csv", DST_COLUMNS),
-    )
+    captures = raw_captures(read_manifest(root / "data/raw/manifest.csv", RAW_COLUMNS))
+    references = rank_references(captures, read_manifest(root / "data/dst/manifest.csv", DST_COLUMNS))
     out.mkdir(parents=True, exist_ok=True)
     for shape in shapes:
         lines = [line for line in references if line.shape == shape]

@@ -121,14 +121,7 @@ class Condition:
     def _delivered(self) -> list[ReceiverHealth]:
         states = self._outbox.states(self._receivers) if self._receivers else []
         return [
-            ReceiverHealth(
-                name=state.name,
-                address=self._receivers[state.name],
-                behind=state.behind,
-                delivered_at=state.delivered_at,
-                error=state.error,
-            )
-            for state in states
+            ReceiverHealth.model_validate(vars(state) | {"address": self._receivers[state.name]}) for state in states
         ]
 
     def _drift(self, model: ModelHealth) -> dict | None:
