@@ -20,10 +20,10 @@ demo: install
 series: install
 	cd lines/series && dvc repro && pinspect summary
 
-# Five workers on two cores, because many tests wait for servers. Each worker takes whole files. COVERAGE=1 also measures
+# Six workers on two cores, because many tests wait for servers. Each worker takes whole files. COVERAGE=1 also measures
 # which lines the tests run, which takes the tests' own processes half as long again.
 test: install-dev
-	pytest -n 5 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=85)
+	pytest -n 6 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=85)
 
 # No server, no training.
 unit: install-dev

@@ -17,6 +17,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any, cast
 
+from pinspect.core.environment import tune_garbage_collector
 from pinspect.core.errors import PinspectError
 from pinspect.inspection.package import load_package, package_artifacts
 from pinspect.inspection.photograph_inspector import PhotographInspector
@@ -38,6 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which ends this one
     key = sys.stdin.readline().strip()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tune_garbage_collector()
     # transformers imports scikit-learn where it is installed, for a kind of decoding that pinspect does not use: a
     # fifth of the start. To Python a module that is None is not installed.
     cast(dict[str, object], sys.modules)["sklearn"] = None
