@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,8 +20,11 @@ from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed
 from pinspect.core.params import load_params
 from pinspect.core.rows import SPLITS, read_chat
+from pinspect.evaluation.report import render_report
 from stages import check as check_stage
 from tests.support import chat_line
+from tests.support.evaluation_examples import answered
+from tests.support.report_examples import chat_rows, everything, lines_of, noise_images, section_of
 from tests.support.sample import ROOT, contents, stage_process
 
 KINDS = {"two_image": 3, "one_image": 1, "stacked": 2}
@@ -404,6 +408,26 @@ def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
     assert (validation["success"], validation["failing_rows"]) == (False, 1)
     assert row["id"] in (workspace / "reports/answers/validation.json").read_text()
     assert not (workspace / "reports/answers/passed.json").exists()
+
+
+def test_the_report_shows_what_each_rule_expects_and_examples_of_what_it_found(
+    rows: dict[str, list[dict]], contract: AnswerContract, provenance: Provenance, tmp_path: Path
+) -> None:
+    broken = rows["test"][:5]
+    for row in broken:
+        replace(row, "27 pins", "28 pins")
+    result = check(rows, contract, provenance)
+    shown = chat_rows(0, 1)
+    evaluation = everything(shown, answered(shown), noise_images(tmp_path / "composited"))
+    page = render_report(dataclasses.replace(evaluation, dataset_checks=json.loads(result.to_json())))
+    lines = [" ".join(line) for line in lines_of(section_of(page, "checks"))]
+    assert len(lines) == len(result.expectations)
+    (line,) = [line for line in lines if line.startswith("The number of pins is that of the layout ")]
+    examples = [f"answer_number_of_pins '28 pins' (test.jsonl, line {n + 1}, {broken[n]['capture']})" for n in range(3)]
+    expected = "expect column values to be in set: answer_number_of_pins: 27 pins"
+    assert f" {expected} {result.rows} 5 no {'; '.join(examples)} ; and 2 more" in line
+    (count,) = [line for line in lines if line.startswith("There are at least 20 training rows")]
+    assert f" {len(rows['train'])} 0 yes" in count
 
 
 def all_lines(root: Path) -> list[str]:

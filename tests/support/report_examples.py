@@ -1,6 +1,7 @@
 """Evaluations and their reports for tests, and functions that read a report."""
 
 import re
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,12 @@ DIGESTS = {"adapter_sha256": "0123abcd", "dataset_digest": "b99729e74cb610799ad4
 SET_ASIDE = {"camera0_far_off.jpg": "the connector lies 57 px off its place"}
 NAMES = {f"images/camera/{number}.jpg": f"OK_{number}.jpg" for number in range(12)}
 CHECKS = {"rows": 4, "failing_rows": 1, "expectations": [
-    {"rule": "the judgement is passed or defective", "success": False, "element_count": 4, "unexpected_count": 1},
-    {"rule": "the dataset has enough rows", "success": True, "unexpected_count": 0},
+    {"rule": "the judgement is passed or defective", "type": "expect_column_values_to_be_in_set", "success": False,
+     "kwargs": {"column": "answer_judgement", "value_set": ["passed", "defective"]}, "element_count": 4,
+     "unexpected_count": 1, "failing_rows": [
+         {"answer_judgement": "doubtful", "id": "row-1", "line": "train.jsonl, line 2", "capture": "OK_1.jpg"}]},
+    {"rule": "the dataset has enough rows", "type": "expect_table_row_count_to_be_between", "success": True,
+     "kwargs": {"min_value": 2}, "observed_value": 4, "unexpected_count": 0, "failing_rows": []},
 ]}  # fmt: skip
 POINT = OperatingPoint(
     threshold=0.25, wanted_escape_rate=0.05, escape_rate=0.05, overkill_rate=0.1, defective=20, passed=10,
@@ -87,7 +92,7 @@ def section_of(text, name):
 
 def words_of(text):
     """Return the visible text of the page on one line."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+    return unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)))
 
 
 def lines_of(section):

@@ -188,8 +188,11 @@ def test_the_answer_checks_of_the_dataset_and_of_the_model_are_shown_rule_by_rul
     text = section_of(render_report(everything(rows, answered(rows), images)), "checks")
     assert "Chat dataset, before training: 3 of 4 answers keep all 2 rules." in words_of(text)
     assert "Model, answers to the test split: 3 of 4 answers keep all 2 rules." in words_of(text)
-    lines = [" ".join(line) for line in lines_of(text)]
-    assert lines == ["The judgement is passed or defective 4 1 no", "The dataset has enough rows – 0 yes"]
+    judgement, rows_enough = (" ".join(line) for line in lines_of(text))
+    expectation = "expect column values to be in set: answer_judgement: passed, defective"
+    found = "answer_judgement 'doubtful' (train.jsonl, line 2, OK_1.jpg)"
+    assert judgement == f"The judgement is passed or defective {expectation} 4 1 no {found}"
+    assert rows_enough == "The dataset has enough rows expect table row count to be between 4 0 yes"
 
 
 def test_missing_measurements_are_shown_as_not_measured(images):

@@ -84,6 +84,8 @@ def template(name: str) -> Template:
         "hits": _hits,
         "p_value": _p_value,
         "kind_name": kind_name,
+        "expectation_text": wording.expectation_text,
+        "unexpected_values": wording.unexpected_values,
         "glow": _glow,
     }
     environment.globals |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,10 @@ import pandas as pd
 from pinspect.core.layout import Layout
 from pinspect.core.statistics import wilson
 from pinspect.examination.results import TOLERATED_LOSS, Check, ControlResult, Evidence
+
+_EXAMPLES = 3  # unexpected values that the report shows of a rule
+_LONGEST_VALUES = 120  # characters
+_ROW = ("line", "capture")  # they name a row of the chat dataset
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,37 @@ def checks_summary(checks: Mapping[str, Any] | None) -> str:
         return ""
     kept = checks["rows"] - checks["failing_rows"]
     return f"{kept} of {checks['rows']} answers keep all {len(checks['expectations'])} rules"
+
+
+def expectation_text(rule: Mapping[str, Any]) -> str:
+    """Return the expectation behind a rule of the answer checks: its name, its columns, and the values it allows.
+
+    Args:
+        rule: One of the `expectations` of the checks' JSON form.
+    """
+    values = ", ".join(str(value) for value in rule["kwargs"].get("value_set", ()))
+    parts = (rule["type"].replace("_", " "), ", ".join(_columns(rule)), shorten(values, _LONGEST_VALUES))
+    return ": ".join(part for part in parts if part)
+
+
+def unexpected_values(rule: Mapping[str, Any]) -> list[str]:
+    """Return examples of what a rule of the answer checks does not expect, each with its row; three at most.
+
+    Args:
+        rule: One of the `expectations` of the checks' JSON form.
+    """
+    examples = []
+    for row in rule["failing_rows"][:_EXAMPLES]:
+        values = ", ".join(f"{column} {shorten(repr(row[column]), _LONGEST_VALUES)}" for column in _columns(rule))
+        place = ", ".join(str(row[name]) for name in _ROW if row.get(name)) or row["id"]
+        examples.append(f"{values} ({place})")
+    if not examples and not rule["success"]:
+        examples.append(f"found {rule.get('observed_value', 'nothing')}")
+    return examples
+
+
+def _columns(rule: Mapping[str, Any]) -> list[str]:
+    return [rule["kwargs"][name] for name in ("column", "column_A", "column_B") if name in rule["kwargs"]]
 
 
 def _count(check: Check, confidence: float) -> str:
