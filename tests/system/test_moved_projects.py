@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sqlite3
 import subprocess
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -65,11 +66,17 @@ def registers(project) -> None:
     assert [address for address in addresses(project) if f"{project}/mlruns/" not in unquote(address)] == []
 
 
-def test_a_renamed_project_inspects_registers_and_promotes(renamed, tmp_path):
-    photograph = tmp_path / "photo.jpg"
+def inspects(project) -> None:
+    """Inspect a photograph with the champion."""
+    photograph = project / "photo.jpg"
     photograph.write_bytes(line(seed=3, train=8, references=2)[-1].jpeg)
-    done = subprocess.run([PINSPECT, "inspect", photograph], cwd=renamed, capture_output=True, text=True, check=False)
+    done = subprocess.run([PINSPECT, "inspect", photograph], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
+    photograph.unlink()
+
+
+def test_a_renamed_project_inspects_registers_and_promotes(renamed, tmp_path):
+    inspects(renamed)
     registers(renamed)
     promoted = subprocess.run([PINSPECT, "promote"], cwd=renamed, capture_output=True, text=True, check=False)
     assert promoted.returncode in (0, 3), promoted.stderr
@@ -81,6 +88,25 @@ def test_a_copy_registers_in_the_copy_only(copied):
     registers(copy)
     assert contents(original) == before
     assert all("/original/mlruns/" in address for address in addresses(original))
+
+
+@pytest.mark.parametrize("way", ["moved", "copied"])
+def test_a_shared_registry_that_was_moved_or_copied_inspects_from_its_new_folder(three_versions, tmp_path, way):
+    project = shutil.copytree(three_versions, tmp_path / "project")
+    with open_registry(project, load_register_settings(project)):
+        pass
+    shared = (project / "mlruns").rename(tmp_path / "shared")
+    new = tmp_path / "new"
+    for folder in (shared, new):
+        set_values(project, "register", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+        if folder == new:
+            before = contents(shared)
+            shared.rename(new) if way == "moved" else shutil.copytree(shared, new)
+        with open_registry(project, load_register_settings(project)) as client:
+            version = client.get_model_version_by_alias("pin-inspector", "champion")
+            assert Path(download_artifacts(f"models:/pin-inspector/{version.version}")).is_relative_to(folder)
+    inspects(project)
+    assert way == "moved" or contents(shared) == before
 
 
 def test_addresses_of_servers_and_of_other_stores_stay(tmp_path):

@@ -37,8 +37,9 @@ def bring_home(database: Path, *, shared: bool = False) -> None:
 
     Args:
         database: The sqlite file; it may be missing. The caller holds the registry's lock.
-        shared: Whether the database is not the project's own. Then an address changes only if nothing is left there,
-            and a folder of the same name lies beside the database.
+        shared: Whether the database is not the project's own. Then an address changes only if a folder of the same name
+            lies beside the database, and if nothing is left at the address, or another database lies beside what is
+            left: this one is a copy.
 
     Raises:
         sqlite3.OperationalError: Another program keeps the database locked.
@@ -47,20 +48,20 @@ def bring_home(database: Path, *, shared: bool = False) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection, connection:
-            _move(connection, database.parent.resolve(), shared)
+            _move(connection, database.resolve(), shared)
     except sqlite3.DatabaseError as error:
         if LOCKED in str(error):
             raise
 
 
-def _move(connection: sqlite3.Connection, store: Path, shared: bool) -> None:
+def _move(connection: sqlite3.Connection, database: Path, shared: bool) -> None:
+    store = database.parent
     for (old,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
         path = _path(old)
         if path is None or path.parent == store:
             continue
         home = store / path.name
-        left = home.is_dir() and not path.exists() if shared else path.parent.name in (STORE, store.name)
-        if not left:
+        if not (_left(path, home, database) if shared else path.parent.name in (STORE, store.name)):
             continue
         new = home.as_uri() if old.startswith("file:") else str(home)
         for table, column in _COLUMNS.items():
@@ -69,6 +70,11 @@ def _move(connection: sqlite3.Connection, store: Path, shared: bool) -> None:
                 f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
             )
+
+
+def _left(path: Path, home: Path, database: Path) -> bool:
+    """Return whether a shared registry has left the folder `path` for the folder `home` beside its database."""
+    return home.is_dir() and (not path.exists() or (path.parent / database.name).is_file())
 
 
 def _path(location: str) -> Path | None:
