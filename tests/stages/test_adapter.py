@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from pinspect.chat.dataset import build_chat, write_chat
@@ -27,11 +28,14 @@ from pinspect.model import adapter
 from pinspect.model.backends import adapted_modules, open_backend
 from pinspect.model.checkpoint_files import base_digest
 from pinspect.model.families import checkpoint_of
+from pinspect.model.live_log import Point, live_log
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder
 from tests.support import chat_line
 from tests.support.sample import ROOT, stage_environment
+from tests.support.waiting import until
 
+EXPERIMENT = "line"
 FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4}
 
 
@@ -63,10 +67,11 @@ def params_of(root: Path, **train: object) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update=train)})
 
 
-def train(root: Path, out: Path, start: Path | None = None, **changes: object) -> adapter.TrainedAdapter:
+def train(root: Path, out: Path, start: Path | None = None, report=None, **changes: object) -> adapter.TrainedAdapter:
     params = params_of(root, **changes)
     data, base, work = root / "data", checkpoint_of(params.model), out.parent / "work"
-    return adapter.train_adapter(params, base, data / "chat", data / "composited", out, work, start=start)
+    folders = data / "chat", data / "composited", out, work
+    return adapter.train_adapter(params, base, *folders, start=start, report=report)
 
 
 def losses(folder: Path) -> np.ndarray:
@@ -75,11 +80,41 @@ def losses(folder: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def plain(line, tmp_path_factory) -> Path:
-    """An adapter of four steps, trained without interruption in this process."""
+def tracking(tmp_path_factory) -> MlflowClient:
+    """A client of MLflow's database for trainings."""
+    client = MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'mlflow.db'}")
+    client.create_experiment(EXPERIMENT)
+    return client
+
+
+@pytest.fixture(scope="module")
+def plain(line, tracking, tmp_path_factory) -> Path:
+    """An adapter of four steps, trained without interruption in this process, logged while it is trained."""
     out = tmp_path_factory.mktemp("plain") / "adapter"
-    train(line, out, precision="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri)
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        with live_log("line") as log:
+
+            def report(step: int, point: Point) -> None:
+                log(step, point)
+                if step == 4:  # the training waits for the server, which so far has heard of a part of it
+                    until(lambda: logged_losses(tracking), "the first point on the tracking server")
+
+            train(line, out, report=report, precision="float32")
     return out
+
+
+def logged_losses(tracking: MlflowClient) -> dict[int, float]:
+    """Return the loss of each step on the tracking server."""
+    experiment = tracking.get_experiment_by_name(EXPERIMENT)
+    runs = tracking.search_runs([experiment.experiment_id])
+    points = tracking.get_metric_history(runs[0].info.run_id, "train.loss") if runs else []
+    return {point.step: point.value for point in points}
+
+
+def test_a_training_is_logged_live_and_completely(plain, tracking):
+    assert logged_losses(tracking) == pytest.approx(dict(enumerate(losses(plain), start=1)), abs=1e-4)
 
 
 def project_at(line: Path, root: Path, checkpoint: Path = ROOT / "models/base", **train: object) -> Path:
