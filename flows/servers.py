@@ -37,23 +37,34 @@ def commands(root: Path) -> dict[str, list[str]]:
     Returns:
         Name of the server -> command. MLflow is left out if the project registers at a team's server.
     """
-    prefect_port, mlflow_port = os.environ.get("PREFECT_PORT", "4200"), os.environ.get("MLFLOW_PORT", "5000")
-    servers = {"Prefect": ["flows.prefect_app", "--port", prefect_port]}
+    servers = {"Prefect": ["flows.prefect_app", "--port", os.environ.get("PREFECT_PORT", "4200")]}
     settings = load_register_settings(root)
     if database := registry_database(root, settings):
         with registry_lock(root, settings):
             bring_home(project_database(root))
         place = ["--backend-store-uri", f"sqlite:///{database}"]
         place += ["--artifacts-destination", str(artifact_folder(database))]
-        servers["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", mlflow_port, "--workers", "1", *place]
+        servers["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", mlflow_port(), "--workers", "1", *place]
     return {name: [sys.executable, "-m", *command] for name, command in servers.items()}
 
 
+def mlflow_port() -> str:
+    """Return the port of the MLflow server of this host."""
+    return os.environ.get("MLFLOW_PORT", "5000")
+
+
 def retention(root: Path) -> dict[str, str]:
-    """Return the variables that let the Prefect server delete old runs (`prune.runs_days` in settings.yaml)."""
-    seconds = load_prune_settings(root).runs_days * 24 * 60 * 60
-    prefix = "PREFECT_SERVER_SERVICES_DB_VACUUM"
-    return {f"{prefix}_ENABLED": "events,flow_runs", f"{prefix}_RETENTION_PERIOD": str(seconds)}
+    """Return the variables that let the Prefect server delete old runs and events.
+
+    Args:
+        root: The project's folder; `prune.runs_days` and `prune.events_days` of its settings.yaml count.
+    """
+    keep, vacuum = load_prune_settings(root), "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    return {
+        f"{vacuum}_ENABLED": "events,flow_runs",
+        f"{vacuum}_RETENTION_PERIOD": str(keep.runs_days * 24 * 60 * 60),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"P{keep.events_days}D",  # this setting takes no number of seconds
+    }
 
 
 def watch(servers: Mapping[str, subprocess.Popen]) -> None:

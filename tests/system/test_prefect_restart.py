@@ -25,7 +25,7 @@ from flows.servers import retention
 from tests.support.checkout import Checkout
 from tests.support.flow_stack import auth_string, deploy, final_state, heartbeats, working
 from tests.support.mlflow_server import free_port, running
-from tests.support.sample import ROOT
+from tests.support.sample import ROOT, set_values
 from tests.support.waiting import SECONDS, until
 
 OUTAGE = 95  # seconds: three heartbeats are missing
@@ -36,6 +36,12 @@ Path('started').write_text(str(os.getpid()))
 while not Path('go').exists():
     time.sleep(0.1)
 """
+
+_OF_RUN = {  # table of Prefect's database -> condition that its rows belong to a run
+    "log": "flow_run_id = ?",
+    "artifact": "flow_run_id = ?",
+    "events": "resource_id = 'prefect.flow-run.' || ?",
+}
 
 
 class Server:
@@ -137,15 +143,32 @@ def test_a_crashed_run_of_the_night_is_run_again_but_not_over_and_over(checkout,
     assert {each.id for each in runs_of_the_night(client)} == first | {again.id}
 
 
-def test_the_server_deletes_runs_that_ended_long_ago(server, checkout, client, run):
+def test_the_server_deletes_runs_that_ended_long_ago_and_old_events(server, checkout, client, run):
     (checkout.root / "go").touch()
     until(lambda: final_state(client, run.id), "its end")
     recent = run_deployment(NIGHTLY, timeout=SECONDS)
+    until(lambda: all(_stored(server, run.id).values()), "its logs, artifacts and events")
     with closing(sqlite3.connect(server.database, timeout=SECONDS)) as database, database:
         aged = database.execute("UPDATE flow_run SET end_time = '2020-01-01' WHERE id = ?", (str(run.id),))
         assert aged.rowcount == 1
+        database.execute(f"UPDATE events SET occurred = '2020-01-01' WHERE {_OF_RUN['events']}", (str(run.id),))
     until(lambda: _is_deleted(client, run.id), "its deletion")
+    until(lambda: not any(_stored(server, run.id).values()), "the deletion of its logs, artifacts and events")
     assert client.read_flow_run(recent.id).state.is_final()
+    assert all(_stored(server, recent.id).values())
+
+
+def test_the_settings_decide_for_how_long_runs_and_events_stay(tmp_path):
+    shutil.copy(ROOT / "settings.yaml", tmp_path)
+    set_values(tmp_path, "prune", runs_days=400, events_days=30)
+    code = (
+        "from prefect.settings import get_current_settings as get; server = get().server; vacuum = "
+        "server.services.db_vacuum; print(vacuum.retention_period.days, server.events.retention_period.days, "
+        "*sorted(vacuum.enabled_vacuum_types))"
+    )
+    environment = os.environ | retention(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["400", "30", "events", "flow_runs", "orphans"]
 
 
 def _kill_run(checkout) -> None:
@@ -155,6 +178,15 @@ def _kill_run(checkout) -> None:
     started.unlink()
     flow = next(process for process in stage.parents() if "prefect.engine" in process.cmdline())
     os.kill(flow.pid, signal.SIGKILL)
+
+
+def _stored(server, run_id) -> dict[str, int]:
+    """Return how many logs, artifacts and events of a run lie in the server's database."""
+    with closing(sqlite3.connect(server.database, timeout=SECONDS)) as database:
+        return {
+            table: database.execute(f"SELECT count(*) FROM {table} WHERE {condition}", (str(run_id),)).fetchone()[0]
+            for table, condition in _OF_RUN.items()
+        }
 
 
 def _is_deleted(client, run_id) -> bool:

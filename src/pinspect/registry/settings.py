@@ -32,12 +32,14 @@ class PruneSettings(Section):
     Attributes:
         versions: The newest versions that stay, besides those that have an alias or were promoted or rolled back.
         results_days: Days for which the station's results stay.
-        runs_days: Days for which the runs of flows stay on the Prefect server.
+        runs_days: Days for which the runs of flows stay on the Prefect server, with their logs and artifacts.
+        events_days: Days for which events stay on the Prefect server.
     """
 
     versions: PositiveInt = 30
     results_days: PositiveInt = 730
     runs_days: PositiveInt = 90
+    events_days: PositiveInt = 7
 
 
 class PromoteSettings(Section):
