@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
+from flows.report_page import REPORT, report_page
 from pinspect.core.errors import PinspectError
 
-REPORT = Path("reports/eval/report.html")
 METRICS = Path("reports/eval/metrics.json")
 _FIGURE = re.compile(r"<svg[^>]*xmlns=.*?</svg>", re.DOTALL)
 _SHOTS = {"zero_shot": "zero-shot", "one_shot": "one-shot"}
@@ -34,7 +39,7 @@ def publish(root: Path, outcomes: Sequence[Any]) -> None:
         champion, tags = _champion(root)
         create_table_artifact(key="scores", table=score_table(metrics, champion, tags), description=str(METRICS))
     if (root / REPORT).is_file():
-        create_link_artifact(key="report", link=(root / REPORT).as_uri(), link_text="Evaluation report")
+        _publish_link(root)
         if figure := _FIGURE.search((root / REPORT).read_text(encoding="utf-8")):
             data = base64.b64encode(figure[0].encode()).decode()
             create_image_artifact(
@@ -62,6 +67,19 @@ def score_table(
         for name, value in metrics.get(shot, {}).items()
         if isinstance(value, int | float)
     ]
+
+
+def _publish_link(root: Path) -> None:
+    """Link to the report on an MLflow server; without one, show the report's path."""
+    try:
+        page = report_page(root)
+    except PinspectError as error:
+        get_run_logger().warning("The report has no link: %s", error)
+        page = ""
+    if page:
+        create_link_artifact(key="report", link=page, link_text="Evaluation report", description=str(root / REPORT))
+    else:
+        create_markdown_artifact(key="report", markdown=f"Evaluation report: `{root / REPORT}`")
 
 
 def _champion(root: Path) -> tuple[str, Mapping[str, str]]:

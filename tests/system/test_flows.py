@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,14 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
 
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
+from flows.report_page import REPORT, report_page
 from flows.retrain import InfrastructureError, retrain, run_stage
+from flows.servers import commands
 from pinspect.cli.status import stage_states
 from pinspect.core import environment
-from tests.support.mlflow_server import free_port, running_server
-from tests.support.waiting import is_gone, until
+from pinspect.registry.connection import project_database
+from tests.support.mlflow_server import free_port, running
+from tests.support.waiting import SECONDS, is_gone, until
 
 PROJECT = Path(__file__).parents[2]
 
@@ -185,7 +191,7 @@ def test_a_kill_of_the_flow_leaves_no_stage_running(repository, dvc_dies_first):
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_path):
+def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_path, monkeypatch):
     checkout = prepared.copy(tmp_path / "line")
     address = f"http://127.0.0.1:{free_port()}"
     checkout.set_param("register", tracking_uri=address)
@@ -195,13 +201,27 @@ def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_pat
     assert f"{address}: no MLflow server answers" in down.stderr
     assert "Traceback" not in down.stderr
 
-    with running_server(tmp_path) as uri:
-        assert running_stages(checkout.must("dvc", "repro", MLFLOW_TRACKING_URI=uri)) == ["register"]
-        version = MlflowClient(uri, uri).get_model_version_by_alias("pin-inspector", "challenger").version
+    monkeypatch.setenv("MLFLOW_PORT", str(free_port()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project_database(checkout.root)}")
+    assert report_page(checkout.root) == "", "nothing is registered yet"
+    with running(commands(checkout.root)["MLflow"], tmp_path / "server.log", "/health") as uri:
+        done = checkout.must(sys.executable, "-c", flow, MLFLOW_TRACKING_URI=uri)
+        assert re.findall(r"(\w+) +ran ", done) == ["register"]
+        registered = MlflowClient(uri, uri).get_model_version_by_alias("pin-inspector", "challenger")
+        version = registered.version
+
+        (link,) = re.findall(r"^\[Evaluation report\]\((http.*)\)$", latest_artifact("report"))
+        assert link.startswith(f"{uri}/#/experiments/")
+        assert f"/runs/{registered.run_id}/artifacts/reports/report.html" in link
+        shown = f"{uri}/get-artifact?run_uuid={registered.run_id}&path=reports/report.html"
+        assert requests.get(shown, timeout=SECONDS).content == (checkout.root / REPORT).read_bytes()
+        assert requests.get(link, timeout=SECONDS).headers["content-type"].startswith("text/html")
+        assert report_page(checkout.root) == link, "`make server` shows the registry in the project's file"
         image = next((checkout.root / "data/captures/images").iterdir())
         done = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)
         inspected = json.loads(done.stdout)
         assert (inspected["error"], inspected["model_version"]) == (None, str(version)), done.stderr
+    assert report_page(checkout.root) == "", "no server runs any more"
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -234,8 +254,11 @@ def test_flows_run_the_code_of_their_checkout_quiet_and_offline_unless_the_user_
     assert {name: variables[name] for name in environment.SETTINGS} == environment.SETTINGS | {"HF_HUB_OFFLINE": "0"}
 
 
-def running_stages(output: str) -> list[str]:
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+def latest_artifact(key: str) -> str:
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    newest = max((each for each in artifacts if each["key"] == key), key=lambda each: each["created"])
+    return newest["data"]
 
 
 def wait_for_end(pid: int) -> None:
