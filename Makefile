@@ -50,7 +50,7 @@ worker: install
 	prefect work-pool create pinspect --type process --overwrite --base-job-template flows/job_template.json
 	prefect --no-prompt deploy --all
 	python -m flows.automations
-	prefect worker start --pool pinspect
+	python -m flows.worker
 
 base: install
 	python -m pinspect.pretraining.train --out models/base --work build/base

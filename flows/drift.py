@@ -19,6 +19,7 @@ from prefect.states import Completed
 
 from flows.notices import HOOKS
 from flows.retrain import bring_up_to_date, in_checkout, run_here
+from flows.run_names import drift_name
 from flows.states import SKIPPED, end_state
 from pinspect.core.errors import PinspectError, run
 from pinspect.core.files import write_file
@@ -35,7 +36,7 @@ class StationError(PinspectError):
     exit_code = 75  # EX_TEMPFAIL
 
 
-@flow(name="drift", **HOOKS)
+@flow(name="drift", flow_run_name=drift_name, **HOOKS)
 def drift(root: str = ".", url: str = STATION, retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Ask a station whether its line has changed; if so, do what `retrain` does.
 

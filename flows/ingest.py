@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 
 from flows.notices import HOOKS
 from flows.retrain import bring_up_to_date, in_checkout, run_here
+from flows.run_names import ingest_name
 from pinspect.captures.adding import AddReport
 from pinspect.captures.inbox import take_captures
 from pinspect.core.errors import run
@@ -23,7 +24,7 @@ from pinspect.core.params import load_params
 CAPTURES = Path("data/captures")
 
 
-@flow(name="ingest", **HOOKS)
+@flow(name="ingest", flow_run_name=ingest_name, **HOOKS)
 def ingest(root: str = ".", inbox: str = "inbox", retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Move the valid captures of an inbox into data/captures, then do what `retrain` does.
 

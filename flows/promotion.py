@@ -13,13 +13,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.notices import HOOKS
+from flows.run_names import promote_name, rollback_name
 from flows.states import REFUSED, end_state
 from pinspect.core.errors import PromotionRefused, run
 from pinspect.core.params import load_params
 from pinspect.registry.settings import load_register_settings, load_registry_settings
 
 
-@flow(name="promote", **HOOKS)
+@flow(name="promote", flow_run_name=promote_name, **HOOKS)
 def promote(root: str = ".", approve_by: str = "", on: str = "") -> State:
     """Make the challenger champion if every rule of promotion holds.
 
@@ -34,7 +35,7 @@ def promote(root: str = ".", approve_by: str = "", on: str = "") -> State:
     return end_state(lambda: _promote(Path(root).resolve(), approve_by, on))
 
 
-@flow(name="rollback", **HOOKS)
+@flow(name="rollback", flow_run_name=rollback_name, **HOOKS)
 def rollback(root: str = ".", why: str = "", by: str = "", to: str = "") -> State:
     """Make the previous champion, or another version, champion again.
 

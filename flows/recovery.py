@@ -79,6 +79,18 @@ def one_per_checkout(root: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_busy(root: Path) -> bool:
+    """Return whether a run works in a checkout; unlike a try to lock it, this disturbs no other run.
+
+    Args:
+        root: The project's folder.
+    """
+    try:
+        return psutil.pid_exists(json.loads(_note(root).read_text(encoding="utf-8"))["pid"])
+    except (OSError, ValueError, KeyError):  # no run works, or its note is just being written
+        return False
+
+
 def secure_lock_file(root: Path) -> None:
     """Copy `dvc.lock` if it is intact; restore it from the copy if a kill has cut it off.
 

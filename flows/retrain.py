@@ -30,7 +30,9 @@ from prefect.states import Completed, Failed
 
 from flows.notices import HOOKS
 from flows.recovery import CheckoutBusyError, one_per_checkout, secure_lock_file
-from flows.run_artifacts import REPORT, publish
+from flows.report_page import REPORT
+from flows.run_artifacts import publish
+from flows.run_names import retrain_name
 from flows.states import SKIPPED, end_state
 from pinspect.cli.status import UNCHANGED, stage_states
 from pinspect.core.errors import PinspectError, StageInputError, run
@@ -80,7 +82,7 @@ class StageOutcome:
         return self.result == "ran"
 
 
-@flow(name="retrain", **HOOKS)
+@flow(name="retrain", flow_run_name=retrain_name, **HOOKS)
 def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> State:
     """Bring a project up to date, stage by stage; one such run at a time works in a checkout.
 

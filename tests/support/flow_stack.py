@@ -20,8 +20,6 @@ from tests.support.mlflow_server import free_port, running
 from tests.support.sample import ROOT
 from tests.support.waiting import until
 
-POOL = "pinspect"
-
 
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
@@ -85,14 +83,14 @@ def deploy(checkout: Checkout, schedules: dict[str, list], *, limited: bool = Tr
     (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = (ROOT / "Makefile").read_text().split("worker: install\n")[1].split("\n\n")[0]
     for command in recipe.splitlines():
-        if "worker start" not in command:
+        if "flows.worker" not in command:
             checkout.must(*command.split(), **variables)
 
 
 @contextmanager
 def working(checkout: Checkout, log: Path, **variables: str) -> Iterator[subprocess.Popen]:
     """Run a worker of the pool during the context."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+    command = [sys.executable, "-m", "flows.worker"]
     with log.open("w") as output:
         worker = subprocess.Popen(
             command,

@@ -95,6 +95,9 @@ def test_a_line_that_has_not_changed_starts_nothing(project, station):
     station.report(SAME)
     state = ask(project, station)
     assert (state.name, state.message) == ("Skipped", "The line has not changed, by its latest 200 captures.")
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    assert run.name == f"{project.name} at {station.url}, {run.expected_start_time:%Y-%m-%d %H:%M} UTC"
     assert state.result() == []
     assert not (project / "model.txt").exists()
 

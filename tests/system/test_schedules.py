@@ -14,6 +14,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from flows.automations import ensure_automations
+from flows.promotion import promote, rollback
 from tests.support.checkout import captures
 from tests.support.flow_stack import final_state, heartbeats
 from tests.support.sample import ROOT, drop, read_labels
@@ -80,10 +81,11 @@ def test_a_schedule_brings_a_project_up_to_date_and_registers_its_version(schedu
     tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[scheduled_run.id])))
     order = [task.name for task in sorted(tasks, key=lambda task: task.start_time)]
     assert order == deployed.must("dvc", "stage", "list", "--name-only").split()
+    assert scheduled_run.name == f"pin-inspector, {scheduled_run.expected_start_time:%Y-%m-%d %H:%M} UTC"
     assert [version.version for version in versions(deployed)] == [challenger(deployed).version]
 
 
-def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, client):
+def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, deployed, client):
     artifacts = client.request("POST", "/artifacts/filter", json={}).json()
     of_this_run = {
         artifact["key"]: str(artifact["data"])
@@ -93,6 +95,8 @@ def test_a_run_shows_its_stages_its_scores_and_the_report(scheduled_run, client)
     assert {"stages", "scores", "report", "headline"} <= set(of_this_run)
     assert "zero-shot exact_match" in of_this_run["scores"]
     assert of_this_run["headline"].startswith("data:image/svg+xml;base64,")
+    report = deployed.root / "reports/eval/report.html"  # no MLflow server shows this registry, see test_flows.py
+    assert of_this_run["report"] == f"Evaluation report: `{report}`"
 
 
 def test_a_run_that_finds_nothing_changed_ends_as_skipped(up_to_date, client):
@@ -102,18 +106,32 @@ def test_a_run_that_finds_nothing_changed_ends_as_skipped(up_to_date, client):
     assert [version.version for version in versions(up_to_date)] == before
 
 
-def test_captures_in_the_inbox_become_a_new_challenger_and_bad_ones_stay(up_to_date, client):
+def test_captures_in_the_inbox_start_a_run_and_become_a_new_challenger_and_bad_ones_stay(up_to_date, client):
+    """The deployment has no schedule here: the worker's event starts the run."""
     inbox = drop(up_to_date.root / "inbox", captures()[11:])
     (inbox / "images" / "camera0_torn_OK.jpg").write_bytes(b"torn")
-    run = run_deployment("ingest/inbox", timeout=SECONDS)
+    first = until(lambda: _runs_of(client, "ingest"), "a run by event")[0]
+    until(lambda: final_state(client, first.id), "its end")
+    run = client.read_flow_run(first.id)
+    assert run.created_by.type == "AUTOMATION"
+    assert run.name == f"pin-inspector, 6 files in inbox, {run.expected_start_time:%Y-%m-%d %H:%M} UTC"
     assert run.state.name == "Completed", run.state.message
     assert "5 captures came in; problems left in inbox: 1" in run.state.message
     assert len(read_labels(up_to_date.root / "data/captures")) == 16
     assert [path.name for path in (inbox / "images").iterdir()] == ["camera0_torn_OK.jpg"]
     assert read_labels(inbox) == []
-    newest, first = versions(up_to_date)
+    newest, earlier = versions(up_to_date)
     assert newest.version == challenger(up_to_date).version
-    assert newest.tags["dataset_digest"] != first.tags["dataset_digest"]
+    assert newest.tags["dataset_digest"] != earlier.tags["dataset_digest"]
+
+
+def test_a_refused_promotion_names_its_version_and_a_rollback_its_aim(up_to_date, client):
+    root, before = str(up_to_date.root), challenger(up_to_date).version
+    assert promote(root, return_state=True).name == "Refused"  # there are few captures
+    assert rollback(root, to="previous", return_state=True).is_failed()
+    (promotion,), (back,) = _runs_of(client, "promote"), _runs_of(client, "rollback")
+    assert promotion.name.startswith(f"pin-inspector version {before}, ")
+    assert back.name.startswith("pin-inspector to version previous, ")
 
 
 def test_a_canceled_run_ends_its_stage_at_once(up_to_date, client, tmp_path):
@@ -141,5 +159,8 @@ def test_a_run_whose_process_died_is_marked_crashed_by_the_server(zombie, client
 
 
 def _run_of(client, flow_name: str):
-    runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
-    return next((run for run in runs if run.state.is_running()), None)
+    return next((run for run in _runs_of(client, flow_name) if run.state.is_running()), None)
+
+
+def _runs_of(client, flow_name: str) -> list:
+    return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])))
