@@ -425,7 +425,7 @@ def test_the_report_shows_what_each_rule_expects_and_examples_of_what_it_found(
     (line,) = [line for line in lines if line.startswith("The number of pins is that of the layout ")]
     examples = [f"answer_number_of_pins '28 pins' (test.jsonl, line {n + 1}, {broken[n]['capture']})" for n in range(3)]
     expected = "expect column values to be in set: answer_number_of_pins: 27 pins"
-    assert f" {expected} {result.rows} 5 no {'; '.join(examples)} ; and 2 more" in line
+    assert f" {expected} {result.rows} 5 no {'; '.join(examples)}; and 2 more" in line
     (count,) = [line for line in lines if line.startswith("There are at least 20 training rows")]
     assert f" {len(rows['train'])} 0 yes" in count
 

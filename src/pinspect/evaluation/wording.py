@@ -165,7 +165,7 @@ def expectation_text(rule: Mapping[str, Any]) -> str:
 
 
 def unexpected_values(rule: Mapping[str, Any]) -> list[str]:
-    """Return examples of what a rule of the answer checks does not expect, each with its row; three at most.
+    """Return examples of what a rule of the answer checks does not expect, each with its row; three, and the number of others.
 
     Args:
         rule: One of the `expectations` of the checks' JSON form.
@@ -175,6 +175,8 @@ def unexpected_values(rule: Mapping[str, Any]) -> list[str]:
         values = ", ".join(f"{column} {shorten(repr(row[column]), _LONGEST_VALUES)}" for column in _columns(rule))
         place = ", ".join(str(row[name]) for name in _ROW if row.get(name)) or row["id"]
         examples.append(f"{values} ({place})")
+    if len(rule["failing_rows"]) > _EXAMPLES:
+        examples.append(f"and {len(rule['failing_rows']) - _EXAMPLES} more")
     if not examples and not rule["success"]:
         examples.append(f"found {rule.get('observed_value', 'nothing')}")
     return examples
