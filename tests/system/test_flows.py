@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
+from playwright.sync_api import sync_playwright
 from prefect.client.orchestration import get_client
 
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
@@ -21,6 +22,7 @@ from flows.servers import commands
 from pinspect.cli.status import stage_states
 from pinspect.core import environment
 from pinspect.registry.connection import project_database
+from tests.support.browser import CHROMIUM
 from tests.support.mlflow_server import free_port, running
 from tests.support.waiting import SECONDS, is_gone, until
 
@@ -215,7 +217,13 @@ def test_a_registry_that_is_down_fails_only_the_register_stage(prepared, tmp_pat
         assert f"/runs/{registered.run_id}/artifacts/reports/report.html" in link
         shown = f"{uri}/get-artifact?run_uuid={registered.run_id}&path=reports/report.html"
         assert requests.get(shown, timeout=SECONDS).content == (checkout.root / REPORT).read_bytes()
-        assert requests.get(link, timeout=SECONDS).headers["content-type"].startswith("text/html")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page()
+            page.goto(link)
+            headline = page.frame_locator("iframe").locator("h1")
+            assert headline.inner_text(timeout=1000 * SECONDS).startswith("Evaluation of adapter ")
+            browser.close()
         assert report_page(checkout.root) == link, "`make server` shows the registry in the project's file"
         image = next((checkout.root / "data/captures/images").iterdir())
         done = checkout.run("pinspect", "inspect", "--json", str(image), MLFLOW_TRACKING_URI=uri)

@@ -1,7 +1,6 @@
 """Nobody but the project's user gets a command run by `make server` and `make worker`, tried with a real browser."""
 
 import json
-import shutil
 import signal
 import stat
 import subprocess
@@ -18,13 +17,13 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from flows.access import ensure_access
+from tests.support.browser import CHROMIUM
 from tests.support.checkout import make_checkout
 from tests.support.flow_stack import auth_string, deploy, working
 from tests.support.mlflow_server import free_port
 from tests.support.sample import ROOT
 from tests.support.waiting import SECONDS, until
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ATTACK = """async ([api, marker]) => {
     const get = async path => (await fetch(api + path)).json();
     const post = async (path, body, headers) =>

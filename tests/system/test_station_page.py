@@ -3,7 +3,6 @@ accessibility. A page must not load anything from another host or cause an error
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,12 +18,12 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.results import ResultsTable
 from pinspect.station.settings import StationSettings
+from tests.support.browser import CHROMIUM
 from tests.support.evaluated_project import run_stage
 from tests.support.sample import line, read_labels
 from tests.support.station_stack import make_champion
 from tests.support.waiting import until
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
