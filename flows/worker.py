@@ -45,7 +45,7 @@ def announce_arrivals(root: Path) -> None:
             logger.warning("captures in the inbox send no event: %s: %s", _DEPLOYMENT, error)
             return
         inbox = root / str(parameters.get("inbox", "inbox"))
-        arrivals, problem = Arrivals(inbox), ""
+        arrivals, problem = Arrivals(inbox), ""  # a problem is logged once
         while True:
             try:
                 if images := arrivals.look(busy=is_busy(root)):
@@ -54,8 +54,9 @@ def announce_arrivals(root: Path) -> None:
                     logger.info("%d images in %s: event %s", images, inbox, EVENT)
                 problem = ""
             except (OSError, httpx.HTTPError) as error:  # the share or the server does not answer
-                if problem != (problem := f"{type(error).__name__}: {error}"):
-                    logger.warning("captures in %s send no event: %s; trying again", inbox, problem)
+                if str(error) != problem:
+                    logger.warning("captures in %s send no event: %s; trying again", inbox, error)
+                problem = str(error)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

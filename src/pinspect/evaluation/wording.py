@@ -165,10 +165,13 @@ def expectation_text(rule: Mapping[str, Any]) -> str:
 
 
 def unexpected_values(rule: Mapping[str, Any]) -> list[str]:
-    """Return examples of what a rule of the answer checks does not expect, each with its row; three, and the number of others.
+    """Return three examples of what a rule of the answer checks does not expect, each with its row.
 
     Args:
         rule: One of the `expectations` of the checks' JSON form.
+
+    Returns:
+        The examples, and the number of other rows; empty if the rule held.
     """
     examples = []
     for row in rule["failing_rows"][:_EXAMPLES]:
