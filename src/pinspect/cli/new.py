@@ -25,6 +25,7 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings, load_register_settings
 
 _DVC_CONFIG = "[core]\n    analytics = false\n"
+_CAPTURES = "data/captures"
 _PARAMS, _PIPELINE = "params.yaml", "dvc.yaml"
 
 
@@ -94,7 +95,7 @@ def _write_files(folder: Path, choices: Choices) -> None:
     for name, make in ((_PARAMS, params_text), (SETTINGS_FILE, settings_text)):
         write_file(folder / name, make((folder / name).read_text(encoding="utf-8"), choices))
     load_params(folder / _PARAMS).contract()
-    write_file(folder / "data/captures" / IMAGES / ".gitkeep", "")
+    (folder / _CAPTURES / IMAGES).mkdir(parents=True)
     templates = Environment(loader=PackageLoader("pinspect.cli"), keep_trailing_newline=True, autoescape=False)
     write_file(folder / "README.md", templates.get_template("project.md.j2").render(line=choices))
 
@@ -121,8 +122,9 @@ def _make_repositories(folder: Path) -> list[str]:
     """Make a git and a DVC repository with a first commit; return what the user has to do if git does not commit."""
     _git(folder, "init", "--quiet")
     logging.getLogger(dvc.repo.init.__name__).setLevel(logging.WARNING)  # it would print its own next step
-    Repo.init(str(folder)).close()
-    write_file(folder / ".dvc/config", _DVC_CONFIG)
+    with Repo.init(str(folder)) as repo:
+        write_file(folder / ".dvc/config", _DVC_CONFIG)
+        repo.add(str(folder / _CAPTURES / IMAGES))  # from now on `dvc repro` and `pinspect add` record the images
     _git(folder, "add", ".")
     try:
         _git(folder, "commit", "--quiet", "--message", f"New line {folder.name}")
