@@ -79,6 +79,6 @@ def _require_all_images(folder: Path) -> None:
     missing = [row["file"] for _, row in read_table(folder / LABELS) if name_key(row["file"]) not in present]
     if missing:
         raise CaptureError(
-            f"{folder / IMAGES}: {len(missing)} images of {LABELS} are missing, such as {missing[0]}; run dvc pull, or "
-            f"remove their rows; until then {IMAGES_RECORD} stays as it is"
+            f"{folder / IMAGES}: {len(missing)} images of {LABELS} are missing, such as {missing[0]}; run dvc pull "
+            f"{folder / IMAGES_RECORD}, or remove their rows; until then {IMAGES_RECORD} stays as it is"
         )

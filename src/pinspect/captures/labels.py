@@ -136,7 +136,7 @@ def _require_images(folder: Path) -> None:
     except (yaml.YAMLError, LookupError, TypeError):
         raise CaptureError(f"{record}: not a file of DVC with a folder; restore it: git checkout {record}") from None
     if count:
-        raise CaptureError(f"{folder / IMAGES}: not found, but {IMAGES_RECORD} lists {count} images; run dvc pull")
+        raise CaptureError(f"{folder / IMAGES}: not found, but {record} lists {count} images; run dvc pull {record}")
 
 
 def images_folder(folder: Path) -> Path:
