@@ -1,8 +1,11 @@
 """Captures of a new project, with a real git and a real DVC: git has the labels, DVC has the images."""
 
+import os
+import pty
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -154,6 +157,17 @@ def test_add_waits_for_a_dvc_that_reads_the_captures_and_that_dvc_finishes(proje
     assert "6 captures added" in log.read_text()
 
 
+def test_a_terminal_shows_the_progress_of_dvc(project, first):
+    terminal, screen = pty.openpty()
+    termios.tcsetwinsize(screen, (40, 100))
+    done = subprocess.run([*PINSPECT, "add", str(first)], cwd=project.root, env=project.environment, stderr=screen)
+    os.close(screen)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert done.returncode == 0, shown
+    assert "Adding data/captures/images to cache" in shown
+
+
 @pytest.mark.parametrize("mend", ["add", "repro"])
 def test_what_was_killed_before_dvc_had_the_images_is_recorded_next(project, first, tmp_path, mend):
     seen, log = tmp_path / "seen", tmp_path / "add.log"
@@ -172,6 +186,25 @@ def test_what_was_killed_before_dvc_had_the_images_is_recorded_next(project, fir
     assert images(project) == expected(*CAPTURES[:6])
     assert recorded(project) == 6
     assert "up to date" in project.must("dvc", "status", RECORD)
+
+
+@pytest.mark.parametrize("length", [0, 20, 90])
+def test_a_record_that_was_cut_off_is_written_again(project, first, length):
+    project.add(first)
+    whole = (project.root / RECORD).read_bytes()
+    (project.root / RECORD).write_bytes(whole[:length])
+    project.add(first)
+    assert yaml.safe_load((project.root / RECORD).read_bytes()) == yaml.safe_load(whole)
+
+
+def test_a_conflict_of_git_is_left_to_the_user(project, first):
+    conflict = b"<<<<<<< HEAD\n" + (project.root / RECORD).read_bytes()
+    (project.root / RECORD).write_bytes(conflict)
+    refused = project.run(*PINSPECT, "add", str(first))
+    assert refused.returncode == 2
+    (problem,) = refused.stderr.splitlines()
+    assert "images.dvc: not updated (" in problem
+    assert (project.root / RECORD).read_bytes() == conflict
 
 
 def test_images_that_a_person_puts_there_are_recorded_by_dvc_repro(project, first):

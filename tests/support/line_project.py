@@ -1,4 +1,4 @@
-"""A project of `pinspect new` for tests: a git and DVC repository, with this checkout's pinspect as the installed one."""
+"""A project of `pinspect new` for tests: a git and DVC repository, with this checkout's pinspect installed."""
 
 from __future__ import annotations
 

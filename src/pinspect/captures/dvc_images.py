@@ -10,6 +10,8 @@ import logging
 import time
 from pathlib import Path
 
+import yaml
+
 from pinspect.captures.change import locked
 from pinspect.captures.labels import IMAGES, IMAGES_RECORD, name_key
 from pinspect.captures.table import LABELS, read_table
@@ -17,6 +19,7 @@ from pinspect.core.errors import CaptureError
 
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_TRIES = 1.0
+_CONFLICT = b"<<<<<<<"  # git's mark; DVC reports it
 
 
 def record_images(folder: Path) -> None:
@@ -39,6 +42,7 @@ def record_images(folder: Path) -> None:
         # Without the lock between two tries: the dvc that uses the images may run the stage raw, which needs it, too.
         with locked(folder):
             _require_all_images(folder)
+            _repair(folder / IMAGES_RECORD)
             before, blocker = blocker, _record(folder)
         if not blocker:
             return
@@ -59,6 +63,7 @@ def _record(folder: Path) -> str:
         return ""
     try:
         with Repo(str(folder)) as repo:
+            repo.scm_context.quiet = True  # no advice on git add before each dvc repro
             repo.add(str(folder / IMAGES), relink=False)  # relinking would remove each image for a moment
     except NotDvcRepoError:  # a copy of the folder alone
         return ""
@@ -71,6 +76,17 @@ def _record(folder: Path) -> str:
             f"{record}: not updated ({reason}); all captures are in place: correct this, then run pinspect add again"
         ) from error
     return ""
+
+
+def _repair(record: Path) -> None:
+    """Replace a record that a kill has cut off, since DVC writes it in place, by one without a hash."""
+    text = record.read_bytes()
+    try:
+        is_whole = yaml.safe_load(text)["outs"][0]["path"] == IMAGES
+    except (yaml.YAMLError, LookupError, TypeError):
+        is_whole = _CONFLICT in text
+    if not is_whole:
+        record.write_text(f"outs:\n- path: {IMAGES}\n", encoding="utf-8")
 
 
 def _require_all_images(folder: Path) -> None:

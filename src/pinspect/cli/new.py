@@ -124,6 +124,7 @@ def _make_repositories(folder: Path) -> list[str]:
     logging.getLogger(dvc.repo.init.__name__).setLevel(logging.WARNING)  # it would print its own next step
     with Repo.init(str(folder)) as repo:
         write_file(folder / ".dvc/config", _DVC_CONFIG)
+        repo.scm_context.quiet = True  # all is committed below
         repo.add(str(folder / _CAPTURES / IMAGES))  # from now on `dvc repro` and `pinspect add` record the images
     _git(folder, "add", ".")
     try:
