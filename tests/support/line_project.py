@@ -13,7 +13,7 @@ from tests.support.sample import ROOT
 
 ANSWERS = {"--rows": "U,C,D", "--columns": "9", "--shapes": "CYLN", "--mode": "bend,retract,missing"}
 PINSPECT = (sys.executable, "-c", "from pinspect.cli.main import main; main()")
-_IDENTITY = ("-c", "user.name=line", "-c", "user.email=line@example.com")
+IDENTITY = ("-c", "user.name=line", "-c", "user.email=line@example.com")
 
 
 class LineProject(Checkout):
@@ -43,7 +43,7 @@ class LineProject(Checkout):
     def commit(self) -> None:
         """Commit all files that git does not ignore."""
         self.must("git", "add", "--all")
-        self.must("git", *_IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "captures")
+        self.must("git", *IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "captures")
 
     def changes(self) -> set[str]:
         """Return what `git status` shows, a line for each file."""

@@ -42,7 +42,6 @@ def record_images(folder: Path) -> None:
         # Without the lock between two tries: the dvc that uses the images may run the stage raw, which needs it, too.
         with locked(folder):
             _require_all_images(folder)
-            _repair(folder / IMAGES_RECORD)
             before, blocker = blocker, _record(folder)
         if not blocker:
             return
@@ -58,13 +57,16 @@ def _record(folder: Path) -> str:
         from dvc.exceptions import DvcException, NotDvcRepoError
         from dvc.lock import LockError
         from dvc.repo import Repo
+        from dvc.repo.add import add
     except ModuleNotFoundError:
         _log.warning("%s: not updated, since DVC is not installed here; where it is, dvc repro updates it", record)
         return ""
     try:
         with Repo(str(folder)) as repo:
+            with repo.lock:
+                _repair(record)
             repo.scm_context.quiet = True  # no advice on git add before each dvc repro
-            repo.add(str(folder / IMAGES), relink=False)  # relinking would remove each image for a moment
+            add(repo, str(folder / IMAGES), relink=False)  # relinking would remove each image for a moment
     except NotDvcRepoError:  # a copy of the folder alone
         return ""
     except LockError as error:
