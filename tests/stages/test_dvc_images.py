@@ -22,6 +22,7 @@ from tests.support.waiting import until
 CONTRACT = params().contract()
 CAPTURES = line(seed=4, train=9, references=3, shapes=("CYLN",))
 RECORD = "data/captures/images.dvc"
+SECONDS = 300
 HOLDING_STAGE = "touch started; while [ ! -e go ]; do sleep 0.1; done; {python} -c '{heal}' && ls {images} > {seen}"
 HEAL = 'from pathlib import Path; from pinspect.captures.change import heal; heal(Path("data/captures"))'
 
@@ -77,7 +78,7 @@ def start_holding_dvc(project: LineProject, seen: Path) -> subprocess.Popen:
     dvc = subprocess.Popen(
         [PINSPECT[0], "-m", "dvc", "repro"], cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL
     )
-    until((project.root / "started").exists, "the start of the stage", 300)
+    until((project.root / "started").exists, "the start of the stage", SECONDS)
     return dvc
 
 
@@ -167,14 +168,14 @@ def test_add_waits_for_a_dvc_that_reads_the_captures_and_that_dvc_finishes(proje
     seen, log = tmp_path / "seen", tmp_path / "add.log"
     dvc = start_holding_dvc(project, seen)
     add = project.start_add(first, log)
-    until(lambda: "waiting for" in log.read_text(), "the report of pinspect add that it waits", 300)
+    until(lambda: "waiting for" in log.read_text(), "the report of pinspect add that it waits", SECONDS)
     (waiting,) = log.read_text().splitlines()
     assert f"images.dvc: waiting for dvc (PID {dvc.pid}): " in waiting
     assert waiting.endswith("; all captures are in place")
     assert images(project) == expected(*CAPTURES[:6])
     assert recorded(project) == 0
     (project.root / "go").touch()
-    assert (dvc.wait(), add.wait()) == (0, 0), log.read_text()
+    assert (dvc.wait(SECONDS), add.wait(SECONDS)) == (0, 0), log.read_text()
     assert seen.read_text().split() == sorted(expected(*CAPTURES[:6]))
     assert recorded(project) == 6
     assert "6 captures added" in log.read_text()
@@ -196,11 +197,11 @@ def test_what_was_killed_before_dvc_had_the_images_is_recorded_next(project, fir
     seen, log = tmp_path / "seen", tmp_path / "add.log"
     dvc = start_holding_dvc(project, seen)
     add = project.start_add(first, log)
-    until(lambda: "waiting for" in log.read_text(), "the images in their place", 300)
+    until(lambda: "waiting for" in log.read_text(), "the images in their place", SECONDS)
     add.kill()
     add.wait()
     (project.root / "go").touch()
-    assert dvc.wait() == 0
+    assert dvc.wait(SECONDS) == 0
     assert recorded(project) == 0
     if mend == "add":
         assert "0 captures added to data/captures, 6 skipped" in project.add(first)
