@@ -14,14 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.notices import HOOKS
-from flows.retrain import bring_up_to_date, in_checkout, run_here
+from flows.retrain import CAPTURES, bring_up_to_date, in_checkout, run_here
 from flows.run_names import ingest_name
 from pinspect.captures.adding import AddReport
 from pinspect.captures.inbox import take_captures
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
-
-CAPTURES = Path("data/captures")
 
 
 @flow(name="ingest", flow_run_name=ingest_name, **HOOKS)

@@ -34,12 +34,14 @@ from flows.report_page import REPORT
 from flows.run_artifacts import publish
 from flows.run_names import retrain_name
 from flows.states import SKIPPED, end_state
+from pinspect.captures.dvc_images import record_images
 from pinspect.cli.status import UNCHANGED, stage_states
 from pinspect.core.errors import PinspectError, StageInputError, run
 from pinspect.core.params import load_params
 from pinspect.core.start import START
 from pinspect.registry.settings import load_register_settings
 
+CAPTURES = Path("data/captures")
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL: a stage's surroundings failed, not its data
 SECONDS_TO_STOP = 10
 _SESSION = Path(__file__).with_name("session.py")
@@ -129,8 +131,10 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
         Completed, with a list of StageOutcome as its data.
 
     Raises:
+        CaptureError: DVC cannot record the images of the captures.
         StageFailedError: A stage failed; InfrastructureError if another try may help.
     """
+    record_images(project / CAPTURES)  # those of corrections, too
     try:
         states = stage_states(project)
     except StageInputError as error:

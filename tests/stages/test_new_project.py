@@ -15,10 +15,10 @@ from pinspect.cli.new import ProjectError, make_project, update_project
 from pinspect.core import environment
 from pinspect.core.code import CODE_FILE
 from pinspect.core.params import load_params
+from tests.support.line_project import ANSWERS
 from tests.support.sample import ROOT, contents, drop, line, set_values
 
 STAGES = ["raw", "dst", "composite", "chat", "check"]
-ANSWERS = {"--rows": "U,C,D", "--columns": "9", "--shapes": "CYLN", "--mode": "bend,retract,missing"}
 
 
 def run(root: Path, *command: str) -> subprocess.CompletedProcess:
@@ -72,6 +72,18 @@ def test_a_new_project_has_no_code_of_the_package_and_commits_all_its_files(proj
     ).stdout
     assert "data/raw/" in ignored
     assert "?? stages" not in ignored and "?? models" not in ignored
+
+
+def test_git_gets_the_labels_the_record_of_the_images_and_no_image(project):
+    status = ["git", "status", "--porcelain", "--untracked-files=all"]
+    shown = subprocess.run(status, cwd=project, capture_output=True, text=True, check=True).stdout.splitlines()
+    changed = {text[3:] for text in shown}
+    assert {name for name in changed if name.startswith("data/")} == {
+        "data/captures/images.dvc",
+        "data/captures/labels.csv",
+        "data/splits.csv",
+    }
+    assert "dvc.lock" in changed
 
 
 def test_a_second_run_of_a_new_project_runs_no_stage(project):

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import sync_playwright
 from prefect.client.orchestration import get_client
 
+from flows.ingest import ingest
 from flows.recovery import CheckoutBusyError, CheckoutError, one_per_checkout
 from flows.report_page import REPORT, report_page
 from flows.retrain import InfrastructureError, retrain, run_stage
@@ -23,7 +24,9 @@ from pinspect.cli.status import stage_states
 from pinspect.core import environment
 from pinspect.registry.connection import project_database
 from tests.support.browser import CHROMIUM
+from tests.support.line_project import make_line_project
 from tests.support.mlflow_server import free_port, running
+from tests.support.sample import drop, line
 from tests.support.waiting import SECONDS, is_gone, until
 
 PROJECT = Path(__file__).parents[2]
@@ -92,6 +95,26 @@ def test_stages_before_the_change_do_not_run_and_the_cache_restores_earlier_outp
     assert [state["state"] for state in stage_states(root).values()] == ["unchanged", "changed"]
     assert [outcome.result for outcome in retrain(str(root))] == ["unchanged", "restored"]
     assert (root / "model.txt").read_text() == "fast"
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_dvc_has_the_images_of_the_inbox_and_of_corrections_before_the_first_stage(tmp_path):
+    project = make_line_project(tmp_path / "line-7")
+    record = project.captures / "images.dvc"
+    stage = {"cmd": f"cp {record} seen.txt", "deps": ["data/captures"], "outs": ["seen.txt"]}
+    (project.root / "dvc.yaml").write_text(json.dumps({"stages": {"raw": stage}}))
+    captures = line(seed=4, train=2, references=3, shapes=("CYLN",))
+    drop(project.root / "inbox", captures[:4])
+    (outcome,) = ingest(str(project.root))
+    assert (outcome.stage, outcome.result) == ("raw", "ran")
+    assert not list((project.root / "inbox/images").iterdir())
+    assert "nfiles: 4" in (project.root / "seen.txt").read_text()
+    drop(project.captures, captures[4:])  # as a correction on a station without DVC
+    assert [outcome.result for outcome in retrain(str(project.root))] == ["ran"]
+    assert (project.root / "seen.txt").read_bytes() == record.read_bytes()
+    assert "nfiles: 5" in record.read_text()
+    assert retrain(str(project.root), return_state=True).name == "Skipped"
+    assert project.stale() == ""
 
 
 @pytest.mark.usefixtures("prefect_api")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinspect.captures.change import locked, store
+from pinspect.captures.dvc_images import record_images
 from pinspect.captures.labels import (
     IMAGES,
     Capture,
@@ -43,7 +44,8 @@ def add_captures(
     """Copy the new captures of a folder into the captures' folder, after a check of every image and label.
 
     Captures whose content is in the folder already, with the same label, are skipped. New rows go to the end of
-    `labels.csv`, so the order of its rows is the age of the captures. `labels.csv` is written last.
+    `labels.csv`, so the order of its rows is the age of the captures. `labels.csv` is written last. Where DVC keeps the
+    images, they are recorded with it.
 
     Args:
         source: The folder with new captures.
@@ -53,14 +55,17 @@ def add_captures(
         shape: Shape to assume where neither the row nor the name has one.
 
     Raises:
-        CaptureError: There is a problem; the message has one line for each, and `folder` is unchanged.
+        CaptureError: There is a problem; the message has one line for each, and `folder` is unchanged. Or DVC cannot
+            record the images; the captures are then in place.
     """
     if not source.is_dir():
         raise CaptureError(f"{source}: no such folder; name a folder of images, with or without a {LABELS}")
     if source.resolve() in (folder.resolve(), (folder / IMAGES).resolve()):
         raise CaptureError(f"{source}: these captures are in place already; name another folder")
     with locked(folder):
-        return add_locked(source, folder, contract, max_pixels=max_pixels, shape=shape)
+        report = add_locked(source, folder, contract, max_pixels=max_pixels, shape=shape)
+    record_images(folder)
+    return report
 
 
 def add_locked(

@@ -13,13 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from pinspect.captures.table import COLUMNS, FIELD_BOX, LABELS, PIN_BOX, read_table
 from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS, Answer, AnswerContract
+from pinspect.core.errors import CaptureError
 from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS, Address
 from pinspect.core.names import NamedLabel, label_in_name
 
 IMAGES = "images"
+IMAGES_RECORD = f"{IMAGES}.dvc"  # the file of DVC that names their content
 REFERENCE = "reference"
 INSPECTED = "inspected"
 NO_BOX = ("",) * 4
@@ -89,8 +93,9 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
         shape: Shape to assume where neither the row nor the name has one; by default the only shape of the contract.
 
     Raises:
-        CaptureError: `labels.csv` is not a table of labels.
+        CaptureError: `labels.csv` is not a table of labels, or DVC keeps the images and they are not here.
     """
+    _require_images(folder)
     images = images_folder(folder)
     present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
     labels = folder / LABELS
@@ -119,6 +124,19 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
         if not complaints:
             captures[capture.file] = capture
     return Labels(tuple(captures.values()), tuple(problems))
+
+
+def _require_images(folder: Path) -> None:
+    """Check that the images are here if DVC keeps them: a clone has none before `dvc pull`."""
+    record = folder / IMAGES_RECORD
+    if not record.is_file() or (folder / IMAGES).is_dir():
+        return
+    try:
+        count = yaml.safe_load(record.read_bytes())["outs"][0]["nfiles"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        raise CaptureError(f"{record}: not a file of DVC with a folder; restore it: git checkout {record}") from None
+    if count:
+        raise CaptureError(f"{folder / IMAGES}: not found, but {record} lists {count} images; run dvc pull {record}")
 
 
 def images_folder(folder: Path) -> Path:
@@ -250,7 +268,8 @@ def _complaints(capture: Capture, contract: AnswerContract, present: set[str], i
         yield "file: the name has an end of a line or a control character; rename the file"
         return
     if capture.file not in present:
-        yield f"file: the image is missing from {images}; put it there or remove the row"
+        pull = "run dvc pull, " if images.with_name(IMAGES_RECORD).is_file() else ""
+        yield f"file: the image is missing from {images}; {pull}put it there or remove the row"
     try:
         label_in_name(capture.file, contract)
     except ValueError as error:

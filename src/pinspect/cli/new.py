@@ -9,9 +9,11 @@ from pathlib import Path
 
 import dvc.repo.init
 from dvc.repo import Repo
+from dvc.repo.add import add
 from jinja2 import Environment, PackageLoader
 
-from pinspect.captures.labels import IMAGES
+from pinspect.captures.labels import IMAGES, IMAGES_RECORD
+from pinspect.captures.table import LABELS
 from pinspect.cli.choices import Choices
 from pinspect.cli.project_text import code_text, params_text, pipeline_text, settings_text
 from pinspect.cli.shipped import CODE_ENTRIES, ENTRIES, copy_shipped, shipped_folder
@@ -25,6 +27,9 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings, load_register_settings
 
 _DVC_CONFIG = "[core]\n    analytics = false\n"
+_CAPTURES = "data/captures"
+# How git merges the captures of two people; the first one after `dvc install`.
+_GIT_ATTRIBUTES = f"{_CAPTURES}/{IMAGES_RECORD} merge=dvc\n{_CAPTURES}/{LABELS} merge=union\n"
 _PARAMS, _PIPELINE = "params.yaml", "dvc.yaml"
 
 
@@ -94,7 +99,8 @@ def _write_files(folder: Path, choices: Choices) -> None:
     for name, make in ((_PARAMS, params_text), (SETTINGS_FILE, settings_text)):
         write_file(folder / name, make((folder / name).read_text(encoding="utf-8"), choices))
     load_params(folder / _PARAMS).contract()
-    write_file(folder / "data/captures" / IMAGES / ".gitkeep", "")
+    (folder / _CAPTURES / IMAGES).mkdir(parents=True)
+    write_file(folder / ".gitattributes", _GIT_ATTRIBUTES)
     templates = Environment(loader=PackageLoader("pinspect.cli"), keep_trailing_newline=True, autoescape=False)
     write_file(folder / "README.md", templates.get_template("project.md.j2").render(line=choices))
 
@@ -121,8 +127,10 @@ def _make_repositories(folder: Path) -> list[str]:
     """Make a git and a DVC repository with a first commit; return what the user has to do if git does not commit."""
     _git(folder, "init", "--quiet")
     logging.getLogger(dvc.repo.init.__name__).setLevel(logging.WARNING)  # it would print its own next step
-    Repo.init(str(folder)).close()
-    write_file(folder / ".dvc/config", _DVC_CONFIG)
+    with Repo.init(str(folder)) as repo:
+        write_file(folder / ".dvc/config", _DVC_CONFIG)
+        repo.scm_context.quiet = True  # all is committed below
+        add(repo, str(folder / _CAPTURES / IMAGES))  # from now on `dvc repro` and `pinspect add` record the images
     _git(folder, "add", ".")
     try:
         _git(folder, "commit", "--quiet", "--message", f"New line {folder.name}")

@@ -1,5 +1,4 @@
-"""Settings of a whole process: environment variables that keep third-party libraries quiet and offline, and the
-garbage collector.
+"""Settings of a whole process: quiet and offline third-party libraries, and the garbage collector.
 
 Only entry points call `apply`: the command line, stages, flows and benchmarks. Importing pinspect, loading an inspector
 or loading a registered model changes nothing in the caller's process.

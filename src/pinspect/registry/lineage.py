@@ -70,7 +70,9 @@ def save_experiment(root: Path, name: str) -> str:
         LineageError: git or DVC fails.
     """
     _git(root, "rev-parse", "--verify", "HEAD")
-    new = [path for path in _NEW if (root / path).exists() and not _is_ignored(root, path)]
+    # Files, not folders: DVC would also add what git ignores in a folder, such as images that DVC keeps itself.
+    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *_NEW)
+    new = [path for path in untracked.split("\0") if path]
     _dvc(root, "exp", "save", "--name", name, *(option for path in new for option in ("--include-untracked", path)))
     return _git(root, "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}")
 
@@ -155,10 +157,6 @@ def check_out_commit(root: Path, commit: str, out: Path) -> None:
     project = out / folder
     _dvc(project, "cache", "dir", "--local", str((root / cache).resolve()))
     _dvc(project, "checkout")
-
-
-def _is_ignored(root: Path, path: str) -> bool:
-    return _run(root, "git", "check-ignore", "--quiet", path).returncode == 0
 
 
 def _git(root: Path, *arguments: str) -> str:
