@@ -2,11 +2,12 @@
 
     python tools/stack.py FOLDER
 
-The environment sees the packages of the running one. Parts that need an NVIDIA card are left out. Where PyTorch is the
-CPU build, torchvision's compiled operators do not load; the two operators that its import requires are then declared
-without a kernel, since processors use none.
+The environment sees the packages of the running one. Parts that need an NVIDIA card are left out. PyTorch's CPU build does
+without triton, which Unsloth imports, and torchvision's compiled operators do not load beside it; the two operators that
+its import requires are then declared without a kernel, since processors use none.
 """
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_ONLY = {"xformers"}
+# The triton that PyTorch's CUDA build of requirements-torch.txt requires; wheels for Python 3.11 and 3.12, x86-64.
+TRITON = """triton==3.7.1 \\
+    --hash=sha256:6744957e9fd610a29680ec2346057d0c86948ed3812468670719f391e94b44a5 \\
+    --hash=sha256:7e40869937a68206ec70d7f25bb7ec6433cb083f9135e1f36dbd318dc449a728"""
 DECLARATION = """import torch
 for _name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -37,6 +42,7 @@ def main(folder: Path) -> None:
     extra = {pin: lines for pin, lines in blocks("requirements-gpu.lock").items() if pin not in installed}
     requirements = folder / "requirements.txt"
     wanted = [lines for pin, lines in extra.items() if pin.partition("==")[0] not in GPU_ONLY]
+    wanted += [TRITON] if importlib.util.find_spec("triton") is None else []
     requirements.write_text("\n".join(wanted) + "\n", encoding="utf-8")
     options = ["--quiet", "--no-deps", "--require-hashes", "--requirement", requirements]
     subprocess.run([python, "-m", "pip", "install", *options], check=True)

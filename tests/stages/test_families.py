@@ -187,7 +187,7 @@ def test_the_documented_table_is_the_one_in_the_code():
     for row, family in zip(rows, FAMILIES.values(), strict=True):
         assert (row[4] == "rescales") == family.rescales
         assert row[5].split(" (")[0] == str(family.max_images) and ("trained" in row[5]) == bool(family.trained_images)
-        assert row[7] == (f"`{family.unsloth_id}`" if family.unsloth_id else "none")
+        assert row[7] == ("yes" if family.four_bit else "no")
 
 
 def test_a_composite_lays_each_pin_on_whole_tokens(line):

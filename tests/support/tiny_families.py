@@ -153,37 +153,38 @@ _QWEN_IDS = {
 }
 
 
-def _qwen_processor(tokenizer):
+def _qwen_processor(tokenizer, patch: int = 8):
     size = {"shortest_edge": 16 * 16, "longest_edge": 512 * 512}
-    pictures = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size=size)
+    pictures = Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, size=size)
     return ImageTextProcessor(pictures, tokenizer, chat_template=_CHATML)
 
 
-def _qwen(version: str):
+def _qwen(version: str, hidden: int = HIDDEN, patch: int = 8):
     names = {"2": "Qwen2VL", "2.5": "Qwen2_5_VL", "3": "Qwen3VL"}
+    heads = hidden // 16
     vision = {
-        "2": {"depth": 2, "embed_dim": HIDDEN, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 2},
+        "2": {"depth": 2, "embed_dim": hidden, "hidden_size": hidden, "mlp_ratio": 2, "num_heads": heads},
         "2.5": {
-            **{"depth": 2, "hidden_size": HIDDEN, "out_hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2},
-            **{"window_size": 32, "fullatt_block_indexes": [1]},
+            **{"depth": 2, "hidden_size": hidden, "out_hidden_size": hidden, "intermediate_size": 64},
+            **{"num_heads": heads, "window_size": 32, "fullatt_block_indexes": [1]},
         },
         "3": {
-            **{"depth": 2, "hidden_size": HIDDEN, "out_hidden_size": HIDDEN, "intermediate_size": 64, "num_heads": 2},
-            **{"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+            **{"depth": 2, "hidden_size": hidden, "out_hidden_size": hidden, "intermediate_size": 64},
+            **{"num_heads": heads, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         },
-    }[version] | {"patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    }[version] | {"patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2}
     sections = {"mrope_section": [4, 2, 2], "rope_theta": 10000.0}
     rope = sections | ({"rope_type": "default"} if version == "3" else {"type": "mrope", "rope_type": "default"})
 
     def make(tokenizer):
-        head = {"head_dim": HIDDEN // 2} if version == "3" else {}
+        size = {"hidden_size": hidden, "num_attention_heads": heads} | ({"head_dim": 16} if version == "3" else {})
         config = getattr(hf, f"{names[version]}Config")(
-            text_config=_text(tokenizer, rope_parameters=rope, **head),
+            text_config=_text(tokenizer, rope_parameters=rope, **size),
             vision_config=vision,
             tie_word_embeddings=True,
             **_ids(tokenizer, **_QWEN_IDS),
         )
-        return getattr(hf, f"{names[version]}ForConditionalGeneration")(config), _qwen_processor(tokenizer)
+        return getattr(hf, f"{names[version]}ForConditionalGeneration")(config), _qwen_processor(tokenizer, patch)
 
     return make
 
@@ -387,6 +388,9 @@ _MISTRAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]")
 _MISTRAL_NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _GEMMA_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 _GEMMA_NAMED = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+
+# Wide enough for 4-bit weights, which share a scale in blocks of 64.
+WIDE = TinyFamily("qwen2-vl-2b", _qwen("2", hidden=64, patch=32), _QWEN_TOKENS, _QWEN_NAMED)
 
 # Name in a test report -> its tiny checkpoint.
 TINY_FAMILIES: dict[str, TinyFamily] = {

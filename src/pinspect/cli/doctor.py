@@ -34,14 +34,14 @@ def print_report(report: dict[str, Any]) -> None:
         facts.add_row(name, text)
     console.print(facts)
     table = Table(
-        "family", "answer", "train", "train in 4 bits", "Unsloth", title="Memory in GB, estimated", title_justify="left"
+        "family", "answer", "train", "train in 4 bits", "auto: 4 bits", title="Memory in GB, estimated", title_justify="left"
     )
     for family in report["families"]:
         cells = [
             f"{family['needs'][name]:.1f} {'fits' if family['fits'][name] else 'no'}"
             for name in ("answer", "train", "train_4bit")
         ]
-        table.add_row(family["name"], *cells, "yes" if family["unsloth"] else "no")
+        table.add_row(family["name"], *cells, "yes" if family["four_bit"] else "no")
     console.print(table)
     for obstacle in report["obstacles"]:
         console.print(obstacle, soft_wrap=True)

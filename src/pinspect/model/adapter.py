@@ -18,6 +18,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from tqdm import tqdm
+from transformers import BitsAndBytesConfig
 
 from pinspect.core.answers import AnswerContract
 from pinspect.core.digests import dvc_directory_hash
@@ -334,6 +335,7 @@ def _save(
         "revision": base.revision,
         "base_sha256": base_digest(base),
         "start_sha256": start,
+        "four_bits": _four_bits(model),
         "rows": facts.rows,
         "steps": facts.steps,
         "kept_step": facts.kept_step,
@@ -348,6 +350,12 @@ def _save(
         "params": params.model_dump(),
     }
     (out / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+
+
+def _four_bits(model: Any) -> dict[str, Any] | None:
+    """Return the form of the base's 4-bit weights, which answers need, too; None for whole weights."""
+    form = getattr(model.get_base_model().config, "quantization_config", None)
+    return form.to_diff_dict() if isinstance(form, BitsAndBytesConfig) else None
 
 
 class _TrainingCheckpoint:

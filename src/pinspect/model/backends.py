@@ -1,6 +1,7 @@
 """Two backends that train the same adapter: `transformers` on any machine, `unsloth` on an NVIDIA GPU.
 
-Both put LoRA pairs on the same layers and save them in peft's format, so that either loads what the other trained.
+Both load the same files, put LoRA pairs on the same layers, see the same tokens and pixels, minimize the same loss and
+save in peft's format, so that either loads what the other trained. They differ in the kernels alone.
 Unsloth patches transformers and peft on import and must be imported first, so this module imports neither of them
 before `open_backend` has chosen.
 """
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +21,10 @@ from torch import nn
 
 from pinspect.core.errors import ModelError
 from pinspect.core.params import TrainParams
-from pinspect.core.rows import Row
 from pinspect.model.batching import IGNORED
 
 if TYPE_CHECKING:
-    from pinspect.model.families import Checkpoint
-    from pinspect.model.rows import RowEncoder
+    from pinspect.model.families import Checkpoint, Family
 
 
 _VISION = ("visual", "vision_tower", "vision_model")
@@ -31,53 +32,7 @@ _LAYER_SUFFIXES = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv", "qkv_proj", "attn.proj", "out_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "linear_fc1", "linear_fc2", "fc1", "fc2"),
 }
-_UNSLOTH_SWITCHES = {
-    "vision": "finetune_vision_layers",
-    "language": "finetune_language_layers",
-    "attention": "finetune_attention_modules",
-    "mlp": "finetune_mlp_modules",
-}
-_UNSLOTH_CONTEXT = 4096  # longest chat in tokens that Unsloth's collator does not cut; all families support it
-
-
-class Backend(Protocol):
-    """What a training needs from the library that computes it.
-
-    Attributes:
-        name: The name in `params.yaml`.
-    """
-
-    name: str
-
-    def load(self, base: Checkpoint, params: TrainParams) -> tuple[Any, Any]:
-        """Load the frozen base on its device, and its processor."""
-        ...
-
-    def adapt(self, model: Any, params: TrainParams, words: Sequence[int]) -> Any:
-        """Add untrained LoRA pairs and trainable embeddings of `words` (token ids); return a PeftModel."""
-        ...
-
-    def batch(self, encoder: RowEncoder, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Build the model inputs of `rows`, with `labels`: the ids of the expected answers, IGNORED elsewhere."""
-        ...
-
-    def answer_loss(self, model: Any, batch: dict[str, torch.Tensor], answer_tokens: int) -> torch.Tensor:
-        """Return the cross entropy in nats, summed over the answer tokens of `batch` and divided by `answer_tokens`.
-
-        Args:
-            model: The adapted model.
-            batch: Model inputs; one part of an optimizer step.
-            answer_tokens: Number of answer tokens in all parts of the optimizer step.
-        """
-        ...
-
-    def to_train(self, model: Any) -> None:
-        """Switch the model to training mode."""
-        ...
-
-    def to_answer(self, model: Any) -> None:
-        """Switch the model to generation."""
-        ...
+_SWITCHES = ("vision", "language", "attention", "mlp")
 
 
 def open_backend(name: str) -> Backend:
@@ -92,12 +47,15 @@ def open_backend(name: str) -> Backend:
     obstacle = unsloth_obstacle()
     if name == "unsloth" and obstacle:
         raise ModelError(f"params.yaml: model.backend: unsloth {obstacle}; choose auto or transformers")
-    return TransformersBackend() if name == "transformers" or obstacle else UnslothBackend()
+    return Backend() if name == "transformers" or obstacle else UnslothBackend()
 
 
 def unsloth_obstacle() -> str:
-    """Return why Unsloth cannot run here, "" if it can. The GPU comes first: without a GPU even its import fails."""
-    if not torch.cuda.is_available():
+    """Return why Unsloth cannot run here, "" if it can. The GPU comes first: without a GPU even its import fails.
+
+    Unsloth's own variable `UNSLOTH_ALLOW_CPU=1` lets it run on a CPU, slowly; the tests with Unsloth set it.
+    """
+    if not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1":
         return "needs an NVIDIA GPU, and this machine has none"
     if importlib.util.find_spec("unsloth") is None:
         return "is not installed; see docs/gpu.md"
@@ -143,7 +101,7 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
         if kind and getattr(params, kind) and getattr(params, part):
             names.append(name)
             matched |= {part, kind}
-    unmatched = [switch for switch in _UNSLOTH_SWITCHES if getattr(params, switch) and switch not in matched]
+    unmatched = [switch for switch in _SWITCHES if getattr(params, switch) and switch not in matched]
     if unmatched:
         raise ModelError(
             f"params.yaml: train.{unmatched[0]} is true, but no layer of this model matches it; set it to false, or "
@@ -152,59 +110,71 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
     return names
 
 
-class TransformersBackend:
-    """transformers and peft: any machine, any family; 4-bit weights (QLoRA) on an NVIDIA GPU."""
+def trains_in_four_bits(params: TrainParams, family: Family, backend: str) -> bool:
+    """Return whether a training loads the base with 4-bit weights.
+
+    Args:
+        params: `quantization` is `none`, `4bit` or `auto`: 4 bits with Unsloth, for families that are large enough.
+        family: The model family.
+        backend: Name of the backend.
+    """
+    return params.quantization == "4bit" or (
+        params.quantization == "auto" and backend == UnslothBackend.name and family.four_bit
+    )
+
+
+class Backend:
+    """transformers and peft: any machine, any family; 4-bit weights (QLoRA) on an NVIDIA GPU.
+
+    Attributes:
+        name: The name in `params.yaml`.
+        parallel: Whether several threads may compute with the model at the same time.
+        dtype: What the training computes in; known after `load`.
+    """
 
     name = "transformers"
+    parallel = True
+    dtype: torch.dtype
 
     def load(self, base: Checkpoint, params: TrainParams) -> tuple[Any, Any]:
-        """See `Backend`."""
-        from pinspect.model.loading import inspecting_device, load_base
+        """Load the frozen base on its device, and its processor."""
+        from pinspect.model.loading import four_bit_config, inspecting_device, load_base
 
         device = inspecting_device()
         self.dtype = precision_of(params, device)
-        quantization = _four_bit(self.dtype) if params.quantization == "4bit" else None
+        quantization = four_bit_config(self.dtype) if trains_in_four_bits(params, base.family, self.name) else None
         weights = torch.float32 if self.dtype == torch.float32 and not quantization else None
-        loaded, processor = load_base(base, dtype=weights, quantization=quantization)
+        loaded, processor = load_base(base, dtype=weights, quantization=quantization, loader=self._loader(params))
         model: Any = loaded
-        if quantization:
-            from peft import prepare_model_for_kbit_training
-
-            return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), processor
-        if device.type == "cpu" and self.dtype == torch.bfloat16:
-            # The backward pass of torch's fused attention in bfloat16 takes twice as long as plain products
-            # (docs/LOG.md).
-            model.set_attn_implementation("eager")
-        return model.to(device), processor
+        return (model if quantization else model.to(device)), processor
 
     def adapt(self, model: Any, params: TrainParams, words: Sequence[int]) -> Any:
-        """See `Backend`."""
-        from peft import LoraConfig, get_peft_model
+        """Add untrained LoRA pairs and trainable embeddings of `words` (token ids); return a PeftModel."""
         from peft.tuners.lora import LoraLayer
 
         in_float32 = next(model.parameters()).dtype == torch.float32
-        config = LoraConfig(
+        adapted = self._with_pairs(
+            model,
+            params,
             r=params.rank,
             lora_alpha=params.alpha,
             lora_dropout=params.dropout,
             target_modules=adapted_modules(model, params),
             trainable_token_indices=list(words) or None,
-            task_type="CAUSAL_LM",
         )
-        adapted = get_peft_model(model, config)
         for module in adapted.modules():
             if isinstance(module, LoraLayer) and in_float32:
                 module.cast_input_dtype_enabled = False  # autocast would undo the cast to float32
-        if params.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return adapted
 
-    def batch(self, encoder: RowEncoder, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """See `Backend`."""
-        return encoder.batch(rows, answers=True)
-
     def answer_loss(self, model: Any, batch: dict[str, torch.Tensor], answer_tokens: int) -> torch.Tensor:
-        """See `Backend`."""
+        """Return the cross entropy in nats, summed over the answer tokens of `batch` and divided by `answer_tokens`.
+
+        Args:
+            model: The adapted model.
+            batch: Model inputs with `labels`; one part of an optimizer step.
+            answer_tokens: Number of answer tokens in all parts of the optimizer step.
+        """
         labels = batch["labels"][:, 1:]
         in_answer = labels != IGNORED
         base = model.get_base_model()
@@ -216,70 +186,40 @@ class TransformersBackend:
         return F.cross_entropy(logits.float(), labels[in_answer], reduction="sum") / answer_tokens
 
     def to_train(self, model: Any) -> None:
-        """See `Backend`."""
+        """Switch the model to training mode."""
         model.train()
 
     def to_answer(self, model: Any) -> None:
-        """See `Backend`."""
+        """Switch the model to generation."""
         model.eval()
 
+    def _loader(self, params: TrainParams) -> Any:
+        """Return what `load_base` loads the weights with; None for transformers' own class."""
+        return None
 
-class UnslothBackend:
-    """Unsloth's FastVisionModel: 4-bit weights, its own kernels, vision collator and gradient checkpointing."""
+    def _with_pairs(self, model: Any, params: TrainParams, **lora: Any) -> Any:
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+        if getattr(model, "is_quantized", False):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if model.device.type == "cpu" and self.dtype == torch.bfloat16:
+            # The backward pass of torch's fused attention in bfloat16 takes twice as long as plain products
+            # (docs/LOG.md).
+            model.set_attn_implementation("eager")
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        if params.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return adapted
+
+
+class UnslothBackend(Backend):
+    """Unsloth's FastVisionModel: its kernels and its gradient checkpointing."""
 
     name = "unsloth"
+    parallel = False  # its gradient checkpointing keeps buffers that threads would share
 
     def __init__(self) -> None:
         self._library: Any = importlib.import_module("unsloth").FastVisionModel
-        self._collator: Any = None
-
-    def load(self, base: Checkpoint, params: TrainParams) -> tuple[Any, Any]:
-        """See `Backend`."""
-        from pinspect.model.loading import load_processor
-
-        four_bit = params.quantization != "none"
-        # Unsloth's ready-made 4-bit weights replace the family's own checkpoint only.
-        ready = base.family.unsloth_id if four_bit and base.source == base.family.model_id else ""
-        self.dtype = precision_of(params, torch.device("cuda"))
-        model, _ = self._library.from_pretrained(
-            ready or str(base.folder or base.source),
-            max_seq_length=_UNSLOTH_CONTEXT,
-            load_in_4bit=four_bit,
-            dtype=self.dtype,
-            revision=None if ready else base.revision or None,
-            trust_remote_code=base.trust_remote_code,
-            use_gradient_checkpointing="unsloth" if params.gradient_checkpointing else False,
-        )
-        # pinspect's own processor, so that both backends use the same prompts.
-        self._processor = load_processor(base)
-        return model, self._processor
-
-    def adapt(self, model: Any, params: TrainParams, words: Sequence[int]) -> Any:
-        """See `Backend`."""
-        collator = importlib.import_module("unsloth.trainer").UnslothVisionDataCollator
-        adapted = self._library.get_peft_model(
-            model,
-            r=params.rank,
-            lora_alpha=params.alpha,
-            lora_dropout=params.dropout,
-            bias="none",
-            random_state=params.seed,
-            use_gradient_checkpointing="unsloth" if params.gradient_checkpointing else False,
-            trainable_token_indices=list(words) or None,
-            **{unsloth: getattr(params, switch) for switch, unsloth in _UNSLOTH_SWITCHES.items()},
-        )
-        self._collator = collator(adapted, self._processor, resize="max")  # "max" keeps the image size
-        return adapted
-
-    def batch(self, encoder: RowEncoder, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """See `Backend`."""
-        return dict(self._collator([_prompt_and_completion(encoder, row) for row in rows]))
-
-    def answer_loss(self, model: Any, batch: dict[str, torch.Tensor], answer_tokens: int) -> torch.Tensor:
-        """See `Backend`."""
-        # Unsloth's fused cross entropy never stores the logits; transformers divides the sum by num_items_in_batch.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return model(**batch, use_cache=False, num_items_in_batch=answer_tokens).loss
 
     def to_train(self, model: Any) -> None:
         """See `Backend`."""
@@ -289,32 +229,37 @@ class UnslothBackend:
         """See `Backend`."""
         self._library.for_inference(model)
 
+    def _loader(self, params: TrainParams) -> Any:
+        """Return Unsloth's loader, which reads the files that transformers would read, and nothing else."""
 
-def _prompt_and_completion(encoder: RowEncoder, row: Row) -> dict[str, list[dict[str, Any]]]:
-    """Return a row in the form of Unsloth's collator: messages with their images, and the expected answer apart."""
-    from PIL import Image
+        def load(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+            model, _ = self._library.from_pretrained(
+                str(folder),
+                use_exact_model_name=True,  # else it takes weights of its own from the hub
+                local_files_only=True,
+                dtype=dtype,
+                load_in_4bit="quantization_config" in options,
+                trust_remote_code=trust_remote_code,
+                use_gradient_checkpointing=_checkpointing(params),
+                **options,
+            )
+            # Its generation uses a cache that cannot be cut, as answers under the grammar require.
+            model.generate = model._old_generate
+            return model
 
-    images = iter(encoder.images(row))
+        return load
 
-    def with_images(message: dict[str, Any]) -> dict[str, Any]:
-        parts = [
-            {"type": "image", "image": Image.fromarray(next(images))} if part["type"] == "image" else dict(part)
-            for part in message["content"]
-        ]
-        return {"role": message["role"], "content": parts}
+    def _with_pairs(self, model: Any, params: TrainParams, **lora: Any) -> Any:
+        adapted = self._library.get_peft_model(
+            model, **lora, random_state=params.seed, use_gradient_checkpointing=_checkpointing(params)
+        )
+        for name, parameter in adapted.named_parameters():
+            if "trainable_tokens_delta" in name:  # it freezes everything but the LoRA pairs
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+        return adapted
 
-    *prompt, answer = [with_images(message) for message in row["messages"]]
-    return {"prompt": prompt, "completion": [answer]}
 
-
-def _four_bit(dtype: torch.dtype) -> Any:
-    """Return the quantization of QLoRA (Dettmers et al. 2023): 4-bit normal floats with quantized scales."""
-    if not torch.cuda.is_available():
-        raise ModelError("params.yaml: train.quantization: 4bit needs an NVIDIA GPU, this machine has none; use none")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("params.yaml: train.quantization: 4bit needs bitsandbytes; see docs/gpu.md")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+def _checkpointing(params: TrainParams) -> str | bool:
+    """Return the kind of Unsloth's gradient checkpointing: `unsloth` moves activations from the GPU to main memory."""
+    return params.gradient_checkpointing and ("unsloth" if torch.cuda.is_available() else True)

@@ -39,7 +39,7 @@ class Family:
         trained_images: Number of images per prompt that the makers trained with or recommend; 0 for several.
         processor: Key of our processor class that replaces the checkpoint's own; "" to use its own.
         template: Chat template, for checkpoints without one.
-        unsloth_id: Repository with 4-bit weights for Unsloth; "" if there is none.
+        four_bit: Whether `train.quantization: auto` loads 4-bit weights where Unsloth trains.
         remote_code: Whether the checkpoint brings its own code, because transformers has no class for it.
     """
 
@@ -56,7 +56,7 @@ class Family:
     trained_images: int = 0
     processor: str = ""
     template: str = ""
-    unsloth_id: str = ""
+    four_bit: bool = False
     remote_code: bool = False
 
 
@@ -85,7 +85,7 @@ _QWEN2_VL = Family(
     stride=28,
     end_of_turn="<|im_end|>",
     processor="image_text",
-    unsloth_id="unsloth/Qwen2-VL-2B-Instruct-unsloth-bnb-4bit",
+    four_bit=True,
 )
 _QWEN25_VL = replace(
     _QWEN2_VL,
@@ -93,7 +93,6 @@ _QWEN25_VL = replace(
     model_id="Qwen/Qwen2.5-VL-3B-Instruct",
     model_types=("qwen2_5_vl",),
     parameters=3.8,
-    unsloth_id="unsloth/Qwen2.5-VL-3B-Instruct-unsloth-bnb-4bit",
 )
 _QWEN3_VL = replace(
     _QWEN2_VL,
@@ -102,7 +101,6 @@ _QWEN3_VL = replace(
     model_types=("qwen3_vl",),
     parameters=2.1,
     stride=32,
-    unsloth_id="unsloth/Qwen3-VL-2B-Instruct-unsloth-bnb-4bit",
 )
 _LLAMA = Family(
     name="llama-3.2-11b-vision",
@@ -114,7 +112,7 @@ _LLAMA = Family(
     rescales=True,
     max_images=8,
     trained_images=1,
-    unsloth_id="unsloth/Llama-3.2-11B-Vision-Instruct-unsloth-bnb-4bit",
+    four_bit=True,
 )
 _GEMMA_3 = Family(
     name="gemma-3-4b",
@@ -124,7 +122,7 @@ _GEMMA_3 = Family(
     stride=56,
     end_of_turn="<end_of_turn>",
     rescales=True,
-    unsloth_id="unsloth/gemma-3-4b-it-unsloth-bnb-4bit",
+    four_bit=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -136,7 +134,7 @@ FAMILIES: dict[str, Family] = {
             model_id=PROJECT_BASE,
             parameters=0.004,
             stride=64,
-            unsloth_id="",
+            four_bit=False,
         ),
         Family(
             name="phi-3.5-vision",
@@ -155,7 +153,6 @@ FAMILIES: dict[str, Family] = {
             name="llama-3.2-90b-vision",
             model_id="meta-llama/Llama-3.2-90B-Vision-Instruct",
             parameters=88.6,
-            unsloth_id="unsloth/Llama-3.2-90B-Vision-Instruct-bnb-4bit",
         ),
         _QWEN2_VL,
         replace(
@@ -163,14 +160,12 @@ FAMILIES: dict[str, Family] = {
             name="qwen2-vl-7b",
             model_id="Qwen/Qwen2-VL-7B-Instruct",
             parameters=8.3,
-            unsloth_id="unsloth/Qwen2-VL-7B-Instruct-unsloth-bnb-4bit",
         ),
         replace(
             _QWEN2_VL,
             name="qwen2-vl-72b",
             model_id="Qwen/Qwen2-VL-72B-Instruct",
             parameters=73.4,
-            unsloth_id="unsloth/Qwen2-VL-72B-Instruct-bnb-4bit",
         ),
         _QWEN25_VL,
         replace(
@@ -178,7 +173,6 @@ FAMILIES: dict[str, Family] = {
             name="qwen2.5-vl-7b",
             model_id="Qwen/Qwen2.5-VL-7B-Instruct",
             parameters=8.3,
-            unsloth_id="unsloth/Qwen2.5-VL-7B-Instruct-unsloth-bnb-4bit",
         ),
         _QWEN3_VL,
         replace(
@@ -186,7 +180,6 @@ FAMILIES: dict[str, Family] = {
             name="qwen3-vl-8b",
             model_id="Qwen/Qwen3-VL-8B-Instruct",
             parameters=8.8,
-            unsloth_id="unsloth/Qwen3-VL-8B-Instruct-unsloth-bnb-4bit",
         ),
         replace(
             _QWEN3_VL,
@@ -194,7 +187,7 @@ FAMILIES: dict[str, Family] = {
             model_id="Qwen/Qwen3.5-4B",
             model_types=("qwen3_5",),
             parameters=4.7,
-            unsloth_id="",
+            four_bit=False,
         ),
         Family(
             name="ministral-3-3b",
@@ -204,7 +197,7 @@ FAMILIES: dict[str, Family] = {
             stride=28,
             end_of_turn="</s>",
             processor="row_breaks",
-            unsloth_id="unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit",
+            four_bit=True,
         ),
         Family(
             name="pixtral-12b",
@@ -215,7 +208,7 @@ FAMILIES: dict[str, Family] = {
             stride=16,
             end_of_turn="</s>",
             processor="row_breaks",
-            unsloth_id="unsloth/Pixtral-12B-2409-unsloth-bnb-4bit",
+            four_bit=True,
         ),
         Family(
             name="llava-1.5-7b",
@@ -228,7 +221,7 @@ FAMILIES: dict[str, Family] = {
             rescales=True,
             max_images=6,
             trained_images=1,
-            unsloth_id="unsloth/llava-1.5-7b-hf-bnb-4bit",
+            four_bit=True,
         ),
         Family(
             name="llava-1.6-7b",
@@ -240,7 +233,7 @@ FAMILIES: dict[str, Family] = {
             rescales=True,
             max_images=11,
             trained_images=1,
-            unsloth_id="unsloth/llava-v1.6-mistral-7b-hf-bnb-4bit",
+            four_bit=True,
         ),
         _GEMMA_3,
         replace(
@@ -248,7 +241,6 @@ FAMILIES: dict[str, Family] = {
             name="gemma-3-12b",
             model_id="google/gemma-3-12b-it",
             parameters=12.2,
-            unsloth_id="unsloth/gemma-3-12b-it-unsloth-bnb-4bit",
         ),
         Family(
             name="smolvlm2-500m",

@@ -69,7 +69,8 @@ class Learner:
         self.optimizer = torch.optim.AdamW(_rate_groups(model), weight_decay=params.weight_decay, betas=(0.9, 0.98))
         self.tokens = 0
         # Dropout draws from one generator, in an order that threads would make random.
-        self._workers = 1 if self.device.type == "cuda" or params.dropout else torch.get_num_threads()
+        alone = self.device.type == "cuda" or params.dropout or not backend.parallel
+        self._workers = 1 if alone else torch.get_num_threads()
         self._map: Any = map
         if self._workers > 1:
             self._map = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,)).map
@@ -85,7 +86,7 @@ class Learner:
         largest = max(1, self.params.part_tokens // longest)  # rows
         rounds = -(-len(share) // (largest * self._workers))
         size = -(-len(share) // max(1, rounds * self._workers))
-        parts = [self.backend.batch(self.encoder, part) for part in _parts(share, max(1, size))]
+        parts = [self.encoder.batch(part, answers=True) for part in _parts(share, max(1, size))]
         answers = sum(int((part["labels"][:, 1:] != IGNORED).sum()) for part in parts)
         return StepInputs(parts, answers, sum(int(part["attention_mask"].sum()) for part in parts))
 
@@ -109,7 +110,7 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for part_loss, gradients in self._map(lambda part: self._gradients(part, answers), inputs.parts):
             total += part_loss
-            for parameter, gradient in zip(self.trainable, gradients, strict=True):
+            for parameter, gradient in zip(self.trainable, gradients, strict=False):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         loss = self._sum(total).item()
@@ -156,15 +157,21 @@ class Learner:
     @torch.no_grad()
     def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the summed loss of `rows` and the number of their answer tokens, float64 (2,)."""
-        batch = self._on_device(self.backend.batch(self.encoder, rows))
+        batch = self._on_device(self.encoder.batch(rows, answers=True))
         loss = self.backend.answer_loss(self.model, batch, 1)
         return torch.tensor([loss.item(), (batch["labels"][:, 1:] != IGNORED).sum().item()], dtype=torch.float64)
 
     def _gradients(
         self, part: dict[str, torch.Tensor], answers: int
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        """Return the loss of a part and its gradients; the caller sums them in the order of the parts."""
+        """Return the loss of a part and its gradients; the caller sums them in the order of the parts.
+
+        A single worker adds the gradients itself and returns none: Unsloth's gradient checkpoints know no other way.
+        """
         loss = self.backend.answer_loss(self.model, self._on_device(part), answers)
+        if self._workers == 1:
+            loss.backward()
+            return loss.detach(), ()
         return loss.detach(), torch.autograd.grad(loss, self.trainable, allow_unused=True)
 
     def _sum_gradients(self) -> None:

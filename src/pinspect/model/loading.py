@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from pinspect.core.errors import ModelError
 from pinspect.model.checkpoint_files import (
@@ -28,6 +31,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MAXIMUM_ANSWER_TOKENS = 128
 _SMALL = 0.1  # billion parameters: up to here a GPU computes in float32 too
 _FOUR_BIT_BYTES = 0.7  # per parameter, with scales and the layers that stay in 16 bits
+# Regular expressions for the beginnings of names. The vision tower is small, and pins are small in its pictures.
+_NOT_IN_FOUR_BITS = ["lm_head", ".*visual", ".*vision_", ".*projector", ".*connector"]
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
 
 
@@ -84,7 +89,7 @@ class Inspector:
 
     def place(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a batch on the model's device, with its numbers in the dtype of the weights."""
-        dtype = next(self.model.parameters()).dtype
+        dtype = self.base_model.dtype
         return {
             name: tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in batch.items()
@@ -112,14 +117,19 @@ def load_processor(checkpoint: Checkpoint) -> Any:
 
 
 def load_base(
-    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, quantization: Any = None
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+    loader: Callable[..., Any] | None = None,
 ) -> tuple[torch.nn.Module, Any]:
-    """Load a base model and its processor; the model is on the CPU unless it is quantized.
+    """Load a base model and its processor; the model is on the CPU unless it is quantized or has a loader.
 
     Args:
         checkpoint: A folder or a hub repository.
         dtype: Dtype of the weights; None for float32 on a CPU and for small models, else bfloat16.
-        quantization: Quantization config of transformers for 4-bit weights on a GPU.
+        quantization: The form of 4-bit weights; None for weights of `dtype`.
+        loader: Loads the weights in place of transformers' own class, onto the inspecting device.
 
     Returns:
         The model and its processor.
@@ -135,16 +145,20 @@ def load_base(
     dtype = dtype or (torch.float32 if small else torch.bfloat16)
     require_memory(checkpoint, _FOUR_BIT_BYTES if quantization else dtype.itemsize, device)
     auto: Any = AutoModelForCausalLM if checkpoint.family.remote_code else AutoModelForImageTextToText
-    options = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+    options: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code}
+    placed = {"device_map": {"": device}} if quantization or loader else {}
+    quantized = {"quantization_config": quantization} if quantization else {}
     try:
         model, loading_info = auto.from_pretrained(
             folder,
             dtype=dtype,
-            trust_remote_code=checkpoint.trust_remote_code,
             output_loading_info=True,
             local_files_only=True,
             **options,
+            **({"device_map": "meta"} if loader else placed | quantized),  # with a loader this reads names only
         )
+        if loader:
+            model = loader(folder, dtype=dtype, **options, **placed, **quantized)
     except _UNREADABLE as error:
         raise ModelError(f"{folder}: the base model is not readable: {one_line(error)}; {remedy(checkpoint)}") from None
     missing = sorted(loading_info["missing_keys"])
@@ -155,24 +169,51 @@ def load_base(
     return model, processor
 
 
-def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None) -> Inspector:
+def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return the form of QLoRA's weights (Dettmers et al. 2023): 4-bit normal floats with quantized scales.
+
+    Args:
+        dtype: What products are computed in.
+
+    Raises:
+        ModelError: This machine cannot compute with 4-bit weights.
+    """
+    _require_four_bits("params.yaml: train.quantization: 4bit", "use none")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_NOT_IN_FOUR_BITS,
+    )
+
+
+def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None, *, whole: bool = False) -> Inspector:
     """Load a base, with an adapter or without, ready to answer.
+
+    With an adapter that was trained on 4-bit weights, the base has the same 4-bit weights.
 
     Args:
         checkpoint: The base.
         adapter: Folder of an adapter that was trained on this base.
+        whole: Whether to expand 4-bit weights to whole numbers of the same values.
 
     Raises:
-        ModelError: Files are missing or not readable, or the adapter belongs to another family or base.
+        ModelError: Files are missing or not readable, the adapter belongs to another family or base, or this machine
+            cannot compute with its 4-bit weights.
     """
     if adapter is not None:
         adapter = Path(adapter)
         _require_adapter(adapter, checkpoint)
-    model, processor = load_base(checkpoint)
+    model, processor = load_base(checkpoint, quantization=_quantization_of(adapter) if adapter else None)
     if adapter is not None:
+        quantized = getattr(model, "is_quantized", False)
+        if quantized and whole:
+            model, quantized = model.dequantize(), False  # pyright: ignore[reportCallIssue]
         try:
             model = PeftModel.from_pretrained(model, adapter, local_files_only=True)  # pyright: ignore[reportArgumentType]
-            model.merge_adapter()  # one product a layer in place of three; `disable_adapter` takes it back
+            if not quantized:  # a product would be rounded to 4 bits
+                model.merge_adapter()  # one product a layer in place of three; `disable_adapter` takes it back
         except _UNREADABLE as error:
             raise ModelError(
                 f"{adapter}: the adapter does not fit {checkpoint}: {one_line(error)}; train it again on this base"
@@ -202,3 +243,22 @@ def _require_adapter(adapter: Path, checkpoint: Checkpoint) -> None:
             f"{adapter}: this adapter belongs to the family {family}, not to {checkpoint.family.name}; set "
             f"model.family to {family}, or train again"
         )
+
+
+def _quantization_of(adapter: Path) -> BitsAndBytesConfig | None:
+    """Return the form of the 4-bit weights that an adapter was trained on, None if it was trained on whole weights."""
+    training = adapter / "training.json"
+    form = json.loads(training.read_text(encoding="utf-8")).get("four_bits") if training.is_file() else None
+    if form is None:
+        return None
+    _require_four_bits(f"{adapter}: the 4-bit weights that this adapter was trained on", "train it with none")
+    return BitsAndBytesConfig(**form)
+
+
+def _require_four_bits(subject: str, remedy: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is not None and (
+        torch.cuda.is_available() or os.environ.get("UNSLOTH_ALLOW_CPU") == "1"
+    ):
+        return
+    what = "bitsandbytes (docs/gpu.md)" if torch.cuda.is_available() else "an NVIDIA GPU, this machine has none"
+    raise ModelError(f"{subject} needs {what}; {remedy}")

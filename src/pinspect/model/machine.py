@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from pinspect.core.errors import ModelError
 from pinspect.core.params import Params
-from pinspect.model.backends import computes_bfloat16, open_backend, unsloth_obstacle
+from pinspect.model.backends import computes_bfloat16, open_backend, trains_in_four_bits, unsloth_obstacle
 from pinspect.model.families import FAMILIES, Family, checkpoint_of
 
 LOCK, GPU_LOCK = "requirements.lock", "requirements-gpu.lock"
@@ -84,8 +84,8 @@ def family_needs(family: Family) -> dict[str, Any]:
         family: The model family.
 
     Returns:
-        `needs` and `fits` for `answer`, `train` and `train_4bit`. The free memory is that of the GPU with the most free
-        memory, or main memory on a machine without a GPU, where 4-bit training never fits.
+        `needs` and `fits` for `answer`, `train`, `answer_4bit` and `train_4bit`. The free memory is that of the GPU with the most free
+        memory, or main memory on a machine without a GPU, where 4-bit weights never fit.
     """
     free = max((card["free"] for card in cards()), default=0.0)
     on_card = bool(free)
@@ -94,15 +94,16 @@ def family_needs(family: Family) -> dict[str, Any]:
     needs = {
         "answer": family.parameters * size * _MEMORY_TO_ANSWER,
         "train": family.parameters * size * _MEMORY_TO_TRAIN,
+        "answer_4bit": family.parameters * _QUANTIZED_BYTES * _MEMORY_TO_ANSWER,
         "train_4bit": family.parameters * _QUANTIZED_BYTES * _MEMORY_TO_TRAIN,
     }
-    fits = {name: need <= free and (on_card or name != "train_4bit") for name, need in needs.items()}
+    fits = {name: need <= free and (on_card or not name.endswith("_4bit")) for name, need in needs.items()}
     return {
         "name": family.name,
         "model_id": family.model_id,
         "needs": {name: round(need, 2) for name, need in needs.items()},
         "fits": fits,
-        "unsloth": bool(family.unsloth_id),
+        "four_bit": family.four_bit,
     }
 
 
@@ -164,14 +165,13 @@ def _model_obstacles(root: Path, params: Params) -> list[str]:
 
 
 def _too_large(family: Family, params: Params, backend: str) -> list[str]:
-    quantization = params.train.quantization
-    if quantization == "4bit" and not torch.cuda.is_available():
+    if params.train.quantization == "4bit" and not torch.cuda.is_available():
         return ["params.yaml: train.quantization: 4bit needs an NVIDIA GPU; set it to none"]
-    four_bit = quantization == "4bit" or (quantization == "auto" and backend == "unsloth")
+    suffix = "_4bit" if trains_in_four_bits(params.train, family, backend) else ""
     estimate = family_needs(family)
     return [
         f"params.yaml: model.family: {family.name} needs about {estimate['needs'][name]:.1f} GB to {task}; less is free"
-        for task, name in (("answer", "answer"), ("be trained", "train_4bit" if four_bit else "train"))
+        for task, name in (("answer", f"answer{suffix}"), ("be trained", f"train{suffix}"))
         if not estimate["fits"][name]
     ]
 

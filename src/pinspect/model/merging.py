@@ -38,7 +38,7 @@ def export_merged(base: Checkpoint, adapter: Path, out: Path) -> Path:
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out}: the folder is not empty; choose a new folder")
     folder = checkpoint_folder(base)
-    merged = load_inspector(base, adapter).model.merge_and_unload().to(_dtype_of(folder))
+    merged = load_inspector(base, adapter, whole=True).model.merge_and_unload().to(_dtype_of(folder))
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
