@@ -2,9 +2,9 @@
 
     python tools/stack.py FOLDER
 
-The environment sees the packages of the running one. Parts that need an NVIDIA card are left out. PyTorch's CPU build does
-without triton, which Unsloth imports, and torchvision's compiled operators do not load beside it; the two operators that
-its import requires are then declared without a kernel, since processors use none.
+The environment sees the packages of the running one. Parts that need an NVIDIA card are left out. PyTorch's CPU build
+does not install triton, which Unsloth imports. Beside this build, torchvision's compiled operators do not load; the two
+operators that its import requires are then declared without a kernel, since processors use none.
 """
 
 import importlib.util

@@ -2,22 +2,26 @@
 
     python -m tests.support.backend_training BACKEND ROOT
 
-ROOT has `data`, and in `bases` a checkpoint for each family but the default one. For each training of `TRAININGS` writes the
-adapter to ROOT/BACKEND, and what its model is and answers to ROOT/BACKEND/NAME.json.
+ROOT has `data`, and in `bases` a checkpoint for each family but the default one. Writes to ROOT/BACKEND for each
+training of `TRAININGS` its adapter, and NAME.json with the facts and the answers of all adapters of this training in
+ROOT. `errors.json` has the messages about bases that cannot be loaded.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import inspect
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from pinspect.core import environment
+from pinspect.core.errors import ModelError
 from pinspect.core.params import CounterexampleParams, CounterexampleShares, Params, load_params
 from pinspect.core.rows import read_chat
 from pinspect.model.backends import Backend, open_backend
@@ -41,11 +45,11 @@ class Training:
 
 TRAININGS = {
     "default": Training("pinspect", {"patience": 5}),
-    "default, impatient": Training("pinspect", {"patience": 1, "learning_rate": 1e-9}),
     "wide": Training("qwen2-vl-2b", {"quantization": "none"}),
     "wide, checkpointed": Training("qwen2-vl-2b", {"quantization": "none", "gradient_checkpointing": True}),
     "wide, 4 bits": Training("qwen2-vl-2b", {"quantization": "4bit"}),
     "llava": Training("llava-1.5-7b", {"quantization": "none"}),
+    "llava, impatient": Training("llava-1.5-7b", {"quantization": "none", "patience": 1, "learning_rate": 1e-9}),
 }
 
 
@@ -68,19 +72,21 @@ def checkpoint(training: Training, root: Path) -> Checkpoint:
     return Checkpoint(family, str(folder), folder)
 
 
-def answers(training: Training, root: Path, adapter: Path) -> dict[str, Any]:
-    """Load an adapter; return its answers, their P(defective), and its loss on the validation rows."""
+def answers(training: Training, root: Path, adapter: Path | None, base: Checkpoint | None = None) -> dict[str, Any]:
+    """Load an adapter, or a base alone; return its answers, their P(defective), and its loss on validation rows."""
+    import torch
+
     from pinspect.model.generation import answer_rows
     from pinspect.model.loading import load_inspector
     from pinspect.model.rows import RowEncoder
 
     params, rows = parameters(training), read_chat(root / "data/chat/validation.jsonl")
-    inspector = load_inspector(checkpoint(training, root), adapter)
+    inspector = load_inspector(base or checkpoint(training, root), adapter)
     pictures = root / "data/composited"
     batch = RowEncoder(inspector.processor, pictures).batch(rows, answers=True)
-    backend = Backend()
-    backend.dtype = inspector.base_model.dtype
-    loss = backend.answer_loss(inspector.model, batch, int((batch["labels"][:, 1:] != -100).sum()))
+    with torch.inference_mode():
+        logits = inspector.base_model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     given = answer_rows(inspector, rows, pictures, params.contract(), batch_size=3)
     return {
         "loss": loss.item(),
@@ -89,18 +95,8 @@ def answers(training: Training, root: Path, adapter: Path) -> dict[str, Any]:
     }
 
 
-def trainable(backend: Backend, training: Training, root: Path) -> dict[str, Any]:
-    """Return name, shape, dtype and sum of all parameters that a backend would train."""
-    import torch
-
-    from pinspect.model.adapter import answer_words
-    from pinspect.model.rows import RowEncoder
-
-    train = parameters(training).train
-    model, processor = backend.load(checkpoint(training, root), train)
-    encoder = RowEncoder(processor, root / "data/composited")
-    torch.manual_seed(train.seed)
-    model = backend.adapt(model, train, answer_words(read_chat(root / "data/chat/train.jsonl"), encoder))
+def trainable(model: Any) -> dict[str, Any]:
+    """Return shape, dtype and sum of each trainable parameter by its name."""
     return {
         name: [list(parameter.shape), str(parameter.dtype), parameter.double().sum().item()]
         for name, parameter in model.named_parameters()
@@ -108,36 +104,81 @@ def trainable(backend: Backend, training: Training, root: Path) -> dict[str, Any
     }
 
 
-def without_a_gpu() -> None:
-    """Answer what Unsloth and bitsandbytes ask about a GPU before they compute on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    nameless = SimpleNamespace(name="no GPU", total_memory=8 * 2**30, major=0, minor=0)
-    torch.cuda.get_device_properties = lambda *_: nameless
-    # With AVX512-BF16, bitsandbytes packs weights for answers in a form that a CPU cannot train on any more.
-    if importlib.util.find_spec("bitsandbytes"):
-        importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False
-
-
-def main(name: str, root: Path) -> None:
-    without_a_gpu()
-    backend = open_backend(name)
-    import torch
+def train(backend: Backend, training: Training, root: Path, out: Path) -> dict[str, Any]:
+    """Train an adapter; return its facts, and before the first step its trainable parameters and its layers' code."""
+    from peft.tuners.lora import LoraLayer
 
     from pinspect.model.adapter import train_adapter
 
+    start: dict[str, Any] = {}
+
+    def to_train(model: Any) -> None:
+        if not start:
+            start["trainable"] = trainable(model)
+            layers = {type(module) for module in model.modules() if isinstance(module, LoraLayer)}
+            start["code"] = sorted(Path(str(inspect.getsourcefile(layer.forward))).name for layer in layers)
+        type(backend).to_train(backend, model)
+
+    backend.to_train = to_train
+    base, data = checkpoint(training, root), root / "data"
+    facts = train_adapter(
+        parameters(training), base, data / "chat", data / "composited", out, out.parent / "work", backend
+    )
+    return start | {"facts": asdict(facts)}
+
+
+def errors(backend: Backend, root: Path) -> Iterator[str]:
+    """Yield the message about a base that is not on this machine, and about a base that lacks a tensor."""
+    from safetensors.torch import load_file, save_file
+
+    wide = checkpoint(TRAININGS["wide"], root)
+    damaged = root / backend.name / "damaged"
+    shutil.copytree(wide.source, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    tensors.pop(next(name for name in tensors if "layers.1" in name))
+    save_file(tensors, damaged / "model.safetensors")
+    for base in (Checkpoint(wide.family, wide.family.model_id, None), wide.at(damaged)):
+        try:
+            backend.load(base, parameters(TRAININGS["wide"]).train)
+        except ModelError as error:
+            yield str(error).replace(str(damaged), "DAMAGED")
+
+
+def keep_trainable() -> None:
+    """Keep 4-bit weights as they were loaded.
+
+    On a CPU with AVX512-BF16, bitsandbytes packs them for the first answer in a form that cannot be trained any more.
+    """
+    importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False
+
+
+def open_on_cpu(name: str) -> Backend:
+    """Open a backend; where there is no GPU, Unsloth and bitsandbytes compute without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return open_backend(name)
+    keep_trainable()
+    # Unsloth prints what GPU it found.
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(name="none", total_memory=0, major=0, minor=0)
+    backend = open_backend(name)
+    if name == "unsloth":
+        # Unsloth looks for the kernels of a GPU; those for a CPU do.
+        importlib.import_module("unsloth.models.loader").ALLOW_BITSANDBYTES = True
+    return backend
+
+
+def main(name: str, root: Path) -> None:
+    backend = open_on_cpu(name)
+    import torch
+
     torch.set_num_threads(1)
-    out = root / backend.name
     for title, training in TRAININGS.items():
-        parts = trainable(backend, training, root)
-        base, data = checkpoint(training, root), root / "data"
-        facts = train_adapter(
-            parameters(training), base, data / "chat", data / "composited", out / title, out / "work", backend
-        )
-        result = {"trainable": parts, "facts": asdict(facts), "answers": answers(training, root, out / title)}
-        (out / f"{title}.json").write_text(json.dumps(result))
+        out = root / backend.name / title
+        result = train(backend, training, root, out)
+        result["answers"] = {of.parent.name: answers(training, root, of) for of in root.glob(f"*/{title}")}
+        out.with_name(f"{title}.json").write_text(json.dumps(result))
+    (root / backend.name / "errors.json").write_text(json.dumps(list(errors(backend, root))))
 
 
 if __name__ == "__main__":

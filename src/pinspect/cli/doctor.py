@@ -34,7 +34,13 @@ def print_report(report: dict[str, Any]) -> None:
         facts.add_row(name, text)
     console.print(facts)
     table = Table(
-        "family", "answer", "train", "train in 4 bits", "auto: 4 bits", title="Memory in GB, estimated", title_justify="left"
+        "family",
+        "answer",
+        "train",
+        "train in 4 bits",
+        "auto: 4 bits",
+        title="Memory in GB, estimated",
+        title_justify="left",
     )
     for family in report["families"]:
         cells = [

@@ -354,8 +354,10 @@ def _save(
 
 def _four_bits(model: Any) -> dict[str, Any] | None:
     """Return the form of the base's 4-bit weights, which answers need, too; None for whole weights."""
-    form = getattr(model.get_base_model().config, "quantization_config", None)
-    return form.to_diff_dict() if isinstance(form, BitsAndBytesConfig) else None
+    form = getattr(getattr(model.get_base_model(), "hf_quantizer", None), "quantization_config", None)
+    if not isinstance(form, BitsAndBytesConfig):
+        return None
+    return {name: value for name, value in form.to_diff_dict().items() if not name.startswith("_")}
 
 
 class _TrainingCheckpoint:

@@ -161,6 +161,11 @@ def load_base(
             model = loader(folder, dtype=dtype, **options, **placed, **quantized)
     except _UNREADABLE as error:
         raise ModelError(f"{folder}: the base model is not readable: {one_line(error)}; {remedy(checkpoint)}") from None
+    if quantization and not model.is_quantized:  # Unsloth goes on with whole weights where bitsandbytes does not work
+        raise ModelError(
+            f"{folder}: the base has no 4-bit weights after loading: bitsandbytes does not work on this machine; set "
+            "train.quantization to none"
+        )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers would initialize them at random
         raise ModelError(

@@ -84,8 +84,8 @@ def family_needs(family: Family) -> dict[str, Any]:
         family: The model family.
 
     Returns:
-        `needs` and `fits` for `answer`, `train`, `answer_4bit` and `train_4bit`. The free memory is that of the GPU with the most free
-        memory, or main memory on a machine without a GPU, where 4-bit weights never fit.
+        `needs` and `fits` for `answer`, `train`, `answer_4bit` and `train_4bit`. The free memory is that of the GPU
+        with the most free memory, or main memory on a machine without a GPU, where 4-bit weights never fit.
     """
     free = max((card["free"] for card in cards()), default=0.0)
     on_card = bool(free)
