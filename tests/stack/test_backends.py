@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from pinspect.model.loading import load_base, load_inspector
 from pinspect.model.merging import export_merged
+from pinspect.registry.registration import requirements
 from tests.support.backend_training import TRAININGS, answers, checkpoint, keep_trainable
 from tests.support.chat_rows import write_rows
 from tests.support.sample import ROOT, stage_environment
@@ -115,6 +116,8 @@ def test_an_adapter_of_4_bit_weights_answers_on_them_and_its_export_alike(root, 
     forms = [json.loads((root / backend / folder.name / "training.json").read_text()) for backend in BACKENDS]
     assert forms[0]["four_bits"] == forms[1]["four_bits"] and forms[0]["four_bits"]["bnb_4bit_quant_type"] == "nf4"
     assert json.loads((root / "unsloth/wide/training.json").read_text())["four_bits"] is None
+    assert [name for name in requirements(folder) if name.startswith("bitsandbytes==")]
+    assert not [name for name in requirements(root / "unsloth/wide") if "bitsandbytes" in name]
     base = checkpoint(training, root)
     layers = dict(load_inspector(base, folder).base_model.named_modules())
     small = {name for name, layer in layers.items() if type(layer).__name__ == "Linear4bit"}

@@ -38,7 +38,7 @@ from pinspect.model.generation import answer_rows
 from pinspect.model.loading import load_base, load_inspector, load_processor
 from pinspect.model.rows import RowEncoder, require_placeholders
 from tests.support import chat_line
-from tests.support.tiny_families import TINY_FAMILIES
+from tests.support.tiny_families import TINY_FAMILIES, TINY_TORCHVISION_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,8 +64,9 @@ def saved(tmp_path_factory):
 
     @cache
     def save(name: str) -> Checkpoint:
-        folder = TINY_FAMILIES[name].save(root / name / "base")
-        return Checkpoint(FAMILIES[TINY_FAMILIES[name].family], str(folder), folder)
+        tiny = (TINY_FAMILIES | TINY_TORCHVISION_FAMILIES)[name]
+        folder = tiny.save(root / name / "base")
+        return Checkpoint(FAMILIES[tiny.family], str(folder), folder)
 
     return save
 
@@ -171,7 +172,8 @@ def test_an_adapter_learns_answers_and_merges(line, checkpoint, tmp_path):
 
 
 def test_every_family_without_its_own_code_has_a_tiny_checkpoint():
-    covered = {kind for tiny in TINY_FAMILIES.values() for kind in FAMILIES[tiny.family].model_types}
+    tiny_families = TINY_FAMILIES | TINY_TORCHVISION_FAMILIES
+    covered = {kind for tiny in tiny_families.values() for kind in FAMILIES[tiny.family].model_types}
     uncovered = {family.name for family in FAMILIES.values() if not covered & set(family.model_types)}
     assert uncovered == {"phi-3.5-vision"}
     assert {FAMILIES[tiny.family].vision_type for tiny in TINY_FAMILIES.values()} >= {"pixtral", "clip_vision_model"}

@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 _VISION = ("visual", "vision_tower", "vision_model")
 _LAYER_SUFFIXES = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv", "qkv_proj", "attn.proj", "out_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "linear_fc1", "linear_fc2", "fc1", "fc2"),
+    "mlp": (
+        *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "linear_fc1", "linear_fc2", "fc1", "fc2"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    ),
 }
 _SWITCHES = ("vision", "language", "attention", "mlp")
 
 
 def open_backend(name: str) -> Backend:
-    """Return the backend that `model.backend` names; `auto` is Unsloth if it can run here, else transformers.
+    """Return the backend that `model.backend` names; `auto` is Unsloth on a GPU if it can run there, else transformers.
 
     Args:
         name: `transformers`, `unsloth` or `auto`.
@@ -47,7 +50,8 @@ def open_backend(name: str) -> Backend:
     obstacle = unsloth_obstacle()
     if name == "unsloth" and obstacle:
         raise ModelError(f"params.yaml: model.backend: unsloth {obstacle}; choose auto or transformers")
-    return Backend() if name == "transformers" or obstacle else UnslothBackend()
+    automatic = name == "auto" and torch.cuda.is_available() and not obstacle
+    return UnslothBackend() if name == "unsloth" or automatic else Backend()
 
 
 def unsloth_obstacle() -> str:
@@ -94,10 +98,10 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
     """
     names, matched = [], set()
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or name.endswith("lm_head"):
+        if not isinstance(module, nn.Linear) or name.endswith("lm_head") or "audio" in name:
             continue
         part = "vision" if any(word in name for word in _VISION) else "language"
-        kind = next((kind for kind, suffixes in _LAYER_SUFFIXES.items() if name.endswith(suffixes)), None)
+        kind = next((kind for kind, suffixes in _LAYER_SUFFIXES.items() if name.removesuffix(".linear").endswith(suffixes)), None)
         if kind and getattr(params, kind) and getattr(params, part):
             names.append(name)
             matched |= {part, kind}

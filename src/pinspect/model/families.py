@@ -40,6 +40,7 @@ class Family:
         processor: Key of our processor class that replaces the checkpoint's own; "" to use its own.
         template: Chat template, for checkpoints without one.
         four_bit: Whether `train.quantization: auto` loads 4-bit weights where Unsloth trains.
+        torchvision: Whether its processor needs torchvision.
         remote_code: Whether the checkpoint brings its own code, because transformers has no class for it.
     """
 
@@ -57,6 +58,7 @@ class Family:
     processor: str = ""
     template: str = ""
     four_bit: bool = False
+    torchvision: bool = False
     remote_code: bool = False
 
 
@@ -241,6 +243,26 @@ FAMILIES: dict[str, Family] = {
             name="gemma-3-12b",
             model_id="google/gemma-3-12b-it",
             parameters=12.2,
+        ),
+        Family(
+            name="gemma-4-e2b",
+            model_id="google/gemma-4-E2B-it",
+            model_types=("gemma4",),
+            parameters=5.1,
+            stride=48,
+            end_of_turn="<turn|>",
+            rescales=True,
+            torchvision=True,
+        ),
+        Family(
+            name="lfm2.5-vl-1.6b",
+            model_id="LiquidAI/LFM2.5-VL-1.6B",
+            model_types=("lfm2_vl",),
+            parameters=1.6,
+            stride=32,
+            end_of_turn="<|im_end|>",
+            rescales=True,
+            torchvision=True,
         ),
         Family(
             name="smolvlm2-500m",

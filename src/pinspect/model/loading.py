@@ -110,6 +110,11 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     """
     folder = checkpoint_folder(checkpoint)
     require_family(checkpoint, folder)
+    if checkpoint.family.torchvision and importlib.util.find_spec("torchvision") is None:
+        raise ModelError(
+            f"params.yaml: model.family: the processor of {checkpoint.family.name} needs torchvision; install the "
+            "torchvision that fits your torch, or choose another family"
+        )
     try:
         return processor_from(folder, checkpoint.family, trust_remote_code=checkpoint.trust_remote_code)
     except _UNREADABLE as error:

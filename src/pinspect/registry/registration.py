@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
 from pinspect.core.params import Params
+from pinspect.core.start import TRAINING
 from pinspect.inspection import registered_model
 from pinspect.registry.candidate import Candidate
 from pinspect.registry.connection import experiment_id, open_registry, portable_uri, registry_lock
@@ -99,17 +101,22 @@ def _facts(candidate: Candidate) -> dict:
     return {**digests, "scores": dict(candidate.scores)}
 
 
-def requirements() -> list[str]:
+def requirements(adapter: Path) -> list[str]:
     """Return what inspecting needs, in the versions that are installed here.
 
-    These are the packages of pinspect and of its extra `train` without those for commands and training, and MLflow's
-    small package, which loads a model.
+    These are the packages of pinspect and of its extra `train` without those for commands and training, MLflow's small
+    package, which loads a model, and bitsandbytes for an adapter that was trained on 4-bit weights.
+
+    Args:
+        adapter: The adapter's folder.
     """
     names = {"mlflow-skinny"}
     for requirement in map(Requirement, metadata.requires("pinspect") or []):
         if not requirement.marker or requirement.marker.evaluate({"extra": "train"}):
             names.add(requirement.name)
     names -= {"pinspect", *_NOT_FOR_INSPECTING}
+    if json.loads((adapter / TRAINING).read_text(encoding="utf-8")).get("four_bits"):
+        names.add("bitsandbytes")
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(names)]
 
 
@@ -135,7 +142,7 @@ def _create_version(
             artifacts=dict(package.artifacts),
             signature=registered_model.signature(),
             code_paths=[str(package.code)],
-            pip_requirements=requirements(),
+            pip_requirements=requirements(candidate.adapter),
             input_example=_example(package),
         )
         mlflow.log_metrics(dict(candidate.scores), model_id=model.model_id, dataset=tested_captures(candidate))
