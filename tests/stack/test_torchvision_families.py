@@ -2,7 +2,9 @@
 
 import pytest
 
+from pinspect.model.backends import adapted_modules
 from pinspect.model.families import FAMILIES
+from pinspect.model.loading import load_base
 from tests.stages.test_families import (
     line,
     processor,
@@ -28,6 +30,13 @@ __all__ = [
 @pytest.fixture(scope="module", params=TINY_TORCHVISION_FAMILIES, ids=str)
 def checkpoint(request, saved):
     return saved(request.param)
+
+
+def test_the_layers_for_sound_are_not_adapted(line, saved):
+    model, _ = load_base(saved("Gemma-4"))
+    names = adapted_modules(model, line[1].train)
+    assert any("audio_tower" in name for name, _ in model.named_modules())
+    assert {name.split(".")[1] for name in names} == {"vision_tower", "language_model"}
 
 
 def test_every_family_that_needs_torchvision_is_tested_here():

@@ -25,6 +25,7 @@ from pinspect.core.errors import ModelError, ParamsError, StageInputError
 from pinspect.core.params import CounterexampleParams, CounterexampleShares
 from pinspect.model import loading
 from pinspect.model.adapter import train_adapter
+from pinspect.model.backends import trains_in_four_bits
 from pinspect.model.batching import IGNORED, prompt_text
 from pinspect.model.families import (
     FAMILIES,
@@ -307,6 +308,28 @@ def test_a_checkpoint_folder_that_lacks_files_names_them(qwen, tmp_path, lost, m
     with pytest.raises(ModelError) as caught:
         load_base(of("qwen2-vl-2b", folder))
     assert f"{folder}: the base model {message}; download it again" in one_line(caught)
+
+
+def test_a_family_whose_processor_needs_torchvision_is_refused_without_it(qwen, tmp_path, monkeypatch):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder)
+    (folder / "config.json").write_text('{"model_type": "lfm2_vl"}')
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError) as caught:
+        load_processor(of("lfm2.5-vl-1.6b", folder))
+    assert "the processor of lfm2.5-vl-1.6b needs torchvision; install" in one_line(caught)
+
+
+def test_only_unsloth_takes_4_bit_weights_by_itself_and_only_for_large_families(line):
+    train = line[1].train
+    assert train.quantization == "auto"
+    large, small = FAMILIES["qwen2-vl-7b"], FAMILIES["pinspect"]
+    assert trains_in_four_bits(train, large, "unsloth")
+    assert not trains_in_four_bits(train, large, "transformers") and not trains_in_four_bits(train, small, "unsloth")
+    for quantization, expected in (("4bit", True), ("none", False)):
+        chosen = train.model_copy(update={"quantization": quantization})
+        assert trains_in_four_bits(chosen, small, "transformers") == expected
+        assert trains_in_four_bits(chosen, large, "unsloth") == expected
 
 
 def test_a_missing_shard_is_named(qwen, tmp_path):

@@ -373,13 +373,19 @@ def _gemma_4(tokenizer):
             **_SMALL,
             **{"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 128},
         },
-        audio_config=None,
+        audio_config={
+            **{"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": HIDDEN},
+            "subsampling_conv_channels": [8, 4],
+        },
         **_ids(
             tokenizer,
             boi_token_id="<|image>",
             eoi_token_id="<image|>",
             image_token_id="<|image|>",
             video_token_id="<|video|>",
+            boa_token_id="<|audio>",
+            eoa_token_index="<audio|>",
+            audio_token_id="<|audio|>",
         ),
     )
     pictures = hf.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70)
@@ -500,8 +506,13 @@ TINY_TORCHVISION_FAMILIES: dict[str, TinyFamily] = {
     "Gemma-4": TinyFamily(
         "gemma-4-e2b",
         _gemma_4,
-        (*_GEMMA_TOKENS, "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|video|>"),
-        _GEMMA_NAMED | {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"},
+        (
+            *(*_GEMMA_TOKENS, "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|video|>"),
+            *("<|audio>", "<audio|>", "<|audio|>"),
+        ),
+        _GEMMA_NAMED
+        | {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"}
+        | {"boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>"},
         begins=True,
     ),
     "LFM2-VL": TinyFamily(

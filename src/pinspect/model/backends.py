@@ -101,7 +101,10 @@ def adapted_modules(model: nn.Module, params: TrainParams) -> list[str]:
         if not isinstance(module, nn.Linear) or name.endswith("lm_head") or "audio" in name:
             continue
         part = "vision" if any(word in name for word in _VISION) else "language"
-        kind = next((kind for kind, suffixes in _LAYER_SUFFIXES.items() if name.removesuffix(".linear").endswith(suffixes)), None)
+        kind = next(
+            (kind for kind, suffixes in _LAYER_SUFFIXES.items() if name.removesuffix(".linear").endswith(suffixes)),
+            None,
+        )
         if kind and getattr(params, kind) and getattr(params, part):
             names.append(name)
             matched |= {part, kind}
