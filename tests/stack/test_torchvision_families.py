@@ -11,6 +11,7 @@ from tests.stages.test_families import (
     saved,
     test_a_prompt_holds_every_instruction_and_one_placeholder_per_image,
     test_an_adapter_learns_answers_and_merges,
+    test_the_loss_of_a_training_is_that_of_the_model_s_own_logits,
     test_the_model_looks_at_every_image,
     test_training_sees_the_prompt_that_generation_starts_from,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "saved",
     "test_a_prompt_holds_every_instruction_and_one_placeholder_per_image",
     "test_an_adapter_learns_answers_and_merges",
+    "test_the_loss_of_a_training_is_that_of_the_model_s_own_logits",
     "test_the_model_looks_at_every_image",
     "test_training_sees_the_prompt_that_generation_starts_from",
 ]

@@ -25,7 +25,7 @@ from pinspect.core.errors import ModelError, ParamsError, StageInputError
 from pinspect.core.params import CounterexampleParams, CounterexampleShares
 from pinspect.model import loading
 from pinspect.model.adapter import train_adapter
-from pinspect.model.backends import trains_in_four_bits
+from pinspect.model.backends import Backend, trains_in_four_bits
 from pinspect.model.batching import IGNORED, prompt_text
 from pinspect.model.families import (
     FAMILIES,
@@ -143,6 +143,20 @@ def test_the_model_looks_at_every_image(line, checkpoint, tmp_path):
         assert not torch.allclose(logits(), before, atol=1e-6), f"{name} does not change the logits"
         (tmp_path / name).write_bytes(content)
     assert torch.allclose(logits(), before, atol=1e-6)
+
+
+def test_the_loss_of_a_training_is_that_of_the_model_s_own_logits(line, checkpoint):
+    root, params, rows = line
+    train, backend = small_training(params).train, Backend()
+    model, processor = backend.load(checkpoint, train)
+    batch = RowEncoder(processor, root / "data/composited").batch(rows[-1:], answers=True)
+    adapted = backend.adapt(model, train, ()).eval()
+    labels = batch["labels"][:, 1:]
+    with torch.no_grad():
+        logits = adapted(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits[:, :-1]
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = backend.answer_loss(adapted, batch, int((labels != IGNORED).sum()))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_an_adapter_learns_answers_and_merges(line, checkpoint, tmp_path):

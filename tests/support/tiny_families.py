@@ -368,6 +368,7 @@ def _gemma_4(tokenizer):
             hidden_size_per_layer_input=8,
             vocab_size_per_layer_input=len(tokenizer),
             use_bidirectional_attention="vision",
+            final_logit_softcapping=0.5,
         ),
         vision_config={
             **_SMALL,
@@ -423,7 +424,9 @@ def _paligemma(tokenizer):
     config = hf.PaliGemmaConfig(
         text_config={
             "model_type": "gemma2",
-            **_text(tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=64),
+            **_text(
+                tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=64, final_logit_softcapping=0.5
+            ),
         },
         vision_config={"model_type": "siglip_vision_model", **_SMALL, "image_size": 32, "patch_size": 8},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

@@ -148,7 +148,7 @@ class Backend:
         from pinspect.model.loading import four_bit_config, inspecting_device, load_base
 
         device = inspecting_device()
-        self.dtype = precision_of(params, device)
+        self.dtype, self._caps_logits = precision_of(params, device), base.family.caps_logits
         quantization = four_bit_config(self.dtype) if trains_in_four_bits(params, base.family, self.name) else None
         weights = torch.float32 if self.dtype == torch.float32 and not quantization else None
         loaded, processor = load_base(base, dtype=weights, quantization=quantization, loader=self._loader(params))
@@ -189,8 +189,11 @@ class Backend:
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             # Logits of the answer tokens only: the vocabulary is the widest layer of a language model.
             hidden = base.model(**inputs, use_cache=False).last_hidden_state[:, :-1][in_answer]
-            logits = base.get_output_embeddings()(hidden)
-        return F.cross_entropy(logits.float(), labels[in_answer], reduction="sum") / answer_tokens
+            logits = base.get_output_embeddings()(hidden).float()
+        if self._caps_logits:
+            cap = base.config.get_text_config().final_logit_softcapping
+            logits = cap * torch.tanh(logits / cap)
+        return F.cross_entropy(logits, labels[in_answer], reduction="sum") / answer_tokens
 
     def to_train(self, model: Any) -> None:
         """Switch the model to training mode."""

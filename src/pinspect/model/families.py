@@ -39,6 +39,7 @@ class Family:
         trained_images: Number of images per prompt that the makers trained with or recommend; 0 for several.
         processor: Key of our processor class that replaces the checkpoint's own; "" to use its own.
         template: Chat template, for checkpoints without one.
+        caps_logits: Whether the model caps its logits, by a smooth limit in its configuration.
         four_bit: Whether `train.quantization: auto` loads 4-bit weights where Unsloth trains.
         torchvision: Whether its processor needs torchvision.
         remote_code: Whether the checkpoint brings its own code, because transformers has no class for it.
@@ -57,6 +58,7 @@ class Family:
     trained_images: int = 0
     processor: str = ""
     template: str = ""
+    caps_logits: bool = False
     four_bit: bool = False
     torchvision: bool = False
     remote_code: bool = False
@@ -252,6 +254,7 @@ FAMILIES: dict[str, Family] = {
             stride=48,
             end_of_turn="<turn|>",
             rescales=True,
+            caps_logits=True,
             torchvision=True,
         ),
         Family(
