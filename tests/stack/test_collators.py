@@ -24,7 +24,7 @@ def trl(processor):
 
 
 def unsloth(processor):
-    os.environ["UNSLOTH_IS_PRESENT"] = "1"  # `import unsloth` sets it; the rest of that import requires triton
+    os.environ["UNSLOTH_IS_PRESENT"] = "1"  # `import unsloth` sets it, and patches the libraries of other tests
     from unsloth_zoo.vision_utils import UnslothVisionDataCollator
 
     model = AutoModelForImageTextToText.from_pretrained(BASE)

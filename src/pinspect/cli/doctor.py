@@ -38,7 +38,7 @@ def print_report(report: dict[str, Any]) -> None:
         "answer",
         "train",
         "train in 4 bits",
-        "auto: 4 bits",
+        "4 bits",
         title="Memory in GB, estimated",
         title_justify="left",
     )
@@ -47,7 +47,7 @@ def print_report(report: dict[str, Any]) -> None:
             f"{family['needs'][name]:.1f} {'fits' if family['fits'][name] else 'no'}"
             for name in ("answer", "train", "train_4bit")
         ]
-        table.add_row(family["name"], *cells, "yes" if family["four_bit"] else "no")
+        table.add_row(family["name"], *cells, "auto" if family["four_bit"] else "on demand")
     console.print(table)
     for obstacle in report["obstacles"]:
         console.print(obstacle, soft_wrap=True)
