@@ -253,7 +253,8 @@ class UnslothBackend(Backend):
                 use_gradient_checkpointing=_checkpointing(params),
                 **options,
             )
-            # Its generation uses a cache that cannot be cut, as answers under the grammar require.
+            # Its generation takes a static cache and compiles single steps. Validation answers read on by themselves
+            # from what `generate` has prepared, as all answers do.
             model.generate = model._old_generate
             return model
 
