@@ -346,6 +346,21 @@ def test_only_unsloth_takes_4_bit_weights_by_itself_and_only_for_large_families(
         assert trains_in_four_bits(chosen, large, "unsloth") == expected
 
 
+def test_ready_made_4_bit_weights_are_refused(qwen, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(qwen, folder)
+    config = json.loads((folder / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "bitsandbytes"}
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        load_base(of("qwen2-vl-2b", folder))
+    assert "found ready-made 4-bit weights" in one_line(caught)
+    assert "set model.checkpoint to the one that they were made from, and train.quantization to 4bit" in str(
+        caught.value
+    )
+
+
 def test_a_missing_shard_is_named(qwen, tmp_path):
     folder = tmp_path / "base"
     shutil.copytree(qwen, folder, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -424,9 +424,7 @@ def _paligemma(tokenizer):
     config = hf.PaliGemmaConfig(
         text_config={
             "model_type": "gemma2",
-            **_text(
-                tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=64, final_logit_softcapping=0.5
-            ),
+            **_text(tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=64, final_logit_softcapping=0.5),
         },
         vision_config={"model_type": "siglip_vision_model", **_SMALL, "image_size": 32, "patch_size": 8},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

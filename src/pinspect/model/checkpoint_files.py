@@ -50,21 +50,28 @@ def checkpoint_folder(checkpoint: Checkpoint) -> Path:
 
 
 def require_family(checkpoint: Checkpoint, folder: Path) -> None:
-    """Check that the config.json in `folder` belongs to the family of `checkpoint`.
+    """Check that the config.json in `folder` belongs to the family of `checkpoint`, and to whole weights.
 
     Args:
         checkpoint: The checkpoint with its family.
         folder: The folder of its files.
 
     Raises:
-        ModelError: config.json is not readable or belongs to another family; the message names the families that fit.
+        ModelError: config.json is not readable, belongs to another family (the message names the families that fit),
+            or to ready-made 4-bit weights.
     """
     family = checkpoint.family
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_types = (config["model_type"], config.get("vision_config", {}).get("model_type", ""))
+        quantized_by = config.get("quantization_config", {}).get("quant_method")
     except (ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'}: not readable: {one_line(error)}; {remedy(checkpoint)}") from None
+    if quantized_by == "bitsandbytes":
+        raise ModelError(
+            f"{folder}: found ready-made 4-bit weights, from which no whole checkpoint can be exported; set "
+            "model.checkpoint to the one that they were made from, and train.quantization to 4bit"
+        )
     if _fits(model_types, family):
         return
     others = [name for name, other in FAMILIES.items() if _fits(model_types, other)]
