@@ -417,6 +417,21 @@ def test_an_adapter_of_another_family_is_refused(qwen, tmp_path):
     assert "this adapter belongs to the family pixtral-12b, not to qwen2-vl-2b" in one_line(caught)
 
 
+def test_an_adapter_of_4_bit_weights_is_refused_where_they_cannot_be_computed(qwen, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in loading.ADAPTER_FILES:
+        (adapter / name).write_text("{}")
+    (adapter / "training.json").write_text('{"family": "qwen2-vl-2b", "four_bits": {"load_in_4bit": true}}')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("UNSLOTH_ALLOW_CPU", raising=False)
+    with pytest.raises(ModelError) as caught:
+        load_inspector(of("qwen2-vl-2b", qwen), adapter)
+    assert "this adapter, trained on 4-bit weights, needs an NVIDIA GPU, this machine has none; train" in one_line(
+        caught
+    )
+
+
 def test_an_error_about_a_missing_hub_checkpoint_shows_how_to_download_it(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -32,7 +32,7 @@ MAXIMUM_ANSWER_TOKENS = 128
 _SMALL = 0.1  # billion parameters: up to here a GPU computes in float32 too
 _FOUR_BIT_BYTES = 0.7  # per parameter, with scales and the layers that stay in 16 bits
 # Regular expressions for the beginnings of names. The vision tower is small, and pins are small in its pictures.
-_NOT_IN_FOUR_BITS = ["lm_head", ".*visual", ".*vision_", ".*projector", ".*connector"]
+_NOT_IN_FOUR_BITS = ["lm_head", ".*visual", ".*vision", ".*projector", ".*connector"]
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
 
 
@@ -166,7 +166,7 @@ def load_base(
             model = loader(folder, dtype=dtype, **options, **placed, **quantized)
     except _UNREADABLE as error:
         raise ModelError(f"{folder}: the base model is not readable: {one_line(error)}; {remedy(checkpoint)}") from None
-    if quantization and not model.is_quantized:  # Unsloth goes on with whole weights where bitsandbytes does not work
+    if quantization and not getattr(model, "is_quantized", False):  # where bitsandbytes does not work, Unsloth goes on
         raise ModelError(
             f"{folder}: the base has no 4-bit weights after loading: bitsandbytes does not work on this machine; set "
             "train.quantization to none"
@@ -261,14 +261,16 @@ def _quantization_of(adapter: Path) -> BitsAndBytesConfig | None:
     form = json.loads(training.read_text(encoding="utf-8")).get("four_bits") if training.is_file() else None
     if form is None:
         return None
-    _require_four_bits(f"{adapter}: the 4-bit weights that this adapter was trained on", "train it with none")
+    _require_four_bits(
+        f"{adapter}: this adapter, trained on 4-bit weights,", "train it again with train.quantization: none"
+    )
     return BitsAndBytesConfig(**form)
 
 
-def _require_four_bits(subject: str, remedy: str) -> None:
+def _require_four_bits(subject: str, advice: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is not None and (
         torch.cuda.is_available() or os.environ.get("UNSLOTH_ALLOW_CPU") == "1"
     ):
         return
     what = "bitsandbytes (docs/gpu.md)" if torch.cuda.is_available() else "an NVIDIA GPU, this machine has none"
-    raise ModelError(f"{subject} needs {what}; {remedy}")
+    raise ModelError(f"{subject} needs {what}; {advice}")
