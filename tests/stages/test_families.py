@@ -7,6 +7,7 @@ classes, and is loaded by the code that loads a real checkpoint.
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -110,6 +111,21 @@ def test_training_sees_the_prompt_that_generation_starts_from(line, checkpoint, 
         labels = trained["labels"][0, length:].tolist()
         assert processor.tokenizer.decode(labels[:-1]) == row["answer"]
         assert processor.tokenizer.convert_ids_to_tokens(labels[-1]) == checkpoint.family.end_of_turn
+
+
+def test_threads_build_batches_of_one_processor_at_the_same_time(line, saved):
+    """A training encodes ahead in a thread while it answers validation rows."""
+    root, _, rows = line
+    processor = load_processor(saved("LLaVA-1.5"))
+    assert len({RowEncoder(processor, root / "data/composited").chat(row).prompt_length for row in rows}) > 1
+
+    def lengths(_: int) -> set[int]:
+        encoder = RowEncoder(processor, root / "data/composited")
+        return {encoder.batch(rows, answers=True)["input_ids"].shape[1] for _ in range(20)}
+
+    with ThreadPoolExecutor(4) as pool:
+        (length,) = set.union(*pool.map(lengths, range(4)))
+    assert length == RowEncoder(processor, root / "data/composited").batch(rows, answers=True)["input_ids"].shape[1]
 
 
 def test_a_prompt_holds_every_instruction_and_one_placeholder_per_image(line, processor):

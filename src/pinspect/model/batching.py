@@ -13,6 +13,8 @@ import torch
 from pinspect.core.prompts import Message, without_answer
 
 IGNORED = -100  # the label that torch's cross entropy ignores
+# A family's processor pads by changing its tokenizer for the time of a call. Threads that encode ahead share it.
+TOKENIZING = threading.Lock()
 _AHEAD = 4  # batches prepared before they are needed
 # Tensors with one value per prompt token that processors return besides ids and mask.
 _PER_TOKEN = {"token_type_ids", "mm_token_type_ids", "cross_attention_mask"}

@@ -14,6 +14,7 @@ import torch
 from transformers import LogitsProcessor
 
 from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract, AnswerKind
+from pinspect.model.batching import TOKENIZING
 from pinspect.model.generated_answer import GeneratedAnswer, entropy_bits
 
 
@@ -154,7 +155,8 @@ class GrammarProcessor(LogitsProcessor):
 @lru_cache(maxsize=4)
 def grammar_of(tokenizer: Any, contract: AnswerContract) -> AnswerGrammar:
     """Return the grammar of a contract in the tokens of a tokenizer; it is built once."""
-    return AnswerGrammar(tokenizer, contract)
+    with TOKENIZING:
+        return AnswerGrammar(tokenizer, contract)
 
 
 @lru_cache(maxsize=4)

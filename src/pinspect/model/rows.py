@@ -19,7 +19,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from pinspect.core.errors import StageInputError
 from pinspect.core.prompts import Message, without_answer
 from pinspect.core.rows import Row
-from pinspect.model.batching import EncodedChat, collate, encode_chat, expected_ids, prompt_text, with_answers
+from pinspect.model.batching import (
+    TOKENIZING,
+    EncodedChat,
+    collate,
+    encode_chat,
+    expected_ids,
+    prompt_text,
+    with_answers,
+)
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
 
@@ -205,18 +213,20 @@ class RowEncoder:
 
     def _encode_by_processor(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
         images = [Image.new("RGB", size) for size in sizes]
-        inputs = self._processed([prompt_text(self.processor, messages, len(images))], [images])
-        prompt = inputs["input_ids"][0].tolist()
-        return EncodedChat(prompt + expected_ids(self.processor.tokenizer, messages), len(prompt))
+        with TOKENIZING:
+            inputs = self._processed([prompt_text(self.processor, messages, len(images))], [images])
+            prompt = inputs["input_ids"][0].tolist()
+            return EncodedChat(prompt + expected_ids(self.processor.tokenizer, messages), len(prompt))
 
     def _batch_by_processor(self, rows: Sequence[Row], answers: bool) -> dict[str, torch.Tensor]:
         texts = [prompt_text(self.processor, row["messages"], len(row["images"])) for row in rows]
         images = [[Image.fromarray(image) for image in self.images(row)] for row in rows]
-        prompts = self._processed(texts, images)
+        tokenizer = self.processor.tokenizer
+        with TOKENIZING:
+            prompts = self._processed(texts, images)
+            expected = [expected_ids(tokenizer, row["messages"]) for row in rows] if answers else []
         if not answers:
             return prompts
-        tokenizer = self.processor.tokenizer
-        expected = [expected_ids(tokenizer, row["messages"]) for row in rows]
         # PaliGemma attends to prompt tokens in both directions; tokens of type 1 attend to earlier tokens only.
         answer_type = int(isinstance(self.processor, PaliGemmaProcessor))
         return with_answers(prompts, expected, tokenizer.pad_token_id, answer_type)
