@@ -15,7 +15,7 @@ from tests.stages.test_families import (
     test_the_model_looks_at_every_image,
     test_training_sees_the_prompt_that_generation_starts_from,
 )
-from tests.support.tiny_families import TINY_TORCHVISION_FAMILIES
+from tests.support.tiny_torchvision_families import TINY_TORCHVISION_FAMILIES
 
 __all__ = [
     "line",
