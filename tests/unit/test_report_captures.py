@@ -78,7 +78,7 @@ def test_a_one_shot_miss_is_shown_with_all_turns_of_its_chat(images):
     (card,) = cards_of(render_report(evaluation))
     star, question = card.split('<section class="turn')[1:]
     assert STAR_INSTRUCTION in star
-    assert "- defect position-&gt;X:1, Y:U" in words_of(star)
+    assert "- defect position->X:1, Y:U" in words_of(star)
     assert re.findall(r"<figcaption>(.*?)<", star) == ["star"]
     assert INSTRUCTIONS[PromptKind.TWO_IMAGE, "DST"] in question
     assert re.findall(r"<figcaption>(.*?)<", question) == ["reference", "inspected"]
