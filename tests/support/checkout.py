@@ -68,6 +68,13 @@ class Checkout:
         """Change values in a section of params.yaml or settings.yaml."""
         set_values(self.root, section, **values)
 
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.must("git", "config", "user.name", "Line")
+        self.must("git", "config", "user.email", "line@example.com")
+        self.must("git", "add", ".")
+        self.must("git", "commit", "--quiet", "--message", message)
+
     def params(self) -> Params:
         """Read params.yaml."""
         return load_params(self.root / "params.yaml")

@@ -15,7 +15,10 @@ from prefect.states import Cancelling
 
 from flows.automations import ensure_automations
 from flows.promotion import promote, rollback
-from tests.support.checkout import captures
+from pinspect.core.digests import adapter_sha256
+from pinspect.registry.lineage import LINEAGE_TAG
+from pinspect.registry.versions import ADAPTER_TAG
+from tests.support.checkout import Checkout, captures
 from tests.support.flow_stack import final_state, heartbeats
 from tests.support.sample import ROOT, drop, read_labels
 from tests.support.waiting import SECONDS, until
@@ -123,6 +126,24 @@ def test_captures_in_the_inbox_start_a_run_and_become_a_new_challenger_and_bad_o
     newest, earlier = versions(up_to_date)
     assert newest.version == challenger(up_to_date).version
     assert newest.tags["dataset_digest"] != earlier.tags["dataset_digest"]
+
+
+def test_a_version_is_reproduced_with_its_captures_until_it_is_pruned(up_to_date, tmp_path):
+    """After the run of the inbox: the first version is not the workspace's any more."""
+    newest, earlier = versions(up_to_date)
+    up_to_date.must("pinspect", "prune")
+    reproduced = up_to_date.must("pinspect", "reproduce", str(earlier.version), str(tmp_path / "again"))
+    assert reproduced.startswith(f"version {earlier.version}: commit {earlier.tags[LINEAGE_TAG][:12]}")
+    again = Checkout(tmp_path / "again")
+    assert len(read_labels(again.root / "data/captures")) == 11
+    stale = [line for line in again.stale().splitlines() if not line.startswith("\t")]
+    assert stale == ["register:"]  # the new folder has a registry of its own
+    assert adapter_sha256(again.root / "models/adapter") == earlier.tags[ADAPTER_TAG]
+    up_to_date.set_param("prune", versions=1)
+    up_to_date.must("pinspect", "prune")
+    assert [version.version for version in versions(up_to_date)] == [newest.version]
+    assert earlier.tags[LINEAGE_TAG] not in up_to_date.must("git", "for-each-ref", "refs/exps")
+    assert newest.tags[LINEAGE_TAG] in up_to_date.must("git", "for-each-ref", "refs/exps")
 
 
 def test_a_refused_promotion_names_its_version_and_a_rollback_its_aim(up_to_date, client):

@@ -21,7 +21,7 @@ from pinspect.registry.versions import number_of, require_version
 LINEAGE_TAG = "lineage"  # the commit that made the version
 _COMMIT_TAG = "git_commit"
 # What a run makes or takes and git may not know yet.
-_NEW = ("data/captures", "data/splits.csv", "dvc.lock", "reports/registration.json", "reports/eval")
+_NEW = ("data/captures", "data/splits.csv", "dvc.lock", "reports/eval")
 
 
 class LineageError(RegistryError):
@@ -75,6 +75,31 @@ def save_experiment(root: Path, name: str) -> str:
     new = [path for path in untracked.split("\0") if path]
     _dvc(root, "exp", "save", "--name", name, *(option for path in new for option in ("--include-untracked", path)))
     return _git(root, "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}")
+
+
+def experiments(root: Path, commit: str = "") -> list[str]:
+    """Return the names of the experiments in the project's repository; none without git.
+
+    Args:
+        root: The project's folder.
+        commit: Only those that keep this commit; it may be unknown here, because another machine has made it.
+    """
+    of_commit = ("--points-at", commit) if commit else ()
+    return _run(root, "git", "for-each-ref", "--format=%(refname:lstrip=-1)", *of_commit, "refs/exps").stdout.split()
+
+
+def remove_experiments(root: Path, commit: str) -> None:
+    """Remove the experiments that keep a commit from the project's repository; remotes keep theirs.
+
+    Args:
+        root: The project's folder.
+        commit: The commit.
+
+    Raises:
+        LineageError: DVC fails.
+    """
+    if names := experiments(root, commit):
+        _dvc(root, "exp", "remove", *names)
 
 
 def push_experiment(root: Path, name: str) -> str:

@@ -1,7 +1,7 @@
 """Deletes what nothing needs any more: old versions of the registry, and outputs in DVC's cache.
 
 A version stays if it is among the newest, has an alias, or was champion: its decision is a record. The cache keeps the
-outputs of the present files and of every git tag.
+outputs of the present files, of every git tag, and of every experiment: `retrain` keeps what made a version as one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from pinspect.core.errors import RegistryError
 from pinspect.registry.connection import open_registry, registry_environment, registry_lock, tracking_uri
+from pinspect.registry.lineage import LINEAGE_TAG, experiments, remove_experiments
 from pinspect.registry.settings import PruneSettings, RegisterSettings
 from pinspect.registry.versions import DECISION_TAG, ROLLBACK_TAG, number_of
 
@@ -61,10 +62,13 @@ def prune(root: Path, settings: RegisterSettings, keep: PruneSettings, *, dry_ru
         old = oldest_first[: max(0, len(versions) - keep.versions)]
         obsolete = [version for version in old if number_of(version) not in aliased and not _is_record(version)]
         for version in () if dry_run else obsolete:
+            if commit := version.tags.get(LINEAGE_TAG):
+                remove_experiments(root, commit)
             _delete(client, version)
     if not dry_run and not tracking_uri(root, settings).startswith("http"):  # on a server, its owner runs mlflow gc
         _run(root, settings, "mlflow", "gc")  # all deleted runs, those of a pruning that was killed, too
-    output = _run(root, settings, "dvc", "gc", "--workspace", "--all-tags", "--force", *(["--dry"] if dry_run else []))
+    kept = ("--workspace", "--all-tags", *(["--all-experiments"] if experiments(root) else []))  # needs git
+    output = _run(root, settings, "dvc", "gc", *kept, "--force", *(["--dry"] if dry_run else []))
     return Pruned(tuple(number_of(version) for version in obsolete), output.strip())
 
 
