@@ -15,7 +15,8 @@ from pinspect.captures.dvc_images import record_images
 from pinspect.captures.labels import read_captures
 from pinspect.core.errors import CaptureError
 from pinspect.registry.lineage import check_out_commit, save_experiment
-from tests.support.line_project import IDENTITY, PINSPECT, LineProject, make_line_project
+from tests.support.checkout import IDENTITY
+from tests.support.line_project import PINSPECT, LineProject, make_line_project
 from tests.support.sample import contents, drop, line, params
 from tests.support.waiting import until
 

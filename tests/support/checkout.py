@@ -16,6 +16,7 @@ from pinspect.core.params import Params, load_params
 from tests.support.sample import ROOT, drop, line, set_values
 
 SHAPE = ("CYLN",)
+IDENTITY = ("-c", "user.name=line", "-c", "user.email=line@example.com")  # of commits
 
 
 class Checkout:
@@ -68,12 +69,10 @@ class Checkout:
         """Change values in a section of params.yaml or settings.yaml."""
         set_values(self.root, section, **values)
 
-    def commit(self, message: str) -> None:
-        """Commit everything that git does not ignore."""
-        self.must("git", "config", "user.name", "Line")
-        self.must("git", "config", "user.email", "line@example.com")
-        self.must("git", "add", ".")
-        self.must("git", "commit", "--quiet", "--message", message)
+    def commit(self) -> None:
+        """Commit all files that git does not ignore."""
+        self.must("git", "add", "--all")
+        self.must("git", *IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "All files")
 
     def params(self) -> Params:
         """Read params.yaml."""

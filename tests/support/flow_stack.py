@@ -48,7 +48,7 @@ def deployed(prefect_api, prepared, tmp_path_factory) -> Iterator[Checkout]:
     checkout.set_param("report", bootstrap_samples=110)
     checkout.set_param("register", experiment="nightly")
     deploy(checkout, {"nightly": [{"cron": "* * * * *", "timezone": "UTC"}]})
-    checkout.commit("New line")
+    checkout.commit()
     with working(checkout, tmp_path_factory.mktemp("worker") / "worker.log"):
         yield checkout
 

@@ -13,7 +13,6 @@ from tests.support.sample import ROOT
 
 ANSWERS = {"--rows": "U,C,D", "--columns": "9", "--shapes": "CYLN", "--mode": "bend,retract,missing"}
 PINSPECT = (sys.executable, "-c", "from pinspect.cli.main import main; main()")
-IDENTITY = ("-c", "user.name=line", "-c", "user.email=line@example.com")
 
 
 class LineProject(Checkout):
@@ -39,11 +38,6 @@ class LineProject(Checkout):
             return subprocess.Popen(
                 [*PINSPECT, "add", str(source)], cwd=self.root, env=self.environment, stderr=errors, stdout=errors
             )
-
-    def commit(self) -> None:
-        """Commit all files that git does not ignore."""
-        self.must("git", "add", "--all")
-        self.must("git", *IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "captures")
 
     def changes(self) -> set[str]:
         """Return what `git status` shows, a line for each file."""

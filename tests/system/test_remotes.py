@@ -35,8 +35,7 @@ def test_data_and_adapter_come_back_from_an_s3_remote_into_a_fresh_clone(s3, pre
     here = prepared.copy(tmp_path / "here")
     here.must("dvc", "remote", "add", "--default", "storage", "s3://pinspect/line")
     here.must("dvc", "remote", "modify", "storage", "endpointurl", s3)
-    here.must("git", "add", "--all")
-    here.must("git", "-c", "user.name=line", "-c", "user.email=line@example.com", "commit", "--quiet", "-m", "trained")
+    here.commit()
     here.must("dvc", "push", **KEYS)
 
     subprocess.run(["git", "clone", "--quiet", str(here.root), str(tmp_path / "there")], check=True)

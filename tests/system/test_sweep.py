@@ -9,7 +9,6 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from tests.support.checkout import Checkout
 
-IDENTITY = ("-c", "user.name=sweep", "-c", "user.email=sweep@example.com")
 MARK = "scored by the code of"
 
 
@@ -18,8 +17,7 @@ def sweep(prepared, tmp_path) -> Checkout:
     """A project whose stages have all run, registered and committed."""
     checkout = prepared.copy(tmp_path / "line")
     checkout.must("dvc", "repro", "--force", "--single-item", "register")  # the copy has a registry of its own
-    checkout.must("git", "add", ".")
-    checkout.must("git", *IDENTITY, "commit", "--quiet", "--message", "Start of the sweep")
+    checkout.commit()
     return checkout
 
 
