@@ -98,7 +98,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' pip-compile --quiet --generate-hash
 lock: install-dev
 	$(COMPILE) --extra pipeline --extra station --output-file requirements.lock
 	$(COMPILE) --extra station --output-file requirements-station.lock --constraint requirements.lock
-	$(COMPILE) --extra dev --extra s3 --output-file requirements-dev.lock --constraint requirements.lock
+	$(COMPILE) --extra dev --output-file requirements-dev.lock --constraint requirements.lock
 	$(COMPILE) --extra gpu --extra station --unsafe-package triton --output-file requirements-gpu.lock
 
 clean:
