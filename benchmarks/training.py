@@ -24,7 +24,7 @@ from pinspect.core import environment
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
 
 from pinspect.core.params import Params, load_params
 from pinspect.core.rows import read_chat
@@ -33,7 +33,7 @@ from pinspect.model.backends import adapted_modules, computes_bfloat16, open_bac
 from pinspect.model.batching import prepared_ahead
 from pinspect.model.families import checkpoint_of
 from pinspect.model.learner import Learner, training_processes
-from pinspect.model.loading import inspecting_device, load_base, load_processor
+from pinspect.model.loading import checkpoint_folder, inspecting_device, load_processor
 from pinspect.model.rows import RowEncoder
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,7 +66,9 @@ class _PlainCollator:
 def plain_turn(params: Params, root: Path, batches: Sequence[Sequence[dict]]) -> tuple[int, float]:
     """Return tokens and seconds of a plain Trainer over the rows of `batches`, without its first step."""
     train = params.train
-    model, processor = load_base(checkpoint_of(params.model, root), dtype=torch.float32)
+    base = checkpoint_of(params.model, root)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint_folder(base), dtype=torch.float32)
+    processor = load_processor(base)
     encoder = RowEncoder(processor, root / "data/composited")
     rows = [row for batch in batches for row in batch]
     random.Random(0).shuffle(rows)
