@@ -96,10 +96,10 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' pip-compile --quiet --generate-hash
   --unsafe-package pinspect --unsafe-package pip --unsafe-package torch pyproject.toml
 
 lock: install-dev
-	$(COMPILE) --extra pipeline --extra station --output-file requirements.lock
-	$(COMPILE) --extra station --output-file requirements-station.lock --constraint requirements.lock
+	$(COMPILE) --extra pipeline --extra station --extra postgres --extra s3 --output-file requirements.lock
+	$(COMPILE) --extra station --extra postgres --output-file requirements-station.lock --constraint requirements.lock
 	$(COMPILE) --extra dev --output-file requirements-dev.lock --constraint requirements.lock
-	$(COMPILE) --extra gpu --extra station --unsafe-package triton --output-file requirements-gpu.lock
+	$(COMPILE) --extra gpu --extra station --extra postgres --extra s3 --unsafe-package triton --output-file requirements-gpu.lock
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .coverage
