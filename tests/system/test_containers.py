@@ -56,7 +56,7 @@ def healthy(
 
 def inspect(port: int, project: Path) -> dict:
     """Send a capture of a project to its station, and return its result."""
-    picture = next((project / "data/captures/images").glob("*.png"))
+    picture = max((project / "data/captures/images").iterdir())
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with picture.open("rb") as file:
         answer = requests.post(f"http://127.0.0.1:{port}/inspect", headers=headers, files={"images": file}, timeout=600)
@@ -182,11 +182,13 @@ def test_the_services_of_compose_retrain_register_inspect_and_store_in_their_own
         api = f"http://127.0.0.1:{composed.ports['4200']}/api"
         assert requests.post(f"{api}/flow_runs/filter", json={}, timeout=60).status_code == 401
         password = composed.values["PREFECT_AUTH_STRING"]
-        with temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: password}):
-            with get_client(sync_client=True) as client:
-                nightly = client.read_deployment_by_name("retrain/nightly")
-                run = client.create_flow_run_from_deployment(nightly.id)
-                state = until(lambda: final_state(client, run.id), "the end of the retraining")
+        with (
+            temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: password}),
+            get_client(sync_client=True) as client,
+        ):
+            nightly = client.read_deployment_by_name("retrain/nightly")
+            run = client.create_flow_run_from_deployment(nightly.id)
+            state = until(lambda: final_state(client, run.id), "the end of the retraining")
         assert state.is_completed(), (state.message, (tmp_path / "worker.log").read_text()[-3000:])
 
         composed.start("station")
