@@ -1,6 +1,6 @@
 """Runs a worker of the pool `pinspect` in this folder, and sends the Prefect server an event when captures arrive.
 
-    python -m flows.worker
+    python -m flows.worker [OPTION ...]        # options of `prefect worker start`, such as --with-healthcheck
 
 The trigger of `ingest/inbox` in prefect.yaml answers the event `pinspect.captures.arrived` with a run. The inbox lies
 on the worker's machine, so only the worker sees it. It is polled, because network shares report no changes.
@@ -69,7 +69,7 @@ def _send(client: SyncPrefectClient, inbox: Path, images: int) -> None:
 def main() -> None:
     """Run the worker until Ctrl-C."""
     threading.Thread(target=announce_arrivals, args=(Path.cwd(),), daemon=True).start()
-    sys.argv = ["prefect", "worker", "start", "--pool", POOL]
+    sys.argv = ["prefect", "worker", "start", "--pool", POOL, *sys.argv[1:]]
     app()
 
 
