@@ -52,7 +52,7 @@ def test_a_new_folder_has_captures_and_data_of_a_run_that_nobody_committed(repos
     run(tmp_path, "git", "init", "--quiet", "--bare", "remote.git")
     run(repository, "git", "remote", "add", "origin", str(tmp_path / "remote.git"))
     dvc(repository, "remote", "add", "--default", "store", str(tmp_path / "store"))
-    assert push_experiment(repository, "retrain-1") == "origin and store"
+    assert push_experiment(repository, "retrain-1") == "store and origin"
     assert commit in run(tmp_path / "remote.git", "git", "for-each-ref", "refs/exps")
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     (repository / "data/captures/labels.csv").write_text("third\n")
