@@ -1,4 +1,4 @@
-"""What `retrain` does on a machine without a checkout: it works in a clone, whose data come from the remotes and go there.
+"""What `retrain` does on a machine without a checkout: it works in a clone; data come from the remotes, and go there.
 
 `prefect-elsewhere.yaml` deploys it. Prefect's step `git_clone` makes the clone in a temporary folder, because in one
 that stays, Prefect deletes everything whenever `git pull` fails. What has to outlive a run is in KEEP/LINE:
@@ -52,10 +52,8 @@ def in_clone(project: Path, keep: Path, train: Callable[[], State], attempts: di
     kept = keep.expanduser() / settings.model_name
     start = get.with_options(**attempts)(project, kept)
     state = train()
-    run_git(project, "add", "--all")
-    if not run_git(project, "diff", "--cached", "--name-only", start):
-        message = f"Nothing has changed since {start}." if state.name != SKIPPED else state.message
-        return state.model_copy(update={"name": SKIPPED, "message": message})
+    if not _changes(project, start):
+        return state.model_copy(update={"name": SKIPPED, "message": f"Nothing has changed since {Path(start).name}."})
     name = new_name(_KIND, datetime.now())
     save_lineage(project, settings, name, get_run_logger().info)
     _copy(ref_of(project, name), project, kept / "results.git")
@@ -68,7 +66,7 @@ def get(project: Path, kept: Path) -> str:
     """Push the results of earlier runs, then get the data of the newest result, or of the commit if it has none.
 
     Returns:
-        The experiment or the commit.
+        The experiment, by git's full name, or the commit.
     """
     results, commit = kept / "results.git", run_git(project, "rev-parse", "HEAD")
     kept.mkdir(parents=True, exist_ok=True)
@@ -81,29 +79,38 @@ def get(project: Path, kept: Path) -> str:
     run_git(project, "checkout", "--quiet", "--force", "--detach", commit)
     of_commit = f"refs/exps/{commit[:2]}/{commit[2:]}/{_KIND}-*"
     run_git(project, "fetch", "--quiet", "origin", f"+{of_commit}:{of_commit}")
-    names = run_git(project, "for-each-ref", "--sort=-refname", "--format=%(refname:lstrip=-1)", of_commit).split()
-    if names:
-        run_dvc(project, "exp", "apply", names[0])
+    refs = run_git(project, "for-each-ref", "--sort=-refname", "--format=%(refname)", of_commit).split()
+    if refs:
+        run_dvc(project, "exp", "apply", Path(refs[0]).name)
     run_dvc(project, "pull")
-    return names[0] if names else commit
+    return refs[0] if refs else commit
 
 
 @task(cache_policy=NO_CACHE)
 def push(project: Path, kept: Path) -> None:
     """Push the experiments that are kept, with their data."""
-    try:
-        _push(project, kept / "results.git")
-    except LineageError as error:
-        raise LineageError(f"{error}; the result is kept in {kept}, the next run on {platform.node()} pushes it") from None
+    _push(project, kept / "results.git")
 
 
 def _push(project: Path, results: Path) -> None:
     for ref in run_git(results, "for-each-ref", "--format=%(refname)").split():
         _copy(ref, results, project)
         run_git(project, "checkout", "--quiet", "--force", "--detach", ref)  # `dvc push` reads the files of the project
-        pushed = push_experiment(project, name := ref.rpartition("/")[2])
-        get_run_logger().info("experiment %s pushed to %s", name, pushed)
+        try:
+            pushed = push_experiment(project, Path(ref).name)
+        except LineageError as error:
+            place = f"{results.parent} on {platform.node()}"
+            raise LineageError(f"{error}; the result is kept in {place}, and the next run there pushes it") from None
+        get_run_logger().info("experiment %s pushed to %s", Path(ref).name, pushed)
         run_git(results, "update-ref", "-d", ref)
+
+
+def _changes(project: Path, start: str) -> str:
+    """Return the files that differ from a commit, new ones too, except those that git ignores."""
+    run_git(project, "add", "--all")
+    names = run_git(project, "diff", "--cached", "--name-only", start)
+    run_git(project, "reset", "--quiet")
+    return names
 
 
 def _copy(ref: str, source: Path, target: Path) -> None:

@@ -80,12 +80,12 @@ def save_experiment(root: Path, name: str) -> str:
     untracked = run_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *_NEW)
     new = [path for path in untracked.split("\0") if path]
     run_dvc(root, "exp", "save", "--name", name, *(option for path in new for option in ("--include-untracked", path)))
-    return runrun_git(root, "rev-parse", ref_of(root, name))
+    return run_git(root, "rev-parse", ref_of(root, name))
 
 
 def ref_of(root: Path, name: str) -> str:
     """Return git's full name of an experiment in the project's repository; raise LineageError without git."""
-    return runrun_git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
+    return run_git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
 
 
 def experiments(root: Path, commit: str = "") -> list[str]:
@@ -134,7 +134,7 @@ def push_experiment(root: Path, name: str) -> str:
     if remotes:
         pushed.append("origin" if "origin" in remotes else remotes[0])
         # `dvc exp push` has its own git, without ssh's settings, credential helpers and the answers of hooks.
-        runrun_git(root, "push", "--quiet", pushed[-1], ref_of(root, name))
+        run_git(root, "push", "--quiet", pushed[-1], ref_of(root, name))
     return " and ".join(pushed)
 
 
@@ -196,12 +196,12 @@ def check_out_commit(root: Path, commit: str, out: Path) -> None:
     run_dvc(project, "checkout")
 
 
-def runrun_git(root: Path, *arguments: str) -> str:
+def run_git(root: Path, *arguments: str) -> str:
     """Run git in a folder and return its output; raise LineageError with git's message if it fails."""
     return _output(_run(root, "git", *arguments), "git", arguments[0])
 
 
-def runrun_dvc(root: Path, *arguments: str) -> str:
+def run_dvc(root: Path, *arguments: str) -> str:
     """Run DVC in a folder and return its output; raise LineageError with DVC's message if it fails."""
     command = " ".join(word for word in arguments[:2] if word.isalpha())
     return _output(_run(root, sys.executable, "-m", "dvc", *arguments), "dvc", command)
