@@ -146,9 +146,11 @@ def test_a_worker_without_a_checkout_retrains_and_the_first_checkout_gets_the_re
     assert len((first.root / "data/splits.csv").read_text().splitlines()) == 1 + 14
 
 
-def test_two_checkouts_on_different_paths_share_a_registry(first, second, client, tmp_path):
+def test_two_checkouts_on_different_paths_share_a_registry(result, first, second, client, tmp_path):
     """Nothing that a command answers depends on where the version was registered: here, on a path that is gone."""
     second.must("dvc", "pull")
+    second.must("dvc", "repro", "--single-item", "register")  # of the state before the result: version 1
+    assert aliases(second) == {"champion": None, "challenger": "2", "previous": None}
     second.must("pinspect", "promote")
     assert aliases(first) == aliases(second) == {"champion": "2", "challenger": None, "previous": None}
     assert inspection(first)["model_version"] == inspection(second)["model_version"] == "2"
@@ -156,11 +158,7 @@ def test_two_checkouts_on_different_paths_share_a_registry(first, second, client
     assert aliases(second)["champion"] == "1"
     assert inspection(second)["model_version"] == "1"
 
-    second.must("dvc", "repro", "--single-item", "register")  # of the state before the result: version 1
-    assert aliases(first)["challenger"] is None
-
-    second.must("git", "fetch", "--quiet", "origin", "+refs/exps/*:refs/exps/*")
-    second.must("dvc", "fetch", "--all-experiments")
+    second.must("dvc", "exp", "pull", "origin", result[1])
     second.must("pinspect", "reproduce", "2", str(tmp_path / "again"))
     tags = client.get_model_version(NAME, "2").tags
     assert adapter_sha256(tmp_path / "again/models/adapter") == tags[ADAPTER_TAG]

@@ -80,6 +80,7 @@ def test_two_machines_never_overwrite_each_others_experiment(repository, tmp_pat
         run(clone, "git", "config", "user.name", machine)
         run(clone, "git", "config", "user.email", f"{machine}@example.com")
         (clone / "data/captures/labels.csv").write_text(machine)
+        dvc(clone, "repro")
         name = new_name("retrain", time)
         pushed[name] = save_experiment(clone, name)
         push_experiment(clone, name)
