@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -85,19 +86,31 @@ class StageOutcome:
 
 
 @flow(name="retrain", flow_run_name=retrain_name, **HOOKS)
-def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30) -> State:
+def retrain(root: str = ".", retries: int = 2, retry_delay_seconds: float = 30, keep: str = "") -> State:
     """Bring a project up to date, stage by stage; one such run at a time works in a checkout.
 
     Args:
         root: The project's folder.
         retries: How often a stage is tried again that was killed, found DVC locked or got no answer from the registry.
         retry_delay_seconds: The pause before each retry, in seconds.
+        keep: If the project is a clone that ends with the run: the folder of this machine that stays. The data then
+            come from the DVC remote, and the result goes to the remotes (`flows.elsewhere`).
 
     Returns:
         Completed with a list of StageOutcome, and with the name Skipped if nothing had changed; Failed with the last
         lines of the stage; Cancelled if another run works in the checkout.
     """
-    return in_checkout(root, lambda project: bring_up_to_date(project, retries, retry_delay_seconds))
+
+    def work(project: Path) -> State:
+        if not keep:
+            return bring_up_to_date(project, retries, retry_delay_seconds)
+        from flows.elsewhere import in_clone  # imports MLflow
+
+        attempts = {"retries": retries, "retry_delay_seconds": retry_delay_seconds}
+        train = partial(bring_up_to_date, project, retries, retry_delay_seconds, lineage=False)
+        return in_clone(project, Path(keep), train, attempts)
+
+    return in_checkout(root, work)
 
 
 def in_checkout(root: str, work: Callable[[Path], State]) -> State:
@@ -119,13 +132,14 @@ def in_checkout(root: str, work: Callable[[Path], State]) -> State:
     return end_state(locked)
 
 
-def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) -> State:
+def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float, *, lineage: bool = True) -> State:
     """Run each stage that is not up to date as a task, then publish the artifacts of the run.
 
     Args:
         project: The project's folder.
         retries: As in `retrain`.
         retry_delay_seconds: As in `retrain`.
+        lineage: Whether to keep what made a new version, see `keep_lineage`.
 
     Returns:
         Completed, with a list of StageOutcome as its data.
@@ -152,7 +166,7 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
         if not state.is_completed():
             raise _as_error(stage, state)
         outcomes.append(state.result())
-    if any(outcome.stage == _REGISTER and outcome.ran for outcome in outcomes):
+    if lineage and any(outcome.stage == _REGISTER and outcome.ran for outcome in outcomes):
         keep_lineage(project)
     publish(project, outcomes)
     return Completed(message=f"{sum(outcome.ran for outcome in outcomes)} stages ran.", data=outcomes)
@@ -160,11 +174,13 @@ def bring_up_to_date(project: Path, retries: int, retry_delay_seconds: float) ->
 
 def keep_lineage(project: Path) -> None:
     """Save what made the new version as an experiment of DVC, and push it; a problem is a warning in the run's log."""
-    from pinspect.registry.lineage import save_lineage  # imports MLflow
+    from pinspect.registry.lineage import new_name, push_experiment, save_lineage  # imports MLflow
 
-    logger = get_run_logger()
+    logger, name = get_run_logger(), new_name("retrain", datetime.now())
     try:
-        save_lineage(project, load_register_settings(project), datetime.now(), logger.info)
+        save_lineage(project, load_register_settings(project), name, logger.info)
+        if pushed := push_experiment(project, name):
+            logger.info("experiment %s pushed to %s", name, pushed)
     except PinspectError as error:
         logger.warning("pinspect reproduce will not know this version: %s", error)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,12 +89,13 @@ def deploy(checkout: Checkout, schedules: dict[str, list], *, limited: bool = Tr
 
 
 @contextmanager
-def working(checkout: Checkout, log: Path, **variables: str) -> Iterator[subprocess.Popen]:
-    """Run a worker of the pool during the context."""
-    command = [sys.executable, "-m", "flows.worker"]
+def working(
+    checkout: Checkout, log: Path, command: Sequence[str] = ("flows.worker",), **variables: str
+) -> Iterator[subprocess.Popen]:
+    """Run a worker of the pool, or another module with its arguments, during the context."""
     with log.open("w") as output:
         worker = subprocess.Popen(
-            command,
+            [sys.executable, "-m", *command],
             cwd=checkout.root,
             env=checkout.environment | {"PREFECT_WORKER_QUERY_SECONDS": "3"} | variables,
             stdout=output,

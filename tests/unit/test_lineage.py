@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from pinspect.registry.lineage import LineageError, check_out_commit, push_experiment, save_experiment
+from pinspect.registry.lineage import LineageError, check_out_commit, new_name, push_experiment, save_experiment
 
 PIPELINE = """
 stages:
@@ -52,7 +53,7 @@ def test_a_new_folder_has_captures_and_data_of_a_run_that_nobody_committed(repos
     run(tmp_path, "git", "init", "--quiet", "--bare", "remote.git")
     run(repository, "git", "remote", "add", "origin", str(tmp_path / "remote.git"))
     dvc(repository, "remote", "add", "--default", "store", str(tmp_path / "store"))
-    assert push_experiment(repository, "retrain-1") == "origin and store"
+    assert push_experiment(repository, "retrain-1") == "store and origin"
     assert commit in run(tmp_path / "remote.git", "git", "for-each-ref", "refs/exps")
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     (repository / "data/captures/labels.csv").write_text("third\n")
@@ -68,6 +69,31 @@ def test_a_new_folder_has_captures_and_data_of_a_run_that_nobody_committed(repos
         check_out_commit(repository, commit, out)
     with pytest.raises(LineageError, match="commit ffffffffffff is not here; fetch it"):
         check_out_commit(repository, "f" * 40, tmp_path / "other")
+
+
+def test_two_machines_never_overwrite_each_others_experiment(repository, tmp_path):
+    run(tmp_path, "git", "clone", "--quiet", "--bare", str(repository), "remote.git")
+    time, pushed = datetime(2026, 11, 29, 2, 0, 0), {}
+    for machine in ("one", "two"):
+        clone = tmp_path / machine
+        run(tmp_path, "git", "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/remote.git", machine)
+        run(clone, "git", "config", "user.name", machine)
+        run(clone, "git", "config", "user.email", f"{machine}@example.com")
+        (clone / "data/captures/labels.csv").write_text(machine)
+        dvc(clone, "repro")
+        name = new_name("retrain", time)
+        pushed[name] = save_experiment(clone, name)
+        push_experiment(clone, name)
+        pushed.setdefault("same", save_experiment(clone, "same"))
+        if machine == "one":
+            push_experiment(clone, "same")
+    with pytest.raises(LineageError, match=r"git push: ! \[rejected\]"):
+        push_experiment(tmp_path / "two", "same")
+    listed = run(
+        tmp_path / "remote.git", "git", "for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps"
+    )
+    assert dict(line.split() for line in listed.splitlines()) == pushed
+    assert len(pushed) == 3
 
 
 def test_a_folder_without_a_commit_cannot_be_saved(tmp_path):

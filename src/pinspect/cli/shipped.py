@@ -22,6 +22,7 @@ ENTRIES = (
     "models/base",
     "models/start/.gitkeep",
     "params.yaml",
+    "prefect-elsewhere.yaml",
     "prefect.yaml",
     "reports/.gitignore",
     "settings.yaml",

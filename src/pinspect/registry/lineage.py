@@ -6,6 +6,8 @@ branches (`refs/exps`), and the version gets a tag with that commit.
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,38 +24,42 @@ LINEAGE_TAG = "lineage"  # the commit that made the version
 _COMMIT_TAG = "git_commit"
 # What a run makes or takes and git may not know yet.
 _NEW = ("data/captures", "data/splits.csv", "dvc.lock", "reports/eval")
+_REASONS = ("ERROR: ", "error: ", "fatal: ", "! ")  # how DVC and git begin the line that names the problem
 
 
 class LineageError(RegistryError):
     """What made a version cannot be saved or checked out."""
 
 
-def save_lineage(root: Path, settings: RegisterSettings, time: datetime, log: Callable[[str], object]) -> str:
-    """Save the project as the experiment `retrain-<date>`, tag the version of the last registration, and push.
+def new_name(kind: str, time: datetime) -> str:
+    """Return a name for an experiment, with random digits: two machines may save theirs at the same time.
+
+    Args:
+        kind: How the name begins.
+        time: The present time.
+    """
+    return f"{kind}-{time:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def save_lineage(root: Path, settings: RegisterSettings, name: str, log: Callable[[str], object]) -> None:
+    """Save the project as an experiment, and tag the version of the last registration with its commit.
 
     Args:
         root: The project's folder.
         settings: The section `register`.
-        time: The present time, part of the experiment's name.
-        log: Called with one line for each thing done.
-
-    Returns:
-        The commit.
+        name: The name of the experiment.
+        log: Called with one line.
 
     Raises:
         LineageError: The project is no git repository with a commit, or git or DVC fails.
         RegistryError: The registry has no such version.
     """
-    name = f"retrain-{time:%Y%m%d-%H%M%S}"
     commit = save_experiment(root, name)
     number = str(read_run_facts(root, "register").get("version", ""))
     with open_registry(root, settings) as client, registry_lock(root, settings):
         version = require_version(client, settings.model_name, number)
         client.set_model_version_tag(version.name, number, LINEAGE_TAG, commit)
     log(f"version {number}: made by commit {commit[:12]}, experiment {name}")
-    if pushed := push_experiment(root, name):
-        log(f"experiment {name} pushed to {pushed}")
-    return commit
 
 
 def save_experiment(root: Path, name: str) -> str:
@@ -69,12 +75,17 @@ def save_experiment(root: Path, name: str) -> str:
     Raises:
         LineageError: git or DVC fails.
     """
-    _git(root, "rev-parse", "--verify", "HEAD")
+    run_git(root, "rev-parse", "--verify", "HEAD")
     # Files, not folders: DVC would also add what git ignores in a folder, such as images that DVC keeps itself.
-    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *_NEW)
+    untracked = run_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *_NEW)
     new = [path for path in untracked.split("\0") if path]
-    _dvc(root, "exp", "save", "--name", name, *(option for path in new for option in ("--include-untracked", path)))
-    return _git(root, "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}")
+    run_dvc(root, "exp", "save", "--name", name, *(option for path in new for option in ("--include-untracked", path)))
+    return run_git(root, "rev-parse", ref_of(root, name))
+
+
+def ref_of(root: Path, name: str) -> str:
+    """Return git's full name of an experiment in the project's repository; raise LineageError without git."""
+    return run_git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
 
 
 def experiments(root: Path, commit: str = "") -> list[str]:
@@ -99,30 +110,31 @@ def remove_experiments(root: Path, commit: str) -> None:
         LineageError: DVC fails.
     """
     if names := experiments(root, commit):
-        _dvc(root, "exp", "remove", *names)
+        run_dvc(root, "exp", "remove", *names)
 
 
 def push_experiment(root: Path, name: str) -> str:
-    """Push an experiment to the git remote, its data to the DVC remote, as far as they exist.
+    """Push the project's data to the DVC remote, then an experiment to the git remote, as far as they exist.
 
     Args:
-        root: The project's folder.
+        root: The project's folder, as it was when the experiment was saved.
         name: The name of the experiment.
 
     Returns:
         The remotes; empty if there is none.
 
     Raises:
-        LineageError: A remote refuses.
+        LineageError: A remote refuses, or does not answer.
     """
-    stores, remotes = _dvc(root, "remote", "list").split(), _git(root, "remote").split()
+    stores, remotes = run_dvc(root, "remote", "list").split(), run_git(root, "remote").split()
     pushed = []
-    if remotes:
-        pushed.append("origin" if "origin" in remotes else remotes[0])
-        _dvc(root, "exp", "push", "--no-cache", pushed[0], name)
     if stores:
         pushed.append(stores[0])
-        _dvc(root, "push")  # `exp push` would read the remote from the experiment's own configuration
+        run_dvc(root, "push")
+    if remotes:
+        pushed.append("origin" if "origin" in remotes else remotes[0])
+        # `dvc exp push` has its own git, without ssh's settings, credential helpers and the answers of hooks.
+        run_git(root, "push", "--quiet", pushed[-1], ref_of(root, name))
     return " and ".join(pushed)
 
 
@@ -169,39 +181,44 @@ def check_out_commit(root: Path, commit: str, out: Path) -> None:
     """
     if out.exists():
         raise LineageError(f"{out}: exists already; choose a new folder")
-    repository = _git(root, "rev-parse", "--show-toplevel")
-    folder = _git(root, "rev-parse", "--show-prefix")
+    repository = run_git(root, "rev-parse", "--show-toplevel")
+    folder = run_git(root, "rev-parse", "--show-prefix")
     if _run(root, "git", "cat-file", "-e", f"{commit}^{{commit}}").returncode:
         raise LineageError(
             f"{repository}: commit {commit[:12]} is not here; fetch it: git fetch origin '+refs/exps/*:refs/exps/*'"
         )
-    cache = _dvc(root, "cache", "dir")
-    _git(root, "clone", "--quiet", "--no-checkout", repository, str(out.resolve()))
-    _git(out, "fetch", "--quiet", "origin", "+refs/exps/*:refs/exps/*")
-    _git(out, "checkout", "--quiet", "--detach", commit)
+    cache = run_dvc(root, "cache", "dir")
+    run_git(root, "clone", "--quiet", "--no-checkout", repository, str(out.resolve()))
+    run_git(out, "fetch", "--quiet", "origin", "+refs/exps/*:refs/exps/*")
+    run_git(out, "checkout", "--quiet", "--detach", commit)
     project = out / folder
-    _dvc(project, "cache", "dir", "--local", str((root / cache).resolve()))
-    _dvc(project, "checkout")
+    run_dvc(project, "cache", "dir", "--local", str((root / cache).resolve()))
+    run_dvc(project, "checkout")
 
 
-def _git(root: Path, *arguments: str) -> str:
+def run_git(root: Path, *arguments: str) -> str:
+    """Run git in a folder and return its output; raise LineageError with git's message if it fails."""
     return _output(_run(root, "git", *arguments), "git", arguments[0])
 
 
-def _dvc(root: Path, *arguments: str) -> str:
-    command = " ".join(arguments[:2])
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run DVC in a folder and return its output; raise LineageError with DVC's message if it fails."""
+    command = " ".join(word for word in arguments[:2] if word.isalpha())
     return _output(_run(root, sys.executable, "-m", "dvc", *arguments), "dvc", command)
 
 
 def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # a missing password is an error, nobody answers
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise LineageError(f"{command[0]}: not found; install it") from None
 
 
 def _output(done: subprocess.CompletedProcess[str], program: str, command: str) -> str:
     if done.returncode:
-        lines = [line.removeprefix("ERROR: ") for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise LineageError(f"{program} {command}: {lines[0] if lines else f'exit code {done.returncode}'}")
+        lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reasons = [line for line in lines if line.startswith(_REASONS)] or lines
+        reason = reasons[0].removeprefix("ERROR: ") if reasons else f"exit code {done.returncode}"
+        raise LineageError(f"{program} {command}: {reason}")
     return done.stdout.strip()

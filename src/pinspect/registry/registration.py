@@ -59,9 +59,10 @@ def describe_experiment(candidate: Candidate, experiment: str) -> dict:
 
 
 def register_candidate(candidate: Candidate, params: Params, settings: RegisterSettings) -> tuple[dict, dict]:
-    """Register an adapter and give it the alias `challenger`, unless it is the champion already.
+    """Register an adapter and give it the alias `challenger`, unless a newer version is challenger or champion.
 
-    A package that has a version keeps that version; a new evaluation renews the version's tags and files.
+    A package that has a version keeps that version; a new evaluation renews the version's tags and files. A clone that
+    registers what it was cloned with so takes the alias from no version that another machine has made since.
 
     Args:
         candidate: The evaluated adapter.
@@ -86,7 +87,8 @@ def register_candidate(candidate: Candidate, params: Params, settings: RegisterS
             version = _create_version(client, candidate, package, params, settings)
         elif version.tags.get(EVALUATION_TAG) != candidate.digests[EVALUATION_TAG]:
             _renew_scores(client, version, candidate)
-        if CHAMPION not in client.get_model_version(name, version.version).aliases:
+        aliases = client.get_registered_model(name).aliases
+        if all(int(version.version) > int(aliases.get(alias, 0)) for alias in (CHAMPION, CHALLENGER)):
             client.set_registered_model_alias(name, CHALLENGER, version.version)
     place = {
         "version": int(version.version),
