@@ -33,7 +33,7 @@ def is_current(connection: Connection) -> bool:
 
 
 def upgrade(connection: Connection) -> None:
-    """Create the tables, or bring them up to date. The caller commits, and lets no other process do so at the same time.
+    """Create the tables, or bring them up to date, alone and in the transaction of the caller.
 
     Raises:
         UnknownSchemaError: As in `is_current`; nothing has changed.
