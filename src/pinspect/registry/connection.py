@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import requests
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -117,7 +118,7 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
         ) from error
     except requests.RequestException as error:
         raise _unreachable(uri, error) from error
-    except (SQLAlchemyError, sqlite3.OperationalError) as error:
+    except (SQLAlchemyError, sqlite3.OperationalError, CommandError) as error:  # CommandError: not MLflow's tables
         raise _unusable(uri, error) from error
     finally:
         # MLflow puts its URIs into the environment, where the next project would take them for the user's choice.
