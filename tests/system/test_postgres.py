@@ -28,6 +28,7 @@ from tests.support.mlflow_server import free_port
 from tests.support.postgres import PASSWORD, PostgresServer
 from tests.support.promotion_race import NAME, promoters, race, register_two
 from tests.support.result_writers import write_from_two
+from tests.support.results import keep
 from tests.support.sample import ROOT, line, set_values, stage_environment
 from tests.support.station_stack import StationProcess, station
 from tests.support.waiting import until
@@ -114,6 +115,18 @@ def send(running: StationProcess, key: str) -> str:
     answer = requests.post(f"{running.url}/inspect", files=images, headers=headers, timeout=600)
     answer.raise_for_status()
     return answer.json()["results"][0]["id"]
+
+
+def test_results_are_stored_again_once_a_server_that_went_away_is_back(postgres):
+    with contextlib.closing(ResultsTable(postgres.new_database())) as table:
+        keep(table, "before")
+        postgres.stop()
+        with pytest.raises(ResultsError, match="cannot be used as results table") as caught:
+            keep(table, "meanwhile")
+        assert "\n" not in str(caught.value)
+        postgres.start()
+        assert keep(table, "after")
+        assert [(i.id, i.sequence) for i in table.after(0, 9)] == [("before", 1), ("after", 2)]
 
 
 # Registry.

@@ -262,11 +262,20 @@ def differences(url: str) -> list:
 
 
 def make_older(url: str, schema: int) -> None:
-    """Make the tables those of a pinspect that had no migrations yet, and a number of its schema instead."""
+    """Make the tables those of an earlier pinspect, which had a number of its schema instead of revisions."""
+    statements = [
+        f"DROP TABLE {VERSION_TABLE}",
+        "CREATE TABLE station_schema (version INTEGER NOT NULL PRIMARY KEY)",
+        f"INSERT INTO station_schema VALUES ({schema})",
+    ]
+    if schema == 1:
+        statements += [f"DROP INDEX station_inspections_{name}" for name in ("sequence", "serial", "lot")]
+        columns = ("localizer_position", "localizer_disagrees", "pin_map", "sequence", "serial", "lot")
+        statements += [f"ALTER TABLE station_inspections DROP COLUMN {name}" for name in columns]
+        statements += ["DROP TABLE station_counter", "DROP TABLE station_receivers"]
     with connected(url) as connection:
-        connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
-        connection.execute(sa.text("CREATE TABLE station_schema (version INTEGER NOT NULL PRIMARY KEY)"))
-        connection.execute(sa.text(f"INSERT INTO station_schema VALUES ({schema})"))
+        for statement in statements:
+            connection.execute(sa.text(statement))
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(results_url):
@@ -277,13 +286,15 @@ def test_the_migrations_make_the_tables_that_the_code_uses(results_url):
     assert [difference[0] for difference in differences(results_url)] == ["add_column"]
 
 
-def test_tables_of_a_pinspect_without_migrations_are_brought_up_to_date(results_url):
+@pytest.mark.parametrize(("schema", "sequences"), [(1, [None, 1]), (4, [1, 2])])
+def test_tables_of_a_pinspect_without_migrations_are_brought_up_to_date(results_url, schema, sequences):
     with contextlib.closing(ResultsTable(results_url)) as table:
         keep(table, "old")
-    make_older(results_url, schema=4)
+    make_older(results_url, schema)
     with contextlib.closing(ResultsTable(results_url)) as table:
-        keep(table, "new")
-        assert [(i.id, i.sequence) for i in table.after(0, 9)] == [("old", 1), ("new", 2)]
+        keep(table, "new", NOON + timedelta(hours=1), pin_map=[0.5], serial="S1")
+        assert [(i.id, i.sequence) for i in table.each()] == [*zip(("old", "new"), sequences, strict=True)]
+        assert (table.get("new").pin_map, table.get("new").serial) == ((0.5,), "S1")
     assert differences(results_url) == []
 
 
@@ -303,7 +314,7 @@ def test_tables_of_a_newer_pinspect_or_of_one_that_was_never_released_are_left_a
 
 def test_a_migration_that_fails_changes_nothing(results_url):
     with connected(results_url) as connection:
-        connection.execute(sa.text("CREATE TABLE station_receivers (name INTEGER)"))  # the last one to be created
+        connection.execute(sa.text("CREATE TABLE station_receivers (name INTEGER)"))  # the last table of a revision
     with pytest.raises(ResultsError, match=r"station_receivers.* already exists") as error:
         ResultsTable(results_url)
     assert "\n" not in str(error.value)

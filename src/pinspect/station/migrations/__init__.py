@@ -15,8 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 VERSION_TABLE = "station_alembic_version"  # MLflow and Prefect have tables named alembic_version
-_CREATED = "0001"  # the schema that pinspect made before it had revisions
-_CREATED_SCHEMA = 4  # its number in the table station_schema
+_REVISIONS = {1: "0001", 4: "0002"}  # of the numbers in the table station_schema, which came before revisions
 
 
 class UnknownSchemaError(Exception):
@@ -40,10 +39,10 @@ def upgrade(connection: Connection) -> None:
     """
     config = _config()
     config.attributes["connection"] = connection
-    if _revision(connection) is None and (schema := _created_schema(connection)):
-        if schema != _CREATED_SCHEMA:
+    if _revision(connection) is None and (schema := _schema(connection)):
+        if schema not in _REVISIONS:
             raise UnknownSchemaError(f"schema {schema} of a pinspect that was never released")
-        command.stamp(config, _CREATED)
+        command.stamp(config, _REVISIONS[schema])
     command.upgrade(config, "head")
 
 
@@ -66,7 +65,7 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _created_schema(connection: Connection) -> int | None:
+def _schema(connection: Connection) -> int | None:
     """Return the number that pinspect gave its schema before it had revisions; None if there are no tables."""
     if not sa.inspect(connection).has_table("station_schema"):
         return None

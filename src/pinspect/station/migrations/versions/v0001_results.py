@@ -1,4 +1,4 @@
-"""The tables as pinspect made them before it had revisions."""
+"""The tables of pinspect 0.1.0."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,23 +10,14 @@ down_revision = None
 def upgrade() -> None:
     """Create the tables."""
     op.create_table("station_schema", sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-    counter = op.create_table(
-        "station_counter",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("last", sa.BigInteger, nullable=False),
-    )
-    op.bulk_insert(counter, [{"id": 1, "last": 0}])
     op.create_table(
         "station_inspections",
         sa.Column("id", sa.String(255), primary_key=True),
-        sa.Column("sequence", sa.BigInteger),
         sa.Column("received", sa.DateTime, nullable=False),
         sa.Column("hour", sa.String(13), nullable=False),
         sa.Column("source", sa.String(16), nullable=False),
         sa.Column("file", sa.Text, nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
-        sa.Column("serial", sa.String(255)),
-        sa.Column("lot", sa.String(255)),
         sa.Column("image_type", sa.String(64)),
         sa.Column("number_of_pins", sa.String(64)),
         sa.Column("judgement", sa.String(16)),
@@ -37,18 +28,14 @@ def upgrade() -> None:
         sa.Column("threshold", sa.Double),
         sa.Column("address_entropy", sa.Double),
         sa.Column("address_probabilities", sa.JSON),
-        sa.Column("localizer_position", sa.String(64)),
-        sa.Column("localizer_disagrees", sa.Boolean),
-        sa.Column("pin_map", sa.JSON),
         sa.Column("brightness", sa.Double),
         sa.Column("dst_background", sa.Double),
         sa.Column("model_version", sa.String(64)),
         sa.Column("seconds", sa.Double),
         sa.Column("error", sa.Text),
     )
-    for columns in (["received", "id"], ["judgement", "received"], ["sha256"], ["serial"], ["lot", "received"]):
+    for columns in (["received", "id"], ["judgement", "received"], ["sha256"]):
         op.create_index(f"station_inspections_{columns[0]}", "station_inspections", columns)
-    op.create_index("station_inspections_sequence", "station_inspections", ["sequence"], unique=True)
     op.create_table(
         "station_corrections",
         sa.Column("number", sa.Integer, primary_key=True),
@@ -59,11 +46,4 @@ def upgrade() -> None:
         sa.Column("by", sa.Text, nullable=False),
         sa.Column("at", sa.DateTime, nullable=False),
         sa.Column("capture", sa.Text),
-    )
-    op.create_table(
-        "station_receivers",
-        sa.Column("name", sa.String(64), primary_key=True),
-        sa.Column("position", sa.BigInteger, nullable=False),
-        sa.Column("delivered_at", sa.DateTime),
-        sa.Column("error", sa.Text),
     )
