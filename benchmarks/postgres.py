@@ -1,11 +1,11 @@
 """Races two checkouts and two stations that share a real PostgreSQL server, and counts what went wrong.
 
-    python -m benchmarks.postgres [ROUNDS] [RESULTS]     # 20 raced promotions each way, 2,000 results a station
+    python -m benchmarks.postgres [PART ...]     # results, direct, server, no-lock; all by default
 
-Promotions: `directly` the registry is the database; `by a server` an MLflow server stands in front of it, and
-`register.lock_database` names it; `without a lock` the server alone. Results: two processes write them as stations do
-that answer requests (pictures, results, deliveries), with records made beforehand; one is killed halfway and started
-again. Writes benchmarks/results/postgres.json.
+Promotions, 20 rounds each: `direct`, the registry is the database; `server`, an MLflow server stands in front of it,
+and `register.lock_database` names it; `no-lock`, the server alone. Results, 2,000 a station: two processes write them
+as stations do that answer requests (pictures, results, deliveries), with records made beforehand; one is killed halfway
+and started again. Writes its parts of benchmarks/results/postgres.json.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from tests.support.promotion_race import NAMES, promoters, race, register_two
 from tests.support.result_writers import write_from_two
 
 RESULT = Path(__file__).parent / "results/postgres.json"
+WAYS = ("direct", "server", "no-lock")
+ROUNDS, RESULTS = 20, 2000
 
 
 @contextlib.contextmanager
 def registry(way: str, server: PostgresServer, folder: Path) -> Iterator[dict[str, str]]:
     """Yield the section `register` of both checkouts for one way to share a registry."""
     url = server.new_database()
-    if way == "directly":
+    if way == "direct":
         client = MlflowClient(with_driver(url), with_driver(url))
         client.create_experiment("pinspect", artifact_location=(folder / "artifacts").as_uri())
         yield {"tracking_uri": url}
         return
     with running_server(folder, with_driver(url)) as uri:
-        yield {"tracking_uri": uri} | ({"lock_database": url} if way == "by a server" else {})
+        yield {"tracking_uri": uri} | ({"lock_database": url} if way == "server" else {})
 
 
 def promotions(way: str, server: PostgresServer, evaluated: Path, rounds: int) -> dict:
@@ -71,24 +73,30 @@ def promotions(way: str, server: PostgresServer, evaluated: Path, rounds: int) -
     }
 
 
-def main(rounds: str = "20", results: str = "2000") -> None:
-    """Run all races and write the result."""
-    environment.apply()
+def measure(parts: tuple[str, ...], evaluated: Path) -> bool:
+    """Run parts, write their results, and return whether nothing was lost, doubled or inconsistent."""
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     with postgres_server() as server, tempfile.TemporaryDirectory(prefix="pinspect-postgres-") as folder:
-        evaluated = Path(folder) / "evaluated"
-        evaluated.mkdir()
-        writers = write_from_two(Path(folder), server.new_database(), int(results))
-        make_project(evaluated)
-        raced = {
-            way: promotions(way, server, evaluated, int(rounds))
-            for way in ("directly", "by a server", "without a lock")
-        }
-        ((version,),) = server.execute("SHOW server_version")
-    result = {"postgresql": version, "results_of_two_stations": {"each": int(results), **writers}, "promotions": raced}
+        ((result["postgresql"],),) = server.execute("SHOW server_version")
+        for part in parts:
+            if part == "results":
+                result[part] = {"each": RESULTS, **write_from_two(Path(folder), server.new_database(), RESULTS)}
+            else:
+                result[part] = promotions(part, server, evaluated, ROUNDS)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
-    consistent = all(raced[way]["consistent"] == int(rounds) for way in ("directly", "by a server"))
-    sys.exit(not (consistent and writers["lost"] == writers["doubled"] == 0))
+    locked = [result[part]["consistent"] == ROUNDS for part in ("direct", "server") if part in parts]
+    return all(locked) and not ("results" in parts and (result["results"]["lost"] or result["results"]["doubled"]))
+
+
+def main(*parts: str) -> None:
+    """Run parts, by default all."""
+    environment.apply()
+    with tempfile.TemporaryDirectory(prefix="pinspect-postgres-") as folder:
+        evaluated = Path(folder)
+        if set(parts) != {"results"}:
+            make_project(evaluated)
+        sys.exit(not measure(parts or ("results", *WAYS), evaluated))
 
 
 if __name__ == "__main__":
