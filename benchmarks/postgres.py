@@ -75,7 +75,7 @@ def promotions(way: str, server: PostgresServer, evaluated: Path, rounds: int) -
 
 def measure(parts: tuple[str, ...], evaluated: Path) -> bool:
     """Run parts, write their results, and return whether nothing was lost, doubled or inconsistent."""
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    result: dict = {}
     with postgres_server() as server, tempfile.TemporaryDirectory(prefix="pinspect-postgres-") as folder:
         ((result["postgresql"],),) = server.execute("SHOW server_version")
         for part in parts:
@@ -83,6 +83,7 @@ def measure(parts: tuple[str, ...], evaluated: Path) -> bool:
                 result[part] = {"each": RESULTS, **write_from_two(Path(folder), server.new_database(), RESULTS)}
             else:
                 result[part] = promotions(part, server, evaluated, ROUNDS)
+    result = (json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}) | result
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
     locked = [result[part]["consistent"] == ROUNDS for part in ("direct", "server") if part in parts]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from pinspect.station.results import ResultsTable
 from pinspect.station.results_database import ResultsError
 from tests.support.flow_stack import final_state, prefect_server
 from tests.support.mlflow_server import free_port
-from tests.support.postgres import PASSWORD, PostgresServer
+from tests.support.postgres import PASSWORD
 from tests.support.promotion_race import NAME, promoters, race, register_two
 from tests.support.result_writers import write_from_two
 from tests.support.results import keep
@@ -74,12 +73,6 @@ def registry(postgres, project, tmp_path_factory) -> Registry:
     )
     roots = register_two(project, folder, tracking_uri=url)
     return Registry(url, roots, MlflowClient(with_driver(url), with_driver(url)))
-
-
-def advisory_locks(server: PostgresServer, *, granted: bool) -> list[int]:
-    """Return the processes of the server that hold an advisory lock, or wait for one."""
-    rows = server.execute(f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted = {granted}")
-    return [pid for (pid,) in rows]
 
 
 # Results.
@@ -172,7 +165,7 @@ def test_a_version_registered_in_postgresql_has_its_tags_its_files_and_no_twin(r
     assert PASSWORD not in done.stdout + (registry.roots[1] / "reports/registration.json").read_text()
 
 
-def test_a_killed_holder_frees_the_lock_for_the_one_that_waits(postgres, tmp_path):
+def test_a_process_that_waits_says_so_and_goes_on_when_the_holder_is_killed(postgres, tmp_path, caplog):
     url = postgres.new_database()
     settings = RegisterSettings(
         model_name=NAME, experiment="pinspect", tracking_uri="http://127.0.0.1:9", lock_database=url
@@ -186,22 +179,23 @@ def test_a_killed_holder_frees_the_lock_for_the_one_that_waits(postgres, tmp_pat
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
-    acquired = threading.Event()
 
-    def wait() -> None:
+    def kill(record) -> bool:
+        holder.kill()
+        return True
+
+    caplog.handler.addFilter(kill)
+    try:
         with registry_lock(tmp_path, settings):
-            acquired.set()
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    until(lambda: advisory_locks(postgres, granted=False), "a process that waits")
-    assert not acquired.is_set()
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate()
-    waiter.join(600)
-    assert acquired.is_set()
-    with database_lock(url, "one"), database_lock(url, "another"):  # models do not wait for each other
-        assert len(advisory_locks(postgres, granted=True)) == 2
+            (message,) = (record.getMessage() for record in caplog.records)
+    finally:
+        caplog.handler.removeFilter(kill)
+        holder.communicate()
+    assert message.endswith(": waiting for another process that registers or promotes")
+    assert PASSWORD not in message
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    with database_lock(url, "a model"), database_lock(url, "another model"):  # models do not wait for each other
+        assert postgres.execute(held) == [(2,)]
 
 
 # What a user sees.
