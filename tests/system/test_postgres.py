@@ -32,7 +32,7 @@ from tests.support.sample import ROOT, line, set_values, stage_environment
 from tests.support.station_stack import StationProcess, station
 from tests.support.waiting import until
 
-ROUNDS, RESULTS = 3, 100  # benchmarks/postgres.py has 20 rounds and 2,000 results
+ROUNDS, RESULTS = 2, 100  # benchmarks/postgres.py has 20 rounds and 2,000 results
 IMAGE = line()[0].jpeg
 
 
@@ -73,6 +73,13 @@ def registry(postgres, project, tmp_path_factory) -> Registry:
     )
     roots = register_two(project, folder, tracking_uri=url)
     return Registry(url, roots, MlflowClient(with_driver(url), with_driver(url)))
+
+
+@pytest.fixture(scope="module")
+def processes(registry) -> Iterator[list[subprocess.Popen]]:
+    """A process in each checkout that promotes for each line on its standard input."""
+    with promoters(registry.roots) as running:
+        yield running
 
 
 # Results.
@@ -125,29 +132,28 @@ def test_results_are_stored_again_once_a_server_that_went_away_is_back(postgres)
 # Registry.
 
 
-def test_of_raced_promotions_of_two_checkouts_one_makes_the_champion_and_its_decision_is_the_recorded_one(registry):
-    with promoters(registry.roots) as processes:
-        for _ in range(ROUNDS):
-            answers, faults = race(registry.client, processes)
-            assert faults == []
-            (error,) = [answer["error"] for answer in answers if "error" in answer]
-            assert "no version of pin-inspector is challenger, version 2 is champion" in error
-            assert PASSWORD not in error
+def test_of_raced_promotions_of_two_checkouts_one_makes_the_champion_and_its_decision_is_the_recorded_one(
+    registry, processes
+):
+    for _ in range(ROUNDS):
+        answers, faults = race(registry.client, processes)
+        assert faults == []
+        (error,) = [answer["error"] for answer in answers if "error" in answer]
+        assert "no version of pin-inspector is challenger, version 2 is champion" in error
+        assert PASSWORD not in error
 
 
-def test_a_promotion_whose_lock_was_lost_moves_no_alias(registry, postgres):
+def test_a_promotion_whose_lock_was_lost_moves_no_alias(registry, processes, postgres):
     registry.client.set_registered_model_alias(NAME, "champion", "1")
     registry.client.set_registered_model_alias(NAME, "challenger", "2")
     registry.client.delete_registered_model_alias(NAME, "previous")
-    with promoters(registry.roots) as (process, _):
-        process.stdin.write("promote\n")
-        process.stdin.flush()
-        number = lock_number(f"pinspect registry {NAME}") % 2**32  # pg_locks shows its two halves
-        held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = {number}"
-        ((pid,),) = until(lambda: postgres.execute(held), "the lock of the promotion", longest=0.05)
-        postgres.execute(f"SELECT pg_terminate_backend({pid})")
-        answer = process.stdout.readline()
-    assert "the connection that held the lock has ended" in answer
+    processes[0].stdin.write("promote\n")
+    processes[0].stdin.flush()
+    number = lock_number(f"pinspect registry {NAME}") % 2**32  # pg_locks shows its two halves
+    held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = {number}"
+    ((pid,),) = until(lambda: postgres.execute(held), "the lock of the promotion", longest=0.05)
+    postgres.execute(f"SELECT pg_terminate_backend({pid})")
+    assert "the connection that held the lock has ended" in processes[0].stdout.readline()
     assert registry.aliases == {"champion": "1", "challenger": "2"}
 
 
