@@ -4,7 +4,7 @@
 
 Promotions, 20 rounds each: `direct`, the registry is the database; `server`, an MLflow server stands in front of it,
 and `register.lock_database` names it; `no-lock`, the server alone. Results, 2,000 a station: two processes write them
-as stations do that answer requests (pictures, results, deliveries), with records made beforehand; one is killed halfway
+as stations do that answer requests (pictures and results), with records made beforehand; one is killed halfway
 and started again. Writes its parts of benchmarks/results/postgres.json.
 """
 
@@ -80,7 +80,8 @@ def measure(parts: tuple[str, ...], evaluated: Path) -> bool:
         ((result["postgresql"],),) = server.execute("SHOW server_version")
         for part in parts:
             if part == "results":
-                result[part] = {"each": RESULTS, **write_from_two(Path(folder), server.new_database(), RESULTS)}
+                counts = write_from_two(Path(folder), server.new_database(), RESULTS, deliver=False)
+                result[part] = {"each": RESULTS, **counts}
             else:
                 result[part] = promotions(part, server, evaluated, ROUNDS)
     result = (json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}) | result
