@@ -24,13 +24,20 @@ from tests.support.waiting import until
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
     """The address of a module's own Prefect server on loopback; flows in this process use it too."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
+        yield api
+
+
+@contextmanager
+def prefect_server(home: Path, **variables: str) -> Iterator[str]:
+    """Run a Prefect server on loopback during the context, and yield its address; flows in this process use it too."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    home = tmp_path_factory.mktemp("prefect")
     auth = auth_string(ROOT)
     command = [sys.executable, "-m", "flows.prefect_app", "--port", str(free_port())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
+        for name, value in {"PREFECT_HOME": str(home), **variables}.items():
+            patch.setenv(name, value)
         with running(command, home / "server.log", "/api/health") as uri:
             patch.setenv("PREFECT_API_URL", f"{uri}/api")
             patch.setenv("PREFECT_API_AUTH_STRING", auth)

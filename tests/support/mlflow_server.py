@@ -28,11 +28,12 @@ def mlflow_server(tmp_path_factory) -> Iterator[str]:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[str]:
-    """Run an MLflow server that stores everything in `folder` during the context; yield its URI."""
+def running_server(folder: Path, database: str = "") -> Iterator[str]:
+    """Run an MLflow server during the context, and yield its URI; all it stores lies in `folder`, or in `database`."""
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port())),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files")),
+        *("--backend-store-uri", database or f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "files")),
         *("--workers", "1"),
     ]
     with running(command, folder / "server.log", "/health") as uri:

@@ -11,28 +11,30 @@ from urllib.parse import urlsplit
 import pytest
 
 from pinspect.cli import main as cli
-from pinspect.core import digests as provenance
 from pinspect.core import predictions
 from pinspect.core.errors import PromotionRefused, RegistryError
 from pinspect.core.params import load_params
-from pinspect.evaluation import metrics
 from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import compare, leaderboard
 from pinspect.registry.promotion import DECISION, Decision, promote, rollback
 from pinspect.registry.settings import RegistrySettings, load_register_settings, load_registry_settings
 from tests.support.evaluated_project import run_stage
-from tests.support.evaluation_examples import answered, escaped, moved, right
-from tests.support.promotion_examples import CAPTURES, HELD, first_wrong, rows, settings_with
+from tests.support.evaluation_examples import answered
+from tests.support.promotion_examples import (
+    BETTER,
+    CAPTURES,
+    FAIR,
+    WORSE,
+    evaluate_as,
+    rows,
+    settings_with,
+)
 from tests.support.receivers import http_receiver
 from tests.support.sample import ROOT, contents, drop, read_labels, stage_environment, write_labels
 from tests.support.sample import line as virtual_line
 
 NAME = "pin-inspector"
 PINSPECT = Path(sys.executable).with_name("pinspect")
-
-FAIR = first_wrong(8, moved)
-BETTER = right
-WORSE = first_wrong(8, escaped)
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +83,6 @@ class Line:
 
     def tags(self, version: str) -> dict[str, str]:
         return self.client.get_model_version(NAME, version).tags
-
-
-def evaluate_as(root: Path, number: int, table) -> None:
-    """Create adapter `number` of the project in `root`, evaluated as in `table`.
-
-    Blanks at the end of its configuration make it another adapter with the same answers.
-    """
-    config, out = root / "models/adapter/adapter_config.json", root / "reports/eval"
-    config.write_text(config.read_text().rstrip() + " " * number)
-    point = json.loads((root / "models/operating_point.json").read_text())
-    point["weights_sha256"] = provenance.weights_sha256(root / "models/adapter")
-    (root / "models/operating_point.json").write_text(json.dumps(point))
-    predictions.write(table, root / "reports/predictions/test.csv")
-    detail = json.loads((out / "detail.json").read_text())
-    detail["adapter_sha256"] = provenance.adapter_sha256(root / "models/adapter")
-    detail["controls"] = [{"name": name, "held": True} for name in HELD]
-    (out / "detail.json").write_text(json.dumps(detail))
-    content = json.loads((out / "metrics.json").read_text())
-    scores = metrics.score(table, bootstrap_samples=100)
-    content["zero_shot"] = {name: round(score.value, 4) for name, score in scores.items() if score.value is not None}
-    (out / "metrics.json").write_text(json.dumps(content))
 
 
 @pytest.fixture

@@ -161,6 +161,7 @@ def test_every_section_of_the_settings_is_known_and_shipped(settings):
         ("report.confidence", 1.0, "report.confidence: input should be less than 1, found 1.0"),
         ("report.bounds.exact_macht", 0.9, "report.bounds.exact_macht: input should be 'exact_match'"),
         ("register.model_name", "pin inspector", "register.model_name: string should match pattern"),
+        ("register.lock_database", "sqlite:///x.db", "register.lock_database: string should match pattern"),
         ("promote.significance", 0, "promote.significance: input should be greater than 0, found 0"),
         ("promote.maximum_escape_rate", 3, "promote.maximum_escape_rate: input should be less than or equal to 1"),
         ("station.port", 70000, "station.port: input should be less than or equal to 65535, found 70000"),

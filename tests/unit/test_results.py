@@ -1,4 +1,4 @@
-"""The results table and its pictures: real databases, several processes, some of them killed."""
+"""The results table: real databases, several processes, some of them killed; its migrations."""
 
 import contextlib
 import hashlib
@@ -9,41 +9,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
-from pinspect.station.picture_store import PictureStore
-from pinspect.station.pruning import prune_station
+from pinspect.core.postgres import with_driver
+from pinspect.station.migrations import VERSION_TABLE
 from pinspect.station.results import Correction, ResultsTable, watch_id
-from pinspect.station.results_database import SCHEMA, ResultsError
-from pinspect.station.settings import StationSettings
-
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-SHA256 = "0" * 64
-BEND = {"judgement": "defective", "defect_mode": "bend", "defect_position": "X:3, Y:U"}
-GOOD = {"judgement": "passed", "defect_mode": "passed", "defect_position": "passed"}
+from pinspect.station.results_database import ResultsError
+from pinspect.station.results_tables import metadata
+from tests.support.results import BEND, GOOD, NOON, SHA256, ids, judge, keep
 
 
 @pytest.fixture
-def table(tmp_path):
-    opened = ResultsTable(f"sqlite:///{tmp_path}/results.db")
+def results_url(tmp_path) -> str:
+    """An empty database. `tests/system/test_results_on_postgres.py` runs the tests of this file with another one."""
+    return f"sqlite:///{tmp_path}/results.db"
+
+
+@pytest.fixture
+def table(results_url):
+    opened = ResultsTable(results_url)
     yield opened
     opened.close()
-
-
-def keep(table, id: str, received: datetime = NOON, **record) -> bool:
-    result = {"file": f"{id}.jpg", "error": None, "model_version": "3"} | GOOD | record
-    return table.record(result, id=id, sha256=SHA256, source="station", received=received)
-
-
-def judge(table, id: str, verdict: dict, capture: str | None = None) -> None:
-    table.correct(id, **verdict, by="Sato", at=NOON, capture=capture)
-
-
-def ids(inspections) -> list[str]:
-    return [inspection.id for inspection in inspections]
 
 
 def test_a_result_is_read_back_as_it_was_stored(table):
@@ -76,12 +68,11 @@ def test_a_repeated_id_keeps_the_first_result(table):
     assert table.counts()["inspected"] == 1
 
 
-def test_an_id_written_by_many_processes_is_stored_once(tmp_path):
-    url = f"sqlite:///{tmp_path}/results.db"
+def test_an_id_written_by_many_processes_is_stored_once(results_url):
     code = (
         "import sys; from datetime import UTC, datetime; from pinspect.station.results import ResultsTable\n"
         "sys.stdin.readline()\n"
-        f"table = ResultsTable({url!r})\n"
+        f"table = ResultsTable({results_url!r})\n"
         "kept = [table.record({'file': sys.argv[1]}, id=str(i), sha256='', source='watch',"
         " received=datetime.now(UTC)) for i in range(40)]\n"
         "print(sum(kept))"
@@ -96,16 +87,15 @@ def test_an_id_written_by_many_processes_is_stored_once(tmp_path):
     outputs = [writer.communicate()[0] for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 4
     assert sum(map(int, outputs)) == 40
-    table = ResultsTable(url)
+    table = ResultsTable(results_url)
     assert sorted(ids(table.list(limit=100)), key=int) == [str(i) for i in range(40)]
     assert [inspection.sequence for inspection in table.after(0, 100)] == [*range(1, 41)]
 
 
-def test_every_result_that_was_accepted_survives_a_kill(tmp_path):
-    url = f"sqlite:///{tmp_path}/results.db"
+def test_every_result_that_was_accepted_survives_a_kill(results_url):
     code = (
         "import itertools; from datetime import UTC, datetime; from pinspect.station.results import ResultsTable\n"
-        f"table = ResultsTable({url!r})\n"
+        f"table = ResultsTable({results_url!r})\n"
         "for i in itertools.count():\n"
         "    table.record({'file': 'x'}, id=str(i), sha256='', source='watch', received=datetime.now(UTC))\n"
         "    print(i, flush=True)"
@@ -116,7 +106,7 @@ def test_every_result_that_was_accepted_survives_a_kill(tmp_path):
     os.kill(writer.pid, signal.SIGKILL)
     accepted += writer.communicate()[0].splitlines(keepends=True)
     accepted = [line.strip() for line in accepted if line.endswith("\n")]
-    table = ResultsTable(url)
+    table = ResultsTable(results_url)
     assert table.known(accepted) == set(accepted)
     assert table.counts()["inspected"] in (len(accepted), len(accepted) + 1)
     assert keep(table, "after")
@@ -240,133 +230,6 @@ def test_a_watched_capture_is_known_by_its_name_and_its_bytes():
     assert watch_id("a.jpg", shas[0]) in identities
 
 
-def test_results_are_stored_in_the_project_unless_the_settings_name_a_database(tmp_path):
-    table = ResultsTable.of_project(tmp_path, StationSettings())
-    keep(table, "a")
-    assert (tmp_path / "data/station/results.db").is_file()
-    elsewhere = StationSettings(results=f"sqlite:///{tmp_path}/new/folder/other.db")
-    assert ResultsTable.of_project(tmp_path, elsewhere).get("a") is None
-    assert ResultsTable.of_project(tmp_path, StationSettings()).get("a").id == "a"
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense", "cannot be used as results table"),
-        ("nosuch://x", "cannot be used as results table"),
-        ("postgresql+pg8000://user:secret@127.0.0.1:9/x", r"\*\*\*@127.*driver is not .*; run pip install pg8000"),
-        ("sqlite:///{folder}/text.db", "text.db: cannot be used as results table: file is not a database"),
-        ("sqlite:///{folder}/text.db/results.db", "cannot be used as results table"),
-    ],
-)
-def test_an_unusable_database_is_reported_in_one_line(tmp_path, url, message):
-    (tmp_path / "text.db").write_text("no database " * 100)
-    with pytest.raises(ResultsError, match=message) as caught:
-        ResultsTable(url.format(folder=tmp_path))
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
-
-
-def test_a_database_of_an_older_pinspect_gets_the_new_columns(tmp_path):
-    url = f"sqlite:///{tmp_path}/results.db"
-    older = ResultsTable(url)
-    keep(older, "old")
-    older.close()
-    with sa.create_engine(url).begin() as connection:
-        for index in ("sequence", "serial", "lot"):
-            connection.execute(sa.text(f"DROP INDEX station_inspections_{index}"))
-        connection.execute(sa.text("DROP TABLE station_counter"))
-        for column in ("localizer_position", "localizer_disagrees", "pin_map", "sequence", "serial", "lot"):
-            connection.execute(sa.text(f"ALTER TABLE station_inspections DROP COLUMN {column}"))
-        connection.execute(sa.text("UPDATE station_schema SET version = 1"))
-    table = ResultsTable(url)
-    record = {"file": "a.jpg", "localizer_position": "X:2, Y:D", "localizer_disagrees": True, "pin_map": [0.5]}
-    table.record(record, id="1", sha256="0" * 64, source="station", received=datetime.now(UTC))
-    stored = table.get("1")
-    assert (stored.localizer_position, stored.localizer_disagrees, stored.pin_map) == ("X:2, Y:D", True, (0.5,))
-    assert (stored.sequence, table.get("old").sequence) == (1, None)
-    with sa.create_engine(url).begin() as connection:
-        assert connection.scalar(sa.text("SELECT version FROM station_schema")) == SCHEMA
-
-
-def test_a_database_of_a_newer_pinspect_is_left_alone(tmp_path):
-    url = f"sqlite:///{tmp_path}/results.db"
-    ResultsTable(url).close()
-    with sa.create_engine(url).begin() as connection:
-        connection.execute(sa.text(f"UPDATE station_schema SET version = {SCHEMA + 1}"))
-    with pytest.raises(ResultsError, match=f"schema {SCHEMA + 1}, this one reads up to {SCHEMA}.*update pinspect"):
-        ResultsTable(url)
-
-
-def test_a_lost_database_is_reported_in_one_line_and_used_again_once_it_is_back(tmp_path):
-    table = ResultsTable(f"sqlite:///{tmp_path}/place/results.db")
-    keep(table, "a")
-    table.close()
-    (tmp_path / "place").rename(tmp_path / "away")
-    with pytest.raises(ResultsError, match="unable to open database file") as caught:
-        table.get("a")
-    assert "\n" not in str(caught.value)
-    (tmp_path / "away").rename(tmp_path / "place")
-    assert table.get("a").id == "a"
-
-
-def test_a_picture_is_stored_once_under_its_sha256(tmp_path):
-    store = PictureStore(tmp_path, 90, 10**9)
-    sha256 = store.put(b"picture", ".JPG")
-    assert sha256 == hashlib.sha256(b"picture").hexdigest()
-    assert store.path(sha256) == tmp_path / f"data/station/pictures/{sha256[:2]}/{sha256}.jpg"
-    assert store.path(sha256).read_bytes() == b"picture"
-    assert store.put(b"picture", ".png") == sha256
-    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [store.path(sha256)]
-
-
-@pytest.mark.parametrize("name", ["", "../../../params", "0" * 63, "0" * 64, "*" * 64, "0" * 63 + "/"])
-def test_an_invalid_hash_finds_no_picture(tmp_path, name):
-    store = PictureStore(tmp_path, 90, 10**9)
-    store.put(b"picture", ".jpg")
-    assert store.path(name) is None
-
-
-@pytest.mark.parametrize("suffix", ["", "jpg", "./x", ".jpg/../../x", ".a b"])
-def test_an_invalid_suffix_is_refused(tmp_path, suffix):
-    with pytest.raises(ValueError, match="expected a suffix"):
-        PictureStore(tmp_path, 90, 10**9).put(b"picture", suffix)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_old_pictures_are_deleted_unless_they_were_stored_again(tmp_path):
-    store = PictureStore(tmp_path, 30, 10**9)
-    old, again, new = store.put(b"old", ".jpg"), store.put(b"again", ".jpg"), store.put(b"new", ".jpg")
-    now = datetime.now(UTC)
-    long_ago = (now - timedelta(days=31)).timestamp()
-    partial = store.path(old).with_name(".partial-left-behind")
-    partial.write_bytes(b"half")
-    for path in (store.path(old), store.path(again), partial):
-        os.utime(path, (long_ago, long_ago))
-    store.put(b"again", ".jpg")
-    assert store.prune(now) == 2
-    assert [store.path(sha256) is None for sha256 in (old, again, new)] == [True, False, False]
-    assert not partial.exists()
-    assert store.prune(now) == 0
-
-
-def test_the_oldest_pictures_beyond_the_bytes_to_keep_are_deleted(tmp_path):
-    store, now = PictureStore(tmp_path, 30, keep_bytes=10), datetime.now(UTC)
-    stored = [store.put(content, ".jpg") for content in (b"1" * 4, b"2" * 5, b"3" * 5)]
-    for age, sha256 in enumerate(reversed(stored)):
-        moment = (now - timedelta(hours=age)).timestamp()
-        os.utime(store.path(sha256), (moment, moment))
-    assert store.prune(now) == 1
-    assert [store.path(sha256) is None for sha256 in stored] == [True, False, False]
-
-
-def test_a_picture_that_cannot_be_written_is_reported_in_one_line(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/station").write_text("in the way")
-    with pytest.raises(ResultsError, match="data/station/pictures: cannot write a picture: Not a directory"):
-        PictureStore(tmp_path, 30, 10**9).put(b"picture", ".jpg")
-
-
 def test_pruning_deletes_old_inspections_with_their_verdicts_and_nothing_else(table):
     for days in (10, 3, 2):
         keep(table, f"{days} days", NOON - timedelta(days=days))
@@ -381,17 +244,79 @@ def test_pruning_deletes_old_inspections_with_their_verdicts_and_nothing_else(ta
     assert table.prune(limit) == 0
 
 
-def test_a_project_prunes_its_results_and_pictures_and_makes_no_table_for_it(tmp_path):
-    (tmp_path / "settings.yaml").write_text("station: {}\n")
-    assert prune_station(tmp_path, results_days=1) == {"results": 0, "pictures": 0}
-    assert not list(tmp_path.rglob("*.db"))
-    with contextlib.closing(ResultsTable.of_project(tmp_path, StationSettings())) as table:
-        keep(table, "old", datetime.now(UTC) - timedelta(days=2))
-        keep(table, "new", datetime.now(UTC))
-        store = PictureStore(tmp_path, keep_days=1, keep_bytes=10)
-        for content in (b"first", b"second"):
-            store.put(content, ".jpg")
-        (tmp_path / "settings.yaml").write_text("station: {keep_bytes: 10}\n")
-        assert prune_station(tmp_path, results_days=1, dry_run=True) == {"results": 1, "pictures": 0}
-        assert prune_station(tmp_path, results_days=1) == {"results": 1, "pictures": 1}
-        assert ids(table.list()) == ["new"]
+# Migrations.
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[sa.Connection]:
+    engine = sa.create_engine(with_driver(url))
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+def differences(url: str) -> list:
+    """Return how the tables of a database differ from those that the code uses."""
+    with connected(url) as connection:
+        return compare_metadata(MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}), metadata)
+
+
+def make_older(url: str, schema: int) -> None:
+    """Make the tables those of an earlier pinspect, which had a number of its schema instead of revisions."""
+    statements = [
+        f"DROP TABLE {VERSION_TABLE}",
+        "CREATE TABLE station_schema (version INTEGER NOT NULL PRIMARY KEY)",
+        f"INSERT INTO station_schema VALUES ({schema})",
+    ]
+    if schema == 1:
+        statements += [f"DROP INDEX station_inspections_{name}" for name in ("sequence", "serial", "lot")]
+        columns = ("localizer_position", "localizer_disagrees", "pin_map", "sequence", "serial", "lot")
+        statements += [f"ALTER TABLE station_inspections DROP COLUMN {name}" for name in columns]
+        statements += ["DROP TABLE station_counter", "DROP TABLE station_receivers"]
+    with connected(url) as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(results_url):
+    ResultsTable(results_url).close()
+    assert differences(results_url) == []
+    with connected(results_url) as connection:
+        connection.execute(sa.text("ALTER TABLE station_receivers DROP COLUMN error"))
+    assert [difference[0] for difference in differences(results_url)] == ["add_column"]
+
+
+@pytest.mark.parametrize(("schema", "sequences"), [(1, [None, 1]), (4, [1, 2])])
+def test_tables_of_a_pinspect_without_migrations_are_brought_up_to_date(results_url, schema, sequences):
+    with contextlib.closing(ResultsTable(results_url)) as table:
+        keep(table, "old")
+    make_older(results_url, schema)
+    with contextlib.closing(ResultsTable(results_url)) as table:
+        keep(table, "new", NOON + timedelta(hours=1), pin_map=[0.5], serial="S1")
+        assert [(i.id, i.sequence) for i in table.each()] == [*zip(("old", "new"), sequences, strict=True)]
+        assert (table.get("new").pin_map, table.get("new").serial) == ((0.5,), "S1")
+    assert differences(results_url) == []
+
+
+def test_tables_of_a_newer_pinspect_or_of_one_that_was_never_released_are_left_alone(results_url):
+    ResultsTable(results_url).close()
+    with connected(results_url) as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9000'"))
+    with pytest.raises(
+        ResultsError, match=r"revision 9000 of a newer pinspect, this one reads up to \d+; update"
+    ) as error:
+        ResultsTable(results_url)
+    assert "\n" not in str(error.value)
+    make_older(results_url, schema=3)
+    with pytest.raises(ResultsError, match="schema 3 of a pinspect that was never released"):
+        ResultsTable(results_url)
+
+
+def test_a_migration_that_fails_changes_nothing(results_url):
+    with connected(results_url) as connection:
+        connection.execute(sa.text("CREATE TABLE station_receivers (name INTEGER)"))  # the last table of a revision
+    with pytest.raises(ResultsError, match=r"station_receivers.* already exists") as error:
+        ResultsTable(results_url)
+    assert "\n" not in str(error.value)
+    with connected(results_url) as connection:
+        assert sa.inspect(connection).get_table_names() == ["station_receivers"]

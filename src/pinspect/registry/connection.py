@@ -7,19 +7,22 @@ import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 import requests
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.core.errors import RegistryError, RegistryUnreachableError
 from pinspect.core.locks import only_process
+from pinspect.core.postgres import is_postgres, with_driver
 from pinspect.registry.addresses import LOCKED, STORE, artifact_folder, bring_home
+from pinspect.registry.database_lock import database_lock
 from pinspect.registry.settings import RegisterSettings
 
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -36,9 +39,9 @@ def tracking_uri(root: Path, settings: RegisterSettings) -> str:
 
     Returns:
         `MLFLOW_TRACKING_URI` if that is set, else `register.tracking_uri`, else a sqlite file in `mlruns/` of the
-        project.
+        project. The URI of a PostgreSQL database has a driver.
     """
-    chosen = os.environ.get(_URI_VARIABLE) or settings.tracking_uri
+    chosen = with_driver(os.environ.get(_URI_VARIABLE) or settings.tracking_uri)
     return chosen or f"sqlite:///{project_database(root)}"
 
 
@@ -99,7 +102,7 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
     mlflow.set_registry_uri(uri)
     try:
         # Two processes must not create the tables of a new database at the same time.
-        with registry_lock(root, settings):
+        with _lock(root, settings, uri, "tables of MLflow"):
             database = registry_database(root, settings)
             if database:
                 bring_home(database, shared=database != project_database(root))
@@ -115,7 +118,7 @@ def open_registry(root: Path, settings: RegisterSettings) -> Iterator[MlflowClie
         ) from error
     except requests.RequestException as error:
         raise _unreachable(uri, error) from error
-    except (SQLAlchemyError, sqlite3.OperationalError) as error:
+    except (SQLAlchemyError, sqlite3.OperationalError, CommandError) as error:  # CommandError: not MLflow's tables
         raise _unusable(uri, error) from error
     finally:
         # MLflow puts its URIs into the environment, where the next project would take them for the user's choice.
@@ -132,29 +135,51 @@ def experiment_id(client: MlflowClient, root: Path, settings: RegisterSettings) 
     if experiment:
         return experiment.experiment_id
     # A server chooses the place of its artifacts itself; a database in a file keeps them next to it.
-    database = registry_database(root, settings)
+    database, uri = registry_database(root, settings), tracking_uri(root, settings)
+    if is_postgres(uri):  # MLflow would put them into a folder of this machine, which no other machine can read
+        raise RegistryError(
+            f"{without_password(uri)}: no experiment {settings.experiment}; create it with a place for artifacts that "
+            f"every machine can read: mlflow experiments create --experiment-name {settings.experiment} "
+            "--artifact-location s3://BUCKET/FOLDER"
+        )
     location = artifact_folder(database).as_uri() if database else None
     return client.create_experiment(settings.experiment, artifact_location=location)
 
 
 @contextlib.contextmanager
-def registry_lock(root: Path, settings: RegisterSettings) -> Iterator[None]:
-    """Let the processes of all projects that use one registry on this machine change it in turn.
+def registry_lock(root: Path, settings: RegisterSettings) -> Iterator[Callable[[], None]]:
+    """Let processes register and promote versions of a model in turn.
 
-    The kernel frees the lock of a killed process. Processes on other machines are not locked out:
-    `registration.register_candidate` removes a version that two machines registered at the same moment.
+    If the registry is a PostgreSQL database, or `register.lock_database` names one, processes of all machines take
+    turns; else those on this machine whose projects use one registry in a file, or are one project. The lock of a
+    killed process is freed. `registration.register_candidate` removes a version that two machines registered at the
+    same moment.
 
     Args:
         root: The project's folder.
         settings: The section `register`.
 
     Yields:
-        Nothing, once this process holds the lock.
+        A function that raises RegistryError if the lock was lost in the meantime; call it before an alias moves.
+
+    Raises:
+        RegistryError: The PostgreSQL database cannot be used.
     """
+    database = settings.lock_database or tracking_uri(root, settings)
+    with _lock(root, settings, database, settings.model_name) as check:
+        yield check
+
+
+@contextlib.contextmanager
+def _lock(root: Path, settings: RegisterSettings, uri: str, name: str) -> Iterator[Callable[[], None]]:
+    if is_postgres(uri):
+        with database_lock(uri, f"pinspect registry {name}") as check:
+            yield check
+        return
     database = registry_database(root, settings)
     store = database.parent if database else root / STORE
     with only_process(store / "register.lock", f"{store}: waiting for another process that registers or promotes"):
-        yield
+        yield lambda: None
 
 
 def _probe(uri: str) -> None:
@@ -176,7 +201,8 @@ def _unusable(uri: str, error: Exception) -> RegistryError:
     uri = without_password(uri)
     if LOCKED in str(error):
         return RegistryUnreachableError(f"{uri}: another program keeps the database locked; end it, or try again later")
-    return RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); move it away")
+    advice = "correct its rights or choose another one" if is_postgres(uri) else "move it away"
+    return RegistryError(f"{uri}: not usable as MLflow's database ({_in_one_line(error)}); {advice}")
 
 
 def _silence_mlflow() -> None:

@@ -152,12 +152,13 @@ def promote(
     """
     name = settings.register.model_name
     folder = read_acceptance_folder(root, params, on) if on else None
-    with open_registry(root, settings.register) as client, registry_lock(root, settings.register):
+    with open_registry(root, settings.register) as client, registry_lock(root, settings.register) as still_locked:
         challenger, champion = _challenger(client, name), version_of(client, name, CHAMPION)
         if champion and champion.version == challenger.version:
             decision = _finish(client, challenger)
         else:
             decision = decide(root, params, settings, challenger, champion, approve_by=approve_by, on=folder)
+            still_locked()
             _write_proof(client, challenger, decision)
             if decision.promoted:
                 _switch(client, decision)
@@ -278,7 +279,7 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "", to:
     if not why.strip():
         raise RegistryError("a rollback needs a reason: pinspect rollback --why 'three escapes at line 2'")
     name = settings.model_name
-    with open_registry(root, settings) as client, registry_lock(root, settings):
+    with open_registry(root, settings) as client, registry_lock(root, settings) as still_locked:
         champion = version_of(client, name, CHAMPION) if to else require_version(client, name, CHAMPION)
         target = require_version(client, name, to) if to else version_of(client, name, PREVIOUS)
         if target is None or (champion and target.version == champion.version):
@@ -291,6 +292,7 @@ def rollback(root: Path, settings: RegisterSettings, why: str, by: str = "", to:
             stays = f"; version {champion.version} stays champion" if champion else ""
             raise RegistryError(f"version {target.version} of {name} cannot become champion again: {problem}{stays}")
         rolled_back = number_of(champion) if champion else ""
+        still_locked()
         done = Rollback(name, number_of(target), rolled_back, why.strip(), by, _now())
         if champion:
             client.set_model_version_tag(name, champion.version, ROLLBACK_TAG, json.dumps(done.to_dict()))
@@ -311,7 +313,7 @@ def _challenger(client: MlflowClient, name: str) -> ModelVersion:
 
 
 def _switch(client: MlflowClient, decision: Decision) -> None:
-    """Move the aliases. Raises RegistryError if another machine has moved them since the decision."""
+    """Move the aliases. Raises RegistryError if something else has moved them since the decision."""
     name = decision.name
     for alias, expected in ((CHALLENGER, decision.challenger), (CHAMPION, decision.champion)):
         version = version_of(client, name, alias)

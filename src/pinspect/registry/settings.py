@@ -19,11 +19,14 @@ class RegisterSettings(Section):
         model_name: Name of the registered model in MLflow.
         experiment: Name of the MLflow experiment that holds the runs.
         tracking_uri: MLflow tracking URI; empty for SQLite in `mlruns/` of the project.
+        lock_database: URL of a PostgreSQL database in which machines that use one MLflow server lock a model while they
+            register or promote; empty for the registry itself, if that is a PostgreSQL database.
     """
 
     model_name: Annotated[str, Field(pattern=r"\A[\w.-]+\z")]
     experiment: Annotated[str, Field(min_length=1)]
     tracking_uri: str
+    lock_database: Annotated[str, Field(pattern=r"\A(postgres(ql)?(\+psycopg)?://.+)?\z")] = ""
 
 
 class PruneSettings(Section):

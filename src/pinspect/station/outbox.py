@@ -61,7 +61,8 @@ class Outbox:
 
     def next(self, name: str, limit: int) -> list[Inspection]:
         """Return up to `limit` results that a receiver has not confirmed, in order."""
-        query = sa.select(_receivers.c.position, tables.counter.c.last).where(_receivers.c.name == name)
+        last = sa.select(tables.counter.c.last).scalar_subquery()
+        query = sa.select(_receivers.c.position, last).where(_receivers.c.name == name)
         with self._results.transaction() as connection:
             position, last = connection.execute(query).one()
         return self._results.after(position, limit) if position < last else []  # mostly, nothing is new

@@ -1,13 +1,12 @@
 """The results table: every inspection once, and the verdicts of people.
 
-It works with any SQLAlchemy URL; SQLite is the default. Several processes can write at the same time: the id of an
+It works with SQLite, the default, and with PostgreSQL. Several processes can write at the same time: the id of an
 inspection is its primary key, so the database decides which writer was first. On SQLite, a result is on the disk
 (write-ahead log, synchronous=FULL) when `record` returns.
 
 Tables: `station_inspections`, one row per inspection, numbered by `sequence` in the order in which results were stored;
 `station_corrections`, one row per verdict of a person, of which the latest counts; `station_receivers`, how far each
-receiver of results has come (`outbox`); `station_counter`, the latest number; `station_schema`, the version of all
-tables. Times are UTC.
+receiver of results has come (`outbox`); `station_counter`, the latest number. `migrations` makes them. Times are UTC.
 """
 
 from __future__ import annotations

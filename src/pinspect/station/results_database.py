@@ -1,13 +1,12 @@
 """The database behind the results table: opened by its SQLAlchemy URL, its tables made and brought up to date.
 
-Several processes can write at the same time. On SQLite, a transaction is on the disk (write-ahead log,
-synchronous=FULL) when it ends.
+Several processes can write at the same time, to PostgreSQL also from several machines. On SQLite, a transaction is on
+the disk (write-ahead log, synchronous=FULL) when it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -18,14 +17,17 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pinspect.core.errors import PinspectError
-from pinspect.station import results_tables as tables
+from pinspect.core.locks import only_process
+from pinspect.core.postgres import CONNECT_SECONDS, INSTALL, lock_number, with_driver
 from pinspect.station.settings import StationSettings
 
-SCHEMA = 4
 STATION_FOLDER = Path("data/station")
 _DATABASE = "results.db"
 _WRITER_SECONDS = 30
-_TRIES_TO_CREATE = 5
+_BEGIN = {  # by driver: starts a transaction that creates or changes tables; other processes wait for its end
+    "pysqlite": "BEGIN IMMEDIATE",  # sqlite3 itself begins no transaction for such statements
+    "psycopg": f"SELECT pg_advisory_xact_lock({lock_number('pinspect results')})",
+}
 
 
 class ResultsError(PinspectError):
@@ -38,7 +40,8 @@ class ResultsDatabase:
     Every method raises ResultsError if the database cannot be used; its message has the URL without the password.
 
     Args:
-        url: SQLAlchemy URL; missing tables are created.
+        url: SQLAlchemy URL of a database in SQLite or PostgreSQL; missing tables are created, older ones brought up to
+            date.
 
     Attributes:
         name: The URL without the password.
@@ -47,10 +50,12 @@ class ResultsDatabase:
     def __init__(self, url: str):
         self.name = "results table"
         with self._explained():
-            address = make_url(url)
+            address = make_url(with_driver(url))
             self.name = address.render_as_string(hide_password=True)
+            if address.get_driver_name() not in _BEGIN:
+                raise ResultsError(f"{self.name}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
             self._engine = _engine(address)
-            self._create()
+            self._bring_up_to_date(address)
 
     @classmethod
     def of_project(cls, root: Path, settings: StationSettings) -> Self:
@@ -67,58 +72,25 @@ class ResultsDatabase:
         with self._explained(), self._engine.begin() as connection:
             yield connection
 
-    def _create(self) -> None:
-        """Create missing tables. Two processes can do so at the same moment: the slower one tries again."""
-        for tries_left in reversed(range(_TRIES_TO_CREATE)):
-            try:
-                self._try_to_create()
-            except SQLAlchemyError:
-                if not tries_left:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
+    def _bring_up_to_date(self, address: URL) -> None:
+        from pinspect.station import migrations  # imports Alembic
 
-    def _try_to_create(self) -> None:
-        with self._engine.begin() as connection:
-            self._check_schema(connection)
-            tables.metadata.create_all(connection)
-            for table, first in ((tables.schema, {"version": SCHEMA}), (tables.counter, {"id": 1, "last": 0})):
-                if connection.scalar(sa.select(sa.func.count()).select_from(table)) == 0:
-                    connection.execute(table.insert().values(first))
-
-    def _check_schema(self, connection: Connection) -> None:
-        if not sa.inspect(connection).has_table(tables.schema.name):
-            return
-        version = connection.scalar(sa.select(sa.func.max(tables.schema.c.version))) or SCHEMA
-        if version > SCHEMA:
+        try:
+            with _alone(address), self._engine.begin() as connection:
+                if not migrations.is_current(connection):
+                    connection.exec_driver_sql(_BEGIN[address.get_driver_name()])
+                    migrations.upgrade(connection)
+        except migrations.UnknownSchemaError as error:
             raise ResultsError(
-                f"{self.name}: written by a newer pinspect (schema {version}, this one reads up to {SCHEMA}); "
-                "update pinspect, or set station.results to another database"
-            )
-        if version < SCHEMA:
-            self._add_columns(connection)
-
-    def _add_columns(self, connection: Connection) -> None:
-        """Bring the tables of an older pinspect up to date; their rows have no value in the new columns."""
-        table = tables.inspections
-        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-        for column in table.c:
-            if column.name not in known:
-                kind = column.type.compile(connection.dialect)
-                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
-        for index in table.indexes:
-            index.create(connection, checkfirst=True)
-        connection.execute(tables.schema.update().values(version=SCHEMA))
+                f"{self.name}: {error}; update pinspect, or set station.results to another database"
+            ) from None
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except ModuleNotFoundError as error:
-            raise ResultsError(
-                f"{self.name}: the database driver is not installed; run pip install {error.name}"
-            ) from None
+        except ModuleNotFoundError:
+            raise ResultsError(f"{self.name}: the database driver is not installed; run {INSTALL}") from None
         except (SQLAlchemyError, OSError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
             raise ResultsError(f"{self.name}: cannot be used as results table: {reason}") from error
@@ -129,11 +101,20 @@ def has_results(root: Path, settings: StationSettings) -> bool:
     return bool(settings.results) or (root / STATION_FOLDER / _DATABASE).is_file()
 
 
+@contextlib.contextmanager
+def _alone(address: URL) -> Iterator[None]:
+    """Open a database in a file alone: SQLite refuses one of two processes that switch to the write-ahead log."""
+    file = address.database if address.get_backend_name() == "sqlite" else ""
+    if not file:
+        yield
+        return
+    with only_process(Path(f"{file}.lock"), f"{file}: waiting for another process that opens it"):
+        yield
+
+
 def _engine(address: URL) -> Engine:
-    if address.get_backend_name() != "sqlite":
-        return sa.create_engine(address, pool_pre_ping=True)
-    if address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+    if address.get_driver_name() == "psycopg":
+        return sa.create_engine(address, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
     engine = sa.create_engine(address, connect_args={"timeout": _WRITER_SECONDS})
 
     @event.listens_for(engine, "connect")

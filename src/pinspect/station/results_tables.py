@@ -38,7 +38,6 @@ class Text(sa.TypeDecorator):
 
 
 metadata = sa.MetaData()
-schema = sa.Table("station_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 # The number of the latest result. A writer holds the row until its result is committed, so that results become visible
 # in the order of their numbers; a database's own sequence would not guarantee it.
 counter = sa.Table(

@@ -1,0 +1,1 @@
+"""Revisions of the results tables, in the order of their numbers."""
