@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import logging
 import multiprocessing
 import os
 import platform
@@ -191,6 +192,7 @@ def _client() -> Client:
         ) from None
     with suppress(ValueError):
         return Client.current()
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs, an EngineError explains
     address = dask.config.get("scheduler-address", None)
     if not address:
         return Client(threads_per_worker=1, dashboard_address="127.0.0.1:0", security=True)
@@ -234,16 +236,19 @@ def _explained_errors() -> Iterator[None]:
         raise EngineUnreachableError(
             "the Dask scheduler ended or was restarted; what is made stays: run the stage again"
         ) from None
-    except ModuleNotFoundError as error:
-        raise EngineError(f"a worker lacks the package {error.name}; install pinspect[dask] there") from None
 
 
 def _check_workers(client: Client, run: Path) -> None:
     """Check each worker that the cluster has now; a worker that comes later is checked by its first batch."""
-    answers = cast("dict[str, Any]", client.run(differences, run, facts(), on_error="return"))
-    if not answers:
+    if not client.nthreads():
         print("the Dask cluster has no workers yet; waiting for them", file=sys.stderr)
-    problems = [f"worker {address}: {answer}" for address, answer in sorted(answers.items()) if answer]
+        client.submit(int, pure=False).result()  # an adaptive cluster starts workers when there is work
+    answers = cast("dict[str, Any]", client.run(differences, run, facts(), on_error="return"))
+    problems = [
+        f"worker {address}: {answer}{'; install pinspect[dask] there' if isinstance(answer, Exception) else ''}"
+        for address, answer in sorted(answers.items())
+        if answer
+    ]
     if problems:
         raise EngineError("\n".join(problems))
 
