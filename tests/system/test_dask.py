@@ -9,60 +9,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
 
+from tests.support.dask_cluster import Cluster, running_cluster
 from tests.support.sample import ROOT, drop, line, set_values, stage_environment, stage_process
 from tests.support.waiting import until
 
 CAPTURES = 90
 STAGES = ("raw", "dst", "composite")
 
-CLUSTER = """
-import sys
-from distributed import LocalCluster
-
-if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        print(cluster.scheduler_address, flush=True)
-        sys.stdin.read()
-"""
-
-
-@contextmanager
-def running_cluster(folder: Path, source: Path) -> Iterator[str]:
-    """Run a cluster whose workers work in `folder` with the code of `source`; yield its address."""
-    folder.mkdir()
-    (folder / "cluster.py").write_text(CLUSTER)
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    with (
-        (folder / "log").open("w") as log,
-        subprocess.Popen(
-            [sys.executable, "cluster.py"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdin and process.stdout
-        address = process.stdout.readline().strip()
-        assert address, (folder / "log").read_text()
-        yield address
-        process.stdin.close()
-        process.wait()
-
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
-    with running_cluster(tmp_path_factory.mktemp("dask") / "cluster", ROOT / "src") as address:
-        yield address
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("dask") / "cluster", ROOT / "src") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +60,25 @@ def by_cluster(by_processes, cluster) -> tuple[Path, list[dict], str]:
     """
     root = by_processes.with_name("cluster")
     shutil.copytree(by_processes, root, ignore=shutil.ignore_patterns("raw*", "dst*", "composited*", "splits.csv"))
-    done = stage_process("raw", root, DASK_SCHEDULER_ADDRESS=cluster)
+    done = stage_process("raw", root, DASK_SCHEDULER_ADDRESS=cluster.address)
     assert done.returncode == 0, done.stderr
     journal = root / "data/dst.partial/products.jsonl"
     with subprocess.Popen(
         [sys.executable, "-m", "stages.dst"],
         cwd=root,
-        env=stage_environment(DASK_SCHEDULER_ADDRESS=cluster),
+        env=stage_environment(DASK_SCHEDULER_ADDRESS=cluster.address),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         until(lambda: journal.exists() and "images/" in journal.read_text(), "the first batch", longest=0.05)
         (root / "journal").hardlink_to(journal)  # the stage removes its own link at the end
-        with Client(cluster) as client:
-            victim = psutil.Process(min(client.run(os.getpid).values()))
+        victim = psutil.Process(cluster.workers()[0])
         victim.kill()
         output = process.communicate()[0]
     assert process.returncode == 0, output
     assert not victim.is_running()
-    done = stage_process("composite", root, DASK_SCHEDULER_ADDRESS=cluster)
+    done = stage_process("composite", root, DASK_SCHEDULER_ADDRESS=cluster.address)
     assert done.returncode == 0, done.stderr
     return root, [json.loads(line) for line in (root / "journal").read_text().splitlines()], output
 
@@ -179,8 +141,8 @@ def test_a_worker_with_other_code_is_refused(unmade, tmp_path):
     shutil.copytree(ROOT / "src/pinspect", tmp_path / "src/pinspect", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "src/pinspect/nsoartc/dst.py").open("a") as module:
         module.write("# edited\n")
-    with running_cluster(tmp_path / "cluster", tmp_path / "src") as address:
-        done = stage_process("dst", unmade, DASK_SCHEDULER_ADDRESS=address)
+    with running_cluster(tmp_path / "cluster", tmp_path / "src") as other:
+        done = stage_process("dst", unmade, DASK_SCHEDULER_ADDRESS=other.address)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("worker tcp://")]
@@ -243,7 +205,7 @@ class Script:
 
 @pytest.fixture
 def script(tmp_path, cluster) -> Script:
-    return Script(tmp_path, cluster)
+    return Script(tmp_path, cluster.address)
 
 
 def test_a_folder_that_a_worker_does_not_share_is_refused(script):

@@ -204,7 +204,9 @@ def _client() -> Client:
             "processes of this machine"
         ) from None
     except (TypeError, ValueError) as error:
-        raise EngineError(f"{address}: no address of a Dask scheduler ({error}); correct {_ADDRESS}") from None
+        raise EngineError(
+            f"{address}: cannot be reached as a Dask scheduler ({error}); correct {_ADDRESS} or Dask's certificates"
+        ) from None
 
 
 @contextmanager
