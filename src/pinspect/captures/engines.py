@@ -249,7 +249,7 @@ def _check_workers(client: Client, run: Path) -> None:
     problems = [
         f"worker {address}: {answer}{'; install pinspect[dask] there' if isinstance(answer, Exception) else ''}"
         for address, answer in sorted(answers.items())
-        if answer
+        if answer and not isinstance(answer, OSError)  # this worker has ended meanwhile
     ]
     if problems:
         raise EngineError("\n".join(problems))
