@@ -7,6 +7,7 @@ Reads data/raw and data/dst. Writes data/composited.
 
 from pathlib import Path
 
+from pinspect.captures.engines import load_engine
 from pinspect.composites.composited import build_composited
 from pinspect.composites.views import Style
 from pinspect.core.params import load_params
@@ -24,6 +25,7 @@ def main(root: Path = Path()) -> None:
         data / "composited",
         Style.of(params, composite_cell(params)),
         stacks_per_capture=params.chat.kinds.get("stacked", 0),
+        engine=load_engine(root),
     )
     print(counts.to_string())
 

@@ -8,6 +8,7 @@ and the double-eye of every connector with a left and a right view.
 
 from pathlib import Path
 
+from pinspect.captures.engines import load_engine
 from pinspect.core.params import load_params
 from pinspect.core.stage import run_stage
 from pinspect.nsoartc.dst import Reading, build_dst
@@ -18,7 +19,7 @@ def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
-    report = build_dst(root / "data/raw", root / "data/dst", reading)
+    report = build_dst(root / "data/raw", root / "data/dst", reading, engine=load_engine(root))
     print(report.counts.to_string())
     print(f"{report.made} captures compared, all others unchanged")
     for name in report.outliers:

@@ -8,6 +8,7 @@ Reads data/captures. Writes data/raw, and to data/splits.csv the split of each n
 from pathlib import Path
 
 from pinspect.captures.change import heal
+from pinspect.captures.engines import load_engine
 from pinspect.captures.raw import build_raw
 from pinspect.core.errors import run
 from pinspect.core.params import load_params
@@ -20,7 +21,14 @@ def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     data = root / "data"
-    report = build_raw(root / CAPTURES, data / "raw", data / "splits.csv", params.contract(), params.raw)
+    report = build_raw(
+        root / CAPTURES,
+        data / "raw",
+        data / "splits.csv",
+        params.contract(),
+        params.raw,
+        engine=load_engine(root),
+    )
     print(report.counts.to_string())
     print(f"{report.made} items processed, all others unchanged", *report.remarks, sep="\n")
 

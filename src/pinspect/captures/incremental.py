@@ -17,12 +17,9 @@ import functools
 import hashlib
 import inspect
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +27,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pinspect.captures.engines import Engine, Throughput, make_batches
 from pinspect.core.files import write_file
 from pinspect.core.manifests import MANIFEST
 
@@ -77,14 +75,19 @@ class IncrementalFolder:
 
     After an exception the folder is unchanged, and finished items stay in `<folder>.partial` for the next run.
 
+    Args:
+        path: The folder.
+        engine: What makes the items.
+
     Attributes:
         path: The folder.
         partial: `<folder>.partial`.
         made: Names of the items that this run has made.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, engine: Engine = "processes"):
         self.path = path
+        self._engine: Engine = engine
         self.partial = path.with_name(f"{path.name}.partial")
         self._journal = self.partial / PRODUCTS
         self._states = _FileStates(path.with_name(f"{path.name}.states.json"))
@@ -125,7 +128,7 @@ class IncrementalFolder:
         batch_size: int = 16,
         workers: int | None = None,
     ) -> list[dict]:
-        """Make the items whose key is new, in other processes, and return the records of all items.
+        """Make the items whose key is new, in other processes or on a cluster, and return the records of all items.
 
         Args:
             make: `make(payload, folder)` writes its files below `folder` and returns a Product. A function of a module,
@@ -135,7 +138,7 @@ class IncrementalFolder:
                 must fit into JSON.
             title: Title of the progress bar.
             batch_size: Number of items that one process makes at a time.
-            workers: Number of processes; by default one per core.
+            workers: Number of processes; by default one per core. 1: this process.
 
         Returns:
             The record of each item, in the order of `items`.
@@ -156,21 +159,25 @@ class IncrementalFolder:
                 self._claimed[item.name] = known
             else:
                 waiting.append(item)
-        for product in self._make_all(make, waiting, title, batch_size, workers or os.cpu_count() or 1):
+        for product in self._make_all(make, waiting, title, batch_size, workers):
             self._remember(product | {"key": keys[product["name"]]})
         return [self._claimed[item.name]["record"] for item in items]
 
-    def _make_all(self, make: Make, items: Sequence[Item], title: str, batch_size: int, workers: int) -> Iterator[dict]:
+    def _make_all(
+        self, make: Make, items: Sequence[Item], title: str, batch_size: int, workers: int | None
+    ) -> Iterator[dict]:
         if not items:
             return
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        work = functools.partial(_make_batch, make, self.partial)
+        work, throughput = functools.partial(_make_batch, make), Throughput()
         with _progress() as progress:
             bar = progress.add_task(title, total=len(items))
-            workers = min(workers, len(batches))
-            for products in _in_processes(work, batches, workers) if workers > 1 else map(work, batches):
-                progress.advance(bar, len(products))
-                yield from products
+            for batch in make_batches(self._engine, work, batches, self.partial, workers):
+                throughput.add(batch)
+                progress.advance(bar, len(batch.products))
+                yield from batch.products
+            if len(batches) > 1:
+                progress.console.print(f"{title}: {throughput.line()}", highlight=False, soft_wrap=True)
 
     def _remember(self, product: dict) -> None:
         self.made.append(product["name"])
@@ -308,23 +315,6 @@ def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:
         files = {name: _file_sha256(folder / name) for name in product.files}
         made.append({"name": item.name, "files": files, "record": json.loads(json.dumps(product.record))})
     return made
-
-
-def _in_processes(work: Callable, batches: Sequence[Sequence[Item]], workers: int) -> Iterator[list[dict]]:
-    """Yield the results of `work` in the order of completion. The start method is spawn: forked threads may hang."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_the_parent)
-    futures: list[Future] = [pool.submit(work, batch) for batch in batches]
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_parent() -> None:
-    """Exit when the parent is killed; without this, a worker would wait for work forever."""
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _progress() -> Progress:

@@ -18,6 +18,7 @@ import pandas as pd
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
 from pinspect.captures.change import locked
+from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
@@ -60,6 +61,7 @@ def build_raw(
     params: RawParams,
     *,
     workers: int | None = None,
+    engine: Engine = "processes",
 ) -> RawReport:
     """Make the raw folder from the captures' folder and the virtual line.
 
@@ -70,6 +72,7 @@ def build_raw(
         contract: The line's layout, shapes and defect modes.
         params: The parameters of the stage.
         workers: Number of processes; by default one per core.
+        engine: What makes the images.
 
     Raises:
         CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
@@ -82,7 +85,7 @@ def build_raw(
     problems = [*labels.problems, *labelled.conflicting_labels(contents)]
     distinct, remarks = labelled.distinct(contents)
     remarks += [*labelled.contradicted_names(labels.captures, contract), *_replaced(distinct, out / MANIFEST)]
-    folder = IncrementalFolder(out)
+    folder = IncrementalFolder(out, engine)
     with folder:
         copies = _copy_images(folder, distinct, images, params, workers)
         problems += [
@@ -162,7 +165,11 @@ def _copy_images(
     workers: int | None,
 ) -> list[dict]:
     items = [
-        Item(sha256, (Path(capture.file).suffix.lower(),), (str(images / capture.file), sha256, params.max_pixels))
+        Item(
+            sha256,
+            (Path(capture.file).suffix.lower(),),
+            (str(images.absolute() / capture.file), sha256, params.max_pixels),
+        )
         for capture, sha256 in contents
     ]
     return folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)

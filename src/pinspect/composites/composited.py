@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, content_hash
 from pinspect.captures.splits import TRAIN
@@ -80,6 +81,7 @@ def build_composited(
     *,
     stacks_per_capture: int = 0,
     workers: int | None = None,
+    engine: Engine = "processes",
 ) -> pd.Series:
     """Make the composited folder from the raw and the dst folder.
 
@@ -91,6 +93,7 @@ def build_composited(
         stacks_per_capture: Number of references that each inspected training capture is stacked with, the best aligned
             one first. Captures of validation and test are stacked with the best aligned reference only.
         workers: Number of processes; by default one per core.
+        engine: What draws the composites.
 
     Returns:
         The number of composites of each kind.
@@ -105,7 +108,7 @@ def build_composited(
         ("star images", draw_stars, references),
         ("stacked composites", draw_stacked, list(_pairs(sheets, stacks_per_capture))),
     )
-    with IncrementalFolder(out) as folder:
+    with IncrementalFolder(out, engine) as folder:
         rows: list[dict] = []
         for title, draw, groups in work:
             items = [_item(title, group) for group in groups]
@@ -182,8 +185,8 @@ def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, space: Unit
         role=row["role"],
         split=row["split"],
         alignment_score=float(row["alignment_score"]),
-        raw=str(raw / row["file"]),
-        dst=str(dst / row["dst_file"]),
+        raw=str(raw.absolute() / row["file"]),
+        dst=str(dst.absolute() / row["dst_file"]),
         matrix=matrix,
         grid=grid,
         dst_matrix=dst_matrix,

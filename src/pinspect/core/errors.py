@@ -13,6 +13,8 @@
     │   └── InputChangedError          an input of a stage changed while it ran: try again (exit code 75)
     ├── RegistryError                  the MLflow registry refuses a call, or cannot be used
     │   └── RegistryUnreachableError   its server does not answer: try again later (exit code 75)
+    ├── EngineError                    the cluster that makes pictures cannot be used
+    │   └── EngineUnreachableError     its scheduler does not answer: try again later (exit code 75)
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
 
 Entry points `run` their work: a `PinspectError` shows its text only, and its `exit_code` becomes that of the process.
@@ -77,6 +79,16 @@ class RegistryError(PinspectError):
 
 class RegistryUnreachableError(RegistryError):
     """The MLflow server does not answer; trying again later may help."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the data
+
+
+class EngineError(PinspectError):
+    """The cluster that makes the pictures of a stage cannot be used."""
+
+
+class EngineUnreachableError(EngineError):
+    """The scheduler of the cluster does not answer; trying again later may help."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong with the data
 

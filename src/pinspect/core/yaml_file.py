@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pinspect.core.errors import ParamsError
 
 SETTINGS_FILE = "settings.yaml"
-SETTINGS_SECTIONS = ("register", "promote", "prune", "station", "report", "notify")
+SETTINGS_SECTIONS = ("register", "promote", "prune", "station", "report", "notify", "imaging")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import INSPECTED, REFERENCE
 from pinspect.captures.table import FIELD_BOX
@@ -121,7 +122,9 @@ class DstReport:
     remarks: tuple[str, ...]
 
 
-def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = None) -> DstReport:
+def build_dst(
+    raw: Path, out: Path, reading: Reading, *, workers: int | None = None, engine: Engine = "processes"
+) -> DstReport:
     """Make the dst folder from the raw folder.
 
     A capture that cannot be read or aligned is set aside with its reason; the run goes on with the other captures.
@@ -131,6 +134,7 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
         out: The dst folder.
         reading: How to read and compare captures.
         workers: Number of processes; by default one per core.
+        engine: What makes the pictures.
 
     Returns:
         The summary of the run.
@@ -141,10 +145,10 @@ def build_dst(raw: Path, out: Path, reading: Reading, *, workers: int | None = N
     """
     captures = read_manifest(raw / MANIFEST, ("file", "sha256", "source", "capture", *LABEL, *FIELD_BOX))
     lines = lines_of(captures)
-    with IncrementalFolder(out) as folder:
+    with IncrementalFolder(out, engine) as folder:
         unit_spaces = _build_unit_spaces(folder, raw, captures, lines, reading)
         comparisons = {
-            file: Comparison(str(raw / file), sha256, unit_spaces[lines[file]])
+            file: Comparison(str(raw.absolute() / file), sha256, unit_spaces[lines[file]])
             for file, sha256 in zip(captures["file"], captures["sha256"], strict=True)
         }
         records = _draw_dst_views(folder, comparisons, reading, workers)
@@ -248,7 +252,7 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
     try:
         image = np.asarray(read_image(comparison.path, reading.max_pixels))
     except ImageError as error:
-        return Product((), {"error": str(error)})
+        return Product((), {"error": f"{file}: {str(error).removeprefix(f'{comparison.path}: ')}"})
     try:
         capture = align_capture(image, unit_space, reading.params.maximum_shift)
     except AlignmentError as error:
@@ -342,7 +346,7 @@ def _check(references: References, built: dict[Line, BuiltUnitSpace]) -> Item:
 def _find(folder: IncrementalFolder, file: str, sha256: str) -> str:
     """Return the path of a file of the folder: made by this run, or in place since an earlier run."""
     paths = [path for path in (folder.partial / file, folder.path / file) if path.is_file()]
-    return next(str(path) for path in paths if hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
+    return next(str(path.absolute()) for path in paths if hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
 
 
 def _draw_dst_views(
