@@ -14,7 +14,7 @@ from pinspect.nsoartc.light import without_light
 from pinspect.nsoartc.parts import FloatImage
 from pinspect.nsoartc.pin_scores import pin_misfits
 from pinspect.nsoartc.pixels import gray_of
-from pinspect.nsoartc.place import at_once, find_places, refuse_half_turn
+from pinspect.nsoartc.place import find_places, refuse_half_turn
 from pinspect.nsoartc.unit_space import UnitSpace, light_of
 
 
@@ -116,11 +116,7 @@ def align_to_best(
     """
     gray = gray_of(image)
     places = find_places(gray, unit_spaces, maximum_shift)
-
-    def fit(name: str) -> tuple[float, str, AlignedCapture]:
-        capture = place_capture(image, places[name], unit_spaces[name])
-        return capture.misfit if len(places) > 1 else 0.0, name, capture
-
-    _, best, capture = min(at_once(fit, list(places)), key=lambda fitted: fitted[0])
+    fits = {name: place_capture(image, place, unit_spaces[name]) for name, place in places.items()}
+    best = min(fits, key=lambda name: fits[name].misfit) if len(fits) > 1 else next(iter(fits))
     refuse_half_turn(gray, places[best], unit_spaces[best])
-    return best, capture
+    return best, fits[best]

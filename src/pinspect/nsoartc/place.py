@@ -10,9 +10,7 @@ A picture that fits much better if it is turned by a quarter or half turn is ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
@@ -39,7 +37,6 @@ _SMALLEST_PITCH = 16.0  # px: with less a pin has too few pixels to be inspected
 _SURE_SCORE = 0.9  # a pin field that is turned by half a turn has less, or looks the same
 _SYMMETRIC = 0.8  # correlation of a field with itself upside down: with more, only the light decides between the two
 _LEAD = 0.05  # a correlation higher by this decides between two turns
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 _TURNS = {90: "90 degrees counterclockwise", 180: "180 degrees", 270: "90 degrees clockwise"}
 
 
@@ -107,29 +104,14 @@ def _of_each(
     unit_spaces: Mapping[str, UnitSpace], place_in: Callable[[UnitSpace], Alignment]
 ) -> tuple[dict[str, Alignment], dict[str, AlignmentError]]:
     """Return the places in the unit spaces, and the reasons why the capture does not fit the others."""
-
-    def attempt(unit_space: UnitSpace) -> Alignment | AlignmentError:
+    places: dict[str, Alignment] = {}
+    reasons: dict[str, AlignmentError] = {}
+    for name, unit_space in unit_spaces.items():
         try:
-            return place_in(unit_space)
+            places[name] = place_in(unit_space)
         except AlignmentError as error:
-            return error
-
-    attempts = dict(zip(unit_spaces, at_once(attempt, list(unit_spaces.values())), strict=True))
-    places = {name: place for name, place in attempts.items() if isinstance(place, Alignment)}
-    return places, {name: reason for name, reason in attempts.items() if isinstance(reason, AlignmentError)}
-
-
-def at_once(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-    """Return the result of a function for each item, computed in a thread for each: OpenCV computes beside Python.
-
-    Args:
-        function: The function.
-        items: A few items.
-    """
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(len(items)) as threads:
-        return list(threads.map(function, items))
+            reasons[name] = error
+    return places, reasons
 
 
 def _is_off_place(reasons: Mapping[str, AlignmentError]) -> bool:
