@@ -175,7 +175,9 @@ def skip_unwanted(model: Any) -> None:
     layer = getattr(model.get_decoder(), "layers", [None])[-1]
     attention = getattr(layer, "self_attn", None)
     for owner, name in ((attention, "q_proj"), (attention, "o_proj"), (layer, "mlp")):
-        if module := getattr(owner, name, None):
+        module = getattr(owner, name, None)
+        if module is not None and not getattr(module, "skips_unwanted", False):  # a copy has the hooks of its original
+            module.skips_unwanted = True
             module.register_forward_pre_hook(_without_unwanted)
             module.register_forward_hook(_with_unwanted)
 
