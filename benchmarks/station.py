@@ -8,6 +8,10 @@ share the cores with the stations.
 Writes benchmarks/results/station.json: captures per second and latency at 1, 4 and 16 clients, latency of the page
 meanwhile, gain from batching at 16 clients, seconds without a model after its process was killed, resident memory over
 many inspections, and whether any result was lost or duplicated.
+
+With `--before PROJECT`, a checkout of an earlier commit in which `dvc repro` has registered a version, stations of both
+commits take turns under the same load, and the result goes to benchmarks/results/station_compared.json. It takes about
+four minutes.
 """
 
 from __future__ import annotations
@@ -40,9 +44,11 @@ from tests.support.mlflow_server import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/station.json"
+COMPARED = RESULT.with_name("station_compared.json")
 CLIENTS = (1, 4, 16)
 CAPTURES_PER_ROUND = 160  # a quarter of it for one client
 ROUNDS = 3
+COMPARED_ROUNDS = 2
 MEMORY_STEP = 200  # inspections
 GOAL = 3.0  # gain from batching
 PAGE = "/history"
@@ -83,13 +89,19 @@ def station(root: Path, folder: Path, **settings: object) -> Iterator[Station]:
     for path in (root / "data").iterdir():
         if path.name != "station":
             (folder / "data" / path.name).symlink_to(path)
+    source = root / "src" if (root / "src").is_dir() else ROOT / "src"
     port = free_port()
     content = yaml.safe_load((root / "settings.yaml").read_text())
     content["station"] |= {"port": port, "requests_a_minute": 1_000_000} | settings
     (folder / "settings.yaml").write_text(yaml.safe_dump(content))
+    environment = os.environ | {"PYTHONPATH": str(source.resolve())}
     with (folder / "station.log").open("w") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("pinspect")), "station"], cwd=folder, stdout=log, stderr=log
+            [str(Path(sys.executable).with_name("pinspect")), "station"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env=environment,
         )
     try:
         address = f"http://127.0.0.1:{port}"
@@ -151,6 +163,30 @@ def batching(shipped: Station, single: Station, captures: Sequence[Path]) -> dic
     return {"clients": CLIENTS[-1], "captures_per_second": rates, "ratio": ratio, "goal": GOAL, "meets": ratio >= GOAL}
 
 
+def compare(sides: dict[str, Station], captures: Sequence[Path]) -> dict:
+    """Load the stations `before` and `now` in turns; return medians of all rounds, their ratios, and memory (MB)."""
+    for target in sides.values():
+        asyncio.run(load(target, captures, CLIENTS[-1], 2 * CLIENTS[-1]))  # warm up
+    compared: dict[str, dict] = {}
+    for clients in CLIENTS:
+        measured: dict[str, list[dict]] = {side: [] for side in sides}
+        for number in range(COMPARED_ROUNDS):
+            for side in list(sides)[:: 1 if number % 2 else -1]:
+                count = CAPTURES_PER_ROUND // (4 if clients == 1 else 1)
+                measured[side].append(asyncio.run(load(sides[side], captures, clients, count)))
+        medians = {
+            side: {
+                name: round(statistics.median(each[name] for each in rounds), 4)
+                for name in ("captures_per_second", "p50_s", "p95_s")
+            }
+            for side, rounds in measured.items()
+        }
+        ratios = {name: round(medians["now"][name] / value, 3) for name, value in medians["before"].items()}
+        compared[str(clients)] = medians | {"ratio": ratios}
+    memory = {side: target.memory() for side, target in sides.items()}
+    return {"rounds": COMPARED_ROUNDS, "clients": compared, "memory_mb": memory}
+
+
 def crash(target: Station) -> dict[str, float]:
     """Kill the model process; return the slowest page (s) until a model answers again, and the seconds until then."""
     target.model_process().kill()
@@ -205,13 +241,16 @@ def _megabytes(process: psutil.Process) -> float:
     return round(process.memory_info().rss / 1e6, 1)
 
 
+def _commit(checkout: Path) -> str:
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    source = (checkout / "src").resolve()
+    return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _machine() -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(ROOT),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -224,10 +263,24 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="a project with a registered version")
     parser.add_argument("--captures", type=Path, default=ROOT / "data/captures/images", help="images to send")
     parser.add_argument("--inspections", type=int, default=2000, help="number of inspections for the memory")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--before", type=Path, help="a project of an earlier commit, with a registered version")
+    parser.add_argument("--out", type=Path, help="file to write")
     options = parser.parse_args()
+    out = options.out or (COMPARED if options.before else RESULT)
     root, captures = options.root.resolve(), sorted(options.captures.iterdir())
     measured = _machine()
+    if options.before:
+        before = options.before.resolve()
+        measured |= {"before": _commit(before)}
+        with (
+            tempfile.TemporaryDirectory(prefix="pinspect-") as folder,
+            station(before, Path(folder) / "before") as earlier,
+            station(root, Path(folder) / "now") as present,
+        ):
+            measured |= compare({"before": earlier, "now": present}, captures)
+            measured["results"] = {"before": accounted(earlier), "now": accounted(present)}
+        _write(out, measured)
+        return
     with tempfile.TemporaryDirectory(prefix="pinspect-") as folder:
         shipped, single = Path(folder) / "shipped", Path(folder) / "single"
         with station(root, shipped) as batched, station(root, single, batch_size=1) as alone:
@@ -247,8 +300,12 @@ def main() -> None:
                 asyncio.run(load(batched, captures, CLIENTS[-1], CLIENTS[-1]))
                 measured["memory"] = memory(batched, captures, options.inspections)
                 measured["results"]["long"] = accounted(batched)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    _write(out, measured)
+
+
+def _write(out: Path, measured: dict) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=2))
 
 

@@ -234,6 +234,22 @@ def test_trees_and_shared_heads_change_no_answer(inspector, rows, slow_answers, 
     assert READS_TREES[inspector.model]
 
 
+@pytest.fixture
+def threads():
+    """A function that sets the number of torch's threads, until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_parts_of_a_batch_in_threads_change_no_answer(inspector, rows, answers, line, contract, threads):
+    """Two runs give the same numbers: no thread learns from what another has read in the meantime."""
+    threads(3)
+    first, second = (answer_rows(inspector, rows, line / "data/composited", contract, batch_size=8) for _ in range(2))
+    alike(first, answers)
+    assert [replace(answer, seconds=0) for answer in first] == [replace(answer, seconds=0) for answer in second]
+
+
 def passes(inspector, answer):
     """Return the forward passes and the pictures that go through the vision tower while `answer` runs."""
     base, counts = inspector.base_model, {"passes": 0, "pictures": 0}
@@ -254,7 +270,8 @@ def passes(inspector, answer):
     return counts
 
 
-def test_what_prompts_share_is_read_once_and_an_answer_takes_two_passes(inspector, rows, line, contract):
+def test_what_prompts_share_is_read_once_and_an_answer_takes_two_passes(inspector, rows, line, contract, threads):
+    threads(1)  # several would each take a part of the batch
     memory, images = AnswerMemory(), line / "data/composited"
     (row, _), count = zero_shot(rows), 3
     answer_rows(inspector, [row], images, contract, batch_size=1)  # finds out once how the model reads

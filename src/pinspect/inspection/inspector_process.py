@@ -65,7 +65,9 @@ class InspectorProcess(PhotographInspector):
         key, address = secrets.token_hex(32), f"{scratch.name}/socket"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _SERVER, str(folder.resolve()), address, version or ""],
-            env=os.environ
+            # The products of an alignment are so small that a second thread only waits for its share.
+            env={"OPENBLAS_NUM_THREADS": "1"}
+            | os.environ
             | {"PYTHONPATH": os.pathsep.join([str(folder.resolve() / CODE), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -4,12 +4,16 @@ Of about forty tokens in an answer the model decides six. One pass reads all tok
 it those of the last answer to a similar prompt: where the model decides likewise, their logits stand. Another pass
 reads the beginnings of all addresses at once. Most answers therefore take two passes. A model for which trees give
 other logits than single tokens (tried once, with the first row) reads token by token.
+
+On a CPU each of torch's threads answers a part of the batch: the products of a small model are too small to be divided
+among threads, even for a single row (docs/LOG.md).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,10 +25,11 @@ from pinspect.model.generated_answer import GeneratedAnswer
 from pinspect.model.grammar import AnswerGrammar, grammar_of
 from pinspect.model.loading import Inspector
 from pinspect.model.memory import AnswerMemory, Head, cache_of
-from pinspect.model.readers import TokenReader, TokenTree, TreeReader
+from pinspect.model.readers import TokenReader, TokenTree, TreeReader, skip_unwanted
 from pinspect.model.rows import Inputs, RowEncoder
 
 _SAME_LOGITS = 0.05  # difference over standard deviation: rounding stays far below, a wrong position far above
+_WIDE = 512  # values of a hidden state: narrower ones make products that one thread computes as fast as two
 READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -43,8 +48,12 @@ class FastForward:
     ) -> None:
         self._inspector, self._encoder, self._memory = inspector, encoder, memory
         self._grammar = grammar_of(inspector.processor.tokenizer, contract)
-        self._tree = TokenTree.of(self._grammar.addresses)
+        self._tree = _tree_of(tuple(map(tuple, self._grammar.addresses)))
         self._trees = False
+        # Of this thread, which answers: torch counts anew in the thread that encodes.
+        self._threads = torch.get_num_threads() if inspector.device.type == "cpu" else 1
+        width = inspector.base_model.config.get_text_config().hidden_size
+        self._divides_products = self._threads == 1 or width >= _WIDE
 
     @torch.inference_mode()
     def prepare(self, row: Row) -> None:
@@ -54,6 +63,7 @@ class FastForward:
         tree, and then, as if that had not been read, another token.
         """
         if self._inspector.model not in READS_TREES:
+            skip_unwanted(self._inspector.base_model)
             run = Draft(self._grammar, AnswerKind(row["answer_kind"])).unread
             path, token = self._tree.paths[-1], self._grammar.addresses[0][0]
             slow = TokenReader(self._inspector, self._encoder.batch([row], answers=False))
@@ -70,19 +80,20 @@ class FastForward:
 
     def _logits_of_trees(self, row: Row, run: list[int], token: int) -> torch.Tensor:
         self._trees, nodes = True, len(run) + len(self._tree.tokens)
-        reader = self._reader(self.encode([row]), self._heads([row]))
+        reader = self._reader(self.encode([row])[0], self._heads([row]))
         first = reader.read([run], [self._tree], torch.tensor([len(run) - 1, nodes - 1]))
         reader.keep(torch.arange(nodes)[None] < len(run))
         return torch.cat([first, reader.read([[token]], [None], torch.tensor([0]))], dim=1)
 
-    def encode(self, rows: Sequence[Row]) -> Inputs:
-        """Build the model inputs of a batch; another thread may do this ahead."""
+    def encode(self, rows: Sequence[Row]) -> list[Inputs]:
+        """Build the model inputs of a batch, in parts; another thread may do this ahead."""
+        parts = [rows[part] for part in self._parts(rows)]
         if self._trees and self._encoder.shares_heads:
-            return self._encoder.tails(rows)
-        return self._encoder.batch(rows, answers=False), {}
+            return [self._encoder.tails(part) for part in parts]
+        return [(self._encoder.batch(part, answers=False), {}) for part in parts]
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[Row], inputs: Inputs) -> list[GeneratedAnswer]:
+    def answer(self, rows: Sequence[Row], inputs: Sequence[Inputs]) -> list[GeneratedAnswer]:
         """Return the answer of every row.
 
         Args:
@@ -93,11 +104,26 @@ class FastForward:
         if self._trees:
             heads = self._heads(rows)
             leads = self._memory.leads(heads) if heads else [self._memory.lead] * len(rows)
-            self._write(self._reader(inputs, heads), drafts, leads)
+
+            @torch.inference_mode()
+            def write(part: slice, part_inputs: Inputs) -> None:
+                self._write(self._reader(part_inputs, heads[part]), drafts[part], leads[part])
+
+            parts = self._parts(rows)
+            if len(parts) == 1 and self._divides_products:
+                write(parts[0], inputs[0])
+            else:
+                with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as threads:
+                    list(threads.map(write, parts, inputs))
             self._memory.remember(heads, [draft.lead for draft in drafts])
         else:
-            _write_by_token(TokenReader(self._inspector, inputs[0]), drafts, self._grammar)
+            _write_by_token(TokenReader(self._inspector, inputs[0][0]), drafts, self._grammar)
         return [draft.answer() for draft in drafts]
+
+    def _parts(self, rows: Sequence[Row]) -> list[slice]:
+        """Return the parts of a batch that are answered at the same time."""
+        size = -(-len(rows) // self._threads) if self._trees else len(rows)
+        return [slice(start, start + size) for start in range(0, len(rows), size)]
 
     def _heads(self, rows: Sequence[Row]) -> list[Head]:
         return self._memory.heads(self._inspector, self._encoder, rows) if self._encoder.shares_heads else []
@@ -194,21 +220,32 @@ def address_shares(
     Returns:
         float32 (rows, addresses); every row has sum 1.
     """
-    branches: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for tokens in addresses:
-        for place, token in enumerate(tokens):
-            if token not in branches[tuple(tokens[:place])]:
-                branches[tuple(tokens[:place])].append(token)
     logits = after(())
     log_shares = logits.new_zeros((len(logits), len(addresses)))
-    for lead, choices in branches.items():
-        if len(choices) == 1:
-            continue
+    for lead, choices, numbers, places in _branches(tuple(map(tuple, addresses))):
         log_probabilities = (after(lead) if lead else logits)[:, choices].float().log_softmax(1)
-        for index, tokens in enumerate(addresses):
-            if tuple(tokens[: len(lead)]) == lead:
-                log_shares[:, index] += log_probabilities[:, choices.index(tokens[len(lead)])]
+        log_shares[:, numbers] += log_probabilities[:, places]
     return log_shares.exp()
+
+
+@lru_cache(maxsize=4)
+def _tree_of(addresses: tuple[tuple[int, ...], ...]) -> TokenTree:
+    return TokenTree.of(addresses)
+
+
+@lru_cache(maxsize=4)
+def _branches(
+    addresses: tuple[tuple[int, ...], ...],
+) -> list[tuple[tuple[int, ...], list[int], list[int], list[int]]]:
+    """Return where addresses branch: tokens before, choices, numbers of the addresses behind, and their choices."""
+    branches = []
+    for lead in dict.fromkeys(tokens[:place] for tokens in addresses for place in range(len(tokens))):
+        numbers = [number for number, tokens in enumerate(addresses) if tokens[: len(lead)] == lead]
+        tokens = [addresses[number][len(lead)] for number in numbers]
+        choices = list(dict.fromkeys(tokens))
+        if len(choices) > 1:
+            branches.append((lead, choices, numbers, [choices.index(token) for token in tokens]))
+    return branches
 
 
 def _write_by_token(reader: TokenReader, drafts: Sequence[Draft], grammar: AnswerGrammar) -> None:

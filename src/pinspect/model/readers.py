@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,16 +122,21 @@ class TreeReader:
         sees = torch.cat([past, sees.to(device) & new[:, None]], dim=2)
         dtype = self._model.dtype
         hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
-        output = self._model(
-            input_ids=torch.cat([self._ids_ahead, ids.to(device)], dim=1),
-            attention_mask=hidden[:, None],
-            position_ids=torch.cat([self._positions_ahead, self._next[..., None] + depths.to(device)], dim=-1),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=lead + kept.to(device),
-            return_dict=True,
-            **self._pictures,
-        )
+        kept = lead + kept.to(device)
+        token = _wanted.set((kept, width))
+        try:
+            output = self._model(
+                input_ids=torch.cat([self._ids_ahead, ids.to(device)], dim=1),
+                attention_mask=hidden[:, None],
+                position_ids=torch.cat([self._positions_ahead, self._next[..., None] + depths.to(device)], dim=-1),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=kept,
+                return_dict=True,
+                **self._pictures,
+            )
+        finally:
+            _wanted.reset(token)
         self.cache = output.past_key_values
         self._past = torch.cat([self._past, self._ahead], dim=1)
         self._ahead, self._pictures = self._ahead[:, :0], {}
@@ -151,6 +157,42 @@ class TreeReader:
             self.cache.batch_select_indices(index)
             self._past, self._ahead, self._ids_ahead = self._past[index], self._ahead[index], self._ids_ahead[index]
             self._next, self._positions_ahead = self._next[..., index], self._positions_ahead[..., index, :]
+
+
+# Numbers of the tokens whose logits a pass is for, and how many tokens it reads; None if all are wanted.
+_wanted: ContextVar[tuple[torch.Tensor, int] | None] = ContextVar("wanted", default=None)
+
+
+def skip_unwanted(model: Any) -> None:
+    """Prepare a model for `TreeReader`, whose passes want the logits of few tokens.
+
+    Of the other tokens the last layer then computes keys and values only; the remaining products give 0 for them, and
+    nothing reads it.
+
+    Args:
+        model: A model of transformers, without an adapter's wrapper.
+    """
+    layer = getattr(model.get_decoder(), "layers", [None])[-1]
+    attention = getattr(layer, "self_attn", None)
+    for owner, name in ((attention, "q_proj"), (attention, "o_proj"), (layer, "mlp")):
+        module = getattr(owner, name, None)
+        if module is not None and not getattr(module, "skips_unwanted", False):  # a copy has the hooks of its original
+            module.skips_unwanted = True
+            module.register_forward_pre_hook(_without_unwanted)
+            module.register_forward_hook(_with_unwanted)
+
+
+def _without_unwanted(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    wanted = _wanted.get()
+    return inputs if wanted is None else (inputs[0][:, wanted[0]], *inputs[1:])
+
+
+def _with_unwanted(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    wanted = _wanted.get()
+    if wanted is None:
+        return output
+    tokens, count = wanted
+    return output.new_zeros(len(output), count, output.shape[2]).index_copy_(1, tokens, output)
 
 
 class TokenReader:

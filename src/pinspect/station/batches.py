@@ -48,10 +48,10 @@ class _Ready:
 
 
 class Batches:
-    """Prepares captures one after another and answers all captures that are ready in one forward pass.
+    """Prepares captures and answers all captures that are ready in one forward pass.
 
-    `prepare_next` and `answer_next` each need a thread of their own. The version that prepared a capture also answers
-    it, so that a new champion takes over between two batches.
+    `answer_next` needs a thread of its own, `prepare_next` one or several. The version that prepared a capture also
+    answers it, so that a new champion takes over between two batches.
 
     Args:
         champion: Source of the version that inspects.

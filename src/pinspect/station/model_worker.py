@@ -1,6 +1,6 @@
 """The work of the model process: follow the registry, prepare captures, run forward passes, answer questions.
 
-Threads: one reads questions, one follows the registry, one watches the version's process, one prepares captures, one
+Threads: one reads questions, one follows the registry, one watches the version's process, two prepare captures, one
 runs the model, one draws pictures.
 """
 
@@ -28,6 +28,7 @@ from pinspect.station.results_database import STATION_FOLDER
 from pinspect.station.settings import StationSettings
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+_PREPARING = 2  # threads; a forward pass waits until the captures that came with its own are prepared
 
 
 def run_model(connection: Connection, root: Path, settings: StationSettings) -> None:
@@ -45,7 +46,8 @@ def run_model(connection: Connection, root: Path, settings: StationSettings) -> 
     worker = _Worker(connection, champion, batches)
     _start(worker.follow_registry, settings.champion_check_seconds)
     _start(worker.watch_version)
-    _start(_repeat, batches.prepare_next)
+    for _ in range(_PREPARING):
+        _start(_repeat, batches.prepare_next)
     _start(_repeat, batches.answer_next)
     worker.read_questions()
     os._exit(0)  # do not wait for a forward pass in progress
