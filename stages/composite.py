@@ -24,6 +24,7 @@ def main(root: Path = Path()) -> None:
         data / "composited",
         Style.of(params, composite_cell(params)),
         stacks_per_capture=params.chat.kinds.get("stacked", 0),
+        shards=params.raw.shards,
     )
     print(counts.to_string())
 
