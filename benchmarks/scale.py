@@ -279,7 +279,8 @@ def _words(model: dict, key: str, unit: str) -> str:
     if key not in model:
         return " | "
     fit = model[key]
-    return f"{fit['fixed']:.3g} {unit} + {fit['per_capture'] * 1000:.3g} {unit} / 1,000 | {fit[str(PREDICTED)]:,.0f} {unit}"
+    formula = f"{fit['fixed']:.3g} {unit} + {fit['per_capture'] * 1000:.3g} {unit} / 1,000"
+    return f"{formula} | {fit[str(PREDICTED)]:,.0f} {unit}"
 
 
 if __name__ == "__main__":
