@@ -102,14 +102,14 @@ class ShardedFolder(IncrementalFolder):
 
     def write_manifest(self, rows: pd.DataFrame) -> None:
         """Write the parts of the manifest with the rows of one window."""
-        for shard, part in rows.groupby([self.shard(file) for file in rows["file"]], sort=False):
+        for shard, part in rows.groupby(rows["file"].map(self.shard), sort=False):
             content = encode_part(part)
             self._parts[str(shard)] = (len(part), sha256_of(content))
             self._put(part_file(str(shard)), content)
 
     def update_manifest(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         """Change the parts of the manifest one by one."""
-        for shard in self._parts:
+        for shard in tuple(self._parts):
             file = part_file(shard)
             self.write_manifest(change(read_part(next(filter(Path.is_file, (self.partial / file, self.path / file))))))
 
