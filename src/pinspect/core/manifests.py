@@ -11,14 +11,10 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pinspect.core.errors import StageInputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MANIFEST = "manifest.csv"
 PARTS = "manifest"
@@ -97,13 +93,9 @@ def part_file(shard: str) -> str:
 
 def encode_part(rows: pd.DataFrame) -> bytes:
     """Return rows as Parquet, every value as the string that a CSV file has; equal rows give equal bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     words = pd.read_csv(io.StringIO(rows.to_csv(index=False)), dtype=str, keep_default_na=False)  # as without shards
-    table = pa.table({str(name): pa.array(words[name], pa.string()) for name in words})
     content = io.BytesIO()
-    pq.write_table(table, content, compression="zstd")
+    words.to_parquet(content, engine="pyarrow", compression="zstd", index=False)
     return content.getvalue()
 
 
@@ -142,19 +134,12 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     Raises:
         StageInputError: The part or a column is missing, or the part is not readable.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names if columns is None else list(columns)
-            _require(path, names, file.schema_arrow.names)
-            table: pa.Table = file.read(names)
+        return pd.read_parquet(path, engine="pyarrow", columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found, but {MANIFEST} lists it; {_AGAIN}") from None
-    except pa.ArrowException as error:
+    except (ValueError, OSError) as error:  # Arrow's errors; a column may be missing
         raise StageInputError(f"{path}: not readable ({error}); {_AGAIN}") from None
-    return table.select(names).to_pandas()
 
 
 def _require(path: Path, columns: Sequence[str], present: Sequence[str]) -> None:

@@ -203,7 +203,8 @@ def _comparisons(
 
 def _gather(parts: Iterable[pd.DataFrame], mask: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
     """Return the rows of all parts that a mask selects, in the order of a manifest without shards."""
-    rows = pd.concat([part[mask(part)] for part in parts])
+    selected: list[pd.DataFrame] = [part[mask(part)] for part in parts]
+    rows = pd.concat(selected)
     return rows.sort_values(["source", "capture"], kind="stable", ignore_index=True)
 
 
