@@ -210,7 +210,7 @@ def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
 
 
 def _learned(manifest: Path) -> Iterator[dict[str, str]]:
-    """Yield label and name of each capture that stage raw has had; none if it has not run, or its manifest is damaged."""
+    """Yield label and name of each capture that stage raw has had; none if there is no readable manifest."""
     with suppress(StageInputError):
         for rows in iterate_manifest(manifest, ("capture", "shape", *VERDICT)):
             yield from cast(list[dict[str, str]], rows.to_dict("records"))
