@@ -437,6 +437,7 @@ def _sha256(content: bytes) -> str:
 def file_sha256(path: Path) -> str | None:
     """Return the SHA-256 of a file, None if there is no such file."""
     try:
-        return _sha256(path.read_bytes())
+        with path.open("rb") as file:  # an archive may be larger than the memory
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
