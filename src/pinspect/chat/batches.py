@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 50_000
 NumberedRow = tuple[str, int, Row]  # the split of its file, the line, and the row
 
 
-def batches(chat: Path, size: int = ROWS_AT_ONCE) -> Iterator[list[NumberedRow]]:
+def batches(chat: Path, size: int) -> Iterator[list[NumberedRow]]:
     """Yield the rows of all splits in batches; rows of one id share a batch, which so shows ids that occur twice.
 
     Args:

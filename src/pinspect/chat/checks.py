@@ -20,7 +20,7 @@ import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.expectations.row_conditions import Column
 
-from pinspect.chat.batches import NumberedRow, batches
+from pinspect.chat.batches import ROWS_AT_ONCE, NumberedRow, batches
 from pinspect.chat.check_result import CheckResult, Failure, merged
 from pinspect.chat.provenance import Provenance
 from pinspect.core import prompts
@@ -59,13 +59,16 @@ _FORMS: dict[AnswerKind, type[gxe.ExpectColumnValuesToMatchRegex]] = {
 }
 
 
-def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> CheckResult:
+def check_chat(
+    data: Path, contract: AnswerContract, *, minimum_rows: int, rows_at_once: int = ROWS_AT_ONCE
+) -> CheckResult:
     """Validate the chat dataset, `data`/chat/{train,validation,test}.jsonl, against the labels and the composites.
 
     Args:
         data: Folder of the stages' outputs, with raw/manifest.csv and composited/manifest.csv.
         contract: The answer contract of the product.
         minimum_rows: Fewest training rows.
+        rows_at_once: Check the rows in batches of this size.
 
     Returns:
         The outcome of every rule, and every failing row.
@@ -83,7 +86,7 @@ def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> Ch
             contract,
             index_columns=("id", "line", "capture"),
         )
-        for rows in batches(data / "chat")
+        for rows in batches(data / "chat", rows_at_once)
     ]
     return merged(results)
 
