@@ -26,6 +26,7 @@ def main(root: Path = Path()) -> None:
         Style.of(params, composite_cell(params)),
         stacks_per_capture=params.chat.kinds.get("stacked", 0),
         engine=load_engine(root),
+        shards=params.raw.shards,
     )
     print(counts.to_string())
 

@@ -19,7 +19,9 @@ def main(root: Path = Path()) -> None:
     """Run the stage in the project folder `root`."""
     params = load_params(root / "params.yaml")
     reading = Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
-    report = build_dst(root / "data/raw", root / "data/dst", reading, engine=load_engine(root))
+    report = build_dst(
+        root / "data/raw", root / "data/dst", reading, shards=params.raw.shards, engine=load_engine(root)
+    )
     print(report.counts.to_string())
     print(f"{report.made} captures compared, all others unchanged")
     for name in report.outliers:

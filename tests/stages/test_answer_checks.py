@@ -389,6 +389,30 @@ def reworded(make):
     return lambda column, values, rule, *more: make(column, values, f"in other words: {rule}", *more)
 
 
+def test_batches_of_rows_give_the_verdict_of_the_whole_dataset(workspace, contract):
+    def verdict(**options) -> tuple:
+        result = answer_checks.check_chat(workspace / "data", contract, minimum_rows=20, **options)
+        counts = [
+            {name: value for name, value in each.items() if name != "failing_rows"} for each in result.expectations
+        ]
+        return result.rows, counts, {(failure.rule, failure.finding, failure.row) for failure in result.failures}
+
+    assert verdict(rows_at_once=100) == verdict()
+    train, test = (workspace / f"data/chat/{split}.jsonl" for split in ("train", "test"))
+    rows = read_chat(train)
+    answer(rows[0], rows[0]["answer"].replace("27 pins", "28 pins"))
+    rows[-1]["id"] = rows[1]["id"]  # far apart: in two batches
+    train.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    test.write_text(test.read_text() + json.dumps(rows[2]) + "\n")  # in two splits
+    assert verdict(rows_at_once=100) == verdict()
+    rules = {rule for rule, _, _ in verdict()[2]}
+    assert {"no id occurs twice", "no inspected capture is in two splits"} <= rules
+    train.write_text("")
+    assert "there are at least 20 training rows (check.minimum_rows in params.yaml)" in {
+        rule for rule, _, _ in verdict(rows_at_once=100)[2]
+    }
+
+
 def test_a_bad_answer_stops_the_pipeline_and_loses_nothing(workspace):
     path = workspace / "data/chat/train.jsonl"
     row, *others = read_chat(path)

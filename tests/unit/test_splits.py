@@ -1,8 +1,10 @@
 """Splits: decided by content, stable, and near-duplicates always share a split."""
 
+import functools
 import hashlib
 import io
 import itertools
+import operator
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from pinspect.captures.splits import (
     SPLITS,
     TRAIN,
     Candidate,
+    NearDuplicates,
     SplitRule,
     assign_splits,
     perceptual_hash,
@@ -35,6 +38,22 @@ def candidate(name: object, bits: int = 0, *, reference: bool = False, like: str
 
 def splits_of(candidates, recorded=None, rule=RULE):
     return assign_splits(candidates, rule, recorded or {})[0]
+
+
+@pytest.mark.parametrize("bits", [0, 3, 16, 31, 32, 255])
+def test_near_duplicates_are_those_of_comparing_each_with_each(bits):
+    random = np.random.default_rng(bits)
+    pictures = [int.from_bytes(random.bytes(32)) for _ in range(8)]
+    flips = [
+        [1 << int(place) for place in random.choice(256, random.integers(0, min(bits + 4, 256)))] for _ in range(120)
+    ]
+    hashes = [
+        f"{pictures[number % 8] ^ functools.reduce(operator.xor, flip, 0):064x}" for number, flip in enumerate(flips)
+    ]
+    near = NearDuplicates(hashes, bits)
+    for number, first in enumerate(hashes):
+        expected = [other for other, second in enumerate(hashes) if distance(first, second) <= bits]
+        assert near.of(number).tolist() == expected
 
 
 @pytest.fixture(scope="module")

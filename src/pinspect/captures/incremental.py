@@ -22,14 +22,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pinspect.captures.engines import Engine, Throughput, make_batches
 from pinspect.core.files import write_file
-from pinspect.core.manifests import MANIFEST
+from pinspect.core.manifests import MANIFEST, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PRODUCTS = "products.jsonl"
 
@@ -42,11 +45,13 @@ class Item:
         name: A name that no other item of the folder has.
         inputs: The hashes of everything that the item is made from.
         payload: Argument of the function that makes the item; picklable.
+        shard: The shard of the item's files, from `IncrementalFolder.shard`; empty for an item of all shards.
     """
 
     name: str
     inputs: tuple[str, ...]
     payload: Any
+    shard: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ class IncrementalFolder:
         with IncrementalFolder(Path("data/dst")) as folder:
             records = folder.map(make_dst_image, items, params=params.dst.model_dump(), title="DST images")
             frame.to_csv(folder.new_file("scores.csv"), index=False)
-            manifest.to_csv(folder.new_file("manifest.csv"), index=False)
+            folder.write_manifest(manifest)
+
+    A stage works window by window (`core.manifests.Window`): it maps the items of a window, then settles the window.
+    Without shards all items are one window. With shards see `captures.sharded`.
 
     After an exception the folder is unchanged, and finished items stay in `<folder>.partial` for the next run.
 
@@ -90,7 +98,7 @@ class IncrementalFolder:
         self._engine: Engine = engine
         self.partial = path.with_name(f"{path.name}.partial")
         self._journal = self.partial / PRODUCTS
-        self._states = _FileStates(path.with_name(f"{path.name}.states.json"))
+        self._states = FileStates(path.with_name(f"{path.name}.states.json"))
         self._claimed: dict[str, dict] = {}
         self._new_files: list[str] = []
         self.made: list[str] = []
@@ -100,7 +108,7 @@ class IncrementalFolder:
         if self._journal.exists():
             with self._journal.open("a", encoding="utf-8") as journal:
                 journal.write("\n")  # ends a line that a kill has cut off
-        self._known = {**_read_products(self.path / PRODUCTS), **_read_products(self._journal)}
+        self._known = {**read_products(self.path / PRODUCTS), **read_products(self._journal)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
@@ -117,6 +125,43 @@ class IncrementalFolder:
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def shard(self, file: str) -> str:
+        """Return the shard of a product's file; without shards it is empty."""
+        return ""
+
+    def write_table(self, name: str, rows: pd.DataFrame) -> None:
+        """Write rows of a CSV file, below those of earlier windows."""
+        begun = name in self._new_files
+        path = self.partial / name if begun else self.new_file(name)
+        rows.to_csv(
+            path, mode="a" if begun else "w", header=not begun, index=False, encoding="utf-8", lineterminator="\n"
+        )
+
+    def write_manifest(self, rows: pd.DataFrame) -> None:
+        """Write rows of the manifest.
+
+        Args:
+            rows: All rows of one window.
+        """
+        self.write_table(MANIFEST, rows)
+
+    def update_manifest(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        """Change the manifest after the last window.
+
+        Args:
+            change: Returns the new rows for all rows, or for those of one shard; every value is a string.
+        """
+        rows = change(read_table(self.partial / MANIFEST))
+        self._new_files.remove(MANIFEST)
+        self.write_manifest(rows)
+
+    def hashes(self, name: str) -> dict[str, str]:
+        """Return the sha256 of each file of an item, until its window is settled."""
+        return self._claimed[name]["files"]
+
+    def settle(self, window: Iterable[str]) -> None:
+        """Complete the shards of a window, all of whose items have been mapped; without shards this does nothing."""
 
     def map(
         self,
@@ -186,33 +231,39 @@ class IncrementalFolder:
             journal.write(_line(product))
 
     def _is_whole(self, product: dict) -> bool:
-        return all(
-            any(self._states.sha256(folder / name) == sha256 for folder in (self.path, self.partial))
-            for name, sha256 in product["files"].items()
-        )
+        return all(self._has(name, sha256) for name, sha256 in product["files"].items())
+
+    def _has(self, name: str, sha256: str) -> bool:
+        """Return whether a file of an item is in place, or waits in the partial folder."""
+        return any(self._states.sha256(folder / name) == sha256 for folder in (self.path, self.partial))
 
     def _complete(self) -> None:
         (self.path / MANIFEST).unlink(missing_ok=True)
         item_files = {name: sha256 for product in self._claimed.values() for name, sha256 in product["files"].items()}
+        self._place(item_files)
+        products = self.partial / f"{PRODUCTS}.new"
+        products.write_text(products_text(self._claimed.values()), encoding="utf-8", newline="\n")
+        prune(self.path, keep={*item_files, *self._new_files})
+        move(products, self.path / PRODUCTS)
+        self._close()
+
+    def _place(self, item_files: dict[str, str]) -> None:
+        """Move the new files of the items into the folder."""
         for path in [path for path in self.partial.rglob("*") if path.is_file()]:
             name = path.relative_to(self.partial).as_posix()
-            if name in item_files and _file_sha256(path) == item_files[name]:
-                _move(path, self.path / name)
+            if name in item_files and file_sha256(path) == item_files[name]:
+                move(path, self.path / name)
                 self._states.add(self.path / name, item_files[name])
-        manifest_last = sorted(self._new_files, key=lambda name: name == MANIFEST)
-        _prune(self.path, keep={*item_files, *self._new_files})
-        products = self.partial / f"{PRODUCTS}.new"
-        products.write_text(
-            "".join(_line(self._claimed[name]) for name in sorted(self._claimed)), encoding="utf-8", newline="\n"
-        )
-        _move(products, self.path / PRODUCTS)
-        for name in manifest_last:
-            _move(self.partial / name, self.path / name)
+
+    def _close(self) -> None:
+        """Move the files that belong to no item into the folder, the manifest last."""
+        for name in sorted(self._new_files, key=lambda name: name == MANIFEST):
+            move(self.partial / name, self.path / name)
         self._states.save()
         shutil.rmtree(self.partial)
 
 
-class _FileStates:
+class FileStates:
     """Hashes of files, with the size and times that a file had when it was read; kept from run to run."""
 
     def __init__(self, path: Path):
@@ -230,7 +281,7 @@ class _FileStates:
         except (FileNotFoundError, NotADirectoryError):
             return None
         old = self._old.get(str(path))
-        sha256 = old[1] if old and old[0] == state else _file_sha256(path)
+        sha256 = old[1] if old and old[0] == state else file_sha256(path)
         self._checked[str(path)] = [state, sha256]
         return sha256
 
@@ -255,7 +306,7 @@ def code_version(function: Callable) -> str:
         function = function.func
     path = Path(inspect.getfile(function))
     package = path.parents[function.__module__.count(".")] / function.__module__.partition(".")[0]
-    hashes = [_file_sha256(source) for source in source_files(path, package)]
+    hashes = [file_sha256(source) for source in source_files(path, package)]
     return _sha256(json.dumps(hashes).encode())
 
 
@@ -312,7 +363,7 @@ def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:
     made = []
     for item in items:
         product = make(item.payload, folder)
-        files = {name: _file_sha256(folder / name) for name in product.files}
+        files = {name: file_sha256(folder / name) for name in product.files}
         made.append({"name": item.name, "files": files, "record": json.loads(json.dumps(product.record))})
     return made
 
@@ -322,16 +373,20 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _read_products(path: Path) -> dict[str, dict]:
+def read_products(path: Path) -> dict[str, dict]:
+    """Return the products of a journal by their keys; a line that a kill has cut off is ignored."""
     if not path.exists():
         return {}
     products = {}  # by key
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             product = json.loads(line)
-        except json.JSONDecodeError:  # an empty line, or a line that a kill has cut off
+            products[product["key"]] = product
+        except (
+            json.JSONDecodeError,
+            KeyError,
+        ):  # an empty line, the head of a shard, or a line that a kill has cut off
             continue
-        products[product["key"]] = product
     return products
 
 
@@ -339,7 +394,13 @@ def _line(product: dict) -> str:
     return json.dumps(product, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _prune(folder: Path, keep: Iterable[str]) -> None:
+def products_text(products: Iterable[dict]) -> str:
+    """Return the lines of a journal, in the order of the items' names."""
+    return "".join(map(_line, sorted(products, key=lambda product: product["name"])))
+
+
+def prune(folder: Path, keep: Iterable[str]) -> None:
+    """Remove all files of a folder but some, and the folders that become empty."""
     kept = set(keep)
     for parent, folders, files in os.walk(folder, topdown=False):  # children before their folder
         place = Path(parent)
@@ -353,7 +414,8 @@ def _prune(folder: Path, keep: Iterable[str]) -> None:
                 path.rmdir()
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
+    """Move a file, and make the folders above its new place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
 
@@ -362,8 +424,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _file_sha256(path: Path) -> str | None:
+def file_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file, None if there is no such file."""
     try:
-        return _sha256(path.read_bytes())
+        with path.open("rb") as file:  # an archive may be larger than the memory
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None

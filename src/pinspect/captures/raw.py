@@ -8,9 +8,12 @@ manifest.csv                       one row per capture: label, provenance and sp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,18 +25,20 @@ from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
+from pinspect.captures.sharded import stage_folder
 from pinspect.captures.table import FIELD_BOX, PIN_BOX
 from pinspect.core.answers import VERDICT, AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
-from pinspect.core.manifests import MANIFEST, read_manifest
+from pinspect.core.manifests import MANIFEST, group_shards, iterate_manifest
 from pinspect.core.params import RawParams, VirtualParams
 from pinspect.core.rows import SPLITS
 from pinspect.virtual_line import DRAWN_SHAPES, LineSetup, VirtualCapture, default_setup, render_line, setup_like
 
 CAMERA = "camera"
 VIRTUAL = "virtual"
+_COUNTED = ("source", "shape", "role", "split")
 _SHOWN_REFERENCES = 7  # whose colors the virtual line takes
 COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
 
@@ -85,8 +90,11 @@ def build_raw(
     problems = [*labels.problems, *labelled.conflicting_labels(contents)]
     distinct, remarks = labelled.distinct(contents)
     remarks += [*labelled.contradicted_names(labels.captures, contract), *_replaced(distinct, out / MANIFEST)]
-    folder = IncrementalFolder(out, engine)
+    virtual: list[dict] | None = None
+    folder = stage_folder(out, params.shards, engine)
     with folder:
+        if params.shards:  # their pictures belong into the archives of the first window, too
+            virtual = _try_virtual_line(folder, distinct, images, contract, params, workers)
         copies = _copy_images(folder, distinct, images, params, workers)
         problems += [
             f"{images / capture.file}: {copy['error']}"
@@ -97,22 +105,30 @@ def build_raw(
             raise CaptureError("\n".join(problems))
         references = [capture.file for capture, _ in distinct if capture.role == REFERENCE]
         corners = read_corners(captures / CORNERS, references)
-        setups = _virtual_setups(distinct, images, contract, params)
-        virtual = _render_virtual_line(folder, contract, params.virtual, setups, workers)
+        if virtual is None:
+            virtual = _render_virtual_line(folder, distinct, images, contract, params, workers)
         if not distinct and not virtual:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
         split_of, more_remarks = _split(distinct, copies, split_record, params)
-        camera: list[dict[str, str]] = [
-            {"file": copy["file"], "sha256": sha256, "source": CAMERA, "split": split_of[sha256]} | _named(capture)
-            for (capture, sha256), copy in zip(distinct, copies, strict=True)
-        ]
-        manifest = pd.DataFrame([*camera, *(row for row in virtual if row["sha256"] not in split_of)], columns=COLUMNS)
-        manifest = manifest.sort_values(["source", "capture"], ignore_index=True)
         if corners:
             write_corners(folder.new_file(CORNERS), corners)
-        manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
-    counts = pd.crosstab([manifest["source"], manifest["shape"], manifest["role"]], manifest["split"])
-    return RawReport(counts, len(folder.made), (*remarks, *more_remarks))
+        counted: Counter[tuple[str, ...]] = Counter()
+        both = [
+            *zip(distinct, (copy["file"] for copy in copies), strict=True),
+            *((row, row["file"]) for row in virtual if row["sha256"] not in split_of),
+        ]
+        for window in _windows(both, itemgetter(1), folder):
+            rows = [
+                source
+                if isinstance(source, dict)
+                else {"file": file, "sha256": source[1], "source": CAMERA, "split": split_of[source[1]]}
+                | _named(source[0])
+                for source, file in window
+            ]
+            manifest = pd.DataFrame(rows, columns=COLUMNS).sort_values(["source", "capture"], ignore_index=True)
+            folder.write_manifest(manifest)
+            counted.update(zip(*(manifest[name] for name in _COUNTED), strict=True))
+    return RawReport(_crosstab(counted), len(folder.made), (*remarks, *more_remarks))
 
 
 def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
@@ -164,15 +180,39 @@ def _copy_images(
     params: RawParams,
     workers: int | None,
 ) -> list[dict]:
-    items = [
-        Item(
-            sha256,
-            (Path(capture.file).suffix.lower(),),
-            (str(images.absolute() / capture.file), sha256, params.max_pixels),
-        )
-        for capture, sha256 in contents
-    ]
-    return folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
+    copies: dict[str, dict] = {}
+    for window in _windows(contents, lambda content: _image_file(content[1], ""), folder):
+        items = [
+            Item(
+                sha256,
+                (Path(capture.file).suffix.lower(),),
+                (str(images.absolute() / capture.file), sha256, params.max_pixels),
+                folder.shard(_image_file(sha256, "")),
+            )
+            for capture, sha256 in window
+        ]
+        records = folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
+        copies |= {item.name: record for item, record in zip(items, records, strict=True)}
+        folder.settle({item.shard for item in items})
+    return [copies[sha256] for _, sha256 in contents]
+
+
+T = TypeVar("T")
+
+
+def _windows(values: Sequence[T], file_of: Callable[[T], str], folder: IncrementalFolder) -> Iterator[list[T]]:
+    """Yield values in windows of shards; without shards all values at once, in their order.
+
+    Args:
+        values: The values.
+        file_of: Returns the file of a value in the folder.
+        folder: The folder.
+    """
+    by_shard: dict[str, list[T]] = defaultdict(list)
+    for value in values:
+        by_shard[folder.shard(file_of(value))].append(value)
+    for window in group_shards({shard: len(of_shard) for shard, of_shard in by_shard.items()}):
+        yield [value for shard in window for value in by_shard[shard]]
 
 
 def _virtual_setups(
@@ -193,14 +233,31 @@ def _virtual_setups(
     return setups
 
 
+def _try_virtual_line(
+    folder: IncrementalFolder,
+    contents: Sequence[tuple[Capture, str]],
+    images: Path,
+    contract: AnswerContract,
+    params: RawParams,
+    workers: int | None,
+) -> list[dict] | None:
+    """Return the rows of the virtual line before captures are checked; None if a bad reference or parameter hinders."""
+    try:
+        return _render_virtual_line(folder, contents, images, contract, params, workers)
+    except (ImageError, ParamsError):  # raised again after the captures are checked
+        return None
+
+
 def _render_virtual_line(
     folder: IncrementalFolder,
+    contents: Sequence[tuple[Capture, str]],
+    images: Path,
     contract: AnswerContract,
-    params: VirtualParams,
-    setups: dict[str, LineSetup],
+    raw: RawParams,
     workers: int | None,
 ) -> list[dict]:
     """Return the rows of the virtual line; the line is seeded, so parameters and looks fully determine the captures."""
+    setups, params = _virtual_setups(contents, images, contract, raw), raw.virtual
     wanted = {split: getattr(params, split) for split in SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
@@ -229,8 +286,9 @@ def _replaced(captures: Sequence[tuple[Capture, str]], manifest: Path) -> list[s
     """Return a remark for each name under which the raw folder has had another picture so far."""
     if not manifest.exists():
         return []
-    before = read_manifest(manifest, ("capture", "source", "sha256"))
-    known = before[before["source"] == CAMERA].set_index("capture")["sha256"].to_dict()
+    known: dict[str, str] = {}
+    for before in iterate_manifest(manifest, ("capture", "source", "sha256")):
+        known |= before[before["source"] == CAMERA].set_index("capture")["sha256"].to_dict()
     return [
         f"{capture.file}: another picture than so far under this name; it counts as a new capture"
         for capture, sha256 in captures
@@ -276,8 +334,18 @@ def _virtual(capture: VirtualCapture) -> dict[str, str]:
     } | {column: f"{edge:.2f}" for column, edge in zip((*FIELD_BOX, *PIN_BOX), boxes, strict=False)}
 
 
+def _crosstab(counted: Mapping[tuple[str, ...], int]) -> pd.DataFrame:
+    """Return the number of captures by source, shape, role (rows) and split (columns)."""
+    table = pd.DataFrame([(*key, count) for key, count in sorted(counted.items())], columns=[*_COUNTED, "captures"])
+    return table.set_index(list(_COUNTED))["captures"].unstack("split", fill_value=0)
+
+
+def _image_file(sha256: str, suffix: str) -> str:
+    return f"images/{sha256[:2]}/{sha256[:20]}{suffix}"
+
+
 def _write_image(folder: Path, sha256: str, suffix: str, content: bytes) -> str:
-    file = f"images/{sha256[:2]}/{sha256[:20]}{suffix}"
+    file = _image_file(sha256, suffix)
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(content)
     return file

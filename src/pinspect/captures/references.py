@@ -10,7 +10,7 @@ import pandas as pd
 
 from pinspect.core.answers import DEFECTIVE, Answer, AnswerContract
 from pinspect.core.errors import StageInputError
-from pinspect.core.lines import Line, lines_of
+from pinspect.core.lines import Line, LineRule, lines_of
 
 RAW_COLUMNS = (
     *("file", "sha256", "source", "capture", "shape", "judgement", "defect_mode", "defect_position", "role", "split"),
@@ -55,9 +55,9 @@ class RawCapture:
         return contract.defective(self.shape, view, self.defect_mode, contract.layout.address(self.defect_position))
 
 
-def raw_captures(raw: pd.DataFrame) -> list[RawCapture]:
-    """Return the captures of the raw manifest (`RAW_COLUMNS` of it), in its order."""
-    lines = lines_of(raw)
+def raw_captures(raw: pd.DataFrame, rule: LineRule | None = None) -> list[RawCapture]:
+    """Return the captures of rows of the raw manifest (`RAW_COLUMNS` of it), in their order; see `lines_of`."""
+    lines = lines_of(raw, rule)
     values = zip(*(raw[column] for column in RAW_COLUMNS), strict=True)
     return [RawCapture(*row, line=lines[row[0]]) for row in values]
 

@@ -34,6 +34,8 @@ from pinspect.core.rows import SPLITS
 TRAIN, VALIDATION, TEST = SPLITS
 _THUMBNAIL = 64
 _FREQUENCIES = 16
+_HASH_BYTES = _FREQUENCIES**2 // 8
+_MOST_HANDS = 32
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def assign_splits(
         The split of each candidate by its sha256, and remarks for the user, one line each.
     """
     by_age = sorted(candidates, key=lambda candidate: (candidate.sha256 not in recorded, not candidate.is_reference))
-    hashes = np.array([list(bytes.fromhex(one.perceptual_hash)) for one in by_age], np.uint8).reshape(len(by_age), 32)
+    near_duplicates = NearDuplicates([capture.perceptual_hash for capture in by_age], rule.near_duplicate_bits)
     splits: dict[str, str] = {}
     oldest_of_shot: dict[str, Candidate] = {}
     by_shot: dict[str, list[int]] = defaultdict(list)
@@ -131,10 +133,9 @@ def assign_splits(
     for age, capture in enumerate(by_age):
         is_new_shot = capture.sha256 not in recorded and capture.shot and capture.shot not in oldest_of_shot
         views = [age, *(by_shot[capture.shot] if is_new_shot else ())]  # the first view decides for all of its shot
-        bits = np.bitwise_count(hashes[:age, None] ^ hashes[None, views]).sum(axis=-1, dtype=np.int64)
-        is_near = bits <= rule.near_duplicate_bits
-        older = [by_age[index] for index in np.flatnonzero(is_near.any(axis=1))]
-        remarks += _other_label(capture, [by_age[index] for index in np.flatnonzero(is_near[:, 0])])
+        near = [near_duplicates.of(view) for view in views]
+        older = [by_age[index] for index in np.unique(np.concatenate(near)) if index < age]
+        remarks += _other_label(capture, [by_age[index] for index in near[0] if index < age])
         if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
             older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
         if capture.is_reference:
@@ -156,6 +157,54 @@ def assign_splits(
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
     return splits, remarks
+
+
+class NearDuplicates:
+    """Finds the perceptual hashes that differ from one of them in few bits, without comparing each with each.
+
+    The bits are dealt to `bits + 1` hands. Two hashes that differ in at most `bits` bits agree in one hand at least, so
+    only hashes with an equal hand are compared. The result is exact.
+    """
+
+    def __init__(self, hashes: Sequence[str], bits: int):
+        """Index hashes.
+
+        Args:
+            hashes: From `perceptual_hash`.
+            bits: Largest number of bits in which near-duplicates differ.
+        """
+        content = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), _HASH_BYTES)
+        self._words = np.ascontiguousarray(content).view(np.uint64)
+        self._bits = bits
+        hands = bits + 1 if bits < _MOST_HANDS else 0  # hands of few bits agree by chance: then compare with all
+        self._hands = [_Hand(content, range(hand, 8 * _HASH_BYTES, hands)) for hand in range(hands)]
+
+    def of(self, index: int) -> np.ndarray:
+        """Return the indices of the near-duplicates of a hash, in ascending order, itself among them."""
+        candidates = (
+            np.unique(np.concatenate([hand.equal(index) for hand in self._hands]))
+            if self._hands
+            else np.arange(len(self._words))
+        )
+        differing = np.bitwise_count(self._words[candidates] ^ self._words[index]).sum(axis=1)
+        return candidates[differing <= self._bits]
+
+
+class _Hand:
+    """Some bits of each hash, and which hashes have the same."""
+
+    def __init__(self, content: np.ndarray, bits: Sequence[int]):
+        places = np.array(bits)
+        dealt = content[:, places // 8] >> (7 - places % 8).astype(np.uint8) & 1
+        packed = np.ascontiguousarray(np.packbits(dealt, axis=1))
+        _, group = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_inverse=True)
+        self._group = group.astype(np.int32)
+        self._order = np.argsort(self._group, kind="stable").astype(np.int32)
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._group))])
+
+    def equal(self, index: int) -> np.ndarray:
+        group = self._group[index]
+        return self._order[self._starts[group] : self._starts[group + 1]]
 
 
 def _other_label(capture: Candidate, near_duplicates: Sequence[Candidate]) -> list[str]:

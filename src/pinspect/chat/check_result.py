@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -88,3 +89,24 @@ class CheckResult:
             named[ROWS_NAMED_IN_AN_ERROR:] = [f"  and {len(named) - ROWS_NAMED_IN_AN_ERROR} more"]
         head = f"{self.failing_rows} of {self.rows} rows fail the answer checks:"
         raise AnswerCheckFailed("\n".join([head, *named, advice]))
+
+
+def merged(results: Sequence[CheckResult]) -> CheckResult:
+    """Return the outcome for a dataset from those for its parts, which the same rules have checked."""
+    if len(results) == 1:
+        return results[0]
+    records: list[dict] = []
+    failures = [failure for result in results for failure in result.failures]
+    for parts in zip(*(result.expectations for result in results), strict=True):
+        record = parts[0] | {"success": all(part["success"] for part in parts)}
+        record["failing_rows"] = [row for part in parts for row in part["failing_rows"]]
+        for name in ("unexpected_count", "element_count", "observed_value"):
+            if name in record:
+                record[name] = sum(part[name] for part in parts)
+        if "min_value" in record["kwargs"]:  # the number of rows
+            record["success"] = record["observed_value"] >= record["kwargs"]["min_value"]
+            failures = [failure for failure in failures if failure.rule != record["rule"]]
+            if not record["success"]:
+                failures.insert(0, Failure(record["rule"], str(record["observed_value"])))
+        records.append(record)
+    return CheckResult(sum(result.rows for result in results), records, failures)

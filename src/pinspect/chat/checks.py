@@ -11,7 +11,7 @@ and in the error that stops the pipeline. Great Expectations silently drops an e
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.expectations.row_conditions import Column
 
-from pinspect.chat.check_result import CheckResult, Failure
+from pinspect.chat.batches import ROWS_AT_ONCE, NumberedRow, batches
+from pinspect.chat.check_result import CheckResult, Failure, merged
 from pinspect.chat.provenance import Provenance
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, FIELDS, PASSED, VERDICT, VIEWS, AnswerContract, AnswerKind
 from pinspect.core.errors import AnswerCheckFailed, AnswerFormatError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.prompts import ONE_SHOT, SHOTS, PromptKind
-from pinspect.core.rows import SPLITS, Row, read_chat
+from pinspect.core.rows import SPLITS, Row
 
 REQUIRED = (
     *("id", "source", "split", "shape", "view", "kind", "shot", "file", "capture", "sha256", "answer_kind", "answer"),
@@ -58,13 +59,16 @@ _FORMS: dict[AnswerKind, type[gxe.ExpectColumnValuesToMatchRegex]] = {
 }
 
 
-def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> CheckResult:
+def check_chat(
+    data: Path, contract: AnswerContract, *, minimum_rows: int, rows_at_once: int = ROWS_AT_ONCE
+) -> CheckResult:
     """Validate the chat dataset, `data`/chat/{train,validation,test}.jsonl, against the labels and the composites.
 
     Args:
         data: Folder of the stages' outputs, with raw/manifest.csv and composited/manifest.csv.
         contract: The answer contract of the product.
         minimum_rows: Fewest training rows.
+        rows_at_once: Check the rows in batches of this size.
 
     Returns:
         The outcome of every rule, and every failing row.
@@ -73,10 +77,18 @@ def check_chat(data: Path, contract: AnswerContract, *, minimum_rows: int) -> Ch
         StageInputError: A file is missing or is not JSON.
         AnswerCheckFailed: Great Expectations did not run every rule.
     """
-    rows = {split: read_chat(data / f"chat/{split}.jsonl") for split in SPLITS}
-    table = tabulate(rows, contract, Provenance.read(data))
-    expectations = [*answer_expectations(contract), *dataset_expectations(contract, minimum_rows)]
-    return validate(table, expectations, contract, index_columns=("id", "line", "capture"))
+    provenance = Provenance.read(data)
+    first_split: dict[object, str] = {}
+    results = [
+        validate(
+            _table(rows, contract, provenance, first_split),
+            [*answer_expectations(contract), *dataset_expectations(contract, minimum_rows)],
+            contract,
+            index_columns=("id", "line", "capture"),
+        )
+        for rows in batches(data / "chat", rows_at_once)
+    ]
+    return merged(results)
 
 
 def check_model_answers(predictions: pd.DataFrame, contract: AnswerContract) -> CheckResult:
@@ -202,22 +214,29 @@ def tabulate(
         its kind needs, the fields of its answer, the label of its capture, and the capture that its last image shows. A
         value that a row lacks is None.
     """
-    table = []
-    first_split: dict[object, str] = {}
-    for split, rows in rows_by_split.items():
-        for number, row in enumerate(rows, start=1):
-            table.append(
-                {column: row.get(column) for column in REQUIRED}
-                | _answer_columns(row, contract)
-                | {"answer_kind": row.get("answer_kind"), "kind_of_prompt": _kind_of_prompt(row)}
-                | _message_columns(row)
-                | provenance.columns(row)
-                | {
-                    "line": f"{split}.jsonl, line {number}",
-                    "file_split": split,
-                    "first_split": first_split.setdefault(row.get("sha256"), split),
-                }
-            )
+    numbered = (
+        (split, number, row) for split, rows in rows_by_split.items() for number, row in enumerate(rows, start=1)
+    )
+    return _table(numbered, contract, provenance, {})
+
+
+def _table(
+    rows: Iterable[NumberedRow], contract: AnswerContract, provenance: Provenance, first_split: dict[object, str]
+) -> pd.DataFrame:
+    """Return `tabulate`'s table of some rows; `first_split` has the split of each capture's first row, and grows."""
+    table = [
+        {column: row.get(column) for column in REQUIRED}
+        | _answer_columns(row, contract)
+        | {"answer_kind": row.get("answer_kind"), "kind_of_prompt": _kind_of_prompt(row)}
+        | _message_columns(row)
+        | provenance.columns(row)
+        | {
+            "line": f"{split}.jsonl, line {number}",
+            "file_split": split,
+            "first_split": first_split.setdefault(row.get("sha256"), split),
+        }
+        for split, number, row in rows
+    ]
     columns = [*REQUIRED, "line", "file_split", "first_split", "kind_of_prompt", *_MESSAGE_COLUMNS, "image_type"]
     columns += [*_ANSWER_FIELDS, *(f"label_{field}" for field in VERDICT), "shown"]
     return pd.DataFrame(table, columns=columns, dtype=object)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -21,13 +19,15 @@ from typing import TypeVar
 
 import pandas as pd
 
+from pinspect.captures.labels import INSPECTED, REFERENCE
 from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, RawCapture, rank_references, raw_captures
+from pinspect.chat.writing import chat_files
 from pinspect.core import prompts
 from pinspect.core.answers import DEFECTIVE, AnswerContract, AnswerKind
 from pinspect.core.errors import StageInputError
-from pinspect.core.files import write_file
-from pinspect.core.lines import Line
-from pinspect.core.manifests import MANIFEST, read_manifest
+from pinspect.core.lines import COLUMNS as LINE_COLUMNS
+from pinspect.core.lines import Line, line_rule
+from pinspect.core.manifests import MANIFEST, Window, iterate_manifest, manifest_windows, read_manifest
 from pinspect.core.params import ChatParams
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
 from pinspect.core.rows import SPLITS, Row
@@ -92,32 +92,46 @@ class Examples:
 class Composites:
     """The pictures of the composite stage, by capture, view and line; paths are relative to its folder."""
 
-    def __init__(self, composited: pd.DataFrame, captures: dict[str, RawCapture], contract: AnswerContract):
+    def __init__(self, contract: AnswerContract):
+        self._contract = contract
+        self._references: dict[tuple[str, str], str] = {}
         self._singles: dict[tuple[str, str], str] = {}
         self._stars: dict[tuple[Line, str], Examples] = defaultdict(Examples)
-        self._stacks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._stacks: dict[tuple[str, str], dict[str, str]] = {}
         self._worked_stacks: dict[tuple[Line, str], Examples] = defaultdict(Examples)
-        columns = {name: composited[name].to_list() for name in COMPOSITED_COLUMNS}
-        for values in zip(*columns.values(), strict=True):
-            composite = dict(zip(columns, values, strict=True))
-            capture, view, file = captures.get(composite["raw_file"]), composite["view"], composite["file"]
-            if capture is None:  # set aside
-                continue
-            if composite["kind"] == "single":
-                self._singles[capture.file, view] = file
+
+    def learn(self, composited: pd.DataFrame, captures: Mapping[str, RawCapture]) -> None:
+        """Take what the rows of other captures show: the singles of references, and worked examples.
+
+        Args:
+            composited: Rows of the manifest, with `COMPOSITED_COLUMNS`.
+            captures: The captures that they show, without those set aside.
+        """
+        for composite, capture in _of_captures(composited, captures):
+            view, file = composite["view"], composite["file"]
+            if composite["kind"] == "single" and capture.role == REFERENCE:
+                self._references[capture.file, view] = file
             elif composite["kind"] == "star" and capture.split == "train":
-                address = contract.layout.address(composite["star_position"])
-                answer = contract.render(contract.star(capture.shape, view, address), AnswerKind.STAR)
+                address = self._contract.layout.address(composite["star_position"])
+                answer = self._contract.render(self._contract.star(capture.shape, view, address), AnswerKind.STAR)
                 self._stars[capture.line, view].add(Worked(file, answer), capture.file)
+            elif composite["kind"] == "stacked" and capture.split == "train" and capture.judgement == DEFECTIVE:
+                worked = Worked(file, self._contract.render(capture.answer(view, self._contract)))
+                self._worked_stacks[capture.line, view].add(worked, capture.file)
+
+    def show(self, composited: pd.DataFrame, captures: Mapping[str, RawCapture]) -> None:
+        """Take the singles and stacks of the captures of one window, in place of those of the window before."""
+        self._singles, self._stacks = {}, defaultdict(dict)
+        for composite, capture in _of_captures(composited, captures):
+            if composite["kind"] == "single":
+                self._singles[capture.file, composite["view"]] = composite["file"]
             elif composite["kind"] == "stacked":
-                self._stacks[capture.file, view][composite["reference_file"]] = file
-                if capture.split == "train" and capture.judgement == DEFECTIVE:
-                    worked = Worked(file, contract.render(capture.answer(view, contract)))
-                    self._worked_stacks[capture.line, view].add(worked, capture.file)
+                self._stacks[capture.file, composite["view"]][composite["reference_file"]] = composite["file"]
 
     def single(self, capture: RawCapture, view: str) -> str:
         """Return the composite of one capture. Raises StageInputError if there is none."""
-        return _require(self._singles.get((capture.file, view)), f"no {view} composite of {capture.file}")
+        known = self._references if capture.role == REFERENCE else self._singles
+        return _require(known.get((capture.file, view)), f"no {view} composite of {capture.file}")
 
     def stacks(self, capture: RawCapture, view: str) -> dict[str, str]:
         """Return the stacked composites of one capture by the raw file of their reference. Raises StageInputError."""
@@ -131,6 +145,17 @@ class Composites:
     def worked_stack(self, capture: RawCapture, view: str, place: str) -> Worked | None:
         """Return a stacked composite of another, defective training capture of the line, see `Examples`."""
         return self._worked_stacks[capture.line, view].choose(place, capture)
+
+
+def _of_captures(
+    composited: pd.DataFrame, captures: Mapping[str, RawCapture]
+) -> Iterator[tuple[dict[str, str], RawCapture]]:
+    """Yield each composite with its capture, unless the capture is set aside."""
+    columns = {name: composited[name].to_list() for name in COMPOSITED_COLUMNS}
+    for values in zip(*columns.values(), strict=True):
+        composite = dict(zip(columns, values, strict=True))
+        if capture := captures.get(composite["raw_file"]):
+            yield composite, capture
 
 
 class ChatBuilder:
@@ -263,74 +288,106 @@ def _sha256(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams) -> ChatDataset:
-    """Make the chat dataset from the folders of the three stages before it.
+@dataclass(frozen=True)
+class _Captures:
+    """The captures of one window.
 
-    Args:
-        raw: The raw folder.
-        dst: The dst folder.
-        composited: The folder of the composites.
-        contract: The answer contract.
-        params: The section `chat`.
-
-    Returns:
-        The dataset, its rows ordered by source, file, view, kind and number.
-
-    Raises:
-        StageInputError: A manifest, a composite or a reference that a row needs is missing, or a reference lies outside
-            the training split.
+    Attributes:
+        captures: All of them.
+        usable: Those that the dst stage has not set aside, by file.
+        aligned: Their rows of the dst manifest.
+        composited: Their rows of the manifest of composites.
+        errors: The reason for each capture that the dst stage has set aside, by file.
     """
-    labels, aligned = read_manifest(raw / MANIFEST, RAW_COLUMNS), read_manifest(dst / MANIFEST, DST_COLUMNS)
-    captures = raw_captures(labels)
-    errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
-    usable = {capture.file: capture for capture in captures if capture.file not in errors}
-    composites = Composites(read_manifest(composited / MANIFEST, COMPOSITED_COLUMNS), usable, contract)
-    builder = ChatBuilder(composites, rank_references(captures, aligned), contract, params)
-    inspected = [capture for capture in captures if capture.role == "inspected"]
+
+    captures: list[RawCapture]
+    usable: dict[str, RawCapture]
+    aligned: pd.DataFrame
+    composited: pd.DataFrame
+    errors: dict[str, str]
+
+
+class ChatSource:
+    """The rows of the chat dataset, made window by window from the folders of the three stages before it.
+
+    Attributes:
+        set_aside: Inspected capture without rows -> the reason that the dst stage gave.
+    """
+
+    def __init__(self, raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams):
+        """Read what the rows of all captures share.
+
+        Args:
+            raw: The raw folder.
+            dst: The dst folder.
+            composited: The folder of the composites.
+            contract: The answer contract.
+            params: The section `chat`.
+
+        Raises:
+            StageInputError: A manifest is missing, or a reference lies outside the training split.
+        """
+        self._manifests = [folder / MANIFEST for folder in (raw, dst, composited)]
+        self._windows = manifest_windows(self._manifests[0])
+        self._rule = line_rule(iterate_manifest(self._manifests[0], LINE_COLUMNS))
+        self._read = functools.lru_cache(maxsize=1)(self._read_window)
+        self._sources: set[str] = set()
+        self.set_aside: dict[str, str] = {}
+        composites = Composites(contract)
+        references: list[RawCapture] = []
+        aligned: list[pd.DataFrame] = []
+        for window in self._windows:
+            part = self._read(window)
+            composites.learn(part.composited, part.usable)
+            of_window = [capture for capture in part.captures if capture.role == REFERENCE]
+            references += of_window
+            aligned.append(part.aligned[part.aligned["file"].isin([capture.file for capture in of_window])])
+            inspected = [capture for capture in part.captures if capture.role == INSPECTED]
+            self._sources |= {capture.source for capture in inspected}
+            self.set_aside |= {
+                capture.file: part.errors[capture.file] for capture in inspected if capture.file in part.errors
+            }
+        ranked = rank_references(references, pd.concat(aligned))
+        self._builder = ChatBuilder(composites, ranked, contract, params)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows, ordered by source, file, view, kind and number.
+
+        Raises:
+            StageInputError: A composite or a reference that a row needs is missing.
+        """
+        for source in sorted(self._sources):
+            for window in self._windows:
+                part = self._read(window)
+                self._builder.composites.show(part.composited, part.usable)
+                for capture in sorted(part.usable.values(), key=lambda capture: capture.file):
+                    if capture.role == INSPECTED and capture.source == source:
+                        yield from self._builder.rows(capture)
+
+    def _read_window(self, window: Window) -> _Captures:
+        raw, dst, composited = self._manifests
+        captures = raw_captures(read_manifest(raw, RAW_COLUMNS, window), self._rule)
+        aligned = read_manifest(dst, DST_COLUMNS, window)
+        errors = dict(aligned.loc[aligned["error"] != "", ["file", "error"]].itertuples(index=False))
+        usable = {capture.file: capture for capture in captures if capture.file not in errors}
+        return _Captures(captures, usable, aligned, read_manifest(composited, COMPOSITED_COLUMNS, window), errors)
+
+
+def build_chat(raw: Path, dst: Path, composited: Path, contract: AnswerContract, params: ChatParams) -> ChatDataset:
+    """Make the whole chat dataset in memory; see `ChatSource` for the arguments and `ChatSource.rows` for the order."""
+    source = ChatSource(raw, dst, composited, contract, params)
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for capture in sorted(inspected, key=lambda capture: (capture.source, capture.file)):
-        if capture.file in usable:
-            rows[capture.split].extend(builder.rows(capture))
-    require_images((row for split in SPLITS for row in rows[split]), composited)
-    return ChatDataset(rows, {capture.file: errors[capture.file] for capture in inspected if capture.file in errors})
-
-
-def require_images(rows: Iterable[Row], composited: Path) -> None:
-    """Raise StageInputError unless every image of the rows is a file below `composited`."""
-    rows_by_image = {str(image): row["id"] for row in rows for image in row["images"]}
-    walk = os.walk(composited, followlinks=True)
-    present = {f"{parent}/{name}".removeprefix(f"{composited}/") for parent, _, names in walk for name in names}
-    if missing := sorted(rows_by_image.keys() - present):
-        raise StageInputError(
-            f"{composited / missing[0]}: not found, but row {rows_by_image[missing[0]]} shows it "
-            f"({len(missing)} images are missing in all); run `dvc repro -f composite`"
-        )
+    for row in source.rows():
+        rows[row["split"]].append(row)
+    return ChatDataset(rows, source.set_aside)
 
 
 def write_chat(dataset: ChatDataset, folder: Path) -> None:
-    """Write `<split>.jsonl` for every split, one row per line; each file is written atomically, training rows last."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
-    for split in reversed(SPLITS):
-        lines = (encode(row) + "\n" for row in dataset.rows[split])
-        write_file(folder / f"{split}.jsonl", "".join(lines))
-
-
-def count_rows(dataset: ChatDataset, contract: AnswerContract) -> pd.DataFrame:
-    """Count the rows.
-
-    Returns:
-        One line for each split, view and shot, one column for each defect mode, and their sum in the column `rows`.
-    """
-    modes = ["passed", *contract.defect_modes]
-    columns = ["split", "view", "shot", "answer", "answer_kind"]
-    rows = pd.DataFrame([row for split in SPLITS for row in dataset.rows[split]], columns=columns)
-    rows["mode"] = [
-        contract.parse(answer, AnswerKind(kind)).defect_mode
-        for answer, kind in zip(rows["answer"], rows["answer_kind"], strict=True)
-    ]
-    counts = rows.groupby(["split", "view", "shot", "mode"], sort=False).size().unstack(fill_value=0)
-    counts = counts.reindex(columns=modes, fill_value=0)
-    return counts.assign(rows=counts.sum(axis=1))
+    """Write a dataset in memory as `chat_files` does."""
+    with chat_files(folder) as write:
+        for split in SPLITS:
+            for row in dataset.rows[split]:
+                write(row)
 
 
 @functools.cache  # rows of equal wording share their messages: nobody changes them

@@ -14,6 +14,7 @@ import yaml
 from pinspect.core.digests import dvc_directory_hash
 from pinspect.core.errors import StageInputError
 from pinspect.core.files import write_file
+from pinspect.core.product_files import read_product
 from pinspect.core.rows import SPLITS, Row, read_chat
 
 _FACTS = ("id", "source", "split", "shape", "view", "kind", "shot", "capture", "sha256", "answer_kind", "answer")
@@ -90,7 +91,7 @@ def _entries(rows: Sequence[Row], composited: Path) -> Iterator[dict[str, Any]]:
 
 def _picture(path: Path, row: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_product(path)
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found, but row {row} shows it; run `dvc repro composite`") from None
 

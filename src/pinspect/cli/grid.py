@@ -115,7 +115,8 @@ def _chosen(root: Path, params: Params, choice: Choice) -> list[References]:
         raise UnitSpaceError(f"--eye: expected 0 or left, 2 or right, found {choice.eye!r}")
     captures = pd.DataFrame(rows)
     corners = read_corners(folder / CORNERS, captures.loc[captures["role"] == REFERENCE, "capture"])
-    lines = line_references(captures, lines_of(captures), images_folder(folder), corners)
+    by_file = lines_of(captures)
+    lines = line_references(captures, by_file, by_file.values(), images_folder(folder), corners)
     chosen = [
         references
         for line, references in lines.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pandas as pd
 from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, content_hash
+from pinspect.captures.sharded import stage_folder
 from pinspect.captures.splits import TRAIN
 from pinspect.composites.drawing import draw_star, stacked
 from pinspect.composites.views import Style
@@ -28,13 +30,14 @@ from pinspect.core.answers import VIEWS
 from pinspect.core.errors import StageInputError
 from pinspect.core.images import read_image
 from pinspect.core.lines import COLUMNS as LINE_COLUMNS
-from pinspect.core.lines import Line, lines_of
-from pinspect.core.manifests import MANIFEST, read_manifest
+from pinspect.core.lines import Line, LineRule, line_rule, lines_of
+from pinspect.core.manifests import MANIFEST, WHOLE, Window, iterate_manifest, manifest_windows, read_manifest
+from pinspect.nsoartc.dst import DST_SHA256, MATRIX
 from pinspect.nsoartc.unit_space import UnitSpace
 
 COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 STARS_PER_REFERENCE = 3
-_MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
+_ALIGNED = ("file", "dst_file", *MATRIX, "alignment_score", "error")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def build_composited(
     style: Style,
     *,
     stacks_per_capture: int = 0,
+    shards: int = 0,
     workers: int | None = None,
     engine: Engine = "processes",
 ) -> pd.Series:
@@ -92,6 +96,7 @@ def build_composited(
         style: How composites are drawn.
         stacks_per_capture: Number of references that each inspected training capture is stacked with, the best aligned
             one first. Captures of validation and test are stacked with the best aligned reference only.
+        shards: `raw.shards`: the number of archives, or 0 for a file per product.
         workers: Number of processes; by default one per core.
         engine: What draws the composites.
 
@@ -101,24 +106,34 @@ def build_composited(
     Raises:
         StageInputError: A manifest is missing.
     """
-    sheets = _read_sheets(raw, dst)
-    references = [(sheet,) for sheet in sheets if sheet.role == REFERENCE]
-    work = (
-        ("composites", draw_singles, [(sheet,) for sheet in sheets]),
-        ("star images", draw_stars, references),
-        ("stacked composites", draw_stacked, list(_pairs(sheets, stacks_per_capture))),
+    folders = _Folders.of(raw, dst)
+    windows = manifest_windows(raw / MANIFEST)
+    references = sorted(
+        (sheet for window in windows for sheet in folders.sheets(window, only=REFERENCE)),
+        key=lambda sheet: (-sheet.alignment_score, sheet.file),
     )
-    with IncrementalFolder(out, engine) as folder:
-        rows: list[dict] = []
-        for title, draw, groups in work:
-            items = [_item(title, group) for group in groups]
-            records = folder.map(
-                functools.partial(draw, style), items, params=asdict(style), title=title, workers=workers
+    kinds: Counter[str] = Counter()
+    with stage_folder(out, shards, engine) as folder:
+        for window in windows:
+            sheets = folders.sheets(window)
+            starred = [(sheet,) for sheet in sheets if sheet.role == REFERENCE]
+            work = (
+                ("composites", draw_singles, [(sheet,) for sheet in sheets]),
+                ("star images", draw_stars, starred),
+                ("stacked composites", draw_stacked, list(_pairs(sheets, references, stacks_per_capture))),
             )
-            rows += [row for record in records for row in record["rows"]]
-        manifest = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("file", ignore_index=True)
-        manifest.to_csv(folder.new_file(MANIFEST), index=False, encoding="utf-8", lineterminator="\n")
-    return manifest["kind"].value_counts()
+            rows: list[dict] = []
+            for title, draw, groups in work:
+                items = [_item(title, group, folder) for group in groups]
+                records = folder.map(
+                    functools.partial(draw, style), items, params=asdict(style), title=title, workers=workers
+                )
+                rows += [row for record in records for row in record["rows"]]
+            manifest = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("file", ignore_index=True)
+            folder.write_manifest(manifest)
+            folder.settle({folder.shard(sheet.file) for sheet in sheets})
+            kinds.update(manifest["kind"])
+    return pd.Series(dict(kinds.most_common()), name="count", dtype=int).rename_axis("kind")
 
 
 def draw_singles(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
@@ -162,23 +177,56 @@ def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet], folder: Path) -> Pro
     return _product(rows)
 
 
-def _read_sheets(raw: Path, dst: Path) -> list[Sheet]:
-    """Return every capture that the dst stage has not set aside."""
-    captures = read_manifest(raw / MANIFEST, (*LINE_COLUMNS, "sha256", "split"))
-    aligned = read_manifest(dst / MANIFEST, ("file", "dst_file", *_MATRIX, "alignment_score", "error"))
-    lost = sorted(set(aligned["file"]) - set(captures["file"]))
-    if lost:
-        raise StageInputError(f"{dst / MANIFEST}: {lost[0]} is not in {raw / MANIFEST}; run `dvc repro`")
-    both = captures.merge(aligned[aligned["error"] == ""], on="file")
-    lines = lines_of(captures)
-    spaces = {line: UnitSpace.load(dst / line.unit_space) for line in {lines[file] for file in both["file"]}}
-    return [_sheet(row, lines[row["file"]], raw, dst, spaces[lines[row["file"]]]) for row in both.to_dict("records")]
+@dataclass(frozen=True)
+class _Folders:
+    """The raw and the dst folder.
+
+    Attributes:
+        raw: The raw folder.
+        dst: The dst folder.
+        rule: The lines of all captures.
+        spaces: The unit space of each line.
+    """
+
+    raw: Path
+    dst: Path
+    rule: LineRule
+    spaces: dict[Line, UnitSpace]
+
+    @classmethod
+    def of(cls, raw: Path, dst: Path) -> _Folders:
+        """Read what concerns all captures. Raises StageInputError if the dst stage knows captures that raw lacks."""
+        rule = line_rule(iterate_manifest(raw / MANIFEST, LINE_COLUMNS))
+        known = manifest_windows(raw / MANIFEST)
+        unknown = {shard for window in manifest_windows(dst / MANIFEST) for shard in window}.difference(*known)
+        if unknown:
+            raise StageInputError(f"{dst / MANIFEST}: part {min(unknown)} is not in {raw / MANIFEST}; run `dvc repro`")
+        return cls(raw, dst, rule, {})
+
+    def sheets(self, window: Window, only: str = "") -> list[Sheet]:
+        """Return every capture of a window, or those of one role, that the dst stage has not set aside."""
+        captures = read_manifest(self.raw / MANIFEST, (*LINE_COLUMNS, "sha256", "split"), window)
+        columns = _ALIGNED if window == WHOLE else (*_ALIGNED, DST_SHA256)
+        aligned = read_manifest(self.dst / MANIFEST, columns, window)
+        lost = sorted(set(aligned["file"]) - set(captures["file"]))
+        if lost:
+            raise StageInputError(f"{self.dst / MANIFEST}: {lost[0]} is not in {self.raw / MANIFEST}; run `dvc repro`")
+        lines = lines_of(captures, self.rule)
+        both = captures.merge(aligned[aligned["error"] == ""], on="file")
+        both = both[both["role"] == only] if only else both
+        for line in {lines[file] for file in both["file"]} - self.spaces.keys():
+            self.spaces[line] = UnitSpace.load(self.dst / line.unit_space)
+        return [
+            _sheet(row, lines[row["file"]], self.raw, self.dst, self.spaces[lines[row["file"]]])
+            for row in both.to_dict("records")
+        ]
 
 
 def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, space: UnitSpace) -> Sheet:
-    matrix = tuple(float(row[name]) for name in _MATRIX)
+    matrix = tuple(float(row[name]) for name in MATRIX)
     grid, dst_matrix = (tuple(numbers.ravel().tolist()) for numbers in (space.grid, space.picture_matrix))
-    content = (row["sha256"], content_hash(dst / row["dst_file"]), matrix, dst_matrix, grid)
+    dst_sha256 = row.get(DST_SHA256) or content_hash(dst / row["dst_file"])  # the manifest has it with shards
+    content = (row["sha256"], dst_sha256, matrix, dst_matrix, grid)
     return Sheet(
         file=row["file"],
         line=line,
@@ -194,13 +242,18 @@ def _sheet(row: Mapping[Any, str], line: Line, raw: Path, dst: Path, space: Unit
     )
 
 
-def _pairs(sheets: Sequence[Sheet], stacks_per_capture: int) -> Iterator[tuple[Sheet, Sheet]]:
-    """Yield each inspected capture with the references to stack it with: the best aligned one, then others by hash."""
+def _pairs(
+    sheets: Sequence[Sheet], references: Sequence[Sheet], stacks_per_capture: int
+) -> Iterator[tuple[Sheet, Sheet]]:
+    """Yield each inspected capture with the references to stack it with: the best aligned one, then others by hash.
+
+    Args:
+        sheets: The captures of one window.
+        references: All references, the best aligned first.
+        stacks_per_capture: Number of references of a training capture.
+    """
     if not stacks_per_capture:
         return
-    references = sorted(
-        (sheet for sheet in sheets if sheet.role == REFERENCE), key=lambda sheet: (-sheet.alignment_score, sheet.file)
-    )
     for inspected in sheets:
         candidates = [reference for reference in references if reference.line == inspected.line]
         if inspected.role == REFERENCE or not candidates:
@@ -212,8 +265,9 @@ def _pairs(sheets: Sequence[Sheet], stacks_per_capture: int) -> Iterator[tuple[S
             yield from ((inspected, other) for other in drawn[: stacks_per_capture - 1])
 
 
-def _item(title: str, sheets: tuple[Sheet, ...]) -> Item:
-    return Item(" ".join((title, *(sheet.file for sheet in sheets))), tuple(sheet.version for sheet in sheets), sheets)
+def _item(title: str, sheets: tuple[Sheet, ...], folder: IncrementalFolder) -> Item:
+    name = " ".join((title, *(sheet.file for sheet in sheets)))
+    return Item(name, tuple(sheet.version for sheet in sheets), sheets, folder.shard(sheets[0].file))
 
 
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:

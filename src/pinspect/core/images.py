@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pinspect.core.errors import ImageError
+from pinspect.core.product_files import read_product
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow knows more, and runs Ghostscript for PostScript
@@ -22,7 +23,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowErr
 
 
 def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
-    """Read an image file as an upright 8-bit RGB image (EXIF orientation applied).
+    """Read an image file, or a product in an archive, as an upright 8-bit RGB image (EXIF orientation applied).
 
     16-bit images are scaled to 8 bit; palettes and CMYK are converted; transparent pixels become black.
 
@@ -37,7 +38,7 @@ def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_product(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
     return decode_image(content, str(path), max_pixels)

@@ -7,7 +7,7 @@ space. File names reveal the eye and the shot (see `core.names`): a shot has two
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -46,33 +46,53 @@ class Line(NamedTuple):
         return f"unit_space/{self.source}-{self.aspect}.npz"
 
 
-def lines_of(captures: pd.DataFrame) -> dict[str, Line]:
-    """Return the line of each capture, by its file.
+LineRule = dict[Line, Line]
+
+
+def line_rule(parts: Iterable[pd.DataFrame]) -> LineRule:
+    """Find the lines of a manifest.
 
     Eyes count where a source has captures of a shape from both eyes. An eye without references uses the references
     without an eye, if the source has any; otherwise the eye is a line without a unit space.
 
     Args:
-        captures: The raw manifest, with `COLUMNS`.
+        parts: The raw manifest, whole or in parts, with `COLUMNS`.
+
+    Returns:
+        The line of the captures of a source, a shape and an eye, as their names have it.
     """
     eyes: dict[Line, set[str]] = defaultdict(set)
     with_references: set[Line] = set()
-    by_eye = [
-        Line(source, shape, eye_of(capture))
-        for source, shape, capture in zip(*(captures[name] for name in ("source", "shape", "capture")), strict=True)
-    ]
-    for line, role in zip(by_eye, captures["role"], strict=True):
+    kinds: set[Line] = set()
+    for captures in parts:
+        by_eye = _by_eye(captures)
+        kinds.update(by_eye)
+        with_references.update(line for line, role in zip(by_eye, captures["role"], strict=True) if role == "reference")
+    for line in kinds:
         eyes[line._replace(eye="")].add(line.eye)
-        if role == "reference":
-            with_references.add(line)
 
     def line_of(line: Line) -> Line:
         shared = line._replace(eye="")
         has_both_eyes = eyes[shared].issuperset(EYES)
         return line if has_both_eyes and (line in with_references or shared not in with_references) else shared
 
-    lines = {line: line_of(line) for line in set(by_eye)}
-    return {file: lines[line] for file, line in zip(captures["file"], by_eye, strict=True)}
+    return {line: line_of(line) for line in kinds}
+
+
+def lines_of(captures: pd.DataFrame, rule: LineRule | None = None) -> dict[str, Line]:
+    """Return the line of each capture, by its file.
+
+    Args:
+        captures: Rows of the raw manifest, with `COLUMNS`.
+        rule: The lines of the manifest, from `line_rule`; needed unless the rows are the whole manifest.
+    """
+    lines = line_rule([captures]) if rule is None else rule
+    return {file: lines[line] for file, line in zip(captures["file"], _by_eye(captures), strict=True)}
+
+
+def _by_eye(captures: pd.DataFrame) -> list[Line]:
+    columns = zip(*(captures[name] for name in ("source", "shape", "capture")), strict=True)
+    return [Line(source, shape, eye_of(capture)) for source, shape, capture in columns]
 
 
 def pair_eyes(captures: pd.DataFrame, lines: dict[str, Line]) -> tuple[list[tuple[str, str]], list[str]]:

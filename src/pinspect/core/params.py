@@ -101,9 +101,10 @@ class VirtualParams(Section):
 
 
 class RawParams(Section):
-    """How captures are read and split.
+    """How captures are read, stored and split.
 
     Attributes:
+        shards: Number of archives that hold the products of each of the stages raw, dst and composite; 0: a file each.
         max_pixels: Largest image that is decoded, in pixels.
         split_salt: Text that is hashed together with the content of a capture to choose its split.
         validation_share: Share of captures in the validation split.
@@ -112,6 +113,7 @@ class RawParams(Section):
         virtual: Sizes of the virtual line.
     """
 
+    shards: Literal[0, 16, 256, 4096] = 0
     max_pixels: PositiveInt
     split_salt: str
     validation_share: Share

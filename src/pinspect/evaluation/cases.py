@@ -18,6 +18,7 @@ from PIL import Image
 from pinspect.core.answers import FIELDS, PASSED
 from pinspect.core.errors import StageInputError
 from pinspect.core.layout import Layout
+from pinspect.core.product_files import read_product
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind, without_answer
 from pinspect.core.rows import Row
 from pinspect.evaluation.evaluation import Evaluation
@@ -308,7 +309,7 @@ def worst_outcome(answers: pd.DataFrame) -> str:
 
 def _jpeg(path: Path, scale: float, quality: int) -> tuple[bytes, tuple[int, int]]:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_product(path))) as image:
             picture = image.convert("RGB")
     except OSError as error:
         raise StageInputError(f"{path}: not readable ({error}), but the report shows it; run dvc repro") from None

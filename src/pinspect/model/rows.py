@@ -17,6 +17,7 @@ from transformers import PaliGemmaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pinspect.core.errors import StageInputError
+from pinspect.core.product_files import read_product
 from pinspect.core.prompts import Message, without_answer
 from pinspect.core.rows import Row
 from pinspect.model.batching import (
@@ -157,18 +158,19 @@ class RowEncoder:
         with Image.open(io.BytesIO(self.pictures[name])) as image:
             return np.asarray(image.convert("RGB"))
 
+    def _content(self, name: str) -> bytes:
+        return read_product(self.pictures / name) if isinstance(self.pictures, Path) else self.pictures[name]
+
     def _size(self, name: str) -> tuple[int, int]:
         """Return width and height of an image file in px, without reading its pixels."""
         if name not in self._sizes:
-            file = self.pictures / name if isinstance(self.pictures, Path) else io.BytesIO(self.pictures[name])
-            with Image.open(file) as image:
+            with Image.open(io.BytesIO(self._content(name))) as image:
                 self._sizes[name] = image.size
         return self._sizes[name]
 
     def _digest(self, name: str) -> bytes:
         if name not in self._digests:
-            content = (self.pictures / name).read_bytes() if isinstance(self.pictures, Path) else self.pictures[name]
-            self._digests[name] = hashlib.sha256(content).digest()
+            self._digests[name] = hashlib.sha256(self._content(name)).digest()
         return self._digests[name]
 
     @cached_property
@@ -307,7 +309,7 @@ def read_composite(path: Path) -> np.ndarray:
         StageInputError: The file is missing.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_product(path))) as image:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise StageInputError(f"{path}: not found; run `dvc repro composite` first") from None

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,18 +28,21 @@ import pandas as pd
 from pinspect.captures.engines import Engine
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import INSPECTED, REFERENCE
+from pinspect.captures.sharded import stage_folder
 from pinspect.captures.table import FIELD_BOX
 from pinspect.core.corners import CORNERS, read_corners
 from pinspect.core.errors import AlignmentError, ImageError, UnitSpaceError
 from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
-from pinspect.core.lines import LABEL, Line, lines_of, pair_eyes
-from pinspect.core.manifests import MANIFEST, read_manifest
+from pinspect.core.lines import LABEL, Line, LineRule, line_rule, lines_of
+from pinspect.core.manifests import MANIFEST, manifest_windows, read_manifest
+from pinspect.core.names import eye_of
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import DST_SUFFIX, double_eye, dst_view, encode_dst
+from pinspect.nsoartc.eye_pairs import EyePairs
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.reference_checks import check_spread, mixed_eyes
@@ -49,6 +54,9 @@ from pinspect.nsoartc.unit_space import UnitSpace, build_unit_space
 MATRIX = ("m00", "m01", "m02", "m10", "m11", "m12")
 COLUMNS = ("file", "dst_file", *MATRIX, "shift_x", "shift_y", "alignment_score", "error")
 EYES_FILE = "eyes_file"  # a further column, where a line has two eyes
+DST_SHA256 = "dst_sha256"  # a further column with shards: the composite stage need not read each view to know it
+_COUNTED = ("source", "shape", "role")
+_RAW_COLUMNS = ("file", "sha256", "source", "capture", *LABEL, *FIELD_BOX)
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 Record = dict[str, Any]
@@ -123,7 +131,13 @@ class DstReport:
 
 
 def build_dst(
-    raw: Path, out: Path, reading: Reading, *, workers: int | None = None, engine: Engine = "processes"
+    raw: Path,
+    out: Path,
+    reading: Reading,
+    *,
+    shards: int = 0,
+    workers: int | None = None,
+    engine: Engine = "processes",
 ) -> DstReport:
     """Make the dst folder from the raw folder.
 
@@ -133,6 +147,7 @@ def build_dst(
         raw: The raw folder.
         out: The dst folder.
         reading: How to read and compare captures.
+        shards: `raw.shards`: the number of archives, or 0 for a file per product.
         workers: Number of processes; by default one per core.
         engine: What makes the pictures.
 
@@ -143,23 +158,39 @@ def build_dst(
         UnitSpaceError: References make no unit space; the message has one line for each of these shapes.
         StageInputError: The raw folder is missing.
     """
-    captures = read_manifest(raw / MANIFEST, ("file", "sha256", "source", "capture", *LABEL, *FIELD_BOX))
-    lines = lines_of(captures)
-    with IncrementalFolder(out, engine) as folder:
-        unit_spaces = _build_unit_spaces(folder, raw, captures, lines, reading)
-        comparisons = {
-            file: Comparison(str(raw.absolute() / file), sha256, unit_spaces[lines[file]])
-            for file, sha256 in zip(captures["file"], captures["sha256"], strict=True)
-        }
-        records = _draw_dst_views(folder, comparisons, reading, workers)
-        eyes, remarks = _draw_double_eyes(folder, captures, lines, comparisons, records, reading, workers)
-        _write_tables(folder, captures, records, eyes, reading.layout)
-    by_name = dict(zip(captures["capture"], records.values(), strict=True))
+    read = functools.lru_cache(maxsize=1)(functools.partial(read_manifest, raw / MANIFEST, _RAW_COLUMNS))
+    windows = manifest_windows(raw / MANIFEST)
+    rule = line_rule(map(read, windows))
+    references = _gather(map(read, windows), lambda rows: rows["role"] == REFERENCE)
+    views = _gather(map(read, windows), lambda rows: rows["capture"].map(eye_of) != "")
+    counted: Counter[tuple[str, ...]] = Counter()
+    made = 0
+    set_aside: dict[str, Record] = {}
+    with stage_folder(out, shards, engine) as folder:
+        unit_spaces = _build_unit_spaces(folder, raw, references, rule, reading)
+        eyes = EyePairs.of(views, lines_of(views, rule))
+        compared_views = _comparisons(raw, views, rule, unit_spaces)
+        for window in windows:
+            captures = read(window)
+            counted.update(zip(*(captures[name] for name in _COUNTED), strict=True))
+            comparisons = _comparisons(raw, captures, rule, unit_spaces)
+            records = _draw_dst_views(folder, comparisons, reading, workers)
+            by_name = zip(captures["capture"], records.values(), strict=True)
+            set_aside |= {name: record for name, record in by_name if record["error"]}
+            made += len(comparisons.keys() & set(folder.made))
+            folder.made.clear()
+            _draw_double_eyes(folder, eyes.of_left(comparisons), compared_views, set_aside, reading, workers)
+            _write_tables(folder, captures, records, reading.layout)
+            folder.settle({folder.shard(file) for file in comparisons})
+        files, remarks = eyes.files(set_aside)
+        if any(line.eye for line in rule.values()):
+            folder.update_manifest(lambda rows: rows.assign(**{EYES_FILE: rows["file"].map(files).fillna("")}))
+    counts = pd.DataFrame([(*key, count) for key, count in sorted(counted.items())], columns=[*_COUNTED, "captures"])
     return DstReport(
-        counts=captures.groupby(["source", "shape", "role"]).size().unstack("role", fill_value=0),
-        made=len(set(folder.made) & set(captures["file"])),
-        set_aside={name: record["error"] for name, record in by_name.items() if record["error"]},
-        pictures={name: record["picture"] for name, record in by_name.items() if "picture" in record},
+        counts=counts.set_index(list(_COUNTED))["captures"].unstack("role", fill_value=0),
+        made=made,
+        set_aside={name: record["error"] for name, record in set_aside.items()},
+        pictures={name: record["picture"] for name, record in set_aside.items() if "picture" in record},
         outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
         remarks=(
             *mixed_eyes(unit_spaces),
@@ -167,6 +198,24 @@ def build_dst(
             *remarks,
         ),
     )
+
+
+def _comparisons(
+    raw: Path, captures: pd.DataFrame, rule: LineRule, unit_spaces: dict[Line, BuiltUnitSpace]
+) -> dict[str, Comparison]:
+    """Return the comparison of each capture by its file."""
+    lines = lines_of(captures, rule)
+    return {
+        file: Comparison(str(raw.absolute() / file), sha256, unit_spaces[lines[file]])
+        for file, sha256 in zip(captures["file"], captures["sha256"], strict=True)
+    }
+
+
+def _gather(parts: Iterable[pd.DataFrame], mask: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
+    """Return the rows of all parts that a mask selects, in the order of a manifest without shards."""
+    selected: list[pd.DataFrame] = [part[mask(part)] for part in parts]
+    rows = pd.concat(selected)
+    return rows.sort_values(["source", "capture"], kind="stable", ignore_index=True)
 
 
 def make_unit_space(reading: Reading, grid_pictures: Path, references: References, folder: Path) -> Product:
@@ -272,15 +321,18 @@ def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison
 
     Args:
         reading: How to read and compare captures.
-        payload: The double-eye's file, and the comparisons of the left and the right view; neither is set aside.
+        payload: The double-eye's file, and the comparisons of the left and the right view.
         folder: Folder to write the double-eye to.
 
     Returns:
-        The double-eye's file.
+        The double-eye's file; none if a view is set aside, which another window of shards shows.
     """
     eyes_file, *comparisons = payload
     cv2.setNumThreads(1)
-    left, right = (_aligned(reading, comparison) for comparison in comparisons)
+    try:
+        left, right = (_aligned(reading, comparison) for comparison in comparisons)
+    except (AlignmentError, ImageError):
+        return Product((), {})
     _write_png(folder / eyes_file, double_eye(left, right))
     return Product((eyes_file,), {})
 
@@ -304,11 +356,11 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _build_unit_spaces(
-    folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, lines: dict[str, Line], reading: Reading
+    folder: IncrementalFolder, raw: Path, captures: pd.DataFrame, rule: LineRule, reading: Reading
 ) -> dict[Line, BuiltUnitSpace]:
-    """Build the unit space of every line that has captures."""
-    corners = read_corners(raw / CORNERS, captures.loc[captures["role"] == REFERENCE, "capture"])
-    references = line_references(captures, lines, raw, corners)
+    """Build the unit space of every line that has captures, from the references among the captures."""
+    corners = read_corners(raw / CORNERS, captures["capture"])
+    references = line_references(captures, lines_of(captures, rule), rule.values(), raw, corners)
     items = [
         Item(line.unit_space, (*each.sha256, repr((each.field_boxes, each.corners))), each)
         for line, each in references.items()
@@ -353,7 +405,10 @@ def _draw_dst_views(
     folder: IncrementalFolder, comparisons: dict[str, Comparison], reading: Reading, workers: int | None
 ) -> dict[str, Record]:
     """Draw the DST view of each capture; return the captures' records by file in the raw folder."""
-    items = [Item(file, (each.sha256, each.unit_space.sha256), (file, each)) for file, each in comparisons.items()]
+    items = [
+        Item(file, (each.sha256, each.unit_space.sha256), (file, each), folder.shard(file))
+        for file, each in comparisons.items()
+    ]
     make = functools.partial(draw_dst_view, reading)
     records: list[Record] = folder.map(make, items, params=repr(reading), title="DST views", workers=workers)
     return dict(zip(comparisons, records, strict=True))
@@ -361,37 +416,21 @@ def _draw_dst_views(
 
 def _draw_double_eyes(
     folder: IncrementalFolder,
-    captures: pd.DataFrame,
-    lines: dict[str, Line],
-    comparisons: dict[str, Comparison],
-    records: dict[str, Record],
+    pairs: EyePairs,
+    views: Mapping[str, Comparison],
+    set_aside: Mapping[str, Record],
     reading: Reading,
     workers: int | None,
-) -> tuple[dict[str, str] | None, list[str]]:
-    """Draw the double-eye of each pair of views.
-
-    Returns:
-        The double-eye's file by each capture's file in the raw folder, None if no line has eyes; and remarks on
-        captures without a double-eye.
-    """
-    pairs, remarks = pair_eyes(captures, lines)
-    names = dict(zip(captures["file"], captures["capture"], strict=True))
+) -> None:
+    """Draw the double-eye of each pair of views; views that are set aside make none."""
     items: list[Item] = []
-    eyes: dict[str, str] = {}
-    for pair in pairs:
-        lost = [names[file] for file in pair if records[file]["error"]]
-        if lost:
-            both = " and ".join(names[file] for file in pair)
-            remarks.append(f"{both}: no double-eye: {' and '.join(lost)} set aside")
-            continue
-        eyes_file = f"{PurePosixPath(pair[0]).with_suffix('')}-EYES.png"
-        left, right = (comparisons[file] for file in pair)
-        inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
-        items.append(Item(eyes_file, inputs, (eyes_file, left, right)))
-        eyes |= dict.fromkeys(pair, eyes_file)
+    for eyes_file, pair in pairs.pairs.items():
+        if not pairs.lost(pair, set_aside):
+            left, right = (views[file] for file in pair)
+            inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
+            items.append(Item(eyes_file, inputs, (eyes_file, left, right), folder.shard(eyes_file)))
     make = functools.partial(draw_double_eye, reading)
     folder.map(make, items, params=repr(reading), title="double-eyes", workers=workers)
-    return eyes if any(line.eye for line in lines.values()) else None, remarks
 
 
 def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
@@ -401,16 +440,16 @@ def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:
 
 
 def _write_tables(
-    folder: IncrementalFolder,
-    captures: pd.DataFrame,
-    records: dict[str, Record],
-    eyes: dict[str, str] | None,
-    layout: Layout,
+    folder: IncrementalFolder, captures: pd.DataFrame, records: dict[str, Record], layout: Layout
 ) -> None:
+    """Write the rows of one window to the scores and to the manifest."""
     inspected = captures.loc[captures["role"] == INSPECTED, "file"]
     scores = [{"file": file} | records[file]["scores"] for file in inspected if "scores" in records[file]]
     manifest = pd.DataFrame(list(records.values()), columns=list(COLUMNS)).assign(file=captures["file"])
-    if eyes is not None:
-        manifest[EYES_FILE] = [eyes.get(file, "") for file in captures["file"]]
-    for name, table in ((SCORES, pd.DataFrame(scores, columns=list(score_columns(layout)))), (MANIFEST, manifest)):
-        table.to_csv(folder.new_file(name), index=False, encoding="utf-8", lineterminator="\n")
+    if any(map(folder.shard, captures["file"])):
+        hashes = [folder.hashes(file) for file in captures["file"]]
+        manifest[DST_SHA256] = [
+            each.get(file, "") for each, file in zip(hashes, manifest["dst_file"].fillna(""), strict=True)
+        ]
+    folder.write_table(SCORES, pd.DataFrame(scores, columns=list(score_columns(layout))))
+    folder.write_manifest(manifest)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pinspect.captures.labels import REFERENCE
@@ -53,13 +54,14 @@ class References:
 
 
 def line_references(
-    captures: pd.DataFrame, lines: Mapping[str, Line], folder: Path, corners: Sequence[Corners]
+    captures: pd.DataFrame, lines: Mapping[str, Line], every: Iterable[Line], folder: Path, corners: Sequence[Corners]
 ) -> dict[Line, References]:
-    """Return the references of every line that has captures, in the order of the lines.
+    """Return the references of every line, in the order of the lines.
 
     Args:
-        captures: Columns file, sha256, capture, judgement, role and the field box.
-        lines: The line of each capture, by its file.
+        captures: The references at least; columns file, sha256, capture, judgement, role and the field box.
+        lines: The line of each of these captures, by its file.
+        every: All lines that have captures.
         folder: The folder of the files.
         corners: All corners that a person has marked.
 
@@ -67,8 +69,10 @@ def line_references(
         UnitSpaceError: A reference is labeled defective, or a line has corners in two references.
     """
     return {
-        line: _of_line(line, captures[[lines[file] == line for file in captures["file"]]], folder, corners)
-        for line in sorted(set(lines.values()))
+        line: _of_line(
+            line, captures[np.array([lines[file] == line for file in captures["file"]], bool)], folder, corners
+        )
+        for line in sorted(set(every))
     }
 
 

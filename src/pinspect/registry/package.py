@@ -14,6 +14,7 @@ from pinspect.captures.references import DST_COLUMNS, RAW_COLUMNS, rank_referenc
 from pinspect.core.errors import StageInputError
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import Params
+from pinspect.core.product_files import read_product
 from pinspect.core.question import preferred_source
 from pinspect.inspection.line_profile import read_line_profile
 from pinspect.inspection.package import CODE, package_sha256
@@ -112,4 +113,4 @@ def pack_line(root: Path, shapes: Sequence[str], out: Path) -> None:
         for line in (line for line in lines if line.source == source):
             reference = root / "data/raw" / references[line][0].file
             shutil.copyfile(root / "data/dst" / line.unit_space, out / f"{line.aspect}.npz")
-            shutil.copyfile(reference, out / f"{line.aspect}-reference{reference.suffix}")
+            (out / f"{line.aspect}-reference{reference.suffix}").write_bytes(read_product(reference))

@@ -13,19 +13,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from pinspect.captures.adding import add_locked
 from pinspect.captures.change import locked
 from pinspect.captures.labels import INSPECTED, Capture
 from pinspect.captures.table import LABEL_COLUMNS, LABELS, read_table
 from pinspect.core.answers import PASSED, VERDICT, VIEWS, Answer, AnswerContract
-from pinspect.core.errors import CaptureError
+from pinspect.core.errors import CaptureError, StageInputError
 from pinspect.core.layout import NO_ADDRESS
-from pinspect.core.manifests import MANIFEST
+from pinspect.core.manifests import MANIFEST, iterate_manifest
 from pinspect.core.params import Params
 from pinspect.station.export import without_formula
 from pinspect.station.picture_store import PictureStore
@@ -121,7 +123,7 @@ def correct(
 
 def waiting(root: Path) -> int:
     """Count captures from corrections that the last run of the stage `raw` did not have, or had with another label."""
-    known = {_label(row | {"file": row.get("capture", "")}) for row in _rows(root / RAW / MANIFEST)}
+    known = {_label(row | {"file": row["capture"]}) for row in _learned(root / RAW / MANIFEST)}
     try:
         labels = [row for _, row in read_table(root / CAPTURES / LABELS) if _CORRECTED_FILE.match(row["file"])]
     except CaptureError:  # stage raw reports it
@@ -207,13 +209,11 @@ def _note(path: Path, inspection: Inspection, verdict: Correction) -> None:
         writer.writerow(row)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Readable rows of a CSV file; none if the file is missing. The stages report errors in these files."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = [name.strip() for name in next(csv.reader(file), [])]
-        return [{name: row[name].strip() for name in header} for row in csv.DictReader(file, header, restval="")]
+def _learned(manifest: Path) -> Iterator[dict[str, str]]:
+    """Yield label and name of each capture that stage raw has had; none if there is no readable manifest."""
+    with suppress(StageInputError):
+        for rows in iterate_manifest(manifest, ("capture", "shape", *VERDICT)):
+            yield from cast(list[dict[str, str]], rows.to_dict("records"))
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

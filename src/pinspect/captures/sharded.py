@@ -1,0 +1,287 @@
+"""An incremental folder whose products lie in archives, one for each shard, so that DVC sees few files.
+
+images/<shard>.zip       the products of the shard's captures (`core.product_files`)
+products/<shard>.jsonl   the keys of the shard's items; the first line has the hashes of the archive and of its members
+products/rest.jsonl      the items of no shard, such as unit spaces, or of all shards, such as the virtual line
+manifest/<shard>.parquet the shard's rows of the manifest; manifest.csv lists these parts
+
+A stage maps and settles a window of shards after the other, so it holds the items of one window only. Settling writes
+the archives whose members have changed to `<folder>.partial`; all others are neither read nor written: their size and
+times in `<folder>.states.json` show that they are whole. A killed run is resumed at the first window that it has not
+settled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from pinspect.captures.engines import Engine
+from pinspect.captures.incremental import (
+    IncrementalFolder,
+    Item,
+    Make,
+    file_sha256,
+    move,
+    products_text,
+    prune,
+    read_products,
+)
+from pinspect.core.files import atomic_path, write_file
+from pinspect.core.manifests import MANIFEST, encode_list, encode_part, part_file, read_part, sha256_of
+from pinspect.core.product_files import all_shards, archive_of, member_of, products_of, shard_of, write_archive
+
+_REST = "rest"
+
+Hashes = dict[str, str]  # product, relative to the folder -> sha256
+
+
+def stage_folder(path: Path, shards: int, engine: Engine) -> IncrementalFolder:
+    """Return the output folder of a stage.
+
+    Args:
+        path: The folder.
+        shards: `raw.shards`: the number of archives, or 0 for a file per product.
+        engine: What makes the items.
+    """
+    return ShardedFolder(path, shards, engine) if shards else IncrementalFolder(path, engine)
+
+
+class ShardedFolder(IncrementalFolder):
+    """The output folder of a stage with shards; see `IncrementalFolder`.
+
+    Items of no shard are mapped before the first window is settled. A folder without shards is taken over: its products
+    move into archives and are not made again.
+    """
+
+    def __init__(self, path: Path, shards: int, engine: Engine = "processes"):
+        super().__init__(path, engine)
+        self._shards = shards
+        self._shard_of_item: dict[str, str] = {}
+        self._keys: dict[str, list[str]] = {}  # that are known of a shard
+        self._stored: dict[str, Hashes] = {}  # of the archives in place, by shard
+        self._waiting: dict[str, Hashes] = {}  # of the archives in the partial folder, by shard
+        self._is_ours: dict[str, bool] = {}  # whether the archive in place is as a run has written it
+        self._of_all_shards: dict[str, Hashes] | None = None
+        self._archives: Hashes = {}  # settled: file -> sha256
+        self._loose: Hashes = {}
+        self._journal_parts: set[str] = set()  # files
+        self._parts: dict[str, tuple[int, str]] = {}  # of the manifest, by shard
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._recorded = _by_shard(read_products(self.path / _journal_part(_REST)).values(), self._shards)
+        self._load("")
+        return self
+
+    def shard(self, file: str) -> str:
+        """Return the shard of a product's file; empty for a file that lies in no archive."""
+        return shard_of(file, self._shards)
+
+    def map(
+        self,
+        make: Make,
+        items: Sequence[Item],
+        *,
+        params: object,
+        title: str,
+        batch_size: int = 16,
+        workers: int | None = None,
+    ) -> list[dict]:
+        """Make the items whose key is new; see `IncrementalFolder.map`."""
+        for shard in {item.shard for item in items}:
+            self._load(shard)
+        self._shard_of_item |= {item.name: item.shard for item in items}
+        return super().map(make, items, params=params, title=title, batch_size=batch_size, workers=workers)
+
+    def write_manifest(self, rows: pd.DataFrame) -> None:
+        """Write the parts of the manifest with the rows of one window."""
+        for shard, part in rows.groupby(rows["file"].map(self.shard), sort=False):
+            content = encode_part(part)
+            self._parts[str(shard)] = (len(part), sha256_of(content))
+            self._put(part_file(str(shard)), content)
+
+    def update_manifest(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        """Change the parts of the manifest one by one."""
+        for shard in tuple(self._parts):
+            file = part_file(shard)
+            self.write_manifest(change(read_part(next(filter(Path.is_file, (self.partial / file, self.path / file))))))
+
+    def settle(self, window: Iterable[str]) -> None:
+        """Bring the archives and the journals of a window up to date, and forget its items."""
+        if self._of_all_shards is None:
+            rest = [self._claimed[name] for name, shard in self._shard_of_item.items() if not shard]
+            self._of_all_shards = _by_shard(rest, self._shards)
+            self._put(_journal_part(_REST), products_text(rest).encode())
+        products: dict[str, list[dict]] = defaultdict(list)
+        for name, shard in self._shard_of_item.items():
+            products[shard].append(self._claimed[name])
+        for shard in window:
+            self._load(shard)
+            self._settle_shard(shard, products[shard])
+        self._journal.unlink(missing_ok=True)  # all its products are in a part now
+
+    def _settle_shard(self, shard: str, products: list[dict]) -> None:
+        files = {file: sha256 for product in products for file, sha256 in product["files"].items()}
+        self._loose |= {file: sha256 for file, sha256 in files.items() if not self.shard(file)}
+        wanted = {file: sha256 for file, sha256 in files.items() if self.shard(file)}
+        wanted |= (self._of_all_shards or {}).get(shard, {})
+        archive = self._archive(shard, wanted) if wanted else None
+        if archive:
+            self._archives[archive_of(shard)] = archive
+        if products or wanted:
+            head = json.dumps({"archive": archive, "members": _digest(wanted)})
+            self._put(_journal_part(shard), f"{head}\n{products_text(products)}".encode())
+            self._journal_parts.add(_journal_part(shard))
+        for file in wanted:
+            (self.partial / file).unlink(missing_ok=True)
+        for product in products:
+            del self._claimed[product["name"]], self._shard_of_item[product["name"]]
+        self._forget(shard)
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file that is moved into the folder at the end, unless the folder has it already."""
+        if sha256_of(content) == file_sha256(self.path / name):
+            (self.partial / name).unlink(missing_ok=True)
+        else:
+            write_file(self.partial / name, content)
+
+    def _archive(self, shard: str, wanted: Hashes) -> str:
+        """Bring an archive up to date; return its sha256."""
+        target, source = (folder / archive_of(shard) for folder in (self.partial, self.path))
+        if self._stored[shard] == wanted and self._is_ours[shard]:
+            target.unlink(missing_ok=True)
+            return str(self._states.sha256(source))
+        if self._waiting[shard] != wanted:
+            self._write_archive(target, source, shard, wanted)
+        return str(file_sha256(target))
+
+    def _write_archive(self, target: Path, source: Path, shard: str, wanted: Hashes) -> None:
+        with ExitStack() as stack:
+            archives = [
+                (hashes, stack.enter_context(zipfile.ZipFile(path)))
+                for hashes, path in ((self._stored[shard], source), (self._waiting[shard], target))
+                if hashes
+            ]
+
+            def origin(file: str, sha256: str) -> Path | zipfile.ZipFile:
+                inside = [archive for hashes, archive in archives if hashes.get(file) == sha256]
+                loose = (folder / file for folder in (self.partial, self.path) if (folder / file).is_file())
+                return inside[0] if inside else next(loose)
+
+            members = {file: origin(file, sha256) for file, sha256 in wanted.items()}
+            with atomic_path(target) as partial:
+                write_archive(partial, members)
+
+    def _load(self, shard: str) -> None:
+        """Read what earlier runs have recorded of a shard; an empty name is that of the items of no shard."""
+        if shard in self._keys:
+            return
+        part = _journal_part(shard or _REST)
+        in_place, waiting = (read_products(folder / part) for folder in (self.path, self.partial))
+        self._known |= in_place | waiting
+        self._keys[shard] = [*in_place, *waiting]
+        if not shard:
+            return
+        archive = self.path / archive_of(shard)
+        recorded = _by_shard(in_place.values(), self._shards).get(shard, {}) | self._recorded.get(shard, {})
+        head = {"archive": self._states.sha256(archive), "members": _digest(recorded)}
+        self._is_ours[shard] = head == _head(self.path / part)
+        self._stored[shard] = recorded if self._is_ours[shard] else _hashes(archive)
+        self._waiting[shard] = _hashes(self.partial / archive_of(shard))
+
+    def _forget(self, shard: str) -> None:
+        for key in self._keys.pop(shard, []):
+            self._known.pop(key, None)
+        for each in (self._is_ours, self._stored, self._waiting):
+            each.pop(shard, None)
+
+    def _is_whole(self, product: dict) -> bool:
+        if self._shard_of_item.get(product["name"]):
+            return super()._is_whole(product)
+        shards = sorted(_by_shard([product], self._shards))  # of an item of all shards: hold one at a time
+        return all(self._has_of_shard(product, shard) for shard in ("", *shards))
+
+    def _has_of_shard(self, product: dict, shard: str) -> bool:
+        files = [file for file in product["files"] if self.shard(file) == shard]
+        try:
+            return all(self._has(file, product["files"][file]) for file in files)
+        finally:
+            if shard:
+                self._forget(shard)
+
+    def _has(self, name: str, sha256: str) -> bool:
+        shard = self.shard(name)
+        if not shard:
+            return super()._has(name, sha256)
+        self._load(shard)
+        if sha256 in (self._stored[shard].get(name), self._waiting[shard].get(name)):
+            return True
+        return any(file_sha256(folder / name) == sha256 for folder in (self.partial, self.path))
+
+    def _complete(self) -> None:
+        self.settle([shard for shard in all_shards(self._shards) if archive_of(shard) not in self._archives])
+        rest = list(self._claimed.values())
+        loose = self._loose | {
+            file: sha256 for product in rest for file, sha256 in product["files"].items() if not self.shard(file)
+        }
+        self._put(_journal_part(_REST), products_text(rest).encode())
+        write_file(self.new_file(MANIFEST), encode_list(self._parts))
+        parts = [_journal_part(_REST), *self._journal_parts, *map(part_file, self._parts)]
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        self._place(loose | self._archives)
+        for name in parts:
+            if (self.partial / name).is_file():
+                move(self.partial / name, self.path / name)
+        prune(self.path, keep={*loose, *self._archives, *parts, *self._new_files})
+        self._close()
+
+
+def _journal_part(shard: str) -> str:
+    return f"products/{shard}.jsonl"
+
+
+def _by_shard(products: Iterable[dict], shards: int) -> dict[str, Hashes]:
+    """Return the products' files in archives, by shard."""
+    by_shard: dict[str, Hashes] = defaultdict(dict)
+    for product in products:
+        for file, sha256 in product["files"].items():
+            if shard := shard_of(file, shards):
+                by_shard[shard][file] = sha256
+    return by_shard
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
+
+
+def _head(part: Path) -> dict[str, Any]:
+    """Return the first line of a shard's part; empty if there is none."""
+    try:
+        with part.open(encoding="utf-8") as file:
+            return json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _hashes(path: Path) -> Hashes:
+    """Read an archive; members that are damaged are left out, and so are all of a damaged archive."""
+    hashes: Hashes = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in products_of(archive):
+                try:
+                    hashes[file] = hashlib.sha256(archive.read(member_of(file))).hexdigest()
+                except (zipfile.BadZipFile, EOFError):
+                    continue
+    except (FileNotFoundError, NotADirectoryError, zipfile.BadZipFile, EOFError):
+        return {}
+    return hashes

@@ -1,0 +1,47 @@
+"""Read the chat dataset in batches, so that the answer checks hold few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from pinspect.core.rows import SPLITS, Row, iterate_chat
+
+ROWS_AT_ONCE = 50_000
+
+NumberedRow = tuple[str, int, Row]  # the split of its file, the line, and the row
+
+
+def batches(chat: Path, size: int) -> Iterator[list[NumberedRow]]:
+    """Yield the rows of all splits in batches; rows of one id share a batch, which so shows ids that occur twice.
+
+    Args:
+        chat: The folder of the chat dataset.
+        size: Number of rows of a batch. A dataset of at most as many rows is one batch, in the order of its files.
+
+    Raises:
+        StageInputError: A file is missing or is not JSON.
+    """
+    first = list(islice(_rows(chat), size + 1))
+    if len(first) <= size:
+        yield first
+        return
+    del first
+    ids = np.fromiter((hash(str(row.get("id"))) for _, _, row in _rows(chat)), np.int64)
+    values, counts = np.unique(ids, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    rows = (row for row in _rows(chat) if hash(str(row[2].get("id"))) not in repeated)
+    while batch := list(islice(rows, size)):
+        yield batch
+    if repeated:
+        yield [row for row in _rows(chat) if hash(str(row[2].get("id"))) in repeated]
+
+
+def _rows(chat: Path) -> Iterator[NumberedRow]:
+    return chain.from_iterable(
+        ((split, number, row) for number, row in enumerate(iterate_chat(chat / f"{split}.jsonl"), start=1))
+        for split in SPLITS
+    )

@@ -1,0 +1,137 @@
+"""Read the products of the stages raw, dst and composite: files of their own, or members of archives (shards).
+
+With `raw.shards: 0` a product such as `images/ab/abcd….jpg` is a file. With 16, 256 or 4096 shards it is the member
+`ab/abcd….jpg` of the archive `images/a.zip`, `images/ab.zip` or `images/abc.zip`, named after the first digits of the
+hash in its name. Its path stays the same, and so does the code that reads it. An archive is a zip file without
+compression, whose bytes depend on the products alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+DIGITS = {0: 0, 16: 1, 256: 2, 4096: 3}  # by number of shards
+_PRODUCT = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{20})[^/]*")
+_FOLDER = "images/"
+_OPEN_ARCHIVES = 32
+_DATE = (1980, 1, 1, 0, 0, 0)
+_UNIX, _MODE = 3, 0o644 << 16
+
+
+def shard_of(file: str, shards: int) -> str:
+    """Return the shard of a product: the first digits of its hash; empty if it lies in none.
+
+    Args:
+        file: Path of the product relative to its stage's folder, such as `images/ab/abcd….jpg`.
+        shards: Number of shards, a key of `DIGITS`.
+    """
+    product = _PRODUCT.fullmatch(file) if shards else None
+    return product[1][: DIGITS[shards]] if product else ""
+
+
+def archive_of(shard: str) -> str:
+    """Return the path of a shard's archive relative to its stage's folder."""
+    return f"{_FOLDER}{shard}.zip"
+
+
+def all_shards(shards: int) -> list[str]:
+    """Return the names of all shards; one empty name if there are none."""
+    digits = DIGITS[shards]
+    return [f"{number:0{digits}x}" for number in range(shards)] if shards else [""]
+
+
+def read_product(path: Path) -> bytes:
+    """Return the content of a product, or of any other file.
+
+    Args:
+        path: Path of the file, also where the product lies in an archive instead.
+
+    Raises:
+        OSError: There is neither such a file nor a member of an archive, or the archive is damaged.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        found = _find(path)
+        if found is None:
+            raise
+    archive, member = found
+    try:
+        return archive.read(member)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(Path(str(archive.filename)), error) from None
+
+
+def has_product(path: Path) -> bool:
+    """Return whether there is such a file, or such a member of an archive."""
+    return path.is_file() or _find(path) is not None
+
+
+def write_archive(path: Path, members: Mapping[str, bytes | Path | zipfile.ZipFile]) -> None:
+    """Write an archive of products; equal products give equal bytes.
+
+    Args:
+        path: The archive.
+        members: Product relative to its stage's folder -> where its content comes from: the content, a file, or another
+            archive with this product.
+
+    Raises:
+        OSError: An archive that a product comes from is damaged.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(members):
+            source = members[file]
+            if isinstance(source, zipfile.ZipFile):
+                try:
+                    source = source.read(member_of(file))
+                except (zipfile.BadZipFile, EOFError) as error:
+                    raise _damaged(Path(str(source.filename)), error) from None
+            info = zipfile.ZipInfo(member_of(file), _DATE)
+            info.create_system, info.external_attr = _UNIX, _MODE
+            archive.writestr(info, source.read_bytes() if isinstance(source, Path) else source)
+
+
+def member_of(file: str) -> str:
+    """Return the name in its archive of a product."""
+    return file.removeprefix(_FOLDER)
+
+
+def products_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the products in an archive, relative to the stage's folder."""
+    return [f"{_FOLDER}{name}" for name in archive.namelist()]
+
+
+def _find(path: Path) -> tuple[zipfile.ZipFile, str] | None:
+    """Return the open archive that has a product, and the name of the member."""
+    folder = path.parent.parent
+    member = f"{path.parent.name}/{path.name}"
+    for digits in DIGITS.values():
+        archive = folder / f"{path.name[:digits]}.zip"
+        try:
+            state = archive.stat() if digits else None
+        except OSError:
+            continue
+        if state:
+            opened = _opened(archive, (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns))
+            if member in opened.NameToInfo:
+                return opened, member
+    return None
+
+
+@lru_cache(maxsize=_OPEN_ARCHIVES)
+def _opened(archive: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
+    """Open an archive once for each state of it, and in each process: forked processes would share a position."""
+    try:
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(archive, error) from None
+
+
+def _damaged(archive: Path, error: Exception) -> OSError:
+    return OSError(errno.EIO, f"the archive is damaged ({error}); run dvc repro -f, which makes it again", str(archive))
