@@ -288,7 +288,8 @@ def _replaced(captures: Sequence[tuple[Capture, str]], manifest: Path) -> list[s
         return []
     known: dict[str, str] = {}
     for before in iterate_manifest(manifest, ("capture", "source", "sha256")):
-        known |= before[before["source"] == CAMERA].set_index("capture")["sha256"].to_dict()
+        camera = before[before["source"] == CAMERA]
+        known |= dict(zip(camera["capture"], camera["sha256"], strict=True))
     return [
         f"{capture.file}: another picture than so far under this name; it counts as a new capture"
         for capture, sha256 in captures

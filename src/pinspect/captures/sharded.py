@@ -201,8 +201,9 @@ class ShardedFolder(IncrementalFolder):
     def _forget(self, shard: str) -> None:
         for key in self._keys.pop(shard, []):
             self._known.pop(key, None)
-        for each in (self._is_ours, self._stored, self._waiting):
-            each.pop(shard, None)
+        self._is_ours.pop(shard, None)
+        self._stored.pop(shard, None)
+        self._waiting.pop(shard, None)
 
     def _is_whole(self, product: dict) -> bool:
         if self._shard_of_item.get(product["name"]):

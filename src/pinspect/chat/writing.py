@@ -90,7 +90,7 @@ def write_rows(
         Exception: Any exception of `check`.
     """
     is_there = functools.lru_cache(_REMEMBERED)(lambda image: has_product(composited / image))
-    mode_of = functools.cache(lambda answer, kind: contract.parse(answer, AnswerKind(kind)).defect_mode)
+    mode_of = functools.cache(lambda answer, kind: contract.parse(answer, AnswerKind(kind)).defect_mode or "")
     summary = ChatSummary()
     missing: dict[str, str] = {}
     with chat_files(folder) as write:

@@ -42,7 +42,7 @@ def read_manifest(path: Path, columns: Sequence[str], window: Window | None = No
         names = [name for name in manifest["part"] if window is None or name in window]
         parts = [read_part(path.parent / part_file(name), columns) for name in names]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns), dtype=str)
-    _require(path, columns, list(manifest))
+    _require(path, columns, [str(name) for name in manifest])
     return manifest.filter(items=list(columns))
 
 

@@ -176,9 +176,6 @@ def load_base(
         raise ModelError(
             f"{folder}: the base model lacks {len(missing)} tensors, the first is {missing[0]}; {remedy(checkpoint)}"
         )
-    for module in model.modules():
-        if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
-            module.__class__ = _PatchConvolution
     return model, processor
 
 
@@ -231,6 +228,9 @@ def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None, *,
             raise ModelError(
                 f"{adapter}: the adapter does not fit {checkpoint}: {one_line(error)}; train it again on this base"
             ) from None
+    for module in model.modules():
+        if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
+            module.__class__ = _PatchConvolution
     device = inspecting_device()
     return Inspector(model.eval().to(device), processor, device)
 
