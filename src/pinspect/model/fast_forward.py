@@ -6,7 +6,7 @@ reads the beginnings of all addresses at once. Most answers therefore take two p
 other logits than single tokens (tried once, with the first row) reads token by token.
 
 On a CPU each of torch's threads answers a part of the batch: the products of a small model are too small to be divided
-among threads, even for a single row (docs/LOG.md).
+among threads (docs/LOG.md). A single row has all threads for its products.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from pinspect.model.readers import TokenReader, TokenTree, TreeReader, skip_unwa
 from pinspect.model.rows import Inputs, RowEncoder
 
 _SAME_LOGITS = 0.05  # difference over standard deviation: rounding stays far below, a wrong position far above
-_WIDE = 512  # values of a hidden state: narrower ones make products that one thread computes as fast as two
 READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -52,8 +51,6 @@ class FastForward:
         self._trees = False
         # Of this thread, which answers: torch counts anew in the thread that encodes.
         self._threads = torch.get_num_threads() if inspector.device.type == "cpu" else 1
-        width = inspector.base_model.config.get_text_config().hidden_size
-        self._divides_products = self._threads == 1 or width >= _WIDE
 
     @torch.inference_mode()
     def prepare(self, row: Row) -> None:
@@ -110,7 +107,7 @@ class FastForward:
                 self._write(self._reader(part_inputs, heads[part]), drafts[part], leads[part])
 
             parts = self._parts(rows)
-            if len(parts) == 1 and self._divides_products:
+            if len(parts) == 1:
                 write(parts[0], inputs[0])
             else:
                 with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as threads:
