@@ -21,6 +21,7 @@ collect_ignore = [] if find_spec("torchvision") else ["stack"]  # `make test-sta
 _LONGEST = (
     *("test_schedules", "test_model_process", "test_prefect_restart", "test_promotion", "test_flows"),
     *("test_postgres", "test_interruptions", "test_watch", "test_station_server", "test_adapter"),
+    *("test_machines", "test_containers"),
 )
 _TIERS = ("system", "stages", "unit")
 

@@ -99,6 +99,7 @@ class IncrementalFolder:
         self.partial = path.with_name(f"{path.name}.partial")
         self._journal = self.partial / PRODUCTS
         self._states = FileStates(path.with_name(f"{path.name}.states.json"))
+        self._known: dict[str, dict] = {}  # by key: the products of earlier runs
         self._claimed: dict[str, dict] = {}
         self._new_files: list[str] = []
         self.made: list[str] = []
@@ -108,7 +109,7 @@ class IncrementalFolder:
         if self._journal.exists():
             with self._journal.open("a", encoding="utf-8") as journal:
                 journal.write("\n")  # ends a line that a kill has cut off
-        self._known = {**read_products(self.path / PRODUCTS), **read_products(self._journal)}
+        self._known |= {**read_products(self.path / PRODUCTS), **read_products(self._journal)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
