@@ -192,7 +192,11 @@ def build_dst(
         set_aside={name: record["error"] for name, record in set_aside.items()},
         pictures={name: record["picture"] for name, record in set_aside.items() if "picture" in record},
         outliers=tuple(name for line in unit_spaces.values() for name in line.outliers),
-        remarks=(*mixed_eyes(unit_spaces), *(each for space in unit_spaces.values() for each in space.remarks), *remarks),
+        remarks=(
+            *mixed_eyes(unit_spaces),
+            *(each for space in unit_spaces.values() for each in space.remarks),
+            *remarks,
+        ),
     )
 
 
