@@ -403,7 +403,7 @@ def test_batches_of_rows_give_the_verdict_of_the_whole_dataset(workspace, contra
     answer(rows[0], rows[0]["answer"].replace("27 pins", "28 pins"))
     rows[-1]["id"] = rows[1]["id"]  # far apart: in two batches
     train.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    test.write_text(test.read_text() + json.dumps(rows[2]) + "\n")  # in two splits
+    test.write_text(test.read_text() + json.dumps(rows[2] | {"id": "a copy", "split": "test"}) + "\n")
     assert verdict(rows_at_once=100) == verdict()
     rules = {rule for rule, _, _ in verdict()[2]}
     assert {"no id occurs twice", "no inspected capture is in two splits"} <= rules
