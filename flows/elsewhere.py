@@ -80,8 +80,9 @@ def get(project: Path, kept: Path) -> str:
     of_commit = f"refs/exps/{commit[:2]}/{commit[2:]}/{_KIND}-*"
     run_git(project, "fetch", "--quiet", "origin", f"+{of_commit}:{of_commit}")
     refs = run_git(project, "for-each-ref", "--sort=-refname", "--format=%(refname)", of_commit).split()
-    if refs:
-        run_dvc(project, "exp", "apply", Path(refs[0]).name)
+    if refs:  # `dvc exp apply` would want the data at once
+        run_git(project, "read-tree", "--reset", "-u", refs[0])
+        run_git(project, "reset", "--quiet")
     run_dvc(project, "pull")
     return refs[0] if refs else commit
 

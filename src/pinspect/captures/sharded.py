@@ -44,7 +44,7 @@ _REST = "rest"
 Hashes = dict[str, str]  # product, relative to the folder -> sha256
 
 
-def stage_folder(path: Path, shards: int, engine: Engine) -> IncrementalFolder:
+def stage_folder(path: Path, shards: int, engine: Engine = "processes") -> IncrementalFolder:
     """Return the output folder of a stage.
 
     Args:

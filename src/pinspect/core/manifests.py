@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -84,6 +84,12 @@ def iterate_manifest(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFram
     """Yield the rows of a manifest window by window, see `read_manifest`."""
     for window in manifest_windows(path):
         yield read_manifest(path, columns, window)
+
+
+def gather_rows(parts: Iterable[pd.DataFrame], mask: Callable[[pd.DataFrame], pd.Series[bool]]) -> pd.DataFrame:
+    """Return the rows of all parts of a raw manifest that a mask selects, in the order of a manifest without shards."""
+    selected: list[pd.DataFrame] = [part[mask(part)] for part in parts]
+    return pd.concat(selected).sort_values(["source", "capture"], kind="stable", ignore_index=True)
 
 
 def part_file(shard: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,7 +36,7 @@ from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, LineRule, line_rule, lines_of
-from pinspect.core.manifests import MANIFEST, manifest_windows, read_manifest
+from pinspect.core.manifests import MANIFEST, gather_rows, manifest_windows, read_manifest
 from pinspect.core.names import eye_of
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
@@ -161,8 +161,8 @@ def build_dst(
     read = functools.lru_cache(maxsize=1)(functools.partial(read_manifest, raw / MANIFEST, _RAW_COLUMNS))
     windows = manifest_windows(raw / MANIFEST)
     rule = line_rule(map(read, windows))
-    references = _gather(map(read, windows), lambda rows: rows["role"] == REFERENCE)
-    views = _gather(map(read, windows), lambda rows: rows["capture"].map(eye_of) != "")
+    references = gather_rows(map(read, windows), lambda rows: rows["role"] == REFERENCE)
+    views = gather_rows(map(read, windows), lambda rows: rows["capture"].map(eye_of) != "")
     counted: Counter[tuple[str, ...]] = Counter()
     made = 0
     set_aside: dict[str, Record] = {}
@@ -209,13 +209,6 @@ def _comparisons(
         file: Comparison(str(raw.absolute() / file), sha256, unit_spaces[lines[file]])
         for file, sha256 in zip(captures["file"], captures["sha256"], strict=True)
     }
-
-
-def _gather(parts: Iterable[pd.DataFrame], mask: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
-    """Return the rows of all parts that a mask selects, in the order of a manifest without shards."""
-    selected: list[pd.DataFrame] = [part[mask(part)] for part in parts]
-    rows = pd.concat(selected)
-    return rows.sort_values(["source", "capture"], kind="stable", ignore_index=True)
 
 
 def make_unit_space(reading: Reading, grid_pictures: Path, references: References, folder: Path) -> Product:
@@ -312,8 +305,8 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
     dst_file = str(PurePosixPath(file).with_suffix(DST_SUFFIX))
     (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
     (folder / dst_file).write_bytes(encode_dst(dst_view(capture)))
-    scores = score_row(measures, unit_space)
-    return Product((dst_file,), _placed(dst_file, capture.alignment) | {"error": "", "scores": scores})
+    facts = {"error": "", "scores": score_row(measures, unit_space)}
+    return Product((dst_file,), _placed(dst_file, capture.alignment) | facts)
 
 
 def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison], folder: Path) -> Product:
@@ -380,8 +373,9 @@ def _build_unit_spaces(
         for line, record in zip(references, records, strict=True)
     }
     checks = [_check(each, built) for each in references.values()]
-    make = functools.partial(check_shapes, reading)
-    records = folder.map(make, checks, params=repr(reading), title="references' shapes", workers=1)
+    records = folder.map(
+        functools.partial(check_shapes, reading), checks, params=repr(reading), title="references' shapes", workers=1
+    )
     problems = [problem for record in records for problem in record["problems"]]
     if problems:
         raise UnitSpaceError("\n".join(problems))
@@ -429,8 +423,9 @@ def _draw_double_eyes(
             left, right = (views[file] for file in pair)
             inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
             items.append(Item(eyes_file, inputs, (eyes_file, left, right), folder.shard(eyes_file)))
-    make = functools.partial(draw_double_eye, reading)
-    folder.map(make, items, params=repr(reading), title="double-eyes", workers=workers)
+    folder.map(
+        functools.partial(draw_double_eye, reading), items, params=repr(reading), title="double-eyes", workers=workers
+    )
 
 
 def _placed(dst_file: str, place: Alignment) -> dict[str, float | str]:

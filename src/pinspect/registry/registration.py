@@ -20,6 +20,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
 from packaging.requirements import Requirement
 
 from pinspect.core.params import Params
@@ -41,6 +42,7 @@ from pinspect.registry.versions import (
 )
 
 _NOT_FOR_INSPECTING = ("accelerate", "tqdm", "typer")  # peft installs accelerate itself
+_SOURCE = {MLFLOW_SOURCE_NAME: "stages.register"}  # MLflow would record the path of this machine
 _EXPERIMENT_VARIABLES = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")  # set by `dvc exp run`
 
 
@@ -136,7 +138,7 @@ def _create_version(
         client.create_registered_model(name, description="Visual inspection of connector pins: LoRA adapters.")
     experiment = experiment_id(client, candidate.root, settings)
     tags = {**candidate.tags, PACKAGE_TAG: package.sha256}
-    with mlflow.start_run(experiment_id=experiment, run_name=f"adapter-{sha256[:8]}", tags=tags) as run:
+    with mlflow.start_run(experiment_id=experiment, run_name=f"adapter-{sha256[:8]}", tags=tags | _SOURCE) as run:
         log_run(client, run, candidate, params)
         model = mlflow.pyfunc.log_model(
             name="inspector",
