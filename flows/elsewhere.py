@@ -108,6 +108,7 @@ def _push(project: Path, results: Path) -> None:
 
 def _changes(project: Path, start: str) -> str:
     """Return the files that differ from a commit, new ones too, except those that git ignores."""
+    run_git(project, "read-tree", start)  # some of its files may be among those that git ignores
     run_git(project, "add", "--all")
     names = run_git(project, "diff", "--cached", "--name-only", start, "--", ":(exclude).dvc")  # DVC adds a note there
     run_git(project, "reset", "--quiet")

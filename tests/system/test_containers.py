@@ -92,6 +92,7 @@ def line(prepared, tmp_path_factory) -> Path:
     for deployment in content["deployments"]:
         deployment["schedules"] = []
     (checkout.root / "prefect.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    checkout.set_param("register", experiment="composed")  # else DVC takes the registration from its cache
     checkout.set_param("station", results="postgresql+psycopg://", timeout_seconds=300.0)
     checkout.commit()
     return checkout.root

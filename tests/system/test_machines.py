@@ -208,6 +208,8 @@ def test_a_run_that_cannot_get_its_data_fails_with_one_line(problem, message, fi
     clone = Checkout(tmp_path / "clone")
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{origin}", str(clone.root)], check=True)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # where there is no such service, it is waited for
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     if problem == "keys":
         for name in KEYS:
             monkeypatch.delenv(name)
