@@ -6,7 +6,7 @@ status`, `dvc repro chat` without a change, and `dvc repro chat` after ten more 
 the virtual line are the captures' pattern; each capture has its own shift, light and noise.
 
 FOLDER keeps what is done, so a stopped run is resumed, and a second call only writes the tables again. 100,000 captures
-take about 20 minutes on two cores, and 12 GB.
+take about 30 minutes on two cores, and 12 GB.
 
 Writes benchmarks/results/scale.json and scale.md, with the model of the cost and what it predicts for 1,000,000.
 """
