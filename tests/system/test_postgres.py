@@ -23,6 +23,7 @@ from pinspect.registry.settings import RegisterSettings, load_register_settings
 from pinspect.station.results import ResultsTable
 from pinspect.station.results_database import ResultsError
 from tests.support.flow_stack import final_state, prefect_server
+from tests.support.lock_holder import holder_killed_at_first_message
 from tests.support.mlflow_server import free_port
 from tests.support.postgres import PASSWORD
 from tests.support.promotion_race import NAME, promoters, race, register_two
@@ -182,21 +183,8 @@ def test_a_process_that_waits_says_so_and_goes_on_when_the_holder_is_killed(post
         f"with registry_lock(Path({str(tmp_path / 'other')!r}), RegisterSettings(**{settings.model_dump()!r})):\n"
         "    print('held', flush=True); sys.stdin.readline()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-
-    def kill(record) -> bool:
-        holder.kill()
-        return True
-
-    caplog.handler.addFilter(kill)
-    try:
-        with registry_lock(tmp_path, settings):
-            (message,) = (record.getMessage() for record in caplog.records)
-    finally:
-        caplog.handler.removeFilter(kill)
-        holder.communicate()
+    with holder_killed_at_first_message(code, caplog), registry_lock(tmp_path, settings):
+        (message,) = (record.getMessage() for record in caplog.records)
     assert message.endswith(": waiting for another process that registers or promotes")
     assert PASSWORD not in message
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
