@@ -3,10 +3,11 @@
 import pytest
 
 from pinspect.captures.labels import read_captures
-from pinspect.captures.splits import Candidate, SplitRule, assign_splits
+from pinspect.captures.splits import SplitRule
 from pinspect.core.answers import AnswerContract
 from pinspect.core.layout import Layout
 from pinspect.core.names import NamedLabel, SeriesName, eye_of, label_in_name, series_name, shot_of
+from tests.support.candidates import Candidate, assign
 from tests.support.sample import ROOT, line, params, read_labels
 
 CONTRACT = AnswerContract(
@@ -142,10 +143,10 @@ def test_all_captures_of_a_shot_share_a_split():
     ]
     candidates = [Candidate(name, f"{number:064x}", f"{number:064x}", False) for number, name in enumerate(names)]
     rule = SplitRule("pinspect", validation_share=0.2, test_share=0.3, near_duplicate_bits=-1)
-    splits, remarks = assign_splits(candidates, rule, {})
+    splits, remarks = assign(candidates, rule)
     of_shot = {}
     for candidate in candidates:
-        of_shot.setdefault(candidate.shot, set()).add(splits[candidate.sha256])
+        of_shot.setdefault(shot_of(candidate.file), set()).add(splits[candidate.sha256])
     assert len(of_shot) == 20
     assert all(len(shares) == 1 for shares in of_shot.values())
     assert len(set(splits.values())) == 3

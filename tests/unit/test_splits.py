@@ -8,6 +8,7 @@ import operator
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,15 +17,15 @@ from PIL import Image, ImageEnhance
 from pinspect.captures.splits import (
     SPLITS,
     TRAIN,
-    Candidate,
     NearDuplicates,
     SplitRule,
-    assign_splits,
     perceptual_hash,
     read_splits,
     write_splits,
 )
 from pinspect.core.errors import CaptureError
+from pinspect.core.names import shot_of
+from tests.support.candidates import Candidate, assign
 from tests.support.sample import ROOT, params
 
 RULE = SplitRule("pinspect", validation_share=0.12, test_share=0.28, near_duplicate_bits=16)
@@ -37,7 +38,7 @@ def candidate(name: object, bits: int = 0, *, reference: bool = False, like: str
 
 
 def splits_of(candidates, recorded=None, rule=RULE):
-    return assign_splits(candidates, rule, recorded or {})[0]
+    return assign(candidates, rule, recorded)[0]
 
 
 @pytest.mark.parametrize("bits", [0, 3, 16, 31, 32, 255])
@@ -177,21 +178,21 @@ def test_a_picture_near_two_splits_causes_a_remark():
         candidate("right", bits=24, like="left"),
         candidate("between", bits=12, like="left"),
     ]
-    splits, remarks = assign_splits(captures, RULE, old)
+    splits, remarks = assign(captures, RULE, old)
     assert splits[captures[2].sha256] == "train"
     assert remarks == ["between (train) shows the same as right in another split; remove one of them"]
 
 
 def test_nearly_equal_pictures_with_different_labels_cause_a_remark():
     first, alike = replace(candidate("a"), label="passed"), candidate("b", bits=1, like="a")
-    _, remarks = assign_splits([first, replace(alike, label="bend")], RULE, {})
+    _, remarks = assign([first, replace(alike, label="bend")], RULE)
     assert remarks == ["b (bend) shows nearly the same as a (passed); correct the wrong label, if one is wrong"]
-    assert assign_splits([first, replace(alike, label="passed")], RULE, {})[1] == []
+    assert assign([first, replace(alike, label="passed")], RULE)[1] == []
 
 
 def test_a_threshold_too_wide_for_the_line_causes_a_remark():
     captures = [candidate(number, bits=number % 7, like="the same") for number in range(40)]
-    _, remarks = assign_splits(captures, RULE, {})
+    _, remarks = assign(captures, RULE)
     assert "39 of 40 captures count as near-duplicates of one capture: lower raw.near_duplicate_bits" in remarks[-1]
 
 
@@ -202,14 +203,14 @@ def test_a_blank_picture_has_a_perceptual_hash():
 
 def test_the_record_is_read_back(tmp_path):
     splits = splits_of([candidate(number) for number in range(20)])
-    write_splits(tmp_path / "splits.csv", splits.items(), RULE)
-    assert read_splits(tmp_path / "splits.csv", RULE) == splits
-    assert read_splits(tmp_path / "none.csv", RULE) == {}
+    write_splits(tmp_path / "splits.csv", pd.Series(splits), RULE)
+    assert read_splits(tmp_path / "splits.csv", RULE).to_dict() == splits
+    assert read_splits(tmp_path / "none.csv", RULE).empty
 
 
 def test_the_record_of_another_rule_is_ignored(tmp_path):
-    write_splits(tmp_path / "splits.csv", splits_of([candidate("a")]).items(), RULE)
-    assert read_splits(tmp_path / "splits.csv", SplitRule("pinspect", 0.12, 0.4, 16)) == {}
+    write_splits(tmp_path / "splits.csv", pd.Series(splits_of([candidate("a")])), RULE)
+    assert read_splits(tmp_path / "splits.csv", SplitRule("pinspect", 0.12, 0.4, 16)).empty
 
 
 @pytest.mark.parametrize("text", ["", "sha256,colour\n", "sha256,split,rule\nab,exam,1\n"])
@@ -224,8 +225,8 @@ def test_both_eyes_views_of_a_connector_share_a_split():
     splits = splits_of(views)
     assert all(splits[left.sha256] == splits[right.sha256] for left, right in zip(views[::2], views[1::2], strict=True))
     assert len(set(splits.values())) > 1
-    assert views[1].shot == views[0].shot == "_0.jpg"
-    assert Candidate("camera0_1.jpg", "", "", False).shot == ""
+    assert [shot_of(each.file) for each in views[:2]] == ["_0.jpg", "_0.jpg"]
+    assert shot_of("camera0_1.jpg") == ""
 
 
 def shots(eyes: str, shot: int, **options) -> list[Candidate]:
@@ -246,7 +247,7 @@ def test_a_shot_joins_a_near_duplicate_of_its_second_view():
     for shot in range(1, 40):
         first = shots("02", 0)
         second = shots("02", shot, eye_2={"bits": 9, "like": first[1].file})
-        decided, remarks = assign_splits([*first, *second], RULE, {})
+        decided, remarks = assign([*first, *second], RULE)
         assert len(set(decided.values())) == 1
         assert remarks == []
 

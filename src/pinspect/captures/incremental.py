@@ -6,8 +6,8 @@ are first written to `<folder>.partial`, so a failed run leaves the folder uncha
 the files are moved into place, files that belong to no item are removed, and the manifest is moved last: a folder with
 a manifest is complete. An incremental run ends with the same bytes as a clean run.
 
-A run checks that each kept file still has the bytes that were made. `<folder>.states.json` records the size and times
-of the checked files: like Git and DVC, a run reads a file only if these have changed. It may be deleted at any time.
+A run checks that each kept file still has the bytes that were made; `<folder>.states.json` is the record of
+`file_states.FileStates`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pinspect.captures.engines import Engine, Throughput, make_batches
-from pinspect.core.files import write_file
+from pinspect.captures.file_states import FileStates, file_sha256
 from pinspect.core.manifests import MANIFEST, read_table
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class IncrementalFolder:
         taken = keys.keys() & self._claimed.keys()
         if len(keys) != len(items) or taken:
             raise ValueError(f"{title}: two items have the same name {sorted(taken)[:3]}; give each its own name")
+        self._load_recorded(items)
         waiting = []
         for item in items:
             known = self._known.get(keys[item.name])
@@ -208,6 +209,9 @@ class IncrementalFolder:
         for product in self._make_all(make, waiting, title, batch_size, workers):
             self._remember(product | {"key": keys[product["name"]]})
         return [self._claimed[item.name]["record"] for item in items]
+
+    def _load_recorded(self, items: Sequence[Item]) -> None:
+        """Read what earlier runs have recorded of these items; without shards it was read at the beginning."""
 
     def _make_all(
         self, make: Make, items: Sequence[Item], title: str, batch_size: int, workers: int | None
@@ -262,43 +266,6 @@ class IncrementalFolder:
             move(self.partial / name, self.path / name)
         self._states.save()
         shutil.rmtree(self.partial)
-
-
-class FileStates:
-    """Hashes of files, with the size and times that a file had when it was read; kept from run to run."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._old = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):  # a first run, or a write that a kill has cut off
-            self._old = {}
-        self._checked: dict[str, list] = {}
-
-    def sha256(self, path: Path) -> str | None:
-        """Return the SHA-256 of a file, None if there is no such file."""
-        try:
-            state = _state(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        old = self._old.get(str(path))
-        sha256 = old[1] if old and old[0] == state else file_sha256(path)
-        self._checked[str(path)] = [state, sha256]
-        return sha256
-
-    def add(self, path: Path, sha256: str) -> None:
-        """Record the SHA-256 of a file that this run has moved into place."""
-        self._checked[str(path)] = [_state(path), sha256]
-
-    def save(self) -> None:
-        """Record the files of this run, and no others."""
-        write_file(self._path, json.dumps(self._checked, sort_keys=True))
-
-
-def _state(path: Path) -> list[int]:
-    """Return what changes when a file is written or replaced; no program can set the last value back."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def code_version(function: Callable) -> str:
@@ -423,12 +390,3 @@ def move(source: Path, target: Path) -> None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def file_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a file, None if there is no such file."""
-    try:
-        with path.open("rb") as file:  # an archive may be larger than the memory
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None

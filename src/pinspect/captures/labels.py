@@ -5,6 +5,7 @@ Each problem is one line with the row, the file, the value found and what to do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -83,6 +84,24 @@ class Labels:
 def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") -> Labels:
     """Read the labels of a folder of captures; the images are not opened.
 
+    Args:
+        folder: As in `iterate_captures`.
+        contract: As in `iterate_captures`.
+        shape: As in `iterate_captures`.
+
+    Raises:
+        CaptureError: As in `iterate_captures`.
+    """
+    captures: list[Capture] = []
+    problems: list[str] = []
+    for each in iterate_captures(folder, contract, shape=shape):
+        problems.append(each) if isinstance(each, str) else captures.append(each)
+    return Labels(tuple(captures), tuple(problems))
+
+
+def iterate_captures(folder: Path, contract: AnswerContract, *, shape: str = "") -> Iterator[Capture | str]:
+    """Yield each usable capture of a folder in the order of the rows, and each problem of the others as one line.
+
     An empty cell of `labels.csv`, and every cell of an image without a row, is filled from the file name (see
     `core.names`), unless the row contradicts the name. A passed capture has the mode and the position `passed`, `NA` or
     nothing. A row belongs to the image whose name equals its own but for case or Unicode form.
@@ -96,34 +115,38 @@ def read_captures(folder: Path, contract: AnswerContract, *, shape: str = "") ->
         CaptureError: `labels.csv` is not a table of labels, or DVC keeps the images and they are not here.
     """
     _require_images(folder)
-    images = images_folder(folder)
+    images, labels = images_folder(folder), folder / LABELS
     present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
-    labels = folder / LABELS
-    stored = {name_key(name): name for name in sorted(present)}
-    table = [
-        (number, row if row["file"] in present else row | {"file": stored.get(name_key(row["file"]), row["file"])})
-        for number, row in read_table(labels)
-    ]
-    named = {row["file"] for _, row in table}
-    rows = [(f"{labels}, row {number} ({_one_line(row['file'])})", row) for number, row in table]
-    rows += [(str(images / _one_line(name)), {"file": name}) for name in sorted(present - named) if is_image(name)]
-    captures: dict[str, Capture] = {}
-    by_key: dict[str, str] = {}
-    problems = []
-    for place, row in rows:
+    first: dict[str, str] = {}  # by key: the first file of this name
+    refused: set[str] = set()  # files of which no row can be used so far
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        stored = functools.cache(lambda: {name_key(name): name for name in sorted(present)})
+        for number, row in read_table(labels):
+            if row["file"] not in present:
+                row["file"] = stored().get(name_key(row["file"]), row["file"])
+            yield f"{labels}, row {number} ({_one_line(row['file'])})", row
+        unnamed = (name for name in present if first.get(name_key(name)) != name and name not in refused)
+        yield from ((str(images / _one_line(name)), {"file": name}) for name in sorted(unnamed) if is_image(name))
+
+    for place, row in rows():
         capture = capture_of_row(row, contract, shape)
+        key = name_key(capture.file)
+        is_usable = first.get(key) == capture.file and capture.file not in refused
         if "cells" in row:
             complaints = [row["cells"]]
-        elif capture.file in captures:
+        elif is_usable:
             complaints = ["an earlier row labels this file; keep one of the two"]
-        elif (other := by_key.setdefault(name_key(capture.file), capture.file)) != capture.file:
+        elif (other := first.setdefault(key, capture.file)) != capture.file:
             complaints = [f"the name equals {other} but for case or the form of its letters; rename one of the two"]
         else:
             complaints = list(_complaints(capture, contract, present, images))
-        problems += [f"{place}: {complaint}" for complaint in complaints]
         if not complaints:
-            captures[capture.file] = capture
-    return Labels(tuple(captures.values()), tuple(problems))
+            refused.discard(capture.file)
+            yield capture
+        elif not is_usable:
+            refused.add(capture.file)
+        yield from (f"{place}: {complaint}" for complaint in complaints)
 
 
 def _require_images(folder: Path) -> None:
@@ -146,7 +169,8 @@ def images_folder(folder: Path) -> Path:
 
 def name_key(name: str) -> str:
     """Return what names have in common that some file systems take for one: they differ in case or Unicode form."""
-    return unicodedata.normalize("NFC", name).casefold()
+    key = unicodedata.normalize("NFC", name).casefold()
+    return name if key == name else key  # one object instead of two equal ones, for each of many captures
 
 
 def content_hash(path: Path) -> str:

@@ -8,12 +8,11 @@ manifest.csv                       one row per capture: label, provenance and sp
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,16 +21,18 @@ from pinspect.captures import labels as labelled
 from pinspect.captures import splits
 from pinspect.captures.change import locked
 from pinspect.captures.engines import Engine
+from pinspect.captures.file_states import hash_files
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, Capture
 from pinspect.captures.references import RAW_COLUMNS
 from pinspect.captures.sharded import stage_folder
-from pinspect.captures.table import FIELD_BOX, PIN_BOX
-from pinspect.core.answers import VERDICT, AnswerContract
+from pinspect.captures.table import COLUMNS as LABELED
+from pinspect.captures.table import FIELD_BOX, LABEL_COLUMNS, PIN_BOX
+from pinspect.core.answers import AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
-from pinspect.core.manifests import MANIFEST, group_shards, iterate_manifest
+from pinspect.core.manifests import MANIFEST, WINDOW, group_shards, iterate_manifest, tabulate_counts
 from pinspect.core.params import RawParams, VirtualParams
 from pinspect.core.rows import SPLITS
 from pinspect.virtual_line import DRAWN_SHAPES, LineSetup, VirtualCapture, default_setup, render_line, setup_like
@@ -84,51 +85,39 @@ def build_raw(
         ParamsError: The virtual line cannot draw a shape, or draws no defect mode. `out` and the record are unchanged.
     """
     with locked(captures):
-        labels = labelled.read_captures(captures, contract)
+        table, problems, remarks = _read_labels(captures, contract)
         images = labelled.images_folder(captures)
-        contents = [(capture, labelled.content_hash(images / capture.file)) for capture in labels.captures]
-    problems = [*labels.problems, *labelled.conflicting_labels(contents)]
-    distinct, remarks = labelled.distinct(contents)
-    remarks += [*labelled.contradicted_names(labels.captures, contract), *_replaced(distinct, out / MANIFEST)]
-    virtual: list[dict] | None = None
+        table["sha256"] = hash_files(images, table["file"], captures.with_name(f"{captures.name}.states.parquet"))
+    problems += labelled.conflicting_labels(_twins(table))
+    remarks = [*labelled.distinct(_twins(table))[1], *remarks]
+    table = table.drop_duplicates("sha256", ignore_index=True)
+    remarks += _replaced(table, out / MANIFEST)
     folder = stage_folder(out, params.shards, engine)
     with folder:
-        if params.shards:  # their pictures belong into the archives of the first window, too
-            virtual = _try_virtual_line(folder, distinct, images, contract, params, workers)
-        copies = _copy_images(folder, distinct, images, params, workers)
-        problems += [
-            f"{images / capture.file}: {copy['error']}"
-            for (capture, _), copy in zip(distinct, copies, strict=True)
-            if "error" in copy
-        ]
-        if problems:
-            raise CaptureError("\n".join(problems))
-        references = [capture.file for capture, _ in distinct if capture.role == REFERENCE]
-        corners = read_corners(captures / CORNERS, references)
-        if virtual is None:
-            virtual = _render_virtual_line(folder, distinct, images, contract, params, workers)
-        if not distinct and not virtual:
+        virtual, failure = pd.DataFrame(columns=COLUMNS), None
+        try:  # first, since its pictures belong into the archives of the first window, too
+            virtual = _render_virtual_line(folder, table, images, contract, params, workers)
+        except (ImageError, ParamsError) as error:
+            failure = error
+        perceptual_hashes, bad = _copy_images(folder, table, images, params, workers)
+        if problems or bad:
+            raise CaptureError("\n".join([*problems, *bad]))
+        if failure:
+            raise failure
+        corners = read_corners(captures / CORNERS, table.loc[table["role"] == REFERENCE, "file"].to_list())
+        if table.empty and virtual.empty:
             raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
-        split_of, more_remarks = _split(distinct, copies, split_record, params)
+        table["split"], more_remarks = _split(table, perceptual_hashes, split_record, params)
         if corners:
             write_corners(folder.new_file(CORNERS), corners)
         counted: Counter[tuple[str, ...]] = Counter()
-        both = [
-            *zip(distinct, (copy["file"] for copy in copies), strict=True),
-            *((row, row["file"]) for row in virtual if row["sha256"] not in split_of),
-        ]
-        for window in _windows(both, itemgetter(1), folder):
-            rows = [
-                source
-                if isinstance(source, dict)
-                else {"file": file, "sha256": source[1], "source": CAMERA, "split": split_of[source[1]]}
-                | _named(source[0])
-                for source, file in window
-            ]
-            manifest = pd.DataFrame(rows, columns=COLUMNS).sort_values(["source", "capture"], ignore_index=True)
+        virtual = virtual[~virtual["sha256"].isin(table["sha256"])]
+        for camera, rendered in _windows(folder, table, virtual):
+            copied = camera.rename(columns={"file": "capture"}).assign(file=_image_files(camera), source=CAMERA)
+            manifest = pd.concat([copied, rendered])[list(COLUMNS)].sort_values(["source", "capture"])
             folder.write_manifest(manifest)
             counted.update(zip(*(manifest[name] for name in _COUNTED), strict=True))
-    return RawReport(_crosstab(counted), len(folder.made), (*remarks, *more_remarks))
+    return RawReport(tabulate_counts(counted, _COUNTED), len(folder.made), (*remarks, *more_remarks))
 
 
 def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
@@ -173,50 +162,64 @@ def render_virtual_line(
     return Product(tuple(row["file"] for row in rows), {"rows": rows})
 
 
+def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the rows of all usable captures, the problems of the others, and remarks."""
+    parts, problems, remarks = [], [], []
+    read = labelled.iterate_captures(captures, contract)
+    while some := list(itertools.islice(read, WINDOW)):  # a Capture takes ten times as much memory as a row
+        problems += [each for each in some if isinstance(each, str)]
+        usable = [each for each in some if isinstance(each, Capture)]
+        remarks += labelled.contradicted_names(usable, contract)
+        parts.append(pd.DataFrame([capture.row() for capture in usable], columns=LABELED, dtype=str))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=LABELED, dtype=str)
+    return table, problems, remarks
+
+
+def _twins(table: pd.DataFrame) -> list[tuple[Capture, str]]:
+    """Return the captures whose content another capture has, too, with its hash."""
+    twins = table.loc[table["sha256"].duplicated(keep=False), [*LABEL_COLUMNS, "sha256"]]
+    return [(Capture(*label), sha256) for *label, sha256 in twins.itertuples(index=False)]
+
+
 def _copy_images(
-    folder: IncrementalFolder,
-    contents: Sequence[tuple[Capture, str]],
-    images: Path,
-    params: RawParams,
-    workers: int | None,
-) -> list[dict]:
-    copies: dict[str, dict] = {}
-    for window in _windows(contents, lambda content: _image_file(content[1], ""), folder):
+    folder: IncrementalFolder, table: pd.DataFrame, images: Path, params: RawParams, workers: int | None
+) -> tuple[pd.Series, list[str]]:
+    """Return the perceptual hashes of the images, and the problems of those that cannot be copied."""
+    hashes = [pd.Series(dtype=str)]
+    problems: dict[int, str] = {}
+    for (rows,) in _windows(folder, table):
         items = [
             Item(
                 sha256,
-                (Path(capture.file).suffix.lower(),),
-                (str(images.absolute() / capture.file), sha256, params.max_pixels),
+                (Path(file).suffix.lower(),),
+                (str(images.absolute() / file), sha256, params.max_pixels),
                 folder.shard(_image_file(sha256, "")),
             )
-            for capture, sha256 in window
+            for file, sha256 in zip(rows["file"], rows["sha256"], strict=True)
         ]
         records = folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
-        copies |= {item.name: record for item, record in zip(items, records, strict=True)}
         folder.settle({item.shard for item in items})
-    return [copies[sha256] for _, sha256 in contents]
+        hashes.append(pd.Series([record.get("perceptual_hash", "") for record in records], rows.index, dtype=str))
+        problems |= {
+            number: f"{images / file}: {record['error']}"
+            for number, file, record in zip(rows.index, rows["file"], records, strict=True)
+            if "error" in record
+        }
+    return pd.concat(hashes).reindex(table.index), [problems[number] for number in sorted(problems)]
 
 
-T = TypeVar("T")
-
-
-def _windows(values: Sequence[T], file_of: Callable[[T], str], folder: IncrementalFolder) -> Iterator[list[T]]:
-    """Yield values in windows of shards; without shards all values at once, in their order.
-
-    Args:
-        values: The values.
-        file_of: Returns the file of a value in the folder.
-        folder: The folder.
-    """
-    by_shard: dict[str, list[T]] = defaultdict(list)
-    for value in values:
-        by_shard[folder.shard(file_of(value))].append(value)
-    for window in group_shards({shard: len(of_shard) for shard, of_shard in by_shard.items()}):
-        yield [value for shard in window for value in by_shard[shard]]
+def _windows(folder: IncrementalFolder, *tables: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
+    """Yield rows of each table in windows of shards; without shards all rows at once, in their order."""
+    shards = [
+        pd.Series([folder.shard(_image_file(sha256, "")) for sha256 in table["sha256"]], table.index, dtype=str)
+        for table in tables
+    ]
+    for window in group_shards(Counter(itertools.chain(*shards))):
+        yield [table[shard.isin(window)] for table, shard in zip(tables, shards, strict=True)]
 
 
 def _virtual_setups(
-    contents: Sequence[tuple[Capture, str]], images: Path, contract: AnswerContract, params: RawParams
+    captures: pd.DataFrame, images: Path, contract: AnswerContract, params: RawParams
 ) -> dict[str, LineSetup]:
     """Return what the virtual captures of a shape look like, for each shape with references: like its references."""
     virtual = params.virtual
@@ -224,40 +227,24 @@ def _virtual_setups(
     if not (virtual.train or virtual.validation or virtual.test):
         return setups
     for shape in DRAWN_SHAPES:
-        files = sorted(
-            (sha256, each.file) for each, sha256 in contents if (each.role, each.shape) == (REFERENCE, shape)
-        )
-        pictures = [np.asarray(read_image(images / file, params.max_pixels)) for _, file in files[:_SHOWN_REFERENCES]]
+        references = captures[(captures["role"] == REFERENCE) & (captures["shape"] == shape)].sort_values("sha256")
+        files = references["file"].head(_SHOWN_REFERENCES)
+        pictures = [np.asarray(read_image(images / file, params.max_pixels)) for file in files]
         if pictures:
             setups[shape] = setup_like(pictures, default_setup(shape, contract.layout), contract.layout)
     return setups
 
 
-def _try_virtual_line(
-    folder: IncrementalFolder,
-    contents: Sequence[tuple[Capture, str]],
-    images: Path,
-    contract: AnswerContract,
-    params: RawParams,
-    workers: int | None,
-) -> list[dict] | None:
-    """Return the rows of the virtual line before captures are checked; None if a bad reference or parameter hinders."""
-    try:
-        return _render_virtual_line(folder, contents, images, contract, params, workers)
-    except (ImageError, ParamsError):  # raised again after the captures are checked
-        return None
-
-
 def _render_virtual_line(
     folder: IncrementalFolder,
-    contents: Sequence[tuple[Capture, str]],
+    captures: pd.DataFrame,
     images: Path,
     contract: AnswerContract,
     raw: RawParams,
     workers: int | None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Return the rows of the virtual line; the line is seeded, so parameters and looks fully determine the captures."""
-    setups, params = _virtual_setups(contents, images, contract, raw), raw.virtual
+    setups, params = _virtual_setups(captures, images, contract, raw), raw.virtual
     wanted = {split: getattr(params, split) for split in SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
@@ -279,48 +266,35 @@ def _render_virtual_line(
         )
     except ValueError as error:
         raise ParamsError(f"params.yaml: raw.virtual: {error}") from None
-    return [row for record in records for row in record["rows"]]
+    return pd.DataFrame([row for record in records for row in record["rows"]], columns=COLUMNS)
 
 
-def _replaced(captures: Sequence[tuple[Capture, str]], manifest: Path) -> list[str]:
+def _replaced(captures: pd.DataFrame, manifest: Path) -> list[str]:
     """Return a remark for each name under which the raw folder has had another picture so far."""
     if not manifest.exists():
         return []
-    known: dict[str, str] = {}
-    for before in iterate_manifest(manifest, ("capture", "source", "sha256")):
-        camera = before[before["source"] == CAMERA]
-        known |= dict(zip(camera["capture"], camera["sha256"], strict=True))
+    parts = iterate_manifest(manifest, ("capture", "source", "sha256"))
+    known = pd.concat([part[part["source"] == CAMERA] for part in parts])
+    both = captures.merge(known, left_on="file", right_on="capture", suffixes=("", "_before"))
     return [
-        f"{capture.file}: another picture than so far under this name; it counts as a new capture"
-        for capture, sha256 in captures
-        if known.get(capture.file, sha256) != sha256
+        f"{file}: another picture than so far under this name; it counts as a new capture"
+        for file in both.loc[both["sha256"] != both["sha256_before"], "file"]
     ]
 
 
 def _split(
-    contents: Sequence[tuple[Capture, str]], copies: Sequence[dict], split_record: Path, params: RawParams
-) -> tuple[dict[str, str], list[str]]:
-    """Return the split of each capture by its sha256, after writing the record, and remarks."""
+    captures: pd.DataFrame, perceptual_hashes: pd.Series, split_record: Path, params: RawParams
+) -> tuple[pd.Series, list[str]]:
+    """Return the split of each capture, after writing the record, and remarks."""
     rule = splits.SplitRule.of(params)
-    candidates = [
-        splits.Candidate(
-            capture.file,
-            sha256,
-            copy["perceptual_hash"],
-            is_reference=capture.role == REFERENCE,
-            label=" ".join(getattr(capture, field) for field in VERDICT),
-        )
-        for (capture, sha256), copy in zip(contents, copies, strict=True)
-    ]
-    split_of, remarks = splits.assign_splits(candidates, rule, splits.read_splits(split_record, rule))
-    splits.write_splits(split_record, split_of.items(), rule)
-    return split_of, remarks
-
-
-def _named(capture: Capture) -> dict[str, str]:
-    """Return the columns of a labeled capture; `capture` is its name, since `file` is the file of the raw folder."""
-    row = capture.row()
-    return {"capture": row.pop("file")} | row
+    candidates = captures[["file", "sha256"]].assign(
+        perceptual_hash=perceptual_hashes,
+        is_reference=captures["role"] == REFERENCE,
+        label=captures["judgement"] + " " + captures["defect_mode"] + " " + captures["defect_position"],
+    )
+    split, remarks = splits.assign_splits(candidates, rule, splits.read_splits(split_record, rule))
+    splits.write_splits(split_record, split.set_axis(captures["sha256"]), rule)
+    return split, remarks
 
 
 def _virtual(capture: VirtualCapture) -> dict[str, str]:
@@ -335,10 +309,9 @@ def _virtual(capture: VirtualCapture) -> dict[str, str]:
     } | {column: f"{edge:.2f}" for column, edge in zip((*FIELD_BOX, *PIN_BOX), boxes, strict=False)}
 
 
-def _crosstab(counted: Mapping[tuple[str, ...], int]) -> pd.DataFrame:
-    """Return the number of captures by source, shape, role (rows) and split (columns)."""
-    table = pd.DataFrame([(*key, count) for key, count in sorted(counted.items())], columns=[*_COUNTED, "captures"])
-    return table.set_index(list(_COUNTED))["captures"].unstack("split", fill_value=0)
+def _image_files(captures: pd.DataFrame) -> list[str]:
+    pairs = zip(captures["file"], captures["sha256"], strict=True)
+    return [_image_file(sha256, Path(file).suffix.lower()) for file, sha256 in pairs]
 
 
 def _image_file(sha256: str, suffix: str) -> str:

@@ -25,11 +25,10 @@ from typing import Any, Self
 import pandas as pd
 
 from pinspect.captures.engines import Engine
+from pinspect.captures.file_states import file_sha256
 from pinspect.captures.incremental import (
     IncrementalFolder,
     Item,
-    Make,
-    file_sha256,
     move,
     products_text,
     prune,
@@ -85,22 +84,6 @@ class ShardedFolder(IncrementalFolder):
     def shard(self, file: str) -> str:
         """Return the shard of a product's file; empty for a file that lies in no archive."""
         return shard_of(file, self._shards)
-
-    def map(
-        self,
-        make: Make,
-        items: Sequence[Item],
-        *,
-        params: object,
-        title: str,
-        batch_size: int = 16,
-        workers: int | None = None,
-    ) -> list[dict]:
-        """Make the items whose key is new; see `IncrementalFolder.map`."""
-        for shard in {item.shard for item in items}:
-            self._load(shard)
-        self._shard_of_item |= {item.name: item.shard for item in items}
-        return super().map(make, items, params=params, title=title, batch_size=batch_size, workers=workers)
 
     def write_manifest(self, rows: pd.DataFrame) -> None:
         """Write the parts of the manifest with the rows of one window."""
@@ -180,6 +163,11 @@ class ShardedFolder(IncrementalFolder):
             members = {file: origin(file, sha256) for file, sha256 in wanted.items()}
             with atomic_path(target) as partial:
                 write_archive(partial, members)
+
+    def _load_recorded(self, items: Sequence[Item]) -> None:
+        for shard in {item.shard for item in items}:
+            self._load(shard)
+        self._shard_of_item |= {item.name: item.shard for item in items}
 
     def _load(self, shard: str) -> None:
         """Read what earlier runs have recorded of a shard; an empty name is that of the items of no shard."""

@@ -14,9 +14,7 @@ cropped) differ in at most 15.
 from __future__ import annotations
 
 import hashlib
-import io
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +34,7 @@ _THUMBNAIL = 64
 _FREQUENCIES = 16
 _HASH_BYTES = _FREQUENCIES**2 // 8
 _MOST_HANDS = 32
+RECORD = ("sha256", "split", "rule")
 
 
 @dataclass(frozen=True)
@@ -72,30 +71,6 @@ class SplitRule:
         return VALIDATION if place < self.test_share + self.validation_share else TRAIN
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A capture to split.
-
-    Attributes:
-        file: The file name.
-        sha256: The hash of the content, in hex.
-        perceptual_hash: From `perceptual_hash`.
-        is_reference: References are always for training, since other captures are compared with them.
-        label: Judgement, mode and position in words.
-    """
-
-    file: str
-    sha256: str
-    perceptual_hash: str
-    is_reference: bool
-    label: str = ""
-
-    @property
-    def shot(self) -> str:
-        """What the names of all captures of one shot share; empty for a name without a shot."""
-        return shot_of(self.file)
-
-
 def perceptual_hash(image: Image.Image) -> str:
     """Return 256 bits as 64 hex digits that hardly change with brightness, contrast, size and compression.
 
@@ -107,48 +82,58 @@ def perceptual_hash(image: Image.Image) -> str:
     return np.packbits(frequencies[1 : _FREQUENCIES + 1, 1 : _FREQUENCIES + 1] > 0).tobytes().hex()
 
 
-def assign_splits(
-    candidates: Sequence[Candidate], rule: SplitRule, recorded: dict[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Assign each candidate to a split.
+def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Assign each capture to a split.
 
     Args:
-        candidates: In order of age, the oldest first. Recorded captures count as older than all others; among the
-            others, references count as older than inspected captures.
+        captures: A row per capture in order of age, the oldest first: `file`, `sha256`, `perceptual_hash` (from
+            `perceptual_hash`), `is_reference` and `label` (judgement, mode and position in words). Recorded captures
+            count as older than all others; among the others, references count as older than inspected captures.
+            References are always for training, since other captures are compared with them.
         rule: How to split new captures.
         recorded: sha256 -> split, as decided before (see `read_splits`).
 
     Returns:
-        The split of each candidate by its sha256, and remarks for the user, one line each.
+        The split of each row, and remarks for the user, one line each.
     """
-    by_age = sorted(candidates, key=lambda candidate: (candidate.sha256 not in recorded, not candidate.is_reference))
-    near_duplicates = NearDuplicates([capture.perceptual_hash for capture in by_age], rule.near_duplicate_bits)
-    splits: dict[str, str] = {}
-    oldest_of_shot: dict[str, Candidate] = {}
-    by_shot: dict[str, list[int]] = defaultdict(list)
-    for age, capture in enumerate(by_age):
-        by_shot[capture.shot].append(age)
+    before = captures["sha256"].map(recorded)
+    order = np.lexsort((~captures["is_reference"].to_numpy(bool), before.isna()))
+    by_age, before = captures.drop(columns="perceptual_hash").iloc[order], before.iloc[order].to_list()
+    files, contents, is_reference = by_age["file"].array, by_age["sha256"].array, by_age["is_reference"].to_list()
+    label_of, labels = pd.factorize(by_age["label"])
+    near_duplicates = NearDuplicates(captures["perceptual_hash"].iloc[order], rule.near_duplicate_bits)
+    shot_of_age = pd.factorize(by_age["file"].map(shot_of))
+    has_shot = (shot_of_age[1] != "")[shot_of_age[0]]
+    views_of_shot = _Groups(shot_of_age[0])
+    splits: list[str] = []
     remarks = []
     most_alike = 0
-    for age, capture in enumerate(by_age):
-        is_new_shot = capture.sha256 not in recorded and capture.shot and capture.shot not in oldest_of_shot
-        views = [age, *(by_shot[capture.shot] if is_new_shot else ())]  # the first view decides for all of its shot
-        near = [near_duplicates.of(view) for view in views]
-        older = [by_age[index] for index in np.unique(np.concatenate(near)) if index < age]
-        remarks += _other_label(capture, [by_age[index] for index in near[0] if index < age])
-        if capture.shot and oldest_of_shot.setdefault(capture.shot, capture) is not capture:
-            older.insert(0, oldest_of_shot[capture.shot])  # a name is certain, near-duplicates are only likely
-        if capture.is_reference:
+    for age in range(len(by_age)):
+        is_new = pd.isna(before[age])
+        views = views_of_shot.of(age) if has_shot[age] else np.array([age])
+        oldest = int(views[0])
+        deciding = [age, *views] if is_new and oldest == age else [age]  # the first view decides for all of its shot
+        near = [near_duplicates.of(view) for view in deciding]
+        older = [int(other) for other in np.unique(np.concatenate(near)) if other < age]
+        unlike = [other for other in near[0] if other < age and label_of[other] != label_of[age]]
+        if unlike:
+            remarks.append(
+                f"{files[age]} ({labels[label_of[age]]}) shows nearly the same as {files[unlike[0]]} "
+                f"({labels[label_of[unlike[0]]]}); correct the wrong label, if one is wrong"
+            )
+        if oldest != age:
+            older.insert(0, oldest)  # a name is certain, near-duplicates are only likely
+        if is_reference[age]:
             split = TRAIN
-        elif capture.sha256 in recorded:
-            split = recorded[capture.sha256]
+        elif not is_new:
+            split = before[age]
         else:
-            split = splits[older[0].sha256] if older else rule.by_content(capture.sha256)
-        splits[capture.sha256] = split
-        divided = [other.file for other in older if splits[other.sha256] != split]
+            split = splits[older[0]] if older else rule.by_content(contents[age])
+        splits.append(split)
+        divided = [files[other] for other in older if splits[other] != split]
         if divided:
             remarks.append(
-                f"{capture.file} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
+                f"{files[age]} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
             )
         most_alike = max(most_alike, len(older))
     if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
@@ -156,7 +141,7 @@ def assign_splits(
             f"{most_alike} of {len(by_age)} captures count as near-duplicates of one capture: lower "
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
-    return splits, remarks
+    return pd.Series(splits, by_age.index, dtype=str).reindex(captures.index), remarks
 
 
 class NearDuplicates:
@@ -166,23 +151,24 @@ class NearDuplicates:
     only hashes with an equal hand are compared. The result is exact.
     """
 
-    def __init__(self, hashes: Sequence[str], bits: int):
+    def __init__(self, hashes: Sequence[str] | pd.Series, bits: int):
         """Index hashes.
 
         Args:
             hashes: From `perceptual_hash`.
             bits: Largest number of bits in which near-duplicates differ.
         """
-        content = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), _HASH_BYTES)
-        self._words = np.ascontiguousarray(content).view(np.uint64)
+        content = np.fromiter(map(bytes.fromhex, hashes), f"S{_HASH_BYTES}", len(hashes))
+        self._words = content.view(np.uint64).reshape(-1, _HASH_BYTES // 8)
         self._bits = bits
         hands = bits + 1 if bits < _MOST_HANDS else 0  # hands of few bits agree by chance: then compare with all
-        self._hands = [_Hand(content, range(hand, 8 * _HASH_BYTES, hands)) for hand in range(hands)]
+        octets = content.view(np.uint8).reshape(-1, _HASH_BYTES)
+        self._hands = [_Groups(_hand(octets, range(hand, 8 * _HASH_BYTES, hands))) for hand in range(hands)]
 
     def of(self, index: int) -> np.ndarray:
         """Return the indices of the near-duplicates of a hash, in ascending order, itself among them."""
         candidates = (
-            np.unique(np.concatenate([hand.equal(index) for hand in self._hands]))
+            np.unique(np.concatenate([hand.of(index) for hand in self._hands]))
             if self._hands
             else np.arange(len(self._words))
         )
@@ -190,34 +176,32 @@ class NearDuplicates:
         return candidates[differing <= self._bits]
 
 
-class _Hand:
-    """Some bits of each hash, and which hashes have the same."""
+class _Groups:
+    """Which elements are equal, in a few bytes for each.
 
-    def __init__(self, content: np.ndarray, bits: Sequence[int]):
-        places = np.array(bits)
-        dealt = content[:, places // 8] >> (7 - places % 8).astype(np.uint8) & 1
-        packed = np.ascontiguousarray(np.packbits(dealt, axis=1))
-        _, group = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_inverse=True)
-        self._group = group.astype(np.int32)
-        self._order = np.argsort(self._group, kind="stable").astype(np.int32)
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._group))])
+    Args:
+        values: Small integers, from 0.
+    """
 
-    def equal(self, index: int) -> np.ndarray:
-        group = self._group[index]
-        return self._order[self._starts[group] : self._starts[group + 1]]
+    def __init__(self, values: np.ndarray):
+        self._values = values
+        self._order = np.argsort(values, kind="stable").astype(np.int32)
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(values))])
 
-
-def _other_label(capture: Candidate, near_duplicates: Sequence[Candidate]) -> list[str]:
-    """Return a remark on the first near-duplicate of a capture with another label, if there is one."""
-    return [
-        f"{capture.file} ({capture.label}) shows nearly the same as {other.file} ({other.label}); correct the wrong "
-        "label, if one is wrong"
-        for other in near_duplicates
-        if other.label != capture.label
-    ][:1]
+    def of(self, index: int) -> np.ndarray:
+        """Return the indices of the elements that equal one of them, in ascending order, itself among them."""
+        value = self._values[index]
+        return self._order[self._starts[value] : self._starts[value + np.int64(1)]]
 
 
-def read_splits(path: Path, rule: SplitRule) -> dict[str, str]:
+def _hand(hashes: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+    """Return the first 16 of some bits of each hash as a number: hashes with the same bits have the same number."""
+    places = np.array(bits[:16])
+    dealt = hashes[:, places // 8] >> (7 - places % 8).astype(np.uint8) & 1
+    return dealt.astype(np.uint16) @ (1 << np.arange(len(places), dtype=np.uint16))
+
+
+def read_splits(path: Path, rule: SplitRule) -> pd.Series:
     """Read the splits that `rule` has decided before.
 
     Returns:
@@ -227,27 +211,25 @@ def read_splits(path: Path, rule: SplitRule) -> dict[str, str]:
         CaptureError: The record is damaged.
     """
     if not path.exists():
-        return {}
+        return pd.Series(dtype=str)
     try:
-        record = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-        rows = list(zip(record["sha256"], record["split"], record["rule"], strict=True))
-    except (KeyError, ValueError) as error:
+        record = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", usecols=RECORD)
+    except ValueError as error:
         raise CaptureError(f"{path}: not a record of splits ({error}); restore it by `git checkout {path}`") from None
-    unknown = sorted({split for _, split, _ in rows} - set(SPLITS))
+    unknown = sorted(set(record["split"]) - set(SPLITS))
     if unknown:
         raise CaptureError(f"{path}: unknown splits {unknown}; restore it by `git checkout {path}`")
-    return {sha256: split for sha256, split, version in rows if version == rule.version}
+    decided = record[record["rule"] == rule.version].drop_duplicates("sha256", keep="last")
+    return decided.set_index("sha256")["split"]
 
 
-def write_splits(path: Path, splits: Iterable[tuple[str, str]], rule: SplitRule) -> None:
+def write_splits(path: Path, splits: pd.Series, rule: SplitRule) -> None:
     """Write the record atomically, ordered by sha256.
 
     Args:
         path: The record.
-        splits: Pairs of sha256 and split.
+        splits: sha256 -> split.
         rule: The rule that decided them.
     """
-    rows = io.StringIO()
-    frame = pd.DataFrame(sorted(splits), columns=["sha256", "split"]).assign(rule=rule.version)
-    frame.to_csv(rows, index=False, lineterminator="\n")
-    write_file(path, rows.getvalue())
+    record = pd.DataFrame({"sha256": splits.index, "split": splits.to_numpy(), "rule": rule.version}, columns=RECORD)
+    write_file(path, record.sort_values("sha256").to_csv(index=False, lineterminator="\n"))

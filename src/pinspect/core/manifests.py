@@ -92,6 +92,17 @@ def gather_rows(parts: Iterable[pd.DataFrame], mask: Callable[[pd.DataFrame], pd
     return pd.concat(selected).sort_values(["source", "capture"], kind="stable", ignore_index=True)
 
 
+def tabulate_counts(counted: Mapping[tuple[str, ...], int], names: Sequence[str]) -> pd.DataFrame:
+    """Return counts of rows as a table.
+
+    Args:
+        counted: The values of some columns -> the number of rows with them.
+        names: The names of these columns; the last one's values are the columns of the table.
+    """
+    table = pd.DataFrame([(*key, count) for key, count in sorted(counted.items())], columns=[*names, "rows"])
+    return table.set_index(list(names))["rows"].unstack(fill_value=0)
+
+
 def part_file(shard: str) -> str:
     """Return the file of a manifest's part, relative to the stage's folder."""
     return f"{PARTS}/{shard}.parquet"

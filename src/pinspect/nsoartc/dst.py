@@ -36,7 +36,7 @@ from pinspect.core.files import write_file
 from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, LineRule, line_rule, lines_of
-from pinspect.core.manifests import MANIFEST, gather_rows, manifest_windows, read_manifest
+from pinspect.core.manifests import MANIFEST, gather_rows, manifest_windows, read_manifest, tabulate_counts
 from pinspect.core.names import eye_of
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
@@ -185,9 +185,8 @@ def build_dst(
         files, remarks = eyes.files(set_aside)
         if any(line.eye for line in rule.values()):
             folder.update_manifest(lambda rows: rows.assign(**{EYES_FILE: rows["file"].map(files).fillna("")}))
-    counts = pd.DataFrame([(*key, count) for key, count in sorted(counted.items())], columns=[*_COUNTED, "captures"])
     return DstReport(
-        counts=counts.set_index(list(_COUNTED))["captures"].unstack("role", fill_value=0),
+        counts=tabulate_counts(counted, _COUNTED),
         made=made,
         set_aside={name: record["error"] for name, record in set_aside.items()},
         pictures={name: record["picture"] for name, record in set_aside.items() if "picture" in record},

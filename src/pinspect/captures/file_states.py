@@ -1,0 +1,92 @@
+"""Hashes of files, with the size and times that a file had when it was read.
+
+Like Git and DVC, a run reads a file only if its size or times have changed. The records may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from pinspect.core.files import atomic_path, write_file
+
+_STATE = ["size", "modified", "changed"]
+
+
+class FileStates:
+    """Hashes of the files of an output folder, kept from run to run."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._old = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):  # a first run, or a write that a kill has cut off
+            self._old = {}
+        self._checked: dict[str, list] = {}
+
+    def sha256(self, path: Path) -> str | None:
+        """Return the SHA-256 of a file, None if there is no such file."""
+        try:
+            state = _state(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        old = self._old.get(str(path))
+        sha256 = old[1] if old and old[0] == state else file_sha256(path)
+        self._checked[str(path)] = [state, sha256]
+        return sha256
+
+    def add(self, path: Path, sha256: str) -> None:
+        """Record the SHA-256 of a file that this run has moved into place."""
+        self._checked[str(path)] = [_state(path), sha256]
+
+    def save(self) -> None:
+        """Record the files of this run, and no others."""
+        write_file(self._path, json.dumps(self._checked, sort_keys=True))
+
+
+def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
+    """Return the SHA-256 of many files, in hex; holds a few numbers for each.
+
+    Args:
+        folder: The folder of the files.
+        files: Their names.
+        record: A Parquet file with the states and hashes of the last call's files. It is written anew.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+    """
+    states = np.fromiter((_state(folder / name) for name in files), np.dtype((np.int64, len(_STATE))), len(files))
+    now = pd.DataFrame({"file": files} | dict(zip(_STATE, states.T, strict=True)))
+    try:
+        known = pd.read_parquet(record)
+    except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
+        known = now.head(0).assign(sha256="")
+    hashes = now.merge(known, how="left", on=[*now])["sha256"].set_axis(files.index)
+    waiting = np.flatnonzero(hashes.isna())
+    if len(waiting):
+        shown = track(waiting, "captures to read", console=Console(stderr=True))
+        hashes.iloc[waiting] = [file_sha256(folder / files.iloc[number]) for number in shown]
+        with atomic_path(record) as partial:
+            now.assign(sha256=hashes).to_parquet(partial, index=False)
+    return hashes
+
+
+def _state(path: Path) -> list[int]:
+    """Return what changes when a file is written or replaced; no program can set the last value back."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file, None if there is no such file."""
+    try:
+        with path.open("rb") as file:  # an archive may be larger than the memory
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
