@@ -51,10 +51,11 @@ def test_near_duplicates_are_those_of_comparing_each_with_each(bits):
     hashes = [
         f"{pictures[number % 8] ^ functools.reduce(operator.xor, flip, 0):064x}" for number, flip in enumerate(flips)
     ]
-    near = NearDuplicates(hashes, bits)
+    near = NearDuplicates(pd.Series(hashes), bits)
     for number, first in enumerate(hashes):
         expected = [other for other, second in enumerate(hashes) if distance(first, second) <= bits]
-        assert near.of(number).tolist() == expected
+        assert near.older(number, len(hashes)).tolist() == expected
+        assert near.older(number, number).tolist() == [other for other in expected if other < number]
 
 
 @pytest.fixture(scope="module")

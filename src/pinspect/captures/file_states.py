@@ -16,8 +16,6 @@ from rich.progress import track
 
 from pinspect.core.files import atomic_path, write_file
 
-_STATE = ["size", "modified", "changed"]
-
 
 class FileStates:
     """Hashes of the files of an output folder, kept from run to run."""
@@ -61,19 +59,24 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
     Raises:
         OSError: A file is missing or cannot be read.
     """
-    states = np.fromiter((_state(folder / name) for name in files), np.dtype((np.int64, len(_STATE))), len(files))
-    now = pd.DataFrame({"file": files} | dict(zip(_STATE, states.T, strict=True)))
+
+    def key(name: str) -> int:
+        """Return a number for a name, size and times; such a number never comes twice by chance."""
+        text = f"{name}\0{_state(folder / name)}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+    keys = np.fromiter(map(key, files), np.uint64, len(files))
     try:
-        known = pd.read_parquet(record)
+        known = pd.read_parquet(record, columns=["state", "sha256"]).drop_duplicates("state").set_index("state")["sha256"]
     except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
-        known = now.head(0).assign(sha256="")
-    hashes = now.merge(known, how="left", on=[*now])["sha256"].set_axis(files.index)
+        known = pd.Series(index=keys[:0], dtype=str)
+    hashes = known.reindex(keys).set_axis(files.index)
     waiting = np.flatnonzero(hashes.isna())
     if len(waiting):
         shown = track(waiting, "captures to read", console=Console(stderr=True))
         hashes.iloc[waiting] = [file_sha256(folder / files.iloc[number]) for number in shown]
         with atomic_path(record) as partial:
-            now.assign(sha256=hashes).to_parquet(partial, index=False)
+            pd.DataFrame({"state": keys, "sha256": hashes.to_numpy()}).to_parquet(partial, index=False)
     return hashes
 
 

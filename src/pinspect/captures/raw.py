@@ -28,7 +28,7 @@ from pinspect.captures.references import RAW_COLUMNS
 from pinspect.captures.sharded import stage_folder
 from pinspect.captures.table import COLUMNS as LABELED
 from pinspect.captures.table import FIELD_BOX, LABEL_COLUMNS, PIN_BOX
-from pinspect.core.answers import AnswerContract
+from pinspect.core.answers import VERDICT, AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
@@ -88,8 +88,9 @@ def build_raw(
         table, problems, remarks = _read_labels(captures, contract)
         images = labelled.images_folder(captures)
         table["sha256"] = hash_files(images, table["file"], captures.with_name(f"{captures.name}.states.parquet"))
-    problems += labelled.conflicting_labels(_twins(table))
-    remarks = [*labelled.distinct(_twins(table))[1], *remarks]
+    twins = _twins(table)
+    problems += labelled.conflicting_labels(twins)
+    remarks = [*labelled.distinct(twins)[1], *remarks]
     table = table.drop_duplicates("sha256", ignore_index=True)
     remarks += _replaced(table, out / MANIFEST)
     folder = stage_folder(out, params.shards, engine)
@@ -171,8 +172,8 @@ def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame
         usable = [each for each in some if isinstance(each, Capture)]
         remarks += labelled.contradicted_names(usable, contract)
         parts.append(pd.DataFrame([capture.row() for capture in usable], columns=LABELED, dtype=str))
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=LABELED, dtype=str)
-    return table, problems, remarks
+    table = pd.concat(parts or [pd.DataFrame(columns=LABELED, dtype=str)], ignore_index=True)
+    return table.astype(dict.fromkeys(LABEL_COLUMNS[1:], "category")), problems, remarks
 
 
 def _twins(table: pd.DataFrame) -> list[tuple[Capture, str]]:
@@ -287,10 +288,11 @@ def _split(
 ) -> tuple[pd.Series, list[str]]:
     """Return the split of each capture, after writing the record, and remarks."""
     rule = splits.SplitRule.of(params)
+    label = captures[list(VERDICT)].astype("str")
     candidates = captures[["file", "sha256"]].assign(
         perceptual_hash=perceptual_hashes,
         is_reference=captures["role"] == REFERENCE,
-        label=captures["judgement"] + " " + captures["defect_mode"] + " " + captures["defect_position"],
+        label=label[VERDICT[0]].str.cat(label[[*VERDICT[1:]]], sep=" "),
     )
     split, remarks = splits.assign_splits(candidates, rule, splits.read_splits(split_record, rule))
     splits.write_splits(split_record, split.set_axis(captures["sha256"]), rule)

@@ -14,7 +14,6 @@ cropped) differ in at most 15.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,8 @@ TRAIN, VALIDATION, TEST = SPLITS
 _THUMBNAIL = 64
 _FREQUENCIES = 16
 _HASH_BYTES = _FREQUENCIES**2 // 8
-_MOST_HANDS = 32
+_TELLING_BITS = 64
+_SAMPLE = 4096
 RECORD = ("sha256", "split", "rule")
 
 
@@ -97,43 +97,44 @@ def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) 
         The split of each row, and remarks for the user, one line each.
     """
     before = captures["sha256"].map(recorded)
-    order = np.lexsort((~captures["is_reference"].to_numpy(bool), before.isna()))
-    by_age, before = captures.drop(columns="perceptual_hash").iloc[order], before.iloc[order].to_list()
-    files, contents, is_reference = by_age["file"].array, by_age["sha256"].array, by_age["is_reference"].to_list()
-    label_of, labels = pd.factorize(by_age["label"])
-    near_duplicates = NearDuplicates(captures["perceptual_hash"].iloc[order], rule.near_duplicate_bits)
-    shot_of_age = pd.factorize(by_age["file"].map(shot_of))
-    has_shot = (shot_of_age[1] != "")[shot_of_age[0]]
-    views_of_shot = _Groups(shot_of_age[0])
-    splits: list[str] = []
+    by_age = np.lexsort((~captures["is_reference"].to_numpy(bool), before.isna()))
+    files, contents = captures["file"].array, captures["sha256"].array
+    is_reference, is_new = (values.to_numpy(bool)[by_age] for values in (captures["is_reference"], before.isna()))
+    label_of, labels = pd.factorize(captures["label"].iloc[by_age])
+    near_duplicates = NearDuplicates(captures["perceptual_hash"].iloc[by_age], rule.near_duplicate_bits)
+    shots = _Shots(captures["file"].iloc[by_age])
+    splits: list[str] = []  # by age
     remarks = []
     most_alike = 0
+
+    def name(age: int) -> str:
+        return files[by_age[age]]
+
     for age in range(len(by_age)):
-        is_new = pd.isna(before[age])
-        views = views_of_shot.of(age) if has_shot[age] else np.array([age])
-        oldest = int(views[0])
-        deciding = [age, *views] if is_new and oldest == age else [age]  # the first view decides for all of its shot
-        near = [near_duplicates.of(view) for view in deciding]
-        older = [int(other) for other in np.unique(np.concatenate(near)) if other < age]
-        unlike = [other for other in near[0] if other < age and label_of[other] != label_of[age]]
-        if unlike:
+        views = shots.of(age)
+        near = near_duplicates.older(age, age)
+        older = near
+        if is_new[age] and age == views[0] and len(views) > 1:  # the first view decides for all of its shot
+            older = np.unique(np.concatenate([near_duplicates.older(view, age) for view in views]))
+        unlike = near[label_of[near] != label_of[age]]
+        if len(unlike):
             remarks.append(
-                f"{files[age]} ({labels[label_of[age]]}) shows nearly the same as {files[unlike[0]]} "
+                f"{name(age)} ({labels[label_of[age]]}) shows nearly the same as {name(unlike[0])} "
                 f"({labels[label_of[unlike[0]]]}); correct the wrong label, if one is wrong"
             )
-        if oldest != age:
-            older.insert(0, oldest)  # a name is certain, near-duplicates are only likely
+        if age != views[0]:
+            older = np.concatenate([views[:1], older])  # a name is certain, near-duplicates are only likely
         if is_reference[age]:
             split = TRAIN
-        elif not is_new:
-            split = before[age]
+        elif not is_new[age]:
+            split = before.iloc[by_age[age]]
         else:
-            split = splits[older[0]] if older else rule.by_content(contents[age])
+            split = splits[older[0]] if len(older) else rule.by_content(contents[by_age[age]])
         splits.append(split)
-        divided = [files[other] for other in older if splits[other] != split]
+        divided = [name(other) for other in older if splits[other] != split]
         if divided:
             remarks.append(
-                f"{files[age]} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
+                f"{name(age)} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
             )
         most_alike = max(most_alike, len(older))
     if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
@@ -141,64 +142,61 @@ def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) 
             f"{most_alike} of {len(by_age)} captures count as near-duplicates of one capture: lower "
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
-    return pd.Series(splits, by_age.index, dtype=str).reindex(captures.index), remarks
+    return pd.Series(splits, captures.index[by_age], dtype=str).reindex(captures.index), remarks
 
 
 class NearDuplicates:
-    """Finds the perceptual hashes that differ from one of them in few bits, without comparing each with each.
+    """Finds the perceptual hashes that differ from one of them in few bits.
 
-    The bits are dealt to `bits + 1` hands. Two hashes that differ in at most `bits` bits agree in one hand at least, so
-    only hashes with an equal hand are compared. The result is exact.
+    All are compared, but most of them in 64 bits only: in those that differ most often between the hashes. Two hashes
+    that differ in too many of these are no near-duplicates. The result is exact.
     """
 
-    def __init__(self, hashes: Sequence[str] | pd.Series, bits: int):
-        """Index hashes.
+    def __init__(self, hashes: pd.Series, bits: int):
+        """Prepare hashes for comparison.
 
         Args:
             hashes: From `perceptual_hash`.
             bits: Largest number of bits in which near-duplicates differ.
         """
         content = np.fromiter(map(bytes.fromhex, hashes), f"S{_HASH_BYTES}", len(hashes))
+        octets = content.view(np.uint8).reshape(-1, _HASH_BYTES)
+        sample = np.unpackbits(octets[:: len(octets) // _SAMPLE + 1], axis=1)
+        telling = np.argsort(abs(sample.sum(axis=0) - len(sample) / 2), kind="stable")[:_TELLING_BITS]
+        told = np.empty((len(octets), _TELLING_BITS // 8), np.uint8)
+        for start in range(0, len(octets), _SAMPLE):
+            bits_of_some = np.unpackbits(octets[start : start + _SAMPLE], axis=1)
+            told[start : start + _SAMPLE] = np.packbits(bits_of_some[:, telling], axis=1)
+        self._telling = told.view(np.uint64).ravel()
         self._words = content.view(np.uint64).reshape(-1, _HASH_BYTES // 8)
         self._bits = bits
-        hands = bits + 1 if bits < _MOST_HANDS else 0  # hands of few bits agree by chance: then compare with all
-        octets = content.view(np.uint8).reshape(-1, _HASH_BYTES)
-        self._hands = [_Groups(_hand(octets, range(hand, 8 * _HASH_BYTES, hands))) for hand in range(hands)]
 
-    def of(self, index: int) -> np.ndarray:
-        """Return the indices of the near-duplicates of a hash, in ascending order, itself among them."""
-        candidates = (
-            np.unique(np.concatenate([hand.of(index) for hand in self._hands]))
-            if self._hands
-            else np.arange(len(self._words))
-        )
+    def older(self, index: int, age: int) -> np.ndarray:
+        """Return the indices of the near-duplicates of a hash that are below `age`, in ascending order."""
+        candidates = np.flatnonzero(np.bitwise_count(self._telling[:age] ^ self._telling[index]) <= self._bits)
         differing = np.bitwise_count(self._words[candidates] ^ self._words[index]).sum(axis=1)
         return candidates[differing <= self._bits]
 
 
-class _Groups:
-    """Which elements are equal, in a few bytes for each.
+class _Shots:
+    """The captures of each shot.
 
     Args:
-        values: Small integers, from 0.
+        files: Names of the captures, by age.
     """
 
-    def __init__(self, values: np.ndarray):
-        self._values = values
-        self._order = np.argsort(values, kind="stable").astype(np.int32)
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(values))])
+    def __init__(self, files: pd.Series):
+        self._shot, shots = pd.factorize(files.map(shot_of))
+        self._has_views = np.asarray(shots != "")[self._shot]
+        self._order = np.argsort(self._shot, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._shot))])
 
-    def of(self, index: int) -> np.ndarray:
-        """Return the indices of the elements that equal one of them, in ascending order, itself among them."""
-        value = self._values[index]
-        return self._order[self._starts[value] : self._starts[value + np.int64(1)]]
-
-
-def _hand(hashes: np.ndarray, bits: Sequence[int]) -> np.ndarray:
-    """Return the first 16 of some bits of each hash as a number: hashes with the same bits have the same number."""
-    places = np.array(bits[:16])
-    dealt = hashes[:, places // 8] >> (7 - places % 8).astype(np.uint8) & 1
-    return dealt.astype(np.uint16) @ (1 << np.arange(len(places), dtype=np.uint16))
+    def of(self, age: int) -> np.ndarray:
+        """Return the ages of all captures of a capture's shot, the oldest first, its own among them."""
+        if not self._has_views[age]:
+            return np.array([age])
+        shot = self._shot[age]
+        return self._order[self._starts[shot] : self._starts[shot + 1]]
 
 
 def read_splits(path: Path, rule: SplitRule) -> pd.Series:
@@ -213,14 +211,15 @@ def read_splits(path: Path, rule: SplitRule) -> pd.Series:
     if not path.exists():
         return pd.Series(dtype=str)
     try:
-        record = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", usecols=RECORD)
+        types = dict.fromkeys(RECORD, "category") | {"sha256": "str"}
+        record = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8", usecols=RECORD)
     except ValueError as error:
         raise CaptureError(f"{path}: not a record of splits ({error}); restore it by `git checkout {path}`") from None
     unknown = sorted(set(record["split"]) - set(SPLITS))
     if unknown:
         raise CaptureError(f"{path}: unknown splits {unknown}; restore it by `git checkout {path}`")
     decided = record[record["rule"] == rule.version].drop_duplicates("sha256", keep="last")
-    return decided.set_index("sha256")["split"]
+    return decided.set_index("sha256")["split"].astype("str")
 
 
 def write_splits(path: Path, splits: pd.Series, rule: SplitRule) -> None:
