@@ -67,7 +67,9 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
 
     keys = np.fromiter(map(key, files), np.uint64, len(files))
     try:
-        known = pd.read_parquet(record, columns=["state", "sha256"]).drop_duplicates("state").set_index("state")["sha256"]
+        known = (
+            pd.read_parquet(record, columns=["state", "sha256"]).drop_duplicates("state").set_index("state")["sha256"]
+        )
     except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
         known = pd.Series(index=keys[:0], dtype=str)
     hashes = known.reindex(keys).set_axis(files.index)

@@ -133,6 +133,7 @@ def build_composited(
             folder.write_manifest(manifest)
             folder.settle({folder.shard(sheet.file) for sheet in sheets})
             kinds.update(manifest["kind"])
+            folder.made.clear()  # of a window only, for the memory
     return pd.Series(dict(kinds.most_common()), name="count", dtype=int).rename_axis("kind")
 
 
