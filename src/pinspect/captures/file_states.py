@@ -67,11 +67,10 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
 
     keys = np.fromiter(map(key, files), np.uint64, len(files))
     try:
-        known = (
-            pd.read_parquet(record, columns=["state", "sha256"]).drop_duplicates("state").set_index("state")["sha256"]
-        )
+        table = pd.read_parquet(record, columns=["state", "sha256"])
     except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
-        known = pd.Series(index=keys[:0], dtype=str)
+        table = pd.DataFrame({"state": keys[:0], "sha256": ""})
+    known = table.drop_duplicates("state").set_index("state")["sha256"]
     hashes = known.reindex(keys).set_axis(files.index)
     waiting = np.flatnonzero(hashes.isna())
     if len(waiting):
