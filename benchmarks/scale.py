@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import platform
@@ -262,13 +263,13 @@ def as_markdown(result: dict) -> str:
         seconds = [measured[count][step]["seconds"] for count in counts]
         cells = [f"{value:,.1f} ({value / count * 1000:.2f})" for value, count in zip(seconds, counts, strict=True)]
         lines.append(f"| {step} | {' | '.join(cells)} | {_words(model, f'{step}: seconds', 's')} |")
-    further = [*zip(counts, counts[1:], strict=False)]
+    further = [*itertools.pairwise(counts)]
     lines += [
         "",
         "Milliseconds of each further capture, without what a start costs:",
         "",
         f"| stage | {' | '.join(f'{few:,} to {many:,}' for few, many in further)} |",
-        f"| --- | {'--- | ' * len(further)}",
+        f"| --- |{' --- |' * len(further)}",
     ]
     for stage in STAGES:
         seconds_for = {count: measured[count][stage]["seconds"] for count in counts}
