@@ -19,9 +19,9 @@ collect_ignore = [] if find_spec("torchvision") else ["stack"]  # `make test-sta
 
 # Files that wait for servers and schedules take longest and come first, so that no worker waits at the end.
 _LONGEST = (
-    *("test_schedules", "test_model_process", "test_prefect_restart", "test_promotion", "test_flows"),
-    *("test_postgres", "test_interruptions", "test_watch", "test_station_server", "test_adapter"),
-    *("test_machines", "test_containers"),
+    *("test_machines", "test_schedules", "test_containers", "test_model_process", "test_prefect_restart"),
+    *("test_promotion", "test_flows", "test_postgres", "test_interruptions", "test_watch", "test_station_server"),
+    "test_adapter",
 )
 _TIERS = ("system", "stages", "unit")
 
