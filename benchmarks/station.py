@@ -81,14 +81,15 @@ class Station:
 
 @contextlib.contextmanager
 def station(root: Path, folder: Path, **settings: object) -> Iterator[Station]:
-    """Run `pinspect station` for a project, with changed `settings`."""
-    (folder / "data").mkdir(parents=True)
-    for path in root.iterdir():
-        if path.name not in ("data", "settings.yaml"):
-            (folder / path.name).symlink_to(path)
-    for path in (root / "data").iterdir():
-        if path.name != "station":
-            (folder / "data" / path.name).symlink_to(path)
+    """Run `pinspect station` for a project in `folder`, again if it has run there, with changed `settings`."""
+    if not folder.exists():
+        (folder / "data").mkdir(parents=True)
+        for path in root.iterdir():
+            if path.name not in ("data", "settings.yaml"):
+                (folder / path.name).symlink_to(path)
+        for path in (root / "data").iterdir():
+            if path.name != "station":
+                (folder / "data" / path.name).symlink_to(path)
     source = root / "src" if (root / "src").is_dir() else ROOT / "src"
     port = free_port()
     content = yaml.safe_load((root / "settings.yaml").read_text())
