@@ -167,7 +167,7 @@ class Memory:
             first = [size for each, size in sizes.items() if self._is_stage(each)]
             self.stage = max([self.stage, *first])
             self.all = max(self.all, sum(sizes.values()))
-            time.sleep(0.1)
+            time.sleep(0.5)  # looking costs CPU, too
 
     def _is_stage(self, process: psutil.Process) -> bool:
         try:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -88,11 +89,13 @@ def test_products_are_read_by_their_path_in_every_form(tmp_path, shards):
     for word in WORDS:
         assert read_product(tmp_path / "out" / file_of(word)) == word.upper().encode()
     assert read_product(tmp_path / "out" / file_of("listed")) == b"listed"
-    assert not has_product(tmp_path / "out" / file_of("absent"))
     with pytest.raises(FileNotFoundError):
         read_product(tmp_path / "out" / file_of("absent"))
     table = read_manifest(tmp_path / "out" / MANIFEST, ("letters", "file"))
     assert dict(zip(table["file"], table["letters"], strict=True)) == {file_of(word): str(len(word)) for word in WORDS}
+    for is_there in (True, False):
+        assert {has_product(tmp_path / "out" / file_of(word)) for word in WORDS} == {is_there}
+        shutil.rmtree(tmp_path / "out/images", ignore_errors=True)
     windows = manifest_windows(tmp_path / "out" / MANIFEST, rows=10)
     parts = [read_manifest(tmp_path / "out" / MANIFEST, ("file",), window) for window in windows]
     assert sorted(file for part in parts for file in part["file"]) == sorted(map(file_of, WORDS))

@@ -69,8 +69,11 @@ def read_product(path: Path) -> bytes:
 
 
 def has_product(path: Path) -> bool:
-    """Return whether there is such a file, or such a member of an archive."""
-    return path.is_file() or _find(path) is not None
+    """Return whether there is such a file, or the archive that would hold it.
+
+    The archive is not opened: it holds what its stage's manifest lists, and opening it takes some milliseconds.
+    """
+    return path.is_file() or any(archive.is_file() for archive in _archives(path))
 
 
 def write_archive(path: Path, members: Mapping[str, bytes | Path | zipfile.ZipFile]) -> None:
@@ -109,19 +112,21 @@ def products_of(archive: zipfile.ZipFile) -> list[str]:
 
 def _find(path: Path) -> tuple[zipfile.ZipFile, str] | None:
     """Return the open archive that has a product, and the name of the member."""
-    folder = path.parent.parent
     member = f"{path.parent.name}/{path.name}"
-    for digits in DIGITS.values():
-        archive = folder / f"{path.name[:digits]}.zip"
+    for archive in _archives(path):
         try:
-            state = archive.stat() if digits else None
+            state = archive.stat()
         except OSError:
             continue
-        if state:
-            opened = _opened(archive, (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns))
-            if member in opened.NameToInfo:
-                return opened, member
+        opened = _opened(archive, (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns))
+        if member in opened.NameToInfo:
+            return opened, member
     return None
+
+
+def _archives(path: Path) -> list[Path]:
+    """Return the archives that may hold a product, one for each number of shards."""
+    return [path.parent.parent / f"{path.name[:digits]}.zip" for digits in DIGITS.values() if digits]
 
 
 @lru_cache(maxsize=_OPEN_ARCHIVES)
