@@ -24,7 +24,7 @@ from typing import Any, TextIO, cast
 
 import cv2
 
-from pinspect.core.environment import tune_garbage_collector
+from pinspect.core.environment import keep_freed_memory, tune_garbage_collector
 from pinspect.core.errors import PinspectError
 from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.package import load_package, package_artifacts
@@ -48,6 +48,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which ends this one
     key = sys.stdin.readline().strip()
     tune_garbage_collector()
+    keep_freed_memory()
     cv2.setNumThreads(1)  # more threads do not help with images this small
     preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
     threading.Thread(target=_end_with_parent, daemon=True).start()
