@@ -73,9 +73,7 @@ def localize(picture: npt.ArrayLike, centers: npt.ArrayLike, pitch: float, layou
     return Localization(float(pin_scores[pin]), layout.addresses[pin], pin_scores, vector, direction_of(vector))
 
 
-def whiteness(
-    picture: npt.NDArray[Any], centers: npt.NDArray[np.float64], pitch: float
-) -> npt.NDArray[np.float32]:
+def whiteness(picture: npt.NDArray[Any], centers: npt.NDArray[np.float64], pitch: float) -> npt.NDArray[np.float32]:
     """Return `Localization.pin_scores`: how white each pin's cell is, compared with the median over all pins.
 
     Args:
