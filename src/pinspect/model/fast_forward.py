@@ -6,7 +6,7 @@ reads the beginnings of all addresses at once. Most answers therefore take two p
 other logits than single tokens (tried once, with the first row) reads token by token.
 
 On a CPU each of torch's threads answers a part of the batch: the products of a small model are too small to be divided
-among threads (docs/LOG.md).
+among threads (docs/LOG.md). A single row has all threads for its products.
 """
 
 from __future__ import annotations
