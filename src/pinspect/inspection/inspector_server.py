@@ -8,6 +8,7 @@ Everything that both processes import of pinspect is the packed code of the mode
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import multiprocessing.process
@@ -89,6 +90,7 @@ def _start_preparing(folder: Path, address: str, key: str, output: TextIO) -> Se
     server = _Manager(address, key.encode()).get_server()
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_serve_preparing, args=(server, output), name="pinspect-preparing", daemon=True)
+    gc.freeze()  # so that a search for garbage in one process copies no memory of the other
     process.start()
     threading.Thread(target=_end_with, args=(process,), daemon=True).start()
     return server
