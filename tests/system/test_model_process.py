@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 from pinspect.composites.drawing import composite_size
-from pinspect.core.errors import RegistryError, RegistryUnreachableError
+from pinspect.core.errors import ImageError, ModelError, RegistryError, RegistryUnreachableError
 from pinspect.core.params import load_params
 from pinspect.inspection.records import Photograph, Task
 from pinspect.model.families import composite_cell
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
+from pinspect.registry.versions import load_registered
 from pinspect.station.batches import Batches, InspectionRequest
 from pinspect.station.champion import Champion
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
@@ -134,10 +135,33 @@ def test_only_the_capture_that_cannot_be_inspected_gets_an_error(registered, pro
     flat = io.BytesIO()
     Image.new("RGB", (640, 260), "grey").save(flat, "PNG")
     records = ask_all(process, [good, Photograph("flat.png", flat.getvalue()), Photograph("text.jpg", b"no picture")])
-    assert [bool(record["error"]) for record in records] == [False, True, True]
+    assert isinstance(records[2], ImageError)
+    assert str(records[2]).startswith("text.jpg: not an image file")
+    assert [bool(record["error"]) for record in records[:2]] == [False, True]
     assert records[1]["error"].startswith("flat.png: ") and "flat" in records[1]["error"]
-    assert records[2]["error"].startswith("text.jpg: not an image file")
-    assert {record["model_version"] for record in records} == {"1"}
+    assert {record["model_version"] for record in records[:2]} == {"1"}
+
+
+def test_the_process_that_prepares_and_the_one_that_answers_end_together(registered):
+    photograph = captures(registered)[0]
+    for victim_answers in (True, False):
+        inspector = load_registered(registered, load_register_settings(registered), "1")
+        prepared = inspector.prepare(Task(photograph))
+        assert inspector.answer([prepared])[0]["file"] == photograph.name
+        answering = psutil.Process(inspector._process.pid)
+        (preparing,) = answering.children()
+        victim, other = (answering, preparing) if victim_answers else (preparing, answering)
+        victim.kill()
+        until(lambda other=other: not is_running(other), "the end of the other process", PATIENCE)
+        with pytest.raises(ModelError, match="has ended"):
+            inspector.prepare(Task(photograph))
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_specified_shape_is_used_and_an_unknown_shape_is_an_error(registered, process):

@@ -168,6 +168,9 @@ HOSTILE_NAMES = [
 HOSTILE_FILES = {
     "empty.png": (b"", 422, "0 bytes"),
     "truncated.jpg": (JPEG[: len(JPEG) // 2], 422, "cut short"),
+    "cut.png": (encoded("PNG")[:60], 422, "cut short"),
+    "small.png": (encoded("PNG", "L", (8, 8)), 422, "8 x 8 px is no photograph"),
+    "float.tif": (encoded("TIFF", "F"), 422, "floating-point pixels have no agreed white"),
     "page.png": (HTML, 415, "expected JPEG, PNG"),
     "drawing.svg": (SVG, 415, "expected JPEG, PNG"),
     "moving.gif": (encoded("GIF", "P"), 415, "expected JPEG, PNG"),

@@ -14,9 +14,10 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ class _Manager(BaseManager):
 
 
 _Manager.register("inspector")
+_Manager.register("preparer")
 
 
 class InspectorProcess(PhotographInspector):
@@ -80,9 +82,8 @@ class InspectorProcess(PhotographInspector):
             raise _error(folder, error, reply)
         self.profile = reply["profile"]
         self._max_pixels = int(reply["max_pixels"])
-        manager = _Manager(address, key.encode())
-        manager.connect()
-        self._remote = cast(Any, manager).inspector()  # a method that `register` has made
+        self._remote = _connect(address, key).inspector()
+        self._preparing = reply.get("preparing"), key
 
     @property
     def max_pixels(self) -> int:
@@ -112,7 +113,7 @@ class InspectorProcess(PhotographInspector):
 
     def prepare(self, task: Task) -> Prepared:
         """See `PhotographInspector`."""
-        return self._call("prepare", task)
+        return self._call("prepare", task, remote=self._preparer)
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
         """See `PhotographInspector`."""
@@ -120,7 +121,7 @@ class InspectorProcess(PhotographInspector):
 
     def pictures(self, photograph: Photograph, shape: str | None = None) -> dict[str, bytes]:
         """See `PhotographInspector`."""
-        return self._call("pictures", photograph, shape)
+        return self._call("pictures", photograph, shape, remote=self._preparer)
 
     def locate_pin(self, photograph: Photograph, address: str, shape: str | None = None) -> npt.NDArray[np.float64]:
         """See `PhotographInspector`."""
@@ -129,6 +130,13 @@ class InspectorProcess(PhotographInspector):
     def try_out(self) -> None:
         """See `PhotographInspector`."""
         self._call("try_out")
+        _ = self._preparer
+
+    @cached_property
+    def _preparer(self) -> Any:
+        """The inspector that prepares; versions of older code prepare where they answer."""
+        address, key = self._preparing
+        return _connect(address, key).preparer() if address else self._remote
 
     def _start(self, key: str) -> dict[str, Any]:
         assert self._process.stdin
@@ -140,13 +148,19 @@ class InspectorProcess(PhotographInspector):
         except (OSError, ValueError):  # the process has ended, or was never able to start
             return {"error": "ModelError", "reason": f"the process that loads it has ended ({self._process.wait()})"}
 
-    def _call(self, method: str, *arguments: object) -> Any:
+    def _call(self, method: str, *arguments: object, remote: Any = None) -> Any:
         try:
-            return getattr(self._remote, method)(*arguments)
+            return getattr(remote or self._remote, method)(*arguments)
         except (EOFError, ConnectionError):
             raise ModelError(
                 f"the process of the model has ended (exit code {self._process.wait()}); load the model again"
             ) from None
+
+
+def _connect(address: str, key: str) -> Any:
+    manager = _Manager(address, key.encode())
+    manager.connect()
+    return manager  # with the methods that `register` has made
 
 
 def _end(process: subprocess.Popen[str], scratch: tempfile.TemporaryDirectory[str]) -> None:

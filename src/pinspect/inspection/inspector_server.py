@@ -1,30 +1,40 @@
 """The process of `inspector_process`: loads a packed model and inspects for the process that started this one.
 
-Everything that this process imports of pinspect is the packed code of the model.
+A second process prepares captures for the first: Python runs one thread of a process at a time, and the model's threads
+would wait for those that prepare. It is forked before PyTorch is imported, and loads the line at the first question.
+
+Everything that both processes import of pinspect is the packed code of the model.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from functools import wraps
-from multiprocessing.managers import BaseManager
+from functools import lru_cache, wraps
+from multiprocessing.managers import BaseManager, Server
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
-from pinspect.core.environment import tune_garbage_collector
+import cv2
+
+from pinspect.core.environment import keep_freed_memory, tune_garbage_collector
 from pinspect.core.errors import PinspectError
+from pinspect.inspection.inspector import CaptureInspector
 from pinspect.inspection.package import load_package, package_artifacts
 from pinspect.inspection.photograph_inspector import PhotographInspector
 
 _METHODS = sorted(
     name for name in PhotographInspector.__abstractmethods__ if name != "max_pixels"
 )  # what the other process may call
+_WITHOUT_MODEL = ("pictures", "prepare")
 
 
 class _Manager(BaseManager):
@@ -38,13 +48,16 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for the report
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which ends this one
     key = sys.stdin.readline().strip()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     tune_garbage_collector()
+    keep_freed_memory()
+    cv2.setNumThreads(1)  # more threads do not help with images this small
+    preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # transformers imports scikit-learn where it is installed, for a kind of decoding that pinspect does not use: a
     # fifth of the start. To Python a module that is None is not installed.
     cast(dict[str, object], sys.modules)["sklearn"] = None
     try:
-        report = _load(folder, version)
+        report = _load(folder, version) | {"preparing": preparing.address}
         server = _Manager(address, key.encode()).get_server()
     except ModuleNotFoundError as error:
         report, server = {"error": type(error).__name__, "reason": str(error), "package": error.name}, None
@@ -57,15 +70,48 @@ def main() -> None:
 
 def _load(folder: Path, version: str | None) -> dict[str, Any]:
     artifacts = package_artifacts(folder)
-    inspector = load_package(artifacts, version)
-    for name in _METHODS:
-        setattr(inspector, name, _with_traceback(getattr(inspector, name)))
+    inspector = _with_tracebacks(load_package(artifacts, version))
     _Manager.register("inspector", callable=lambda: inspector, exposed=_METHODS)
     profile = artifacts.get("line_profile")
     return {
         "max_pixels": inspector.max_pixels,
         "profile": json.loads(profile.read_text(encoding="utf-8")) if profile else None,
     }
+
+
+def _start_preparing(folder: Path, address: str, key: str, output: TextIO) -> Server:
+    """Start the process that prepares captures; each of the two processes ends when the other one has ended."""
+
+    @lru_cache
+    def load() -> PhotographInspector:
+        return _with_tracebacks(load_package(package_artifacts(folder), with_model=False))
+
+    _Manager.register("preparer", callable=load, exposed=_WITHOUT_MODEL)
+    server = _Manager(address, key.encode()).get_server()
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_serve_preparing, args=(server, output), name="pinspect-preparing", daemon=True)
+    gc.freeze()  # so that a search for garbage in one process copies no memory of the other
+    process.start()
+    threading.Thread(target=_end_with, args=(process,), daemon=True).start()
+    return server
+
+
+def _serve_preparing(server: Server, output: TextIO) -> None:
+    output.close()  # its reader waits until nobody can write
+    parent = multiprocessing.process.parent_process()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    server.serve_forever()
+
+
+def _end_with(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
+def _with_tracebacks(inspector: CaptureInspector) -> CaptureInspector:
+    for name in _METHODS:
+        setattr(inspector, name, _with_traceback(getattr(inspector, name)))
+    return inspector
 
 
 def _with_traceback(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from pinspect.core import digests
 from pinspect.core.errors import ModelError
 from pinspect.core.operating_point import read_operating_point
-from pinspect.core.params import load_params
+from pinspect.core.params import ModelParams, load_params
 from pinspect.inspection.inspector import CaptureInspector
+
+if TYPE_CHECKING:
+    from pinspect.model.loading import Inspector
 
 _MLMODEL = "MLmodel"  # the file by which MLflow knows a model's folder
 CODE = "code"  # the folder beside MLmodel that MLflow puts the code into
@@ -29,13 +32,16 @@ _FILES = {
 }
 
 
-def load_package(artifacts: Mapping[str, Path], version: str | None = None) -> CaptureInspector:
+def load_package(
+    artifacts: Mapping[str, Path], version: str | None = None, *, with_model: bool = True
+) -> CaptureInspector:
     """Load the inspector of a packed model.
 
     Args:
         artifacts: The path of each artifact: `adapter`, `line`, `operating_point` and `params`; `base` unless the base
             is a checkpoint of the Hugging Face hub.
         version: Number of the registered version.
+        with_model: Whether to load the model; without it the inspector prepares captures and draws them.
 
     Returns:
         The inspector.
@@ -45,23 +51,26 @@ def load_package(artifacts: Mapping[str, Path], version: str | None = None) -> C
         StageInputError: The operating point belongs to another adapter, or the line lacks a reference.
         ParamsError: The packed parameters cannot be read.
     """
-    from pinspect.model.families import checkpoint_of
-    from pinspect.model.loading import load_inspector
-
     params = load_params(artifacts["params"])
-    base = checkpoint_of(params.model)
-    if "base" in artifacts:
-        base = base.at(artifacts["base"])
     point = read_operating_point(artifacts["operating_point"], artifacts["adapter"])
-    model = load_inspector(base, artifacts["adapter"])
     return CaptureInspector(
-        model,
+        _load_model(artifacts, params.model) if with_model else None,
         artifacts["line"],
         params,
         point.threshold,
         localizer_threshold=point.localizer_threshold,
         version=version,
     )
+
+
+def _load_model(artifacts: Mapping[str, Path], settings: ModelParams) -> Inspector:
+    from pinspect.model.families import checkpoint_of
+    from pinspect.model.loading import load_inspector
+
+    base = checkpoint_of(settings)
+    if "base" in artifacts:
+        base = base.at(artifacts["base"])
+    return load_inspector(base, artifacts["adapter"])
 
 
 def package_artifacts(folder: Path) -> dict[str, Path]:

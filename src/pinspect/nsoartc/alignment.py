@@ -164,9 +164,10 @@ class _Level:
         matrix = square(place)
         for _ in range(_STEPS):
             seen = cv2.warpAffine(gray, matrix[:2], self._size, flags=_INVERSE, borderValue=np.nan)
-            # Pixels outside of the capture are NaN; they ask for no change.
+            difference = seen - self.mean
+            difference[np.isnan(difference)] = 0  # pixels outside of the capture are NaN; they ask for no change
             change = np.eye(3)
-            change[:2] += (self._solve @ np.nan_to_num(seen - self.mean).ravel()).reshape(2, 3)
+            change[:2] += (self._solve @ difference.ravel()).reshape(2, 3)
             if np.abs(change[:2, :2] - np.eye(2)).max() > LARGEST_DEFORMATION:
                 raise AlignmentError(_NOTHING_IN_COMMON)
             matrix = matrix @ np.linalg.inv(change)

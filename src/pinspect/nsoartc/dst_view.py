@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pinspect.nsoartc.aligned import AlignedCapture
 from pinspect.nsoartc.distance import dst_picture
-from pinspect.nsoartc.localizer import Localization, localize
+from pinspect.nsoartc.localizer import Localization, localize, whiteness
 from pinspect.nsoartc.unit_space import UnitSpace
 
 DST_SUFFIX = ".jpg"
@@ -50,6 +50,12 @@ def localize_pin(picture: npt.NDArray[np.uint8], unit_space: UnitSpace) -> Local
     """
     stride = unit_space.nsoartc.stride
     return localize(picture, unit_space.pin_centers / stride, unit_space.pitch / stride, unit_space.layout)
+
+
+def pin_whiteness(picture: npt.NDArray[np.uint8], unit_space: UnitSpace) -> npt.NDArray[np.float32]:
+    """Return the `pin_scores` of `localize_pin`, without its direction: a third of its time."""
+    stride = unit_space.nsoartc.stride
+    return whiteness(picture, np.asarray(unit_space.pin_centers / stride, np.float64), unit_space.pitch / stride)
 
 
 def encode_dst(picture: npt.NDArray[np.uint8]) -> bytes:

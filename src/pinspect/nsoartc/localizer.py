@@ -10,6 +10,7 @@ shows neither hue and gets no direction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,14 +67,25 @@ def localize(picture: npt.ArrayLike, centers: npt.ArrayLike, pitch: float, layou
         raise ValueError(f"expected a DST picture (rows, columns, 3), found {pixels.shape}")
     if places.shape != (layout.pins, 2):
         raise ValueError(f"expected the centers of {layout.pins} pins, ({layout.pins}, 2), found {places.shape}")
-    white = np.ascontiguousarray(pixels.min(axis=-1))
-    cells = _patches(white, places, max(1, round(_CELL * pitch)))
-    strength = np.sqrt(np.mean(np.square(cells), axis=(1, 2)))
-    typical = max(float(np.median(strength)), 1e-6 * max(float(pixels.max()), 1.0))
-    pin_scores = (strength / typical).astype(np.float32)
+    pin_scores = whiteness(pixels, places, pitch)
     pin = int(pin_scores.argmax())
     vector = _bend_vector(pixels, places, pitch, pin)
     return Localization(float(pin_scores[pin]), layout.addresses[pin], pin_scores, vector, direction_of(vector))
+
+
+def whiteness(picture: npt.NDArray[Any], centers: npt.NDArray[np.float64], pitch: float) -> npt.NDArray[np.float32]:
+    """Return `Localization.pin_scores`: how white each pin's cell is, compared with the median over all pins.
+
+    Args:
+        picture: (rows, columns, 3), RGB, uint8 or float.
+        centers: (pins, 2), x and y px of the pins' tops.
+        pitch: Distance of neighboring pins, px.
+    """
+    white = np.minimum(np.minimum(picture[..., 0], picture[..., 1]), picture[..., 2])  # `min` takes ten times as long
+    cells = _patches(np.asarray(white, np.float32), centers, max(1, round(_CELL * pitch)))
+    strength = np.sqrt(np.mean(np.square(cells), axis=(1, 2)))
+    typical = max(float(np.median(strength)), 1e-6 * max(float(picture.max()), 1.0))
+    return (strength / typical).astype(np.float32)
 
 
 def direction_of(vector: tuple[float, float]) -> str:

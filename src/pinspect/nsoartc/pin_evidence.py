@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pinspect.nsoartc.aligned import AlignedCapture
-from pinspect.nsoartc.dst_view import dst_view, localize_pin
+from pinspect.nsoartc.dst_view import dst_view, pin_whiteness
 from pinspect.nsoartc.light import without_trend
 
 # Above what passed captures of two lines reach: a color of 0.036, a misfit of 2.15 times the median (docs/LOG.md).
@@ -35,7 +35,7 @@ def pin_evidence(capture: AlignedCapture, localizer_threshold: float) -> npt.NDA
         whiteness, its color or its shape, whichever is clearest. It orders pins and is not calibrated; several pins
         can be near 1.
     """
-    white = localize_pin(dst_view(capture), capture.unit_space).pin_scores / localizer_threshold
+    white = pin_whiteness(dst_view(capture), capture.unit_space) / localizer_threshold
     color = color_deviations(capture) / COLOR_THRESHOLD
     shape = capture.pin_misfits / max(capture.misfit, 1e-6) / SHAPE_THRESHOLD
     ratio = np.maximum.reduce([white, color, shape, np.full(len(white), 1e-6)]).astype(np.float64)

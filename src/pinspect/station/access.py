@@ -15,8 +15,8 @@ from math import ceil
 from urllib.parse import quote, urlsplit
 
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.storage import MemoryStorage  # the other one starts a thread a request
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -175,9 +175,9 @@ class Access:
     async def _allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = HTTPConnection(scope)
         try:
-            self._count(request)
+            await self._count(request)
             self._check_origin(request)
-            allowed = self._has_token(request)
+            allowed = await self._has_token(request)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -186,17 +186,18 @@ class Access:
         else:
             await self._refused(request)(scope, receive, send)
 
-    def _count(self, request: HTTPConnection) -> None:
+    async def _count(self, request: HTTPConnection) -> None:
         path = request.url.path
         if path not in _UNCOUNTED and not path.startswith(_STATIC):
-            self._hit(self._limit, request, "requests")
+            await self._hit(self._limit, request, "requests")
         if path == LOGIN and request.scope["method"] not in _SAFE:
-            self._hit(self._wrong_tokens, request, "logins")
+            await self._hit(self._wrong_tokens, request, "logins")
 
-    def _hit(self, limit: RateLimitItem, request: HTTPConnection, what: str) -> None:
+    async def _hit(self, limit: RateLimitItem, request: HTTPConnection, what: str) -> None:
         client = request.client.host if request.client else ""
-        if not self._limiter.hit(limit, client):
-            seconds = ceil(max(1, self._limiter.get_window_stats(limit, client).reset_time - time.time()))
+        if not await self._limiter.hit(limit, client):
+            reset_time = (await self._limiter.get_window_stats(limit, client)).reset_time
+            seconds = ceil(max(1, reset_time - time.time()))
             raise Problem(
                 429,
                 f"more than {limit.amount} {what} per minute from {client}; try again in {seconds} s",
@@ -213,7 +214,7 @@ class Access:
         if foreign or request.headers.get("sec-fetch-site") == "cross-site":
             raise Problem(403, "a page of another site sent this request; open the station's own page", reason="origin")
 
-    def _has_token(self, request: HTTPConnection) -> bool:
+    async def _has_token(self, request: HTTPConnection) -> bool:
         path = request.url.path
         if not self._token or path in _OPEN or path.startswith(_STATIC):
             return True
@@ -223,7 +224,7 @@ class Access:
         if is_cookie(request.cookies.get(COOKIE, ""), self._token):
             return True
         if credentials:
-            self._hit(self._wrong_tokens, request, "wrong tokens")
+            await self._hit(self._wrong_tokens, request, "wrong tokens")
         return False
 
     def _refused(self, request: HTTPConnection) -> Response:

@@ -64,7 +64,7 @@ _INSPECT_BODY = {
                         "items": {"type": "string", "format": "binary"},
                         "description": f"image files: {uploads.EXPECTED}",
                     },
-                    uploads.SHAPE: {"type": "string", "description": "pin shape; default: the best-fitting one"},
+                    uploads.SHAPE: {"type": "string", "description": "pin shape; empty: the best-fitting one"},
                     SERIAL: {**_TRACE, "description": "serial number of the connector that the images show"},
                     LOT: {**_TRACE, "description": "lot of that connector"},
                 },
@@ -385,7 +385,7 @@ def _openapi(app: FastAPI, params: Params, settings: StationSettings, token: str
         body = schema["paths"]["/inspect"]["post"]["requestBody"]["content"]["multipart/form-data"]
         form = body["schema"]["properties"]
         form[uploads.IMAGES] = form[uploads.IMAGES] | {"maxItems": settings.images_a_request}
-        form[uploads.SHAPE] = form[uploads.SHAPE] | {"enum": params.answers.shapes}
+        form[uploads.SHAPE] = form[uploads.SHAPE] | {"enum": ["", *params.answers.shapes]}
         if token:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pinspect.core.errors import PinspectError
+from pinspect.core.errors import ImageError, PinspectError
 from pinspect.inspection.records import Photograph, Prepared, Task, empty_record
 from pinspect.station.champion import Champion, Version
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
@@ -132,6 +132,9 @@ class Batches:
         start = time.perf_counter()
         try:
             prepared = version.inspector.prepare(Task(request.photograph, shape=request.shape))
+        except ImageError as error:
+            request.answer(error)
+            return None
         except Exception as error:
             if version.inspector.ended:
                 raise  # this process ends, too, and is started again
@@ -140,9 +143,9 @@ class Batches:
         return _Ready(request, prepared, version)
 
     def _next_batch(self) -> list[_Ready]:
-        """Wait until a batch is full or nothing more is being prepared; return its captures that are not late."""
+        """Wait for captures that are ready; return those of a batch that are not late."""
         with self._changed:
-            self._changed.wait_for(self._can_start)
+            self._changed.wait_for(lambda: self._ready)
             batch = [self._ready.popleft()]
             while self._ready and len(batch) < self._batch_size and self._ready[0].version is batch[0].version:
                 batch.append(self._ready.popleft())
@@ -153,9 +156,6 @@ class Batches:
             else:
                 in_time.append(ready)
         return in_time
-
-    def _can_start(self) -> bool:
-        return bool(self._ready) and (len(self._ready) >= self._batch_size or not self._unprepared)
 
     def _answer(self, batch: list[_Ready]) -> None:
         start = time.perf_counter()

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -123,12 +124,23 @@ def correct(
 
 def waiting(root: Path) -> int:
     """Count captures from corrections that the last run of the stage `raw` did not have, or had with another label."""
+    path = root / CAPTURES / LABELS
+    status = path.stat() if path.is_file() else None
+    labels = _corrected(path, (status.st_mtime_ns, status.st_size, status.st_ino)) if status else ()
+    if not labels:
+        return 0  # without a look at the manifest, which may be long
     known = {_label(row | {"file": row["capture"]}) for row in _learned(root / RAW / MANIFEST)}
+    return sum(label not in known for label in labels)
+
+
+@lru_cache(maxsize=4)
+def _corrected(path: Path, state: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """Labels from corrections, read again when the `state` of the file is another."""
+    del state
     try:
-        labels = [row for _, row in read_table(root / CAPTURES / LABELS) if _CORRECTED_FILE.match(row["file"])]
+        return tuple(_label(row) for _, row in read_table(path) if _CORRECTED_FILE.match(row["file"]))
     except CaptureError:  # stage raw reports it
-        labels = []
-    return sum(_label(row) not in known for row in labels)
+        return ()
 
 
 def _values(verdict: Correction | Inspection) -> tuple[str | None, ...]:

@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 import anyio
 from starlette.requests import Request
 
+from pinspect.core.errors import ImageError
 from pinspect.core.params import Params
 from pinspect.station.messages import ModelTimeoutError, ModelUnavailableError, QueueFullError
 from pinspect.station.model_process import ModelProcess
 from pinspect.station.picture_store import PictureStore
 from pinspect.station.problems import Problem
-from pinspect.station.results import STATION, Inspection, ResultsTable
+from pinspect.station.results import STATION, Inspection, NewResult, ResultsTable
 from pinspect.station.results_database import ResultsError
 from pinspect.station.settings import StationSettings
+from pinspect.station.storing import ResultsWriter
 from pinspect.station.telemetry import Telemetry
 from pinspect.station.trace import trace_of_name
 from pinspect.station.uploads import ByteBudget, Upload, UploadRequest, read_uploads
@@ -49,7 +51,7 @@ class Intake:
         self._params, self._settings = params, settings
         self._model = model
         self._results = results
-        self._pictures = pictures
+        self._writer = ResultsWriter(results, pictures)
         self._telemetry = telemetry
         self._budget = ByteBudget(settings.bytes_at_once)
         self.results_error: str | None = None
@@ -83,7 +85,7 @@ class Intake:
         records = dict(zip(new, await self._records(list(new.values()), upload.shape), strict=True))
         for id, image in new.items():
             records[id] |= {**trace_of_name(image.name, self._settings.names), **upload.trace}
-        inspections = await anyio.to_thread.run_sync(self._store, new, records, ids)
+        inspections = await self._store(new, records, ids)
         self._telemetry.took(time.perf_counter() - start)
         for record in records.values():
             self._telemetry.inspected(record["judgement"], record["model_version"])
@@ -112,16 +114,21 @@ class Intake:
             raise Problem(409, _OTHER_KEY, reason="key")
         return {inspection.id for inspection in stored if inspection is not None}
 
-    def _store(self, new: Mapping[str, Upload], records: Mapping[str, dict], ids: Sequence[str]) -> list[Inspection]:
-        """Store each picture, then its row: a row without its picture could not be corrected."""
+    async def _store(
+        self, new: Mapping[str, Upload], records: Mapping[str, dict], ids: Sequence[str]
+    ) -> list[Inspection]:
         received = datetime.now(UTC)
+        results = [NewResult(records[id], id, "", STATION, received) for id in new]
         with self._explained():
-            for id, image in new.items():
-                sha256 = self._pictures.put(image.content, image.suffix)
-                is_new = self._results.record(records[id], id=id, sha256=sha256, source=STATION, received=received)
-                if not is_new and self._stored(id).sha256 != sha256:  # two requests used the same key at once
+            written = await self._writer.store(list(new.values()), results) if new else []
+            stored = {inspection.id: inspection for inspection in written if inspection}
+            for id in ids:
+                if id not in stored:
+                    stored[id] = await anyio.to_thread.run_sync(self._stored, id)
+            for id, image in new.items():  # two requests may have used the same key at once
+                if stored[id].sha256 != hashlib.sha256(image.content).hexdigest():
                     raise Problem(409, _OTHER_KEY, reason="key")
-            return [self._stored(id) for id in ids]
+        return [stored[id] for id in ids]
 
     def _stored(self, id: str) -> Inspection:
         inspection = self._results.get(id)
@@ -149,6 +156,8 @@ def _problem(error: BaseException) -> BaseException:
         return Problem(429, str(error), reason="queue", headers=_RETRY)
     if isinstance(error, ModelTimeoutError):
         return Problem(504, str(error), reason="timeout")
+    if isinstance(error, ImageError):
+        return Problem(422, str(error), reason="damaged")
     if isinstance(error, ModelUnavailableError):
         return Problem(503, str(error), reason="model", headers=_RETRY)
     return error

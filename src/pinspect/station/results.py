@@ -112,6 +112,22 @@ class Inspection:
         return record
 
 
+@dataclass(frozen=True)
+class NewResult:
+    """A result to store; see `ResultsTable.record`."""
+
+    record: Mapping
+    id: str
+    sha256: str
+    source: str
+    received: datetime
+
+    def row(self) -> dict:
+        """Return the row of the table, without its sequence number."""
+        row = {name: self.record.get(name) for name in _RECORDED} | {"sha256": self.sha256, "id": self.id}
+        return row | {"source": self.source, "received": self.received, "hour": _hour(self.received)}
+
+
 class ResultsTable(ResultsDatabase):
     """The results table of a project. Threads can share an instance; each process opens its own."""
 
@@ -128,19 +144,37 @@ class ResultsTable(ResultsDatabase):
         Returns:
             Whether the record is new. If the id is in the table already, nothing changes.
         """
-        values = {name: record.get(name) for name in _RECORDED} | {"sha256": sha256}
-        values |= {"id": id, "source": source, "received": received, "hour": _hour(received)}
-        values |= {"sequence": sa.select(tables.counter.c.last).scalar_subquery()}
+        result = NewResult(record, id, sha256, source, received)
+        return self.record_all([result])[0] is not None
+
+    def record_all(self, results: Sequence[NewResult]) -> list[Inspection | None]:
+        """Store several results in one transaction.
+
+        Args:
+            results: The results.
+
+        Returns:
+            Each inspection as it is stored; None if its id is in the table already, in which nothing changes.
+        """
+        rows = [result.row() for result in results]
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(tables.counter.update().values(last=tables.counter.c.last + 1))
-                    connection.execute(tables.inspections.insert().values(values))
+                    # A write comes first, so that nobody else takes these numbers.
+                    connection.execute(tables.counter.update().values(last=tables.counter.c.last + len(rows)))
+                    last = connection.scalar(sa.select(tables.counter.c.last)) or 0
+                    for sequence, row in enumerate(rows, start=last - len(rows) + 1):
+                        row["sequence"] = sequence
+                    connection.execute(tables.inspections.insert(), rows)
+                    query = sa.select(tables.inspections).where(tables.inspections.c.sequence > last - len(rows))
+                    stored = connection.execute(query.order_by(tables.inspections.c.sequence)).mappings().all()
             except IntegrityError:
-                if id in self.known([id]):
-                    return False
+                if len(results) > 1:  # the others are stored one by one
+                    return [inspection for result in results for inspection in self.record_all([result])]
+                if results[0].id in self.known([results[0].id]):
+                    return [None]
                 raise
-        return True
+        return [_inspection(row) for row in stored]
 
     def get(self, id: str) -> Inspection | None:
         """Return the inspection with this id; None if there is none."""
@@ -327,5 +361,7 @@ def _query() -> sa.Select:
 def _inspection(row: RowMapping) -> Inspection:
     values = {field.name: row[field.name] for field in fields(Inspection) if field.name != "correction"}
     values |= {name: tuple(values[name]) for name in PIN_VALUES if values[name] is not None}
+    if row.get("correction_judgement") is None:
+        return Inspection(**values, correction=None)
     verdict = {field.name: row[f"correction_{field.name}"] for field in fields(Correction)}
-    return Inspection(**values, correction=None if verdict["judgement"] is None else Correction(**verdict))
+    return Inspection(**values, correction=Correction(**verdict))

@@ -1,4 +1,4 @@
-"""Checks of uploads: bytes, number of images, formats, pixels, names.
+"""Checks of uploads: bytes, number of images, formats, pixels, names. The process of the model decodes them.
 
 Formats are recognized by content. A file name is only shown, and names the eye of the line; it never becomes a path.
 Bytes are counted while the request is read; pixels are read from the header before anything is decoded.
@@ -16,14 +16,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import anyio
 from PIL import Image
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from pinspect.core.errors import ImageError
-from pinspect.core.images import decode_image
 from pinspect.core.params import Params
 from pinspect.station.problems import Problem
 from pinspect.station.settings import StationSettings
@@ -45,7 +42,6 @@ _FORMATS = {
 }
 _WEBP = ("WEBP", ".webp")  # has the file's length in the middle of its signature
 EXPECTED = "JPEG, PNG, BMP, TIFF or WebP"
-_decoding = anyio.CapacityLimiter(2)  # a decoded image may take 160 MB
 
 
 @dataclass(frozen=True)
@@ -134,15 +130,12 @@ async def read_uploads(
         contents = [(shown_name(file.filename), await file.read()) for file in files]
     finally:
         await form.close()
-    checked = [
-        await anyio.to_thread.run_sync(checked_image, content, name, params.raw.max_pixels, limiter=_decoding)
-        for name, content in contents
-    ]
+    checked = [checked_image(content, name, params.raw.max_pixels) for name, content in contents]
     return UploadRequest(tuple(checked), shape, trace)
 
 
 def checked_image(content: bytes, name: str, max_pixels: int) -> Upload:
-    """Check that an image file has a known format and can be decoded.
+    """Check that an image file has a known format and is not too large; the model's process decodes it.
 
     Args:
         content: Bytes of the file.
@@ -165,12 +158,6 @@ def checked_image(content: bytes, name: str, max_pixels: int) -> Upload:
             "crop the image",
             reason="pixels",
         )
-    try:
-        decode_image(content, name, max_pixels)
-    except ImageError as error:
-        raise Problem(422, str(error), reason="damaged") from None
-    except Exception as error:  # a malicious file can make a decoder raise anything
-        raise Problem(422, f"{name}: cannot be decoded ({type(error).__name__})", reason="damaged") from error
     return Upload(name, content, image_format[1])
 
 
