@@ -7,7 +7,6 @@ into the stage's folder only when the batch is complete and its run is still the
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import itertools
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pinspect.core.code import room_digest
+from pinspect.core.environment import keep_freed_memory
 from pinspect.core.errors import EngineError, EngineUnreachableError
 from pinspect.core.yaml_file import SETTINGS_FILE, Section, load_settings
 
@@ -294,7 +294,7 @@ def _make_on_worker(work: Work, run: Path, expected: dict[str, str], batch: Sequ
 
     if problem := differences(run, expected):
         raise EngineError(f"worker {get_worker().address}: {problem}")
-    _keep_freed_memory()
+    keep_freed_memory()  # Dask starts workers with a MALLOC_TRIM_THRESHOLD_ that returns each array: half the speed
     with tempfile.TemporaryDirectory(prefix=".", dir=run.parent) as folder:
         made = _timed(work, Path(folder), batch)
         if not run.exists():
@@ -303,15 +303,3 @@ def _make_on_worker(work: Work, run: Path, expected: dict[str, str], batch: Sequ
             (run.parent / name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).replace(run.parent / name)
     return made
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next picture.
-
-    Dask starts workers with a MALLOC_TRIM_THRESHOLD_ that returns the memory of each array at once: half the speed.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD

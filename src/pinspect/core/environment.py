@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 
@@ -53,6 +54,7 @@ def tune_garbage_collector() -> None:
     atexit.register(gc.freeze)
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Make the C library keep some freed memory for the next image, where it is glibc.
 
