@@ -132,7 +132,7 @@ def make_batches(
         yield from (_timed(work, folder, batch) for batch in batches)
     elif engine == "processes":
         context = multiprocessing.get_context("spawn")  # forked threads may hang
-        with ProcessPoolExecutor(processes, context, initializer=_end_with_the_parent) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
             yield from _results(pool, functools.partial(_timed, work, folder), batches)
     else:
         client = _client()
@@ -172,8 +172,9 @@ def _timed(work: Work, folder: Path, batch: Sequence[Any]) -> Batch:
     return Batch(f"{platform.node()}:{os.getpid()}", time.monotonic() - start, products)
 
 
-def _end_with_the_parent() -> None:
-    """Exit when the parent is killed; without this, a worker would wait for work forever."""
+def _begin_worker() -> None:
+    """Keep freed memory, and exit when the parent is killed: otherwise a worker would wait for work forever."""
+    keep_freed_memory()
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
