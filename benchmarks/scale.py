@@ -17,6 +17,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -55,15 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--captures", type=int, nargs="+", default=(1_000, 10_000, 100_000))
-    parser.add_argument("--shards", type=int, default=256)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of scale.json and scale.md")
     arguments = parser.parse_args()
     environment.apply()
     measured = {}
     for count in sorted(arguments.captures):
-        measured[count] = Project(arguments.folder.resolve() / str(count), count, arguments.shards).measure()
+        measured[count] = Project(arguments.folder.resolve() / str(count), count).measure()
     machine = f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}"
-    result = {"captures": measured, "model": model_of(measured), "shards": arguments.shards, "machine": machine}
+    result = {"captures": measured, "model": model_of(measured), "machine": machine}
     (arguments.out / "scale.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (arguments.out / "scale.md").write_text(as_markdown(result), encoding="utf-8")
     print(as_markdown(result))
@@ -72,10 +72,9 @@ def main() -> None:
 class Project:
     """A clone of this checkout with virtual captures, and what has been measured in it."""
 
-    def __init__(self, root: Path, count: int, shards: int):
+    def __init__(self, root: Path, count: int):
         self.root = root
         self.count = count
-        self.shards = shards
         self._record = root.with_name(f"{root.name}.json")
         self._done: dict[str, dict[str, float]] = (
             json.loads(self._record.read_text(encoding="utf-8")) if self._record.exists() else {}
@@ -105,7 +104,7 @@ class Project:
         subprocess.run(["git", "clone", "--quiet", ROOT, self.root], check=True)
         params = yaml.safe_load((self.root / "params.yaml").read_text(encoding="utf-8"))
         params["answers"]["shapes"] = [SHAPE]
-        params["raw"]["shards"] = self.shards
+        params["raw"]["shards"] = shards_for(self.count)
         params["raw"]["virtual"].update(train=0, validation=0, test=0)
         params["composite"].update(cell=CELL, token_aligned=False)
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
@@ -143,6 +142,11 @@ class Project:
         if process.wait():
             raise SystemExit(f"{' '.join(command)} failed in {self.root}; correct it and run this again")
         return round(time.perf_counter() - start, 2)
+
+
+def shards_for(captures: int) -> int:
+    """Return the number of archives that docs/operations.md recommends: nearest to one for 1,000 captures."""
+    return min((16, 256, 4096), key=lambda shards: abs(math.log(shards * 1000 / captures)))
 
 
 class Memory:
@@ -252,7 +256,7 @@ def as_markdown(result: dict) -> str:
         "# Cost of a number of captures",
         "",
         f"Made by `python benchmarks/scale.py FOLDER` on {result['machine']}.",
-        f"Captures of {SIZE[0]} x {SIZE[1]} px, {result['shards']} shards.",
+        f"Captures of {SIZE[0]} x {SIZE[1]} px; archives: {', '.join(str(shards_for(count)) for count in counts)}.",
         "",
         "Seconds (milliseconds per capture):",
         "",
