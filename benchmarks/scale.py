@@ -237,7 +237,7 @@ def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict
     model = {}
     for step in (*STAGES, *RUNS, "ten more"):
         for name in ("seconds", "memory_mb", "data_mb"):
-            values = {count: steps[step][name] for count, steps in measured.items() if name in steps[step]}
+            values = {count: steps[step][name] for count, steps in measured.items() if name in steps.get(step, {})}
             if len(values) > 1:
                 counts, figures = np.array(list(values), float), np.array(list(values.values()), float)
                 per_capture, fixed = np.polyfit(counts, figures, 1, w=1 / figures.clip(0.1))
@@ -264,8 +264,9 @@ def as_markdown(result: dict) -> str:
         f"| --- | {'--- | ' * len(counts)}--- | --- |",
     ]
     for step in steps:
-        seconds = [measured[count][step]["seconds"] for count in counts]
-        cells = [f"{value:,.1f} ({value / count * 1000:.2f})" for value, count in zip(seconds, counts, strict=True)]
+        seconds = {count: measured[count][step]["seconds"] for count in counts if step in measured[count]}
+        shown = {count: f"{value:,.1f} ({value / count * 1000:.2f})" for count, value in seconds.items()}
+        cells = [shown.get(count, "") for count in counts]
         lines.append(f"| {step} | {' | '.join(cells)} | {_words(model, f'{step}: seconds', 's')} |")
     further = [*itertools.pairwise(counts)]
     lines += [
