@@ -88,7 +88,7 @@ def stations(server: PostgresServer, folder: Path, count: int) -> dict:
     url, start = server.new_database(), time.monotonic()
     captures = sorted((ROOT / "data/captures/images").glob("*.jpg"))
     addresses: dict[str, str] = {}
-    answered: list[str] = []
+    answered: dict[str, list[str]] = {"first": [], "second": []}
 
     def inspect(name: str, number: int) -> None:
         path = captures[number % len(captures)]
@@ -101,7 +101,7 @@ def stations(server: PostgresServer, folder: Path, count: int) -> dict:
                 )
                 if answer.status_code == httpx.codes.OK:
                     (result,) = answer.json()["results"]
-                    answered.append(result["id"])
+                    answered[name].append(result["id"])
                     return
             time.sleep(0.5)
 
@@ -114,9 +114,9 @@ def stations(server: PostgresServer, folder: Path, count: int) -> dict:
         with station(ROOT, folder / "first", results=url) as first:
             addresses["first"] = first.address
             requests = [clients.submit(inspect, name, number) for number in range(count) for name in addresses]
-            until(lambda: sum(id.startswith("first") for id in answered) >= count // 2, "half of the answers", 3600)
+            until(lambda: len(answered["first"]) >= count // 2, "half of the answers", 3600)
             first.process.kill()
-        before = len(answered)
+        before = len(answered["first"])
         with station(ROOT, folder / "first", results=url) as again:
             addresses["first"] = again.address
             for request in requests:
@@ -126,12 +126,13 @@ def stations(server: PostgresServer, folder: Path, count: int) -> dict:
     ) as table:
         stored = list(table.each())
     names = [inspection.id for inspection in stored]
+    ids = {id for of_station in answered.values() for id in of_station}
     return {
         "each": count,
-        "answered_before_the_restart": before,
-        "answered": len(answered),
+        "answered_by_the_first_before_the_restart": before,
+        "answered": len(ids),
         "stored": len(stored),
-        "lost": len(set(answered) - set(names)),
+        "lost": len(ids - set(names)),
         "doubled": len(names) - 2 * count,
         "numbered_without_a_gap": sorted(each.sequence or 0 for each in stored) == [*range(1, 2 * count + 1)],
         "seconds": round(time.monotonic() - start, 1),
