@@ -54,7 +54,11 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
     Args:
         folder: The folder of the files.
         files: Their names.
-        record: A Parquet file with the states and hashes of the last call's files. It is written anew.
+        record: A Parquet file with the states and hashes of the last call's files. It is written again if a file was
+            read.
+
+    Returns:
+        str (files,), with the index of `files`.
 
     Raises:
         OSError: A file is missing or cannot be read.

@@ -167,9 +167,9 @@ def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame
     """Return the rows of all usable captures, the problems of the others, and remarks."""
     parts, problems, remarks = [], [], []
     read = labelled.iterate_captures(captures, contract)
-    while some := list(itertools.islice(read, WINDOW)):  # a Capture takes ten times as much memory as a row
-        problems += [each for each in some if isinstance(each, str)]
-        usable = [each for each in some if isinstance(each, Capture)]
+    while batch := list(itertools.islice(read, WINDOW)):  # a Capture takes ten times as much memory as a row
+        problems += [each for each in batch if isinstance(each, str)]
+        usable = [each for each in batch if isinstance(each, Capture)]
         remarks += labelled.contradicted_names(usable, contract)
         parts.append(pd.DataFrame([capture.row() for capture in usable], columns=LABELED, dtype=str))
     table = pd.concat(parts or [pd.DataFrame(columns=LABELED, dtype=str)], ignore_index=True)

@@ -32,7 +32,7 @@ TRAIN, VALIDATION, TEST = SPLITS
 _THUMBNAIL = 64
 _FREQUENCIES = 16
 _HASH_BYTES = _FREQUENCIES**2 // 8
-_TELLING_BITS = 64
+_COMPARED_BITS = 64
 _SAMPLE = 4096
 RECORD = ("sha256", "split", "rule")
 
@@ -148,8 +148,8 @@ def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) 
 class NearDuplicates:
     """Finds the perceptual hashes that differ from one of them in few bits.
 
-    All are compared, but most of them in 64 bits only: in those that differ most often between the hashes. Two hashes
-    that differ in too many of these are no near-duplicates. The result is exact.
+    Each pair is first compared in 64 bits, those that differ most often between the hashes. Pairs that differ in more
+    than `bits` of these are no near-duplicates; the others are compared in all 256 bits. The result is exact.
     """
 
     def __init__(self, hashes: pd.Series, bits: int):
@@ -162,18 +162,26 @@ class NearDuplicates:
         content = np.fromiter(map(bytes.fromhex, hashes), f"S{_HASH_BYTES}", len(hashes))
         octets = content.view(np.uint8).reshape(-1, _HASH_BYTES)
         sample = np.unpackbits(octets[:: len(octets) // _SAMPLE + 1], axis=1)
-        telling = np.argsort(abs(sample.sum(axis=0) - len(sample) / 2), kind="stable")[:_TELLING_BITS]
-        told = np.empty((len(octets), _TELLING_BITS // 8), np.uint8)
+        places = np.argsort(abs(sample.sum(axis=0) - len(sample) / 2), kind="stable")[:_COMPARED_BITS]
+        selected = np.empty((len(octets), _COMPARED_BITS // 8), np.uint8)
         for start in range(0, len(octets), _SAMPLE):
             bits_of_some = np.unpackbits(octets[start : start + _SAMPLE], axis=1)
-            told[start : start + _SAMPLE] = np.packbits(bits_of_some[:, telling], axis=1)
-        self._telling = told.view(np.uint64).ravel()
+            selected[start : start + _SAMPLE] = np.packbits(bits_of_some[:, places], axis=1)
+        self._selected = selected.view(np.uint64).ravel()
         self._words = content.view(np.uint64).reshape(-1, _HASH_BYTES // 8)
         self._bits = bits
 
     def older(self, index: int, age: int) -> np.ndarray:
-        """Return the indices of the near-duplicates of a hash that are below `age`, in ascending order."""
-        candidates = np.flatnonzero(np.bitwise_count(self._telling[:age] ^ self._telling[index]) <= self._bits)
+        """Return the near-duplicates of a hash among the first hashes.
+
+        Args:
+            index: Index of the hash.
+            age: Number of first hashes to compare with.
+
+        Returns:
+            int64 (near-duplicates,), their indices in ascending order.
+        """
+        candidates = np.flatnonzero(np.bitwise_count(self._selected[:age] ^ self._selected[index]) <= self._bits)
         differing = np.bitwise_count(self._words[candidates] ^ self._words[index]).sum(axis=1)
         return candidates[differing <= self._bits]
 

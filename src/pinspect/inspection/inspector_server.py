@@ -51,6 +51,7 @@ def main() -> None:
     tune_garbage_collector()
     keep_freed_memory()
     cv2.setNumThreads(1)  # more threads do not help with images this small
+    # Before the thread that reads standard input: a fork would copy the lock that the thread holds, and hang.
     preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # transformers imports scikit-learn where it is installed, for a kind of decoding that pinspect does not use: a
