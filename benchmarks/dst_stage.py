@@ -135,9 +135,10 @@ def _milliseconds(tree: Path, folder: Path) -> float:
 
 # Runs in the tree of either revision.
 WORKER = """
-import dataclasses, hashlib, json, sys, time
+import dataclasses, hashlib, inspect, json, sys, time
 from pathlib import Path
 import cv2
+from pinspect.core.files import write_file
 from pinspect.core.manifests import read_manifest
 from pinspect.core.params import load_params
 from pinspect.nsoartc.dst import BuiltUnitSpace, Comparison, Reading, build_dst, draw_dst_view
@@ -151,10 +152,16 @@ path = out / "dst/unit_space/camera-CYLN.npz"
 remarks = [()] * (len(dataclasses.fields(BuiltUnitSpace)) - 2)
 space = BuiltUnitSpace(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), *remarks)
 comparisons = [(file, Comparison(str(raw / file), "", space)) for file in json.loads(names.read_text())]
-draw_dst_view(reading, comparisons[0], out)
+def make(comparison):
+    if "folder" in inspect.signature(draw_dst_view).parameters:  # as it was until November 2026
+        draw_dst_view(reading, comparison, out)
+    else:
+        for name, content in draw_dst_view(reading, comparison).files.items():
+            write_file(out / name, content)
+make(comparisons[0])
 start = time.process_time()
 for comparison in comparisons:
-    draw_dst_view(reading, comparison, out)
+    make(comparison)
 print((time.process_time() - start) / len(comparisons) * 1e3)
 """
 

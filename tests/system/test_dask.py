@@ -153,28 +153,34 @@ def test_a_worker_with_other_code_is_refused(unmade, tmp_path):
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from pinspect.captures.engines import make_batches
+from pinspect.captures.engines import BatchMaker
 from pinspect.core.errors import run
 
 HERE = Path(__file__).parent
 
-def die(folder, batch):
+def die(batch):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def write_late(folder, batch):
+def write_late(batch):
     (HERE / f"began-{batch[0]}").touch()
     while batch[0] == "slow" and not (HERE / "go").exists():
         time.sleep(0.05)
-    return write(folder, batch)
+    return write(batch)
 
-def write(folder, batch):
-    (folder / batch[0]).touch()
-    return [{"files": {batch[0]: ""}}]
+def meet(batch):
+    (HERE / f"met-{batch[0]}").touch()
+    while len(list(HERE.glob("met-*"))) < 2:
+        time.sleep(0.05)
+    return write(batch)
+
+def write(batch):
+    return [{"files": {batch[0]: ""}}], {batch[0]: b""}
 
 if __name__ == "__main__":
     _, work, folder, *words = sys.argv
     Path(folder).mkdir(exist_ok=True)
-    run(lambda: print(len(list(make_batches("dask", globals()[work], [[word] for word in words], Path(folder), None)))))
+    made = BatchMaker("dask", Path(folder)).make(globals()[work], [[word] for word in words], None)
+    run(lambda: print(len(list(made))))
 """
 
 
@@ -234,5 +240,5 @@ def test_a_worker_that_works_on_for_a_killed_run_changes_nothing(script):
         until(lambda: not run.exists(), "the next run", longest=0.05)
         (script.folder / "go").touch()
         assert following.communicate()[0] == "2\n"
-    until(lambda: not [path for path in out.iterdir() if path.is_dir()], "the end of the slow batch", longest=0.05)
-    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "quick"]
+    assert script.end("meet", "out", "c", "d")[0] == 0  # on both workers at once: the slow batch has ended
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c", "d", "quick"]

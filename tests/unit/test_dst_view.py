@@ -103,7 +103,7 @@ def test_the_unit_space_keeps_the_parts_that_made_it(tmp_path):
     spot[4, 4] = 1
     parts = {"parts": ["LINE1", "spot"], "own_parts": {"spot": spot.tolist()}, "stride": 2, "p": 2.0}
     space = built([capture("CYLN", seed) for seed in range(5)], **parts)
-    space.save(tmp_path / "space.npz")
+    (tmp_path / "space.npz").write_bytes(space.packed())
     loaded = UnitSpace.load(tmp_path / "space.npz")
     assert loaded.nsoartc == space.nsoartc
     assert loaded.nsoartc.parts == ("LINE1", "spot") and json.dumps(loaded.nsoartc.own_parts["spot"])

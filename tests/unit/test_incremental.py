@@ -15,19 +15,17 @@ from pinspect.captures.incremental import IncrementalFolder, Item, Product, code
 from pinspect.core.errors import CaptureError
 
 
-def make_upper_case(payload: str, folder: Path) -> Product:
+def make_upper_case(payload: str) -> Product:
     """A small stage: one text file for each item."""
     name = f"texts/{payload[:1]}/{payload}.txt"
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(payload.upper())
-    return Product((name,), {"text": name, "letters": len(payload)})
+    return Product({name: payload.upper().encode()}, {"text": name, "letters": len(payload)})
 
 
-def make_but_stumble(payload: str, folder: Path) -> Product:
+def make_but_stumble(payload: str) -> Product:
     """Do the same, and fail at an unusable payload."""
     if payload == "stumble":
         raise CaptureError("stumble: cannot be used")
-    return make_upper_case(payload, folder)
+    return make_upper_case(payload)
 
 
 def run(path: Path, words: list[str], make=make_upper_case, params: object = None, workers: int = 1) -> list[str]:
@@ -158,8 +156,8 @@ from pathlib import Path
 from small.letters import size
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 
-def measure(word, folder):
-    return Product((), {"size": size(word)})
+def measure(word):
+    return Product({}, {"size": size(word)})
 
 def run():
     with IncrementalFolder(Path("out")) as folder:
@@ -172,10 +170,9 @@ import time
 from pathlib import Path
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 
-def make_slowly(payload, folder):
+def make_slowly(payload):
     time.sleep(0.2)
-    (folder / f"{payload}.txt").write_text(str(payload))
-    return Product((f"{payload}.txt",), {"number": payload})
+    return Product({f"{payload}.txt": str(payload).encode()}, {"number": payload})
 
 def main():
     folder = IncrementalFolder(Path("out"))

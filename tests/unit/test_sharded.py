@@ -28,29 +28,20 @@ def file_of(word: str) -> str:
     return f"images/{sha256[:2]}/{sha256[:20]}.txt"
 
 
-def write(folder, file: str, content: str) -> None:
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text(content)
-
-
-def make_upper_case(payload: str, folder) -> Product:
+def make_upper_case(payload: str) -> Product:
     """A small stage: a product for each word, and a file of its own for some."""
     if payload == "stumble":
         raise CaptureError("stumble: cannot be used")
     file = file_of(payload)
-    write(folder, file, payload.upper())
-    files = (file,)
+    files = {file: payload.upper().encode()}
     if payload.endswith("0"):
-        files = (file, f"aside/{payload}.txt")
-        write(folder, files[1], payload)
+        files[f"aside/{payload}.txt"] = payload.encode()
     return Product(files, {"file": file, "letters": len(payload)})
 
 
-def make_list(payload: list[str], folder) -> Product:
+def make_list(payload: list[str]) -> Product:
     """An item of all shards."""
-    for word in payload:
-        write(folder, file_of(word), word)
-    return Product(tuple(map(file_of, payload)), {})
+    return Product({file_of(word): word.encode() for word in payload}, {})
 
 
 def run(path, words, *, shards=16, listed=(), make=make_upper_case) -> list[str]:
@@ -169,6 +160,8 @@ def test_a_failed_run_leaves_the_folder_as_it_was_and_is_resumed(tmp_path):
     with pytest.raises(CaptureError, match="stumble"):
         run(tmp_path / "out", [*WORDS, *more, "stumble"])
     assert contents(tmp_path / "out") == before
+    waiting = [name for name in contents(tmp_path / "out.partial") if name.endswith(".txt")]
+    assert all(name.startswith("aside/") for name in waiting)  # the others lie in an archive for each batch
     made = run(tmp_path / "out", [*WORDS, *more])
     assert len(made) < len(more)
     run(tmp_path / "clean", [*WORDS, *more])
@@ -197,11 +190,9 @@ import pandas as pd
 from pinspect.captures.incremental import Item, Product
 from pinspect.captures.sharded import stage_folder
 
-def make_slowly(payload, folder):
+def make_slowly(payload):
     time.sleep(0.1)
-    (folder / payload).parent.mkdir(parents=True, exist_ok=True)
-    (folder / payload).write_text(payload)
-    return Product((payload,), {"file": payload})
+    return Product({payload: payload.encode()}, {"file": payload})
 
 def main():
     folder = stage_folder(Path("out"), 16)

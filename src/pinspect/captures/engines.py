@@ -1,8 +1,8 @@
 """What makes the batches of a stage: processes of this machine, or the workers of a Dask cluster.
 
 Both are an executor of `concurrent.futures`. A worker of a cluster may be another machine with other code, and it may
-work on after the run that asked for a batch was killed. So each worker is checked, and it moves the files of a batch
-into the stage's folder only when the batch is complete and its run is still the latest of this folder.
+work on after the run that asked for a batch was killed. So each worker is checked, and it writes the files of a batch
+only when the batch is complete and its run is still the latest of this folder.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import os
 import platform
 import queue
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,13 +30,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pinspect.core.code import room_digest
 from pinspect.core.environment import keep_freed_memory
 from pinspect.core.errors import EngineError, EngineUnreachableError
+from pinspect.core.files import write_file
 from pinspect.core.yaml_file import SETTINGS_FILE, Section, load_settings
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Engine = Literal["processes", "dask"]
-Work = Callable[[Path, Sequence[Any]], list[dict]]
+Work = Callable[[Sequence[Any]], tuple[list[dict], Mapping[str, bytes]]]
 
 _ADDRESS = "DASK_SCHEDULER_ADDRESS"
 _AHEAD = 1000  # batches that wait in the executor: enough for a large cluster, and little memory
@@ -109,37 +109,51 @@ class Throughput:
         return f"{made:,} in {seconds:.1f} s, {made / seconds:.1f}/s: {each}"
 
 
-def make_batches(
-    engine: Engine, work: Work, batches: Sequence[Sequence[Any]], folder: Path, workers: int | None
-) -> Iterator[Batch]:
-    """Call `work(folder, batch)` for each batch, and yield the results in the order of completion.
+class BatchMaker:
+    """Makes batches. Processes of this machine start when there is work for them, and end with `close`.
 
     Args:
         engine: What makes the batches. This process makes a single batch by itself.
-        work: Writes the files of a batch below the folder that it gets, and returns the product of each item, with the
-            paths of its `files` in the folder. Picklable.
-        batches: The batches.
-        folder: The folder that gets the files. All machines of a cluster share it.
-        workers: Number of processes; by default one per core. 1: this process makes all batches, with Dask as well. A
-            cluster has its own number.
-
-    Raises:
-        EngineError: The cluster cannot be used.
-        Exception: Any exception of `work`.
+        folder: The folder that gets the files, each at once. All machines of a cluster share it.
     """
-    processes = min(workers or os.cpu_count() or 1, len(batches))
-    if processes == 1 and (engine == "processes" or workers == 1 or len(batches) == 1):
-        yield from (_timed(work, folder, batch) for batch in batches)
-    elif engine == "processes":
-        context = multiprocessing.get_context("spawn")  # forked threads may hang
-        with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
-            yield from _results(pool, functools.partial(_timed, work, folder), batches)
-    else:
-        client = _client()
-        with _run_file(folder.absolute()) as run, _explained_errors():
-            _check_workers(client, run)
-            executor = client.get_executor(pure=False)
-            yield from _results(executor, functools.partial(_make_on_worker, work, run, facts()), batches)
+
+    def __init__(self, engine: Engine, folder: Path):
+        self._engine = engine
+        self._folder = folder
+        self._pool: ProcessPoolExecutor | None = None
+
+    def make(self, work: Work, batches: Sequence[Sequence[Any]], workers: int | None) -> Iterator[Batch]:
+        """Call `work(batch)` for each batch, write its files, and yield the results in the order of completion.
+
+        Args:
+            work: Returns the product of each item of a batch, and the content of each file by its path in the folder.
+                Picklable.
+            batches: The batches.
+            workers: Number of processes; by default one per core. 1: this process makes all batches, with Dask as well.
+                A cluster has its own number, and so have processes that an earlier call has started.
+
+        Raises:
+            EngineError: The cluster cannot be used.
+            Exception: Any exception of `work`.
+        """
+        processes = workers or os.cpu_count() or 1
+        if len(batches) == 1 or (processes == 1 and (self._engine == "processes" or workers == 1)):
+            yield from (_make(work, self._folder, batch) for batch in batches)
+        elif self._engine == "processes":
+            context = multiprocessing.get_context("spawn")  # forked threads may hang
+            self._pool = self._pool or ProcessPoolExecutor(processes, context, initializer=_begin_worker)
+            yield from _results(self._pool, functools.partial(_make, work, self._folder), batches)
+        else:
+            client = _client()
+            with _run_file(self._folder.absolute()) as run, _explained_errors():
+                _check_workers(client, run)
+                executor = client.get_executor(pure=False)
+                yield from _results(executor, functools.partial(_make_on_worker, work, run, facts()), batches)
+
+    def close(self) -> None:
+        """End the processes; those that are at work first finish their batch."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _results(executor: Executor, make: Callable[[Any], Batch], batches: Sequence[Any]) -> Iterator[Batch]:
@@ -166,9 +180,13 @@ def _results(executor: Executor, make: Callable[[Any], Batch], batches: Sequence
             future.cancel()
 
 
-def _timed(work: Work, folder: Path, batch: Sequence[Any]) -> Batch:
+def _make(work: Work, folder: Path, batch: Sequence[Any], run: Path | None = None) -> Batch:
     start = time.monotonic()
-    products = work(folder, batch)
+    products, files = work(batch)
+    if run and not run.exists():
+        raise EngineError(f"{run}: the run has ended")
+    for name, content in files.items():
+        write_file(folder / name, content)
     return Batch(f"{platform.node()}:{os.getpid()}", time.monotonic() - start, products)
 
 
@@ -286,21 +304,10 @@ def facts() -> dict[str, str]:
 
 
 def _make_on_worker(work: Work, run: Path, expected: dict[str, str], batch: Sequence[Any]) -> Batch:
-    """Make a batch on a worker of a cluster: all of its files, or none.
-
-    The files are moved into place at the end. So a worker that is killed leaves no half-written file, and a worker that
-    still works for an ended run changes nothing.
-    """
+    """Make a batch on a worker of a cluster; a worker that still works for an ended run changes nothing."""
     from distributed import get_worker
 
     if problem := differences(run, expected):
         raise EngineError(f"worker {get_worker().address}: {problem}")
     keep_freed_memory()  # Dask starts workers with a MALLOC_TRIM_THRESHOLD_ that returns each array: half the speed
-    with tempfile.TemporaryDirectory(prefix=".", dir=run.parent) as folder:
-        made = _timed(work, Path(folder), batch)
-        if not run.exists():
-            raise EngineError(f"{run}: the run has ended")
-        for name in (name for product in made.products for name in product["files"]):
-            (run.parent / name).parent.mkdir(parents=True, exist_ok=True)
-            Path(folder, name).replace(run.parent / name)
-    return made
+    return _make(work, run.parent, batch, run)

@@ -19,7 +19,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pinspect.captures.engines import Engine, Throughput, make_batches
+from pinspect.captures.engines import BatchMaker, Engine, Throughput, Work
 from pinspect.captures.file_states import FileStates, file_sha256
 from pinspect.core.manifests import MANIFEST, read_table
 
@@ -59,15 +59,15 @@ class Product:
     """The result of an item.
 
     Attributes:
-        files: Paths relative to the folder, with `/`.
+        files: Content of each file by its path relative to the folder, with `/`.
         record: Facts for the stage's tables; must fit into JSON.
     """
 
-    files: tuple[str, ...]
+    files: Mapping[str, bytes]
     record: dict
 
 
-Make = Callable[[Any, Path], Product]
+Make = Callable[[Any], Product]
 
 
 class IncrementalFolder:
@@ -95,8 +95,8 @@ class IncrementalFolder:
 
     def __init__(self, path: Path, engine: Engine = "processes"):
         self.path = path
-        self._engine: Engine = engine
         self.partial = path.with_name(f"{path.name}.partial")
+        self._maker = BatchMaker(engine, self.partial)
         self._journal = self.partial / PRODUCTS
         self._states = FileStates(path.with_name(f"{path.name}.states.json"))
         self._known: dict[str, dict] = {}  # by key: the products of earlier runs
@@ -113,6 +113,7 @@ class IncrementalFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self._maker.close()
         if kind is None:
             self._complete()
 
@@ -177,13 +178,13 @@ class IncrementalFolder:
         """Make the items whose key is new, in other processes or on a cluster, and return the records of all items.
 
         Args:
-            make: `make(payload, folder)` writes its files below `folder` and returns a Product. A function of a module,
-                or a `functools.partial` of such a function with picklable arguments.
+            make: `make(payload)` returns a Product. A function of a module, or a `functools.partial` of such a function
+                with picklable arguments.
             items: The items.
             params: Everything that decides the result beside inputs and code, including the arguments of a partial;
                 must fit into JSON.
             title: Title of the progress bar.
-            batch_size: Number of items that one process makes at a time.
+            batch_size: Number of items that one process makes, and holds, at a time.
             workers: Number of processes; by default one per core. 1: this process.
 
         Returns:
@@ -206,7 +207,8 @@ class IncrementalFolder:
                 self._claimed[item.name] = known
             else:
                 waiting.append(item)
-        for product in self._make_all(make, waiting, title, batch_size, workers):
+        work = functools.partial(_make_batch, make)
+        for product in self._make_all(work, waiting, title, batch_size, workers):
             self._remember(product | {"key": keys[product["name"]]})
         return [self._claimed[item.name]["record"] for item in items]
 
@@ -214,15 +216,15 @@ class IncrementalFolder:
         """Read what earlier runs have recorded of these items; without shards it was read at the beginning."""
 
     def _make_all(
-        self, make: Make, items: Sequence[Item], title: str, batch_size: int, workers: int | None
+        self, work: Work, items: Sequence[Item], title: str, batch_size: int, workers: int | None
     ) -> Iterator[dict]:
         if not items:
             return
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        work, throughput = functools.partial(_make_batch, make), Throughput()
+        throughput = Throughput()
         with _progress() as progress:
             bar = progress.add_task(title, total=len(items))
-            for batch in make_batches(self._engine, work, batches, self.partial, workers):
+            for batch in self._maker.make(work, batches, workers):
                 throughput.add(batch)
                 progress.advance(bar, len(batch.products))
                 yield from batch.products
@@ -327,13 +329,16 @@ def _nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
             yield from _nodes_that_run(child)
 
 
-def _make_batch(make: Make, folder: Path, items: Sequence[Item]) -> list[dict]:
-    made = []
+def _make_batch(make: Make, items: Sequence[Item]) -> tuple[list[dict], dict[str, bytes]]:
+    """Return the product of each item, and all files by their paths."""
+    made: list[dict] = []
+    files: dict[str, bytes] = {}
     for item in items:
-        product = make(item.payload, folder)
-        files = {name: file_sha256(folder / name) for name in product.files}
-        made.append({"name": item.name, "files": files, "record": json.loads(json.dumps(product.record))})
-    return made
+        product = make(item.payload)
+        hashes = {name: _sha256(content) for name, content in product.files.items()}
+        made.append({"name": item.name, "files": hashes, "record": json.loads(json.dumps(product.record))})
+        files |= product.files
+    return made, files
 
 
 def _progress() -> Progress:

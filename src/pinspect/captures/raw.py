@@ -121,12 +121,11 @@ def build_raw(
     return RawReport(tabulate_counts(counted, _COUNTED), len(folder.made), (*remarks, *more_remarks))
 
 
-def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
+def copy_image(payload: tuple[str, str, int]) -> Product:
     """Check and copy one image.
 
     Args:
         payload: Path, sha256, and the number of pixels that an image may have.
-        folder: The raw folder.
 
     Returns:
         A record with `file` and `perceptual_hash`, or with `error`. The error has no path, since the same content may
@@ -136,31 +135,30 @@ def copy_image(payload: tuple[str, str, int], folder: Path) -> Product:
     try:
         image = read_image(Path(path), max_pixels)
     except ImageError as error:
-        return Product((), {"error": str(error).removeprefix(f"{path}: ")})
-    file = _write_image(folder, sha256, Path(path).suffix.lower(), Path(path).read_bytes())
-    return Product((file,), {"file": file, "perceptual_hash": splits.perceptual_hash(image)})
+        return Product({}, {"error": str(error).removeprefix(f"{path}: ")})
+    file = _image_file(sha256, Path(path).suffix.lower())
+    record = {"file": file, "perceptual_hash": splits.perceptual_hash(image)}
+    return Product({file: Path(path).read_bytes()}, record)
 
 
-def render_virtual_line(
-    payload: tuple[AnswerContract, VirtualParams, dict[str, LineSetup], str], folder: Path
-) -> Product:
+def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, dict[str, LineSetup], str]) -> Product:
     """Render the captures of one split of the virtual line.
 
     Args:
         payload: Answer contract, parameters and looks of the virtual line, and the split.
-        folder: The raw folder.
 
     Returns:
         A record with `rows`, the captures' rows of the manifest.
     """
     contract, params, setups, split = payload
-    rows = []
+    files, rows = {}, []
     for capture in render_line(contract.layout, contract.shapes, contract.drawings, params, setups):
         if capture.split == split:
             sha256 = hashlib.sha256(capture.jpeg).hexdigest()
-            file = _write_image(folder, sha256, ".jpg", capture.jpeg)
+            file = _image_file(sha256, ".jpg")
+            files[file] = capture.jpeg
             rows.append({"file": file, "sha256": sha256, "source": VIRTUAL, "split": split} | _virtual(capture))
-    return Product(tuple(row["file"] for row in rows), {"rows": rows})
+    return Product(files, {"rows": rows})
 
 
 def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -318,10 +316,3 @@ def _image_files(captures: pd.DataFrame) -> list[str]:
 
 def _image_file(sha256: str, suffix: str) -> str:
     return f"images/{sha256[:2]}/{sha256[:20]}{suffix}"
-
-
-def _write_image(folder: Path, sha256: str, suffix: str, content: bytes) -> str:
-    file = _image_file(sha256, suffix)
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_bytes(content)
-    return file

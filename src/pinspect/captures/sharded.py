@@ -5,26 +5,28 @@ products/<shard>.jsonl   the keys of the shard's items; the first line has the h
 products/rest.jsonl      the items of no shard, such as unit spaces, or of all shards, such as the virtual line
 manifest/<shard>.parquet the shard's rows of the manifest; manifest.csv lists these parts
 
-A stage maps and settles a window of shards after the other, so it holds the items of one window only. Settling writes
-the archives whose members have changed to `<folder>.partial`; all others are neither read nor written: their size and
-times in `<folder>.states.json` show that they are whole. A killed run is resumed at the first window that it has not
-settled.
+A stage maps and settles a window of shards after the other, so it holds the items of one window only. The files of a
+batch of items first lie in an archive of their own, `<folder>.partial/batches/<hash>.zip`: file systems are slow at
+creating a hundred thousand files. Settling writes the archives whose members have changed to `<folder>.partial`; all
+others are neither read nor written: their size and times in `<folder>.states.json` show that they are whole. A killed
+run is resumed at the first window that it has not settled.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 
-from pinspect.captures.engines import Engine
+from pinspect.captures.engines import Engine, Work
 from pinspect.captures.file_states import file_sha256
 from pinspect.captures.incremental import (
     IncrementalFolder,
@@ -36,9 +38,19 @@ from pinspect.captures.incremental import (
 )
 from pinspect.core.files import atomic_path, write_file
 from pinspect.core.manifests import MANIFEST, encode_list, encode_part, part_file, read_part, sha256_of
-from pinspect.core.product_files import all_shards, archive_of, member_of, products_of, shard_of, write_archive
+from pinspect.core.product_files import (
+    ARCHIVE,
+    all_shards,
+    archive_of,
+    member_of,
+    products_of,
+    shard_of,
+    write_archive,
+)
 
 _REST = "rest"
+_BATCHES = "batches"
+_BATCH = "batch"  # in a product of this run: the archive of its batch, relative to the partial folder
 
 Hashes = dict[str, str]  # product, relative to the folder -> sha256
 
@@ -69,6 +81,7 @@ class ShardedFolder(IncrementalFolder):
         self._stored: dict[str, Hashes] = {}  # of the archives in place, by shard
         self._waiting: dict[str, Hashes] = {}  # of the archives in the partial folder, by shard
         self._is_ours: dict[str, bool] = {}  # whether the archive in place is as a run has written it
+        self._batches: dict[str, Hashes] = {}  # of a killed run: archive -> its members
         self._of_all_shards: dict[str, Hashes] | None = None
         self._archives: Hashes = {}  # settled: file -> sha256
         self._loose: Hashes = {}
@@ -107,17 +120,24 @@ class ShardedFolder(IncrementalFolder):
         products: dict[str, list[dict]] = defaultdict(list)
         for name, shard in self._shard_of_item.items():
             products[shard].append(self._claimed[name])
+        batches = {product[_BATCH] for each in products.values() for product in each if _BATCH in product}
         for shard in window:
             self._load(shard)
             self._settle_shard(shard, products[shard])
         self._journal.unlink(missing_ok=True)  # all its products are in a part now
+        for batch in batches:
+            (self.partial / batch).unlink(missing_ok=True)
+            self._batches.pop(batch, None)
 
     def _settle_shard(self, shard: str, products: list[dict]) -> None:
+        batches: dict[str, str] = {}  # file -> archive
+        for product in products:
+            batches |= dict.fromkeys(product["files"], product.pop(_BATCH, ""))
         files = {file: sha256 for product in products for file, sha256 in product["files"].items()}
         self._loose |= {file: sha256 for file, sha256 in files.items() if not self.shard(file)}
         wanted = {file: sha256 for file, sha256 in files.items() if self.shard(file)}
         wanted |= (self._of_all_shards or {}).get(shard, {})
-        archive = self._archive(shard, wanted) if wanted else None
+        archive = self._archive(shard, wanted, batches) if wanted else None
         if archive:
             self._archives[archive_of(shard)] = archive
         if products or wanted:
@@ -137,32 +157,32 @@ class ShardedFolder(IncrementalFolder):
         else:
             write_file(self.partial / name, content)
 
-    def _archive(self, shard: str, wanted: Hashes) -> str:
-        """Bring an archive up to date; return its sha256."""
+    def _archive(self, shard: str, wanted: Hashes, batches: Mapping[str, str]) -> str:
+        """Bring an archive up to date; return its sha256. New files come from `batches`, or are loose."""
         target, source = (folder / archive_of(shard) for folder in (self.partial, self.path))
         if self._stored[shard] == wanted and self._is_ours[shard]:
             target.unlink(missing_ok=True)
             return str(self._states.sha256(source))
         if self._waiting[shard] != wanted:
-            self._write_archive(target, source, shard, wanted)
+
+            def origin(file: str) -> Path:
+                for archive, hashes in ((source, self._stored[shard]), (target, self._waiting[shard])):
+                    if hashes.get(file) == wanted[file]:
+                        return archive
+                if batch := batches.get(file):
+                    return self.partial / batch
+                return next(filter(Path.is_file, (self.partial / file, self.path / file)))
+
+            with atomic_path(target) as partial:
+                write_archive(partial, {file: origin(file) for file in wanted})
         return str(file_sha256(target))
 
-    def _write_archive(self, target: Path, source: Path, shard: str, wanted: Hashes) -> None:
-        with ExitStack() as stack:
-            archives = [
-                (hashes, stack.enter_context(zipfile.ZipFile(path)))
-                for hashes, path in ((self._stored[shard], source), (self._waiting[shard], target))
-                if hashes
-            ]
-
-            def origin(file: str, sha256: str) -> Path | zipfile.ZipFile:
-                inside = [archive for hashes, archive in archives if hashes.get(file) == sha256]
-                loose = (folder / file for folder in (self.partial, self.path) if (folder / file).is_file())
-                return inside[0] if inside else next(loose)
-
-            members = {file: origin(file, sha256) for file, sha256 in wanted.items()}
-            with atomic_path(target) as partial:
-                write_archive(partial, members)
+    def _make_all(
+        self, work: Work, items: Sequence[Item], title: str, batch_size: int, workers: int | None
+    ) -> Iterator[dict]:
+        """Make items in the order in which the archives hold their files, so that settling opens few at a time."""
+        ordered = sorted(items, key=lambda item: (item.shard, item.name))
+        return super()._make_all(functools.partial(_pack, work, self._shards), ordered, title, batch_size, workers)
 
     def _load_recorded(self, items: Sequence[Item]) -> None:
         for shard in {item.shard for item in items}:
@@ -195,9 +215,16 @@ class ShardedFolder(IncrementalFolder):
 
     def _is_whole(self, product: dict) -> bool:
         if self._shard_of_item.get(product["name"]):
-            return super()._is_whole(product)
+            packed, files = self._packed(product.get(_BATCH, "")), product["files"]
+            return all(packed.get(file) == sha256 or self._has(file, sha256) for file, sha256 in files.items())
         shards = sorted(_by_shard([product], self._shards))  # of an item of all shards: hold one at a time
         return all(self._has_of_shard(product, shard) for shard in ("", *shards))
+
+    def _packed(self, batch: str) -> Hashes:
+        """Return the members of a killed run's batch; none of no batch."""
+        if batch and batch not in self._batches:
+            self._batches[batch] = _hashes(self.partial / batch)
+        return self._batches.get(batch, {})
 
     def _has_of_shard(self, product: dict, shard: str) -> bool:
         files = [file for file in product["files"] if self.shard(file) == shard]
@@ -232,6 +259,19 @@ class ShardedFolder(IncrementalFolder):
                 move(self.partial / name, self.path / name)
         prune(self.path, keep={*loose, *self._archives, *parts, *self._new_files})
         self._close()
+
+
+def _pack(work: Work, shards: int, items: Sequence[Item]) -> tuple[list[dict], Mapping[str, bytes]]:
+    """Make a batch, and put its files into one archive; those of items of all shards stay as they are."""
+    products, files = work(items)
+    members = {file: content for file, content in files.items() if items[0].shard and shard_of(file, shards)}
+    if not members:
+        return products, files
+    batch = f"{_BATCHES}/{hashlib.sha256(repr([item.name for item in items]).encode()).hexdigest()[:20]}{ARCHIVE}"
+    archive = io.BytesIO()
+    write_archive(archive, members)
+    loose = {file: content for file, content in files.items() if file not in members}
+    return [product | {_BATCH: batch} for product in products], loose | {batch: archive.getvalue()}
 
 
 def _journal_part(shard: str) -> str:

@@ -39,6 +39,8 @@ COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file"
 STARS_PER_REFERENCE = 3
 _ALIGNED = ("file", "dst_file", *MATRIX, "alignment_score", "error")
 
+Row = dict[str, str]
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -137,45 +139,43 @@ def build_composited(
     return pd.Series(dict(kinds.most_common()), name="count", dtype=int).rename_axis("kind")
 
 
-def draw_singles(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
+def draw_singles(style: Style, sheets: tuple[Sheet]) -> Product:
     """Draw the single composite of each view of one capture."""
     (sheet,) = sheets
     return _product(
-        [
-            _save(style, _single(style, sheet, view), folder, f"{sheet.stem}-{view}", raw_file=sheet.file, view=view)
-            for view in VIEWS
-        ]
+        style,
+        [(_single(style, sheet, view), _row(f"{sheet.stem}-{view}", raw_file=sheet.file, view=view)) for view in VIEWS],
     )
 
 
-def draw_stars(style: Style, sheets: tuple[Sheet], folder: Path) -> Product:
+def draw_stars(style: Style, sheets: tuple[Sheet]) -> Product:
     """Draw the star images of one reference: both views, a star at each of a few addresses.
 
     A hash of the file name and the address picks the addresses.
     """
     (sheet,) = sheets
     addresses = sorted(style.layout.addresses, key=lambda address: _draw_key(sheet.file, address))[:STARS_PER_REFERENCE]
-    rows = []
+    drawn = []
     for view in VIEWS:
         plain = _single(style, sheet, view)
         for number, address in enumerate(addresses, start=1):
             starred = draw_star(plain, address, style.layout, style.cell)
             name = f"{sheet.stem}-{view}-star{number}"
             facts = {"kind": "star", "view": view, "star_position": str(address)}
-            rows.append(_save(style, starred, folder, name, raw_file=sheet.file, **facts))
-    return _product(rows)
+            drawn.append((starred, _row(name, raw_file=sheet.file, **facts)))
+    return _product(style, drawn)
 
 
-def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet], folder: Path) -> Product:
+def draw_stacked(style: Style, sheets: tuple[Sheet, Sheet]) -> Product:
     """Draw the stacked composite of each view of two captures: the inspected capture and a reference, in this order."""
     inspected, reference = sheets
-    rows = []
+    drawn = []
     for view in VIEWS:
         both = stacked(_single(style, reference, view), _single(style, inspected, view))
         name = f"{inspected.stem}-{view}-below-{Path(reference.stem).name}"
         facts = {"kind": "stacked", "view": view, "reference_file": reference.file}
-        rows.append(_save(style, both, folder, name, raw_file=inspected.file, **facts))
-    return _product(rows)
+        drawn.append((both, _row(name, raw_file=inspected.file, **facts)))
+    return _product(style, drawn)
 
 
 @dataclass(frozen=True)
@@ -276,16 +276,15 @@ def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
     return style.composite(np.asarray(read_image(path)), np.reshape(matrix, (2, 3)), np.reshape(sheet.grid, (3, 3)))
 
 
-def _save(style: Style, composite: np.ndarray, folder: Path, name: str, **facts: str) -> dict[str, str]:
-    """Write one composite and return its row of the manifest."""
-    file = f"{name}.jpg"
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_bytes(style.encode(composite))
-    return {"file": file, "kind": "single", "star_position": "", "reference_file": ""} | facts
+def _row(name: str, **facts: str) -> Row:
+    """Return a composite's row of the manifest."""
+    return {"file": f"{name}.jpg", "kind": "single", "star_position": "", "reference_file": ""} | facts
 
 
-def _product(rows: list[dict[str, str]]) -> Product:
-    return Product(tuple(row["file"] for row in rows), {"rows": rows})
+def _product(style: Style, drawn: Sequence[tuple[np.ndarray, Row]]) -> Product:
+    """Return the product of an item: its composites with their rows."""
+    files = {row["file"]: style.encode(composite) for composite, row in drawn}
+    return Product(files, {"rows": [row for _, row in drawn]})
 
 
 def _draw_key(file: str, candidate: object) -> str:

@@ -15,10 +15,12 @@ import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 DIGITS = {0: 0, 16: 1, 256: 2, 4096: 3}  # by number of shards
 _PRODUCT = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{20})[^/]*")
 _FOLDER = "images/"
+ARCHIVE = ".zip"
 _OPEN_ARCHIVES = 32
 _DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX, _MODE = 3, 0o644 << 16
@@ -37,7 +39,7 @@ def shard_of(file: str, shards: int) -> str:
 
 def archive_of(shard: str) -> str:
     """Return the path of a shard's archive relative to its stage's folder."""
-    return f"{_FOLDER}{shard}.zip"
+    return f"{_FOLDER}{shard}{ARCHIVE}"
 
 
 def all_shards(shards: int) -> list[str]:
@@ -61,11 +63,7 @@ def read_product(path: Path) -> bytes:
         found = _find(path)
         if found is None:
             raise
-    archive, member = found
-    try:
-        return archive.read(member)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise _damaged(Path(str(archive.filename)), error) from None
+    return _read_member(*found)
 
 
 def has_product(path: Path) -> bool:
@@ -76,28 +74,22 @@ def has_product(path: Path) -> bool:
     return path.is_file() or any(archive.is_file() for archive in _archives(path))
 
 
-def write_archive(path: Path, members: Mapping[str, bytes | Path | zipfile.ZipFile]) -> None:
+def write_archive(target: Path | BinaryIO, members: Mapping[str, bytes | Path]) -> None:
     """Write an archive of products; equal products give equal bytes.
 
     Args:
-        path: The archive.
-        members: Product relative to its stage's folder -> where its content comes from: the content, a file, or another
-            archive with this product.
+        target: The archive.
+        members: Product relative to its stage's folder -> its content, or the file or archive that holds it.
 
     Raises:
         OSError: An archive that a product comes from is damaged.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for file in sorted(members):
             source = members[file]
-            if isinstance(source, zipfile.ZipFile):
-                try:
-                    source = source.read(member_of(file))
-                except (zipfile.BadZipFile, EOFError) as error:
-                    raise _damaged(Path(str(source.filename)), error) from None
             info = zipfile.ZipInfo(member_of(file), _DATE)
             info.create_system, info.external_attr = _UNIX, _MODE
-            archive.writestr(info, source.read_bytes() if isinstance(source, Path) else source)
+            archive.writestr(info, _content(source, file) if isinstance(source, Path) else source)
 
 
 def member_of(file: str) -> str:
@@ -115,10 +107,9 @@ def _find(path: Path) -> tuple[zipfile.ZipFile, str] | None:
     member = f"{path.parent.name}/{path.name}"
     for archive in _archives(path):
         try:
-            state = archive.stat()
-        except OSError:
+            opened = _open(archive)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        opened = _opened(archive, (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns))
         if member in opened.NameToInfo:
             return opened, member
     return None
@@ -126,7 +117,25 @@ def _find(path: Path) -> tuple[zipfile.ZipFile, str] | None:
 
 def _archives(path: Path) -> list[Path]:
     """Return the archives that may hold a product, one for each number of shards."""
-    return [path.parent.parent / f"{path.name[:digits]}.zip" for digits in DIGITS.values() if digits]
+    return [path.parent.parent / f"{path.name[:digits]}{ARCHIVE}" for digits in DIGITS.values() if digits]
+
+
+def _content(source: Path, file: str) -> bytes:
+    """Return a product's content from a file of its own, or from an archive."""
+    return _read_member(_open(source), member_of(file)) if source.suffix == ARCHIVE else source.read_bytes()
+
+
+def _read_member(archive: zipfile.ZipFile, member: str) -> bytes:
+    try:
+        return archive.read(member)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(Path(str(archive.filename)), error) from None
+
+
+def _open(archive: Path) -> zipfile.ZipFile:
+    """Return an open archive. Raises OSError if there is none, or a damaged one."""
+    state = archive.stat()
+    return _opened(archive, (os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns))
 
 
 @lru_cache(maxsize=_OPEN_ARCHIVES)

@@ -210,14 +210,13 @@ def _comparisons(
     }
 
 
-def make_unit_space(reading: Reading, grid_pictures: Path, references: References, folder: Path) -> Product:
+def make_unit_space(reading: Reading, grid_pictures: Path, references: References) -> Product:
     """Build the unit space of one line.
 
     Args:
         reading: How to read and compare captures.
         grid_pictures: Folder for a picture of the best grid, written if no grid of pins fits the references.
         references: The references of the line.
-        folder: Folder to write the unit space to.
 
     Returns:
         The unit space's file with the record `outliers`, `remarks` and `sha256`, or no file with the record `error`.
@@ -237,25 +236,23 @@ def make_unit_space(reading: Reading, grid_pictures: Path, references: Reference
         remark = check_spread(images, references.names, unit_space, reading.params.maximum_shift)
     except DoubtfulGridError as error:
         picture = grid_pictures / grid_picture(references.line)
-        _write_png(picture, error.picture[..., ::-1])
+        write_file(picture, _png(error.picture[..., ::-1]))
         eye = f" --eye {references.line.eye}" if references.line.eye else ""
         command = f"pinspect grid --shape {references.line.shape}{eye}"
-        return Product((), {"error": f"{references.line_name}: {error}. {picture} shows the best grid; run {command}"})
+        return Product({}, {"error": f"{references.line_name}: {error}. {picture} shows the best grid; run {command}"})
     except (ImageError, UnitSpaceError) as error:
-        return Product((), {"error": f"{references.line_name}: {error}"})
-    unit_space.save(folder / references.line.unit_space)
+        return Product({}, {"error": f"{references.line_name}: {error}"})
     record = {"outliers": unit_space.outliers, "sha256": unit_space.digest}
     remarks = [f"{references.line_name}, {remark}"] if remark else []
-    return Product((references.line.unit_space,), record | {"remarks": remarks})
+    return Product({references.line.unit_space: unit_space.packed()}, record | {"remarks": remarks})
 
 
-def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]], folder: Path) -> Product:
+def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUnitSpace]]) -> Product:
     """Check that the references of a line look more like its shape than like another shape of its source.
 
     Args:
         reading: How to read and compare captures.
         payload: The references of the line, and the unit spaces of its source and eye by shape.
-        folder: Not used: the check makes no file.
 
     Returns:
         The record `problems`, one message per reference that looks like another shape.
@@ -272,16 +269,15 @@ def check_shapes(reading: Reading, payload: tuple[References, dict[str, BuiltUni
                 f"{references.line_name}: reference {name} is labeled {line.shape} but looks like {shape}; "
                 "correct its shape in labels.csv"
             )
-    return Product((), {"problems": problems})
+    return Product({}, {"problems": problems})
 
 
-def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Path) -> Product:
+def draw_dst_view(reading: Reading, payload: tuple[str, Comparison]) -> Product:
     """Align one capture to its unit space and draw its DST view.
 
     Args:
         reading: How to read and compare captures.
         payload: The capture's file in the raw folder, and its comparison.
-        folder: Folder to write the DST view to.
 
     Returns:
         The DST view's file with the capture's place and its pins' scores. If the capture is set aside: the reason as
@@ -293,28 +289,25 @@ def draw_dst_view(reading: Reading, payload: tuple[str, Comparison], folder: Pat
     try:
         image = np.asarray(read_image(comparison.path, reading.max_pixels))
     except ImageError as error:
-        return Product((), {"error": f"{file}: {str(error).removeprefix(f'{comparison.path}: ')}"})
+        return Product({}, {"error": f"{file}: {str(error).removeprefix(f'{comparison.path}: ')}"})
     try:
         capture = align_capture(image, unit_space, reading.params.maximum_shift)
     except AlignmentError as error:
         picture = f"{SET_ASIDE}/{PurePosixPath(file).stem}.jpg"
-        write_file(folder / picture, set_aside_picture(image, unit_space.mean, str(error)))
-        return Product((picture,), {"error": str(error), "picture": picture})
+        shown = set_aside_picture(image, unit_space.mean, str(error))
+        return Product({picture: shown}, {"error": str(error), "picture": picture})
     measures = measure_pins(capture.evened, unit_space.templates)
     dst_file = str(PurePosixPath(file).with_suffix(DST_SUFFIX))
-    (folder / dst_file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / dst_file).write_bytes(encode_dst(dst_view(capture)))
     facts = {"error": "", "scores": score_row(measures, unit_space)}
-    return Product((dst_file,), _placed(dst_file, capture.alignment) | facts)
+    return Product({dst_file: encode_dst(dst_view(capture))}, _placed(dst_file, capture.alignment) | facts)
 
 
-def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison], folder: Path) -> Product:
+def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison]) -> Product:
     """Draw the double-eye: the difference between the left and the right view of one connector.
 
     Args:
         reading: How to read and compare captures.
         payload: The double-eye's file, and the comparisons of the left and the right view.
-        folder: Folder to write the double-eye to.
 
     Returns:
         The double-eye's file; none if a view is set aside, which another window of shards shows.
@@ -324,9 +317,8 @@ def draw_double_eye(reading: Reading, payload: tuple[str, Comparison, Comparison
     try:
         left, right = (_aligned(reading, comparison) for comparison in comparisons)
     except (AlignmentError, ImageError):
-        return Product((), {})
-    _write_png(folder / eyes_file, double_eye(left, right))
-    return Product((eyes_file,), {})
+        return Product({}, {})
+    return Product({eyes_file: _png(double_eye(left, right))}, {})
 
 
 @functools.lru_cache(maxsize=8)
@@ -341,10 +333,9 @@ def _aligned(reading: Reading, comparison: Comparison) -> AlignedCapture:
     return align_capture(image, unit_space, reading.params.maximum_shift)
 
 
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8, gray or BGR."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", picture, _PNG)[1].tobytes())
+def _png(picture: np.ndarray) -> bytes:
+    """Encode a picture, uint8, gray or BGR."""
+    return cv2.imencode(".png", picture, _PNG)[1].tobytes()
 
 
 def _build_unit_spaces(

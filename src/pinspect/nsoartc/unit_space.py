@@ -165,13 +165,22 @@ class UnitSpace:
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the artifact's content."""
-        return hashlib.sha256(self._packed()).hexdigest()
+        return hashlib.sha256(self.packed()).hexdigest()
 
-    def save(self, path: str | Path) -> None:
-        """Write the artifact to `path` as npz; equal unit spaces give equal bytes."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self._packed())
+    def packed(self) -> bytes:
+        """Return the artifact as npz; equal unit spaces give equal bytes."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
+        arrays |= {"rows": self.layout.rows, "columns": self.layout.columns}
+        arrays["nsoartc"] = json.dumps(asdict(self.nsoartc), sort_keys=True)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, value in sorted(arrays.items()):
+                content = io.BytesIO()
+                array = np.array(value, dtype=np.str_) if isinstance(value, tuple) else np.asarray(value)
+                np.lib.format.write_array(content, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+                # A fixed time stamp: equal content must give equal bytes.
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", _FIXED_TIME), content.getvalue(), zipfile.ZIP_DEFLATED)
+        return packed.getvalue()
 
     @classmethod
     def load(cls, path: str | Path) -> UnitSpace:
@@ -196,20 +205,6 @@ class UnitSpace:
             raise UnitSpaceError(f"{path}: not found; run the dst stage first") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise UnitSpaceError(f"{path}: no unit space of this version ({error}); run the dst stage again") from None
-
-    def _packed(self) -> bytes:
-        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
-        arrays |= {"rows": self.layout.rows, "columns": self.layout.columns}
-        arrays["nsoartc"] = json.dumps(asdict(self.nsoartc), sort_keys=True)
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, value in sorted(arrays.items()):
-                content = io.BytesIO()
-                array = np.array(value, dtype=np.str_) if isinstance(value, tuple) else np.asarray(value)
-                np.lib.format.write_array(content, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
-                # A fixed time stamp: equal content must give equal bytes.
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy", _FIXED_TIME), content.getvalue(), zipfile.ZIP_DEFLATED)
-        return packed.getvalue()
 
 
 def light_of(aligned: np.ndarray, templates: PinTemplates) -> np.ndarray:
