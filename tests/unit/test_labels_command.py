@@ -11,6 +11,7 @@ from pinspect.captures.adding import add_captures
 from pinspect.captures.labels import read_captures
 from pinspect.cli.labels import write_labels
 from pinspect.core.errors import CaptureError
+from pinspect.core.files import write_file
 from pinspect.nsoartc.unit_space import build_unit_space
 from tests.support.sample import line, params, row
 
@@ -147,7 +148,7 @@ def test_few_images_are_compared_with_the_unit_space_of_the_project(folder):
     images = [np.asarray(Image.open(folder / capture.name)) for capture in first]
     names = [capture.name for capture in first]
     unit_space = build_unit_space(images, names, None, "CYLN", PARAMS.layout.layout(), PARAMS.dst)
-    unit_space.save(folder.parent / "data/dst/unit_space/camera-CYLN.npz")
+    write_file(folder.parent / "data/dst/unit_space/camera-CYLN.npz", unit_space.packed())
     kept = next(capture for capture in captures() if capture.judgement == "defective")
     for path in folder.iterdir():
         if path.name not in (kept.name, first[0].name):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
+from pinspect.captures.lookups import places_of
 from pinspect.core.files import atomic_path, write_file
 
 
@@ -71,17 +73,17 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
 
     keys = np.fromiter(map(key, files), np.uint64, len(files))
     try:
-        table = pd.read_parquet(record, columns=["state", "sha256"])
+        known = pd.read_parquet(record, columns=["state", "sha256"])
     except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
-        table = pd.DataFrame({"state": keys[:0], "sha256": ""})
-    known = table.drop_duplicates("state").set_index("state")["sha256"]
-    hashes = known.reindex(keys).set_axis(files.index)
-    waiting = np.flatnonzero(hashes.isna())
+        known = pd.DataFrame({"state": keys[:0], "sha256": pd.Series(dtype=str)})
+    places = places_of(pa.array(keys), pa.array(known["state"], pa.uint64()))
+    hashes = pd.Series(known["sha256"].array.take(places, allow_fill=True), files.index)
+    waiting = np.flatnonzero(places < 0)
     if len(waiting):
         shown = track(waiting, "captures to read", console=Console(stderr=True))
         hashes.iloc[waiting] = [file_sha256(folder / files.iloc[number]) for number in shown]
         with atomic_path(record) as partial:
-            pd.DataFrame({"state": keys, "sha256": hashes.to_numpy()}).to_parquet(partial, index=False)
+            pd.DataFrame({"state": keys, "sha256": hashes.array}).to_parquet(partial, index=False)
     return hashes
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from pinspect.captures.lookups import TextHashes
 from pinspect.captures.table import COLUMNS, FIELD_BOX, LABELS, PIN_BOX, read_table
 from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
@@ -116,18 +120,22 @@ def iterate_captures(folder: Path, contract: AnswerContract, *, shape: str = "")
     """
     _require_images(folder)
     images, labels = images_folder(folder), folder / LABELS
-    present = {path.name for path in images.iterdir() if path.is_file()} if images.is_dir() else set()
-    first: dict[str, str] = {}  # by key: the first file of this name
+    present = TextHashes(map(hash, _file_names(images)))
+    shared = TextHashes(hash(name_key(name)) for name in _file_names(images)).repeated()
+    shared |= TextHashes(hash(name_key(row["file"])) for _, row in read_table(labels)).repeated()
+    first: dict[str, str] = {}  # by a key that several names or rows share: the first file of this name
+    labeled = array("q")
     refused: set[str] = set()  # files of which no row can be used so far
 
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
-        stored = functools.cache(lambda: {name_key(name): name for name in sorted(present)})
+        stored = functools.cache(lambda: {name_key(name): name for name in sorted(_file_names(images))})
         for number, row in read_table(labels):
             if row["file"] not in present:
                 row["file"] = stored().get(name_key(row["file"]), row["file"])
             yield f"{labels}, row {number} ({_one_line(row['file'])})", row
-        unnamed = (name for name in present if first.get(name_key(name)) != name and name not in refused)
-        yield from ((str(images / _one_line(name)), {"file": name}) for name in sorted(unnamed) if is_image(name))
+        with_row = TextHashes(labeled)
+        others = (name for name in _file_names(images) if name not in with_row and name not in refused)
+        yield from ((str(images / _one_line(name)), {"file": name}) for name in sorted(others) if is_image(name))
 
     for place, row in rows():
         capture = capture_of_row(row, contract, shape)
@@ -137,16 +145,24 @@ def iterate_captures(folder: Path, contract: AnswerContract, *, shape: str = "")
             complaints = [row["cells"]]
         elif is_usable:
             complaints = ["an earlier row labels this file; keep one of the two"]
-        elif (other := first.setdefault(key, capture.file)) != capture.file:
+        elif hash(key) in shared and (other := first.setdefault(key, capture.file)) != capture.file:
             complaints = [f"the name equals {other} but for case or the form of its letters; rename one of the two"]
         else:
             complaints = list(_complaints(capture, contract, present, images))
+        if "cells" not in row:
+            labeled.append(hash(capture.file))
         if not complaints:
             refused.discard(capture.file)
             yield capture
         elif not is_usable:
             refused.add(capture.file)
         yield from (f"{place}: {complaint}" for complaint in complaints)
+
+
+def _file_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the files in a folder; none if there is no folder."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if entry.is_file())
 
 
 def _require_images(folder: Path) -> None:
@@ -169,8 +185,7 @@ def images_folder(folder: Path) -> Path:
 
 def name_key(name: str) -> str:
     """Return what names have in common that some file systems take for one: they differ in case or Unicode form."""
-    key = unicodedata.normalize("NFC", name).casefold()
-    return name if key == name else key  # one object instead of two equal ones, for each of many captures
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def content_hash(path: Path) -> str:
@@ -284,7 +299,7 @@ def _one_line(name: str) -> str:
     )
 
 
-def _complaints(capture: Capture, contract: AnswerContract, present: set[str], images: Path) -> Iterator[str]:
+def _complaints(capture: Capture, contract: AnswerContract, present: TextHashes, images: Path) -> Iterator[str]:
     if not re.fullmatch(r"[^./\\][^/\\]*", capture.file):
         yield f"file: expected the name of an image in {images}, found {capture.file!r}; correct the row"
         return

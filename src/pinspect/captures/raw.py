@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
@@ -24,6 +25,7 @@ from pinspect.captures.engines import Engine
 from pinspect.captures.file_states import hash_files
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, Capture
+from pinspect.captures.lookups import TextHashes
 from pinspect.captures.references import RAW_COLUMNS
 from pinspect.captures.sharded import stage_folder
 from pinspect.captures.table import COLUMNS as LABELED
@@ -42,6 +44,8 @@ VIRTUAL = "virtual"
 _COUNTED = ("source", "shape", "role", "split")
 _SHOWN_REFERENCES = 7  # whose colors the virtual line takes
 COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
+_WORD = pa.dictionary(pa.int32(), pa.string())  # a few bytes a row
+_LABELS = pa.schema({name: pa.string() if name == "file" else _WORD for name in LABELED})
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,12 @@ def build_raw(
         images = labelled.images_folder(captures)
         table["sha256"] = hash_files(images, table["file"], captures.with_name(f"{captures.name}.states.parquet"))
     twins = _twins(table)
-    problems += labelled.conflicting_labels(twins)
-    remarks = [*labelled.distinct(twins)[1], *remarks]
-    table = table.drop_duplicates("sha256", ignore_index=True)
+    contents = [
+        (Capture(*label), sha256) for *label, sha256 in twins[[*LABEL_COLUMNS, "sha256"]].itertuples(index=False)
+    ]
+    problems += labelled.conflicting_labels(contents)
+    remarks = [*labelled.distinct(contents)[1], *remarks]
+    table = table.drop(twins.index[twins["sha256"].duplicated()]).reset_index(drop=True)
     remarks += _replaced(table, out / MANIFEST)
     folder = stage_folder(out, params.shards, engine)
     with folder:
@@ -100,7 +107,7 @@ def build_raw(
             virtual = _render_virtual_line(folder, table, images, contract, params, workers)
         except (ImageError, ParamsError) as error:
             failure = error
-        perceptual_hashes, bad = _copy_images(folder, table, images, params, workers)
+        perceptual_hashes, bad, made = _copy_images(folder, table, images, params, workers)
         if problems or bad:
             raise CaptureError("\n".join([*problems, *bad]))
         if failure:
@@ -118,7 +125,7 @@ def build_raw(
             manifest = pd.concat([copied, rendered])[list(COLUMNS)].sort_values(["source", "capture"])
             folder.write_manifest(manifest)
             counted.update(zip(*(manifest[name] for name in _COUNTED), strict=True))
-    return RawReport(tabulate_counts(counted, _COUNTED), len(folder.made), (*remarks, *more_remarks))
+    return RawReport(tabulate_counts(counted, _COUNTED), made + len(folder.made), (*remarks, *more_remarks))
 
 
 def copy_image(payload: tuple[str, str, int]) -> Product:
@@ -163,28 +170,27 @@ def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, dict[str, 
 
 def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Return the rows of all usable captures, the problems of the others, and remarks."""
-    parts, problems, remarks = [], [], []
+    parts, problems, remarks = [_LABELS.empty_table()], [], []
     read = labelled.iterate_captures(captures, contract)
     while batch := list(itertools.islice(read, WINDOW)):  # a Capture takes ten times as much memory as a row
         problems += [each for each in batch if isinstance(each, str)]
         usable = [each for each in batch if isinstance(each, Capture)]
         remarks += labelled.contradicted_names(usable, contract)
-        parts.append(pd.DataFrame([capture.row() for capture in usable], columns=LABELED, dtype=str))
-    table = pd.concat(parts or [pd.DataFrame(columns=LABELED, dtype=str)], ignore_index=True)
-    return table.astype(dict.fromkeys(LABEL_COLUMNS[1:], "category")), problems, remarks
+        parts.append(pa.Table.from_pylist([capture.row() for capture in usable], _LABELS))
+    return pa.concat_tables(parts).unify_dictionaries().to_pandas(), problems, remarks
 
 
-def _twins(table: pd.DataFrame) -> list[tuple[Capture, str]]:
-    """Return the captures whose content another capture has, too, with its hash."""
-    twins = table.loc[table["sha256"].duplicated(keep=False), [*LABEL_COLUMNS, "sha256"]]
-    return [(Capture(*label), sha256) for *label, sha256 in twins.itertuples(index=False)]
+def _twins(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows whose content another row has, too."""
+    repeated = TextHashes(map(hash, table["sha256"])).repeated()  # pandas would make an object of each value
+    return table[np.fromiter((hash(sha256) in repeated for sha256 in table["sha256"]), bool, len(table))]
 
 
 def _copy_images(
     folder: IncrementalFolder, table: pd.DataFrame, images: Path, params: RawParams, workers: int | None
-) -> tuple[pd.Series, list[str]]:
-    """Return the perceptual hashes of the images, and the problems of those that cannot be copied."""
-    hashes = [pd.Series(dtype=str)]
+) -> tuple[pd.Series, list[str], int]:
+    """Return the images' perceptual hashes, the problems of those that cannot be copied, and the number of new ones."""
+    hashes, made = [pd.Series(dtype=str)], 0
     problems: dict[int, str] = {}
     for (rows,) in _windows(folder, table):
         items = [
@@ -198,13 +204,15 @@ def _copy_images(
         ]
         records = folder.map(copy_image, items, params=params.max_pixels, title="captures", workers=workers)
         folder.settle({item.shard for item in items})
+        made += len(folder.made)
+        folder.made.clear()  # of a window only, for the memory
         hashes.append(pd.Series([record.get("perceptual_hash", "") for record in records], rows.index, dtype=str))
         problems |= {
             number: f"{images / file}: {record['error']}"
             for number, file, record in zip(rows.index, rows["file"], records, strict=True)
             if "error" in record
         }
-    return pd.concat(hashes).reindex(table.index), [problems[number] for number in sorted(problems)]
+    return pd.concat(hashes).reindex(table.index), [problems[number] for number in sorted(problems)], made
 
 
 def _windows(folder: IncrementalFolder, *tables: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
@@ -272,12 +280,13 @@ def _replaced(captures: pd.DataFrame, manifest: Path) -> list[str]:
     """Return a remark for each name under which the raw folder has had another picture so far."""
     if not manifest.exists():
         return []
-    parts = iterate_manifest(manifest, ("capture", "source", "sha256"))
-    known = pd.concat([part[part["source"] == CAMERA] for part in parts])
-    both = captures.merge(known, left_on="file", right_on="capture", suffixes=("", "_before"))
+    replaced: set[str] = set()
+    for part in iterate_manifest(manifest, ("capture", "source", "sha256")):
+        known = part[part["source"] == CAMERA].set_index("capture")["sha256"]
+        present = captures.loc[captures["file"].isin(known.index), ["file", "sha256"]]
+        replaced |= set(present.loc[present["sha256"].to_numpy() != known[present["file"]].to_numpy(), "file"])
     return [
-        f"{file}: another picture than so far under this name; it counts as a new capture"
-        for file in both.loc[both["sha256"] != both["sha256_before"], "file"]
+        f"{file}: another picture than so far under this name; it counts as a new capture" for file in sorted(replaced)
     ]
 
 

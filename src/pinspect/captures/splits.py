@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
+from pyarrow.csv import ConvertOptions, read_csv
 from scipy.fft import dctn
 
+from pinspect.captures.lookups import TextHashes, places_of
 from pinspect.core.errors import CaptureError
-from pinspect.core.files import write_file
+from pinspect.core.files import atomic_path
 from pinspect.core.names import shot_of
 from pinspect.core.params import RawParams
 from pinspect.core.rows import SPLITS
@@ -96,7 +99,7 @@ def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) 
     Returns:
         The split of each row, and remarks for the user, one line each.
     """
-    before = captures["sha256"].map(recorded)
+    before = _decided(captures["sha256"], recorded)
     by_age = np.lexsort((~captures["is_reference"].to_numpy(bool), before.isna()))
     files, contents = captures["file"].array, captures["sha256"].array
     is_reference, is_new = (values.to_numpy(bool)[by_age] for values in (captures["is_reference"], before.isna()))
@@ -143,6 +146,12 @@ def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) 
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
     return pd.Series(splits, captures.index[by_age], dtype=str).reindex(captures.index), remarks
+
+
+def _decided(contents: pd.Series, recorded: pd.Series) -> pd.Series:
+    """Return the recorded split of each content, NaN for none; `Series.map` would make an object of each hash."""
+    places = places_of(pa.array(contents, pa.large_string()), pa.array(recorded.index.astype(str), pa.large_string()))
+    return pd.Series(recorded.array.take(places, allow_fill=True), contents.index)
 
 
 class NearDuplicates:
@@ -219,15 +228,17 @@ def read_splits(path: Path, rule: SplitRule) -> pd.Series:
     if not path.exists():
         return pd.Series(dtype=str)
     try:
-        types = dict.fromkeys(RECORD, "category") | {"sha256": "str"}
-        record = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8", usecols=RECORD)
-    except ValueError as error:
+        words = dict.fromkeys(RECORD[1:], pa.dictionary(pa.int32(), pa.string()))
+        types = ConvertOptions(column_types=words | {RECORD[0]: pa.string()}, include_columns=RECORD)
+        record = read_csv(path, convert_options=types).to_pandas()
+    except (KeyError, ValueError) as error:
         raise CaptureError(f"{path}: not a record of splits ({error}); restore it by `git checkout {path}`") from None
     unknown = sorted(set(record["split"]) - set(SPLITS))
     if unknown:
         raise CaptureError(f"{path}: unknown splits {unknown}; restore it by `git checkout {path}`")
-    decided = record[record["rule"] == rule.version].drop_duplicates("sha256", keep="last")
-    return decided.set_index("sha256")["split"].astype("str")
+    decided = record[record["rule"] == rule.version].set_index("sha256")["split"].astype("str")
+    has_twins = TextHashes(map(hash, decided.index)).repeated()  # pandas would make an object of each hash
+    return decided[~decided.index.duplicated(keep="last")] if has_twins else decided
 
 
 def write_splits(path: Path, splits: pd.Series, rule: SplitRule) -> None:
@@ -239,4 +250,5 @@ def write_splits(path: Path, splits: pd.Series, rule: SplitRule) -> None:
         rule: The rule that decided them.
     """
     record = pd.DataFrame({"sha256": splits.index, "split": splits.to_numpy(), "rule": rule.version}, columns=RECORD)
-    write_file(path, record.sort_values("sha256").to_csv(index=False, lineterminator="\n"))
+    with atomic_path(path) as partial:
+        record.sort_values("sha256").to_csv(partial, index=False, lineterminator="\n")

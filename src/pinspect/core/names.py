@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import PurePath
 
 from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract
@@ -211,7 +211,7 @@ def label_in_name(file: str, contract: AnswerContract) -> NamedLabel:
     )
 
 
-@cache
+@lru_cache(maxsize=8192)  # a window of captures (`manifests.WINDOW`), each of which is read several times
 def series_name(file: str) -> SeriesName | None:
     """Return the facts in a file name of the series, or None for any other name."""
     try:
