@@ -36,6 +36,7 @@ from rich.progress import track
 
 from pinspect.captures.table import LABEL_COLUMNS
 from pinspect.core import environment
+from pinspect.core.manifests import WINDOW
 from pinspect.core.params import VirtualParams, load_params
 from pinspect.core.runs import read_run_facts
 from pinspect.virtual_line import VirtualCapture, render_line
@@ -231,6 +232,8 @@ def vary(picture: np.ndarray, number: int) -> bytes:
 def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Fit a fixed part and a part per capture to each step, by least squares of the relative error.
 
+    Memory is fitted to those numbers of captures that fill a window (`manifests.WINDOW`): below, it grows with the window.
+
     Returns:
         Step -> `fixed`, `per_capture`, and what they make of `PREDICTED` captures; seconds, and MB for memory.
     """
@@ -238,6 +241,8 @@ def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict
     for step in (*STAGES, *RUNS, "ten more"):
         for name in ("seconds", "memory_mb", "data_mb"):
             values = {count: steps[step][name] for count, steps in measured.items() if name in steps.get(step, {})}
+            if name == "memory_mb":
+                values = {count: value for count, value in values.items() if count > WINDOW}
             if len(values) > 1:
                 counts, figures = np.array(list(values), float), np.array(list(values.values()), float)
                 per_capture, fixed = np.polyfit(counts, figures, 1, w=1 / figures.clip(0.1))
@@ -282,7 +287,7 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Highest memory of a stage in MB (of its first process):",
+        f"Highest memory of a stage in MB (of its first process); the model is that of numbers above {WINDOW:,}, a window:",
         "",
         f"| stage | {' | '.join(f'{count:,}' for count in counts)} | model | {PREDICTED:,} by the model |",
         f"| --- | {'--- | ' * len(counts)}--- | --- |",

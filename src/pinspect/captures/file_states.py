@@ -81,7 +81,8 @@ def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
     waiting = np.flatnonzero(places < 0)
     if len(waiting):
         shown = track(waiting, "captures to read", console=Console(stderr=True))
-        hashes.iloc[waiting] = [file_sha256(folder / files.iloc[number]) for number in shown]
+        read = np.fromiter(((file_sha256(folder / files.iloc[number]) or "").encode() for number in shown), "S64")
+        hashes.iloc[waiting] = pa.array(read).cast(pa.string()).to_pandas().array
         with atomic_path(record) as partial:
             pd.DataFrame({"state": keys, "sha256": hashes.array}).to_parquet(partial, index=False)
     return hashes
