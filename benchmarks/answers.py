@@ -168,4 +168,5 @@ def ratio(sides: list[list[float]]) -> dict[str, float]:
 
 if __name__ == "__main__":
     environment.apply()
+    getattr(environment, "keep_freed_memory", environment.apply)()  # commits before November 2026 lack it
     main()

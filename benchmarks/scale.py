@@ -232,7 +232,8 @@ def vary(picture: np.ndarray, number: int) -> bytes:
 def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Fit a fixed part and a part per capture to each step, by least squares of the relative error.
 
-    Memory is fitted to those numbers of captures that fill a window (`manifests.WINDOW`): below, it grows with the window.
+    Memory is fitted to those numbers of captures that fill a window (`manifests.WINDOW`); below, it grows with the
+    window.
 
     Returns:
         Step -> `fixed`, `per_capture`, and what they make of `PREDICTED` captures; seconds, and MB for memory.
@@ -287,7 +288,7 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Highest memory of a stage in MB (of its first process); the model is that of numbers above {WINDOW:,}, a window:",
+        f"Highest memory of a stage in MB (of its first process); the model is of numbers above {WINDOW:,}, one window:",
         "",
         f"| stage | {' | '.join(f'{count:,}' for count in counts)} | model | {PREDICTED:,} by the model |",
         f"| --- | {'--- | ' * len(counts)}--- | --- |",

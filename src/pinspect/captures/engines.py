@@ -138,6 +138,8 @@ class BatchMaker:
         """
         processes = workers or os.cpu_count() or 1
         if len(batches) == 1 or (processes == 1 and (self._engine == "processes" or workers == 1)):
+            if len(batches) > 1:
+                keep_freed_memory()
             yield from (_make(work, self._folder, batch) for batch in batches)
         elif self._engine == "processes":
             context = multiprocessing.get_context("spawn")  # forked threads may hang

@@ -401,6 +401,7 @@ class MissingPackageError(PinspectError):
 def main() -> None:
     """Run the command line."""
     environment.apply()
+    environment.keep_freed_memory()
     run(_run_command)
 
 

@@ -34,14 +34,13 @@ SETTINGS = {
 
 
 def apply() -> None:
-    """Set each variable of `SETTINGS` that the environment does not define yet, and tune the memory of the process.
+    """Set each variable of `SETTINGS` that the environment does not define yet, and tune the garbage collector.
 
     Most libraries read these variables when they are imported, so an entry point calls this function first.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     tune_garbage_collector()
-    keep_freed_memory()
 
 
 def tune_garbage_collector() -> None:
@@ -59,7 +58,8 @@ def keep_freed_memory() -> None:
     """Make the C library keep some freed memory for the next image, where it is glibc.
 
     Otherwise glibc returns the arrays of each image to the system, which clears them again for the next image: a
-    quarter of the time of aligning (docs/LOG.md, "Faster answers").
+    quarter of the time of aligning (docs/LOG.md, "Faster answers"). A process that works with large tables instead of
+    images takes more memory with it.
     """
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
