@@ -288,7 +288,7 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Highest memory of a stage in MB (of its first process); the model is of numbers above {WINDOW:,}, one window:",
+        f"Highest memory of a stage in MB (its first process); the model is of numbers above {WINDOW:,} (a window):",
         "",
         f"| stage | {' | '.join(f'{count:,}' for count in counts)} | model | {PREDICTED:,} by the model |",
         f"| --- | {'--- | ' * len(counts)}--- | --- |",
