@@ -110,7 +110,7 @@ def run_stages(captures: Path, data: Path, params: Params) -> dict[str, float]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".states.json")]
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".states.sqlite")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

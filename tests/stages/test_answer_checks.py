@@ -61,7 +61,7 @@ def contract(line: Path) -> AnswerContract:
 
 @pytest.fixture(scope="module")
 def provenance(line: Path) -> Provenance:
-    return Provenance.read(line / "data")
+    return Provenance(line / "data")
 
 
 @pytest.fixture

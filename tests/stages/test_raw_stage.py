@@ -250,7 +250,7 @@ def test_every_bad_capture_is_one_line_of_the_error_and_the_folder_stays(root):
         "defect_position": "X:1, Y:U",
     }
     write_labels(captures, [*rows, twin | {"role": "inspected"}])
-    unfinished = ("data/raw.partial/", "build/raw.lock", "data/captures.states.parquet")
+    unfinished = ("data/raw.partial/", "build/raw.lock", "data/captures.states.sqlite")
     before = {name: content for name, content in contents(root).items() if not name.startswith(unfinished)}
     result = run_stage(root)
     assert result.returncode == 2

@@ -1,16 +1,17 @@
 """Captures to split, without pictures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 
-import pandas as pd
-
+from pinspect.captures.capture_table import new_capture_table
+from pinspect.captures.labels import INSPECTED, REFERENCE
 from pinspect.captures.splits import SplitRule, assign_splits
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the captures that `assign_splits` takes."""
+    """What `assign_splits` takes of a capture."""
 
     file: str
     sha256: str
@@ -23,7 +24,13 @@ def assign(
     candidates: Sequence[Candidate], rule: SplitRule, recorded: dict[str, str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """Return the split of each candidate by its sha256, and the remarks."""
-    table = pd.DataFrame([asdict(candidate) for candidate in candidates], columns=[*Candidate.__dataclass_fields__])
-    splits, remarks = assign_splits(table, rule, pd.Series(recorded or {}, dtype=str))
-    assert splits.index.equals(table.index)
-    return dict(zip(table["sha256"], splits, strict=True)), remarks
+    with closing(new_capture_table()) as table:
+        rows = (
+            (each.file, each.sha256, each.perceptual_hash, REFERENCE if each.is_reference else INSPECTED, each.label)
+            for each in candidates
+        )
+        columns = "file, sha256, perceptual_hash, role, judgement, defect_mode, defect_position"
+        table.executemany(f"INSERT INTO captures ({columns}) VALUES (?, ?, ?, ?, ?, '', '')", rows)
+        table.executemany("INSERT INTO decided VALUES (?, ?)", (recorded or {}).items())
+        remarks = assign_splits(table, rule)
+        return dict(table.execute("SELECT sha256, split FROM captures ORDER BY number")), remarks

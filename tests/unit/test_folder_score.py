@@ -5,7 +5,6 @@ import json
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -152,7 +151,7 @@ def test_training_captures_are_refused_by_name_in_an_acceptance_test(folder, tmp
     with pytest.raises(StageInputError, match="training captures are unknown"):
         captures.trained_on(tmp_path, PARAMS.raw)
     hashes = [captures.sha256[capture.file] for capture in captures.captures]
-    splits = pd.Series((TRAIN, TEST, TRAIN), hashes[:3])
+    splits = zip(hashes[:3], (TRAIN, TEST, TRAIN), strict=True)
     write_splits(tmp_path / "data/splits.csv", splits, SplitRule.of(PARAMS.raw))
     trained_on = [captures.captures[0].file, captures.captures[2].file]
     assert list(captures.trained_on(tmp_path, PARAMS.raw)) == trained_on

@@ -1,7 +1,6 @@
 """Incremental folders: only changed items are made again, and the result equals that of a clean run."""
 
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from pinspect.captures.incremental import IncrementalFolder, Item, Product, code_version, source_files
 from pinspect.core.errors import CaptureError
+from tests.support.states import read_hashes, write_hash
 
 
 def make_upper_case(payload: str) -> Product:
@@ -113,21 +113,19 @@ def test_a_damaged_file_of_the_same_size_and_time_is_made_again(tmp_path):
 
 def test_an_unchanged_file_is_not_read_again(tmp_path):
     run(tmp_path / "out", ["pin", "row"])
-    states = tmp_path / "out.states.json"
-    recorded = json.loads(states.read_text())
-    recorded[f"{tmp_path}/out/texts/p/pin.txt"][1] = "the hash of other bytes"
-    states.write_text(json.dumps(recorded))
+    write_hash(tmp_path / "out.states.sqlite", tmp_path / "out/texts/p/pin.txt", "the hash of other bytes")
     assert run(tmp_path / "out", ["pin", "row"]) == ["pin"]
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "no database"])
 def test_lost_or_damaged_states_cost_a_reading_and_nothing_else(tmp_path, content):
     run(tmp_path / "out", ["pin", "row"])
-    states = tmp_path / "out.states.json"
-    before = states.read_text()
+    states = tmp_path / "out.states.sqlite"
+    before = read_hashes(states)
+    assert before.keys() == {tmp_path / "out/texts/p/pin.txt", tmp_path / "out/texts/r/row.txt"}
     states.unlink() if content is None else states.write_text(content)
     assert run(tmp_path / "out", ["pin", "row"]) == []
-    assert states.read_text() == before
+    assert read_hashes(states) == before
 
 
 @pytest.mark.parametrize("workers", [1, 2])

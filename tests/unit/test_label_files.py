@@ -4,11 +4,13 @@ import csv
 import io
 import unicodedata
 
+import psutil
 import pytest
 
 from pinspect.captures.adding import add_captures
 from pinspect.captures.inbox import take_captures
 from pinspect.captures.labels import read_captures
+from pinspect.captures.table import Table, read_table
 from pinspect.core.errors import CaptureError
 from tests.support.sample import contents, drop, line, params, read_labels
 
@@ -83,6 +85,37 @@ FORMS = {
 def test_every_form_of_a_label_file_gives_the_same_labels(new, form):
     (new / "labels.csv").write_bytes(FORMS[form])
     assert labels_of(new) == LABELS
+
+
+LONG = [[f"ガ端子{number}.jpg", "CYLN", "", "two\r\nlines", "", ""] for number in range(4000)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp932"])
+def test_a_table_longer_than_any_buffer_is_read_whole(tmp_path, encoding, end):
+    content = written(end=end, rows=[HEADER, *LONG]).encode(encoding)
+    (tmp_path / "labels.csv").write_bytes(content)
+    rows = list(read_table(tmp_path / "labels.csv"))
+    assert rows == [(2 * number + 3, dict(zip(HEADER, row, strict=True))) for number, row in enumerate(LONG)]
+    assert rows == list(Table.parse(tmp_path / "labels.csv", content).rows())
+
+
+def test_a_table_that_is_not_read_to_its_end_is_closed(tmp_path):
+    (tmp_path / "labels.csv").write_text(written(rows=[HEADER, *LONG]), encoding="utf-8")
+    rows = read_table(tmp_path / "labels.csv")
+    next(rows)
+    assert str(tmp_path / "labels.csv") in {file.path for file in psutil.Process().open_files()}
+    rows.close()
+    assert str(tmp_path / "labels.csv") not in {file.path for file in psutil.Process().open_files()}
+
+
+def test_a_table_that_changes_while_it_is_read_is_reported(tmp_path):
+    (tmp_path / "labels.csv").write_text(written(rows=[HEADER, *LONG]), encoding="utf-8")
+    rows = read_table(tmp_path / "labels.csv")
+    next(rows)
+    (tmp_path / "labels.csv").write_bytes(b"\xff" * 100_000)
+    with pytest.raises(CaptureError, match="changed by another program just now; try again"):
+        list(rows)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +207,8 @@ SPOILED_BYTES = {
     "an image": (b"\xff\xd8\xff\xe0\0\x10JFIF", "row 1: not text in UTF-8, UTF-16 or CP932 .*; save it as 'CSV UTF-8'"),
     "a workbook": (b"PK\3\4 and so on", "found an Excel workbook, expected text; save it as 'CSV UTF-8'"),
     "a program": (b"\x7fELF\2\1\1\0\0", "row 1: not text in UTF-8"),
+    "UTF-8, cut off": (written().encode() + "ガ".encode()[:2], "row 5: not text in UTF-8"),
+    "CP932, cut off": ((written() * 999).encode("cp932") + b"\x83", "row 3997: not text in UTF-8"),
     "Latin-1": (written().encode() + "Stück.jpg".encode("latin-1"), "row 5: not text in UTF-8"),
     "UTF-16 without its mark": (written().encode("utf-16-le"), "not text in UTF-8"),
     "UTF-16, cut off": (written().encode("utf-16")[:-1], "not text in UTF-8"),

@@ -61,6 +61,7 @@ def write(name: str, text: str):
     [
         (write("captures/images/b.jpg", "late"), "captures/images/b.jpg"),
         (write("captures/images/a.jpg", "other"), "captures/images/a.jpg"),
+        (write("captures/images/\n\udcff.jpg", "a line break and no UTF-8"), "captures/images/\n\udcff.jpg"),
         (lambda project: (project / "captures/images/a.jpg").unlink(), "captures/images/a.jpg"),
         (write("code.py", "edited"), "code.py"),
         (write("params.yaml", "raw: {seed: 2}\ndst: {shift: 1, size: 1}\n"), "params.yaml: raw"),
@@ -88,6 +89,20 @@ def test_a_change_of_an_input_is_named_and_asks_for_another_try(project, change,
 )
 def test_what_the_stage_does_not_depend_on_may_change(project, change):
     watch_inputs("raw", lambda: change(project), project)
+
+
+def test_of_many_inputs_only_those_that_changed_are_named(project):
+    for number in range(2000):
+        (project / f"captures/images/{number}.jpg").touch()
+
+    def change():
+        (project / "captures/images/7.jpg").unlink()
+        (project / "captures/images/1999.jpg").write_bytes(b"other")
+        (project / "captures/images/new.jpg").touch()
+
+    names = ", ".join(f"captures/images/{name}.jpg" for name in ("1999", "7", "new"))
+    with pytest.raises(InputChangedError, match=f"^{names}: changed while"):
+        watch_inputs("raw", change, project)
 
 
 def test_an_error_that_a_change_has_caused_is_shown_as_the_change(project):

@@ -6,92 +6,97 @@ Like Git and DVC, a run reads a file only if its size or times have changed. The
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import sqlite3
 from pathlib import Path
+from typing import Self
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
-
-from pinspect.captures.lookups import places_of
-from pinspect.core.files import atomic_path, write_file
+_SCHEMA = """
+PRAGMA temp_store = FILE;
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID;
+CREATE TEMPORARY TABLE checked (path BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+_KEPT_AT_ONCE = 1024  # hashes that a kill may lose
 
 
 class FileStates:
-    """Hashes of the files of an output folder, kept from run to run."""
+    """Hashes of files, kept from run to run in a database: many files need no more memory than a few.
+
+    A context manager that closes the database. One process uses it at a time.
+
+    Args:
+        path: The database; it is made if there is none, and made again if it is damaged.
+    """
 
     def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._old = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):  # a first run, or a write that a kill has cut off
-            self._old = {}
-        self._checked: dict[str, list] = {}
+        self._database = _opened(path)
+        self._waiting = 0  # hashes that are not on the disk yet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._database.close()
+
+    def recorded(self, path: Path) -> str | None:
+        """Return the SHA-256 of a file; None if its hash is unknown, or the file has changed since it was read."""
+        return self._recorded(path, _state(path))
 
     def sha256(self, path: Path) -> str | None:
         """Return the SHA-256 of a file, None if there is no such file."""
         try:
-            state = _state(path)
+            state = _state(path)  # before the file is read: a later change is then seen
         except (FileNotFoundError, NotADirectoryError):
             return None
-        old = self._old.get(str(path))
-        sha256 = old[1] if old and old[0] == state else file_sha256(path)
-        self._checked[str(path)] = [state, sha256]
-        return sha256
+        return self._recorded(path, state) or self._add(path, state, file_sha256(path))
 
     def add(self, path: Path, sha256: str) -> None:
         """Record the SHA-256 of a file that this run has moved into place."""
-        self._checked[str(path)] = [_state(path), sha256]
+        self._add(path, _state(path), sha256)
+
+    def _recorded(self, path: Path, state: str) -> str | None:
+        key = os.fsencode(path)
+        query = "SELECT sha256 FROM files WHERE path = ? AND state = ?"
+        (sha256,) = self._database.execute(query, (key, state)).fetchone() or (None,)
+        if sha256:
+            self._database.execute("INSERT OR IGNORE INTO checked VALUES (?)", (key,))
+        return sha256
+
+    def _add(self, path: Path, state: str, sha256: str | None) -> str | None:
+        key = os.fsencode(path)
+        self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (key, state, sha256))
+        self._database.execute("INSERT OR IGNORE INTO checked VALUES (?)", (key,))
+        self._waiting += 1
+        if self._waiting == _KEPT_AT_ONCE:
+            self._database.commit()
+            self._waiting = 0
+        return sha256
 
     def save(self) -> None:
-        """Record the files of this run, and no others."""
-        write_file(self._path, json.dumps(self._checked, sort_keys=True))
+        """Keep the hashes of the files that this run has checked, and no others."""
+        self._database.execute("DELETE FROM files WHERE path NOT IN (SELECT path FROM checked)")
+        self._database.commit()
 
 
-def hash_files(folder: Path, files: pd.Series, record: Path) -> pd.Series:
-    """Return the SHA-256 of many files, in hex; holds a few numbers for each.
-
-    Args:
-        folder: The folder of the files.
-        files: Their names.
-        record: A Parquet file with the states and hashes of the last call's files. It is written again if a file was
-            read.
-
-    Returns:
-        str (files,), with the index of `files`.
-
-    Raises:
-        OSError: A file is missing or cannot be read.
-    """
-
-    def key(name: str) -> int:
-        """Return a number for a name, size and times; such a number never comes twice by chance."""
-        text = f"{name}\0{_state(folder / name)}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-    keys = np.fromiter(map(key, files), np.uint64, len(files))
-    try:
-        known = pd.read_parquet(record, columns=["state", "sha256"])
-    except (FileNotFoundError, ValueError):  # a first run, or a file that is damaged
-        known = pd.DataFrame({"state": keys[:0], "sha256": pd.Series(dtype=str)})
-    places = places_of(pa.array(keys), pa.array(known["state"], pa.uint64()))
-    hashes = pd.Series(known["sha256"].array.take(places, allow_fill=True), files.index)
-    waiting = np.flatnonzero(places < 0)
-    if len(waiting):
-        shown = track(waiting, "captures to read", console=Console(stderr=True))
-        read = np.fromiter(((file_sha256(folder / files.iloc[number]) or "").encode() for number in shown), "S64")
-        hashes.iloc[waiting] = pa.array(read).cast(pa.string()).to_pandas().array
-        with atomic_path(record) as partial:
-            pd.DataFrame({"state": keys, "sha256": hashes.array}).to_parquet(partial, index=False)
-    return hashes
+def _opened(path: Path) -> sqlite3.Connection:
+    for _ in range(2):
+        database = sqlite3.connect(path)
+        try:
+            if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
+                database.executescript(_SCHEMA)
+                return database
+        except sqlite3.DatabaseError:
+            pass
+        database.close()
+        path.unlink()
+    raise sqlite3.DatabaseError(f"{path}: a new database is damaged; check the disk")
 
 
-def _state(path: Path) -> list[int]:
+def _state(path: Path) -> str:
     """Return what changes when a file is written or replaced; no program can set the last value back."""
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def file_sha256(path: Path) -> str | None:

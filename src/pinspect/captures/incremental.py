@@ -6,7 +6,7 @@ are first written to `<folder>.partial`, so a failed run leaves the folder uncha
 the files are moved into place, files that belong to no item are removed, and the manifest is moved last: a folder with
 a manifest is complete. An incremental run ends with the same bytes as a clean run.
 
-A run checks that each kept file still has the bytes that were made; `<folder>.states.json` is the record of
+A run checks that each kept file still has the bytes that were made; `<folder>.states.sqlite` is the record of
 `file_states.FileStates`.
 """
 
@@ -98,7 +98,6 @@ class IncrementalFolder:
         self.partial = path.with_name(f"{path.name}.partial")
         self._maker = BatchMaker(engine, self.partial)
         self._journal = self.partial / PRODUCTS
-        self._states = FileStates(path.with_name(f"{path.name}.states.json"))
         self._known: dict[str, dict] = {}  # by key: the products of earlier runs
         self._claimed: dict[str, dict] = {}
         self._new_files: list[str] = []
@@ -106,6 +105,7 @@ class IncrementalFolder:
 
     def __enter__(self) -> Self:
         self.partial.mkdir(parents=True, exist_ok=True)
+        self._states = FileStates(self.path.with_name(f"{self.path.name}.states.sqlite"))
         if self._journal.exists():
             with self._journal.open("a", encoding="utf-8") as journal:
                 journal.write("\n")  # ends a line that a kill has cut off
@@ -114,8 +114,9 @@ class IncrementalFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self._maker.close()
-        if kind is None:
-            self._complete()
+        with self._states:
+            if kind is None:
+                self._complete()
 
     def new_file(self, name: str) -> Path:
         """Return the path to write a file to that belongs to no item, such as the manifest.

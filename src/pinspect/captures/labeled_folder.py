@@ -71,7 +71,7 @@ class LabeledFolder:
         record = root / "data/splits.csv"
         if not record.is_file():
             raise StageInputError(f"{record}: not found, so training captures are unknown; git checkout {record}")
-        splits = read_splits(record, SplitRule.of(params))
+        splits = dict(read_splits(record, SplitRule.of(params)))
         return tuple(capture.file for capture in self.captures if splits.get(self.sha256[capture.file]) == TRAIN)
 
 

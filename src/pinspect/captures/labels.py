@@ -5,27 +5,26 @@ Each problem is one line with the row, the file, the value found and what to do.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
 import re
 import unicodedata
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from pinspect.captures.lookups import TextHashes
 from pinspect.captures.table import COLUMNS, FIELD_BOX, LABELS, PIN_BOX, read_table
 from pinspect.core.answers import DEFECTIVE, PASSED, VERDICT, VIEWS, Answer, AnswerContract
 from pinspect.core.errors import CaptureError
 from pinspect.core.images import IMAGE_SUFFIXES
 from pinspect.core.layout import NO_ADDRESS, Address
 from pinspect.core.names import NamedLabel, label_in_name
+from pinspect.core.temporary_database import temporary_database
 
 IMAGES = "images"
 IMAGES_RECORD = f"{IMAGES}.dvc"  # the file of DVC that names their content
@@ -33,6 +32,7 @@ REFERENCE = "reference"
 INSPECTED = "inspected"
 NO_BOX = ("",) * 4
 _NOTHING = ("", "NA")
+_ERRORS = "surrogatepass"  # names of files may hold any bytes
 _ADDRESS = re.compile(
     r"X\s*:\s*([0-9]{1,3})[\s,;]*Y\s*:\s*([A-Z])|([0-9]{1,3})\s*([A-Z])|([A-Z])\s*([0-9]{1,3})", re.IGNORECASE
 )
@@ -120,43 +120,91 @@ def iterate_captures(folder: Path, contract: AnswerContract, *, shape: str = "")
     """
     _require_images(folder)
     images, labels = images_folder(folder), folder / LABELS
-    present = TextHashes(map(hash, _file_names(images)))
-    shared = TextHashes(hash(name_key(name)) for name in _file_names(images)).repeated()
-    shared |= TextHashes(hash(name_key(row["file"])) for _, row in read_table(labels)).repeated()
     first: dict[str, str] = {}  # by a key that several names or rows share: the first file of this name
-    labeled = array("q")
     refused: set[str] = set()  # files of which no row can be used so far
+    with closing(_Names(images, labels)) as names:
 
-    def rows() -> Iterator[tuple[str, dict[str, str]]]:
-        stored = functools.cache(lambda: {name_key(name): name for name in sorted(_file_names(images))})
-        for number, row in read_table(labels):
-            if row["file"] not in present:
-                row["file"] = stored().get(name_key(row["file"]), row["file"])
-            yield f"{labels}, row {number} ({_one_line(row['file'])})", row
-        with_row = TextHashes(labeled)
-        others = (name for name in _file_names(images) if name not in with_row and name not in refused)
-        yield from ((str(images / _one_line(name)), {"file": name}) for name in sorted(others) if is_image(name))
+        def rows() -> Iterator[tuple[str, dict[str, str]]]:
+            for number, row in read_table(labels):
+                if row["file"] not in names:
+                    row["file"] = names.like(row["file"])
+                if "cells" not in row:
+                    names.mark(row["file"])
+                yield f"{labels}, row {number} ({_one_line(row['file'])})", row
+            others = (name for name in names.unmarked() if is_image(name) and name not in refused)
+            yield from ((str(images / _one_line(name)), {"file": name}) for name in others)
 
-    for place, row in rows():
-        capture = capture_of_row(row, contract, shape)
-        key = name_key(capture.file)
-        is_usable = first.get(key) == capture.file and capture.file not in refused
-        if "cells" in row:
-            complaints = [row["cells"]]
-        elif is_usable:
-            complaints = ["an earlier row labels this file; keep one of the two"]
-        elif hash(key) in shared and (other := first.setdefault(key, capture.file)) != capture.file:
-            complaints = [f"the name equals {other} but for case or the form of its letters; rename one of the two"]
-        else:
-            complaints = list(_complaints(capture, contract, present, images))
-        if "cells" not in row:
-            labeled.append(hash(capture.file))
-        if not complaints:
-            refused.discard(capture.file)
-            yield capture
-        elif not is_usable:
-            refused.add(capture.file)
-        yield from (f"{place}: {complaint}" for complaint in complaints)
+        for place, row in rows():
+            capture = capture_of_row(row, contract, shape)
+            key = name_key(capture.file)
+            is_usable = first.get(key) == capture.file and capture.file not in refused
+            if "cells" in row:
+                complaints = [row["cells"]]
+            elif is_usable:
+                complaints = ["an earlier row labels this file; keep one of the two"]
+            elif names.is_shared(key) and (other := first.setdefault(key, capture.file)) != capture.file:
+                complaints = [f"the name equals {other} but for case or the form of its letters; rename one of the two"]
+            else:
+                complaints = list(_complaints(capture, contract, names, images))
+            if not complaints:
+                refused.discard(capture.file)
+                yield capture
+            elif not is_usable:
+                refused.add(capture.file)
+            yield from (f"{place}: {complaint}" for complaint in complaints)
+
+
+class _Names:
+    """The names of a folder's images and rows.
+
+    Args:
+        images: The folder of the images.
+        labels: The table of their labels.
+    """
+
+    def __init__(self, images: Path, labels: Path):
+        self._database = temporary_database("""
+            CREATE TABLE images (name BLOB PRIMARY KEY, key BLOB, is_marked) WITHOUT ROWID;
+            CREATE INDEX keys ON images (key);
+            CREATE TABLE rows (key BLOB PRIMARY KEY, count) WITHOUT ROWID;
+        """)
+        names = ((_bytes(name), _bytes(name_key(name))) for name in _file_names(images))
+        self._database.executemany("INSERT INTO images VALUES (?, ?, false)", names)
+        keys = ((_bytes(name_key(row["file"])),) for _, row in read_table(labels))
+        self._database.executemany("INSERT INTO rows VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1", keys)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self._value("SELECT count(*) FROM images WHERE name = ?", name))
+
+    def like(self, name: str) -> str:
+        """Return the name of an image that equals a name but for case or Unicode form, else the name itself."""
+        like = self._value("SELECT max(name) FROM images WHERE key = ?", name_key(name))
+        return like.decode(errors=_ERRORS) if like else name
+
+    def is_shared(self, key: str) -> bool:
+        """Return whether several images, or several rows, have names of this key."""
+        images = self._value("SELECT count(*) FROM images WHERE key = ?", key)
+        return images > 1 or self._value("SELECT total(count) FROM rows WHERE key = ?", key) > 1
+
+    def mark(self, name: str) -> None:
+        """Mark an image that has a row."""
+        self._database.execute("UPDATE images SET is_marked = true WHERE name = ?", (_bytes(name),))
+
+    def unmarked(self) -> Iterator[str]:
+        """Yield the names of the images without a mark, in their order."""
+        names = self._database.execute("SELECT name FROM images WHERE NOT is_marked ORDER BY name")
+        return (name.decode(errors=_ERRORS) for (name,) in names)
+
+    def close(self) -> None:
+        """Forget the names."""
+        self._database.close()
+
+    def _value(self, query: str, text: str) -> Any:
+        return self._database.execute(query, (_bytes(text),)).fetchone()[0]
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode(errors=_ERRORS)
 
 
 def _file_names(folder: Path) -> Iterator[str]:
@@ -299,14 +347,14 @@ def _one_line(name: str) -> str:
     )
 
 
-def _complaints(capture: Capture, contract: AnswerContract, present: TextHashes, images: Path) -> Iterator[str]:
+def _complaints(capture: Capture, contract: AnswerContract, names: _Names, images: Path) -> Iterator[str]:
     if not re.fullmatch(r"[^./\\][^/\\]*", capture.file):
         yield f"file: expected the name of an image in {images}, found {capture.file!r}; correct the row"
         return
     if _one_line(capture.file) != capture.file:
         yield "file: the name has an end of a line or a control character; rename the file"
         return
-    if capture.file not in present:
+    if capture.file not in names:
         pull = "run dvc pull, " if images.with_name(IMAGES_RECORD).is_file() else ""
         yield f"file: the image is missing from {images}; {pull}put it there or remove the row"
     try:

@@ -8,29 +8,31 @@ manifest.csv                       one row per capture: label, provenance and sp
 from __future__ import annotations
 
 import hashlib
-import itertools
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+from rich.console import Console
+from rich.progress import track
 
 from pinspect.captures import labels as labelled
 from pinspect.captures import splits
+from pinspect.captures.capture_table import new_capture_table
 from pinspect.captures.change import locked
 from pinspect.captures.engines import Engine
-from pinspect.captures.file_states import hash_files
+from pinspect.captures.file_states import FileStates
 from pinspect.captures.incremental import IncrementalFolder, Item, Product
 from pinspect.captures.labels import REFERENCE, Capture
-from pinspect.captures.lookups import TextHashes
 from pinspect.captures.references import RAW_COLUMNS
 from pinspect.captures.sharded import stage_folder
 from pinspect.captures.table import COLUMNS as LABELED
 from pinspect.captures.table import FIELD_BOX, LABEL_COLUMNS, PIN_BOX
-from pinspect.core.answers import VERDICT, AnswerContract
+from pinspect.core.answers import AnswerContract
 from pinspect.core.corners import CORNERS, read_corners, write_corners
 from pinspect.core.errors import CaptureError, ImageError, ParamsError
 from pinspect.core.images import read_image
@@ -44,8 +46,6 @@ VIRTUAL = "virtual"
 _COUNTED = ("source", "shape", "role", "split")
 _SHOWN_REFERENCES = 7  # whose colors the virtual line takes
 COLUMNS = (*RAW_COLUMNS, *FIELD_BOX, *PIN_BOX)
-_WORD = pa.dictionary(pa.int32(), pa.string())  # a few bytes a row
-_LABELS = pa.schema({name: pa.string() if name == "file" else _WORD for name in LABELED})
 
 
 @dataclass(frozen=True)
@@ -88,44 +88,42 @@ def build_raw(
         CaptureError: Captures cannot be used (one line each), or there are none. `out` and the record are unchanged.
         ParamsError: The virtual line cannot draw a shape, or draws no defect mode. `out` and the record are unchanged.
     """
-    with locked(captures):
-        table, problems, remarks = _read_labels(captures, contract)
-        images = labelled.images_folder(captures)
-        table["sha256"] = hash_files(images, table["file"], captures.with_name(f"{captures.name}.states.parquet"))
-    twins = _twins(table)
-    contents = [
-        (Capture(*label), sha256) for *label, sha256 in twins[[*LABEL_COLUMNS, "sha256"]].itertuples(index=False)
-    ]
-    problems += labelled.conflicting_labels(contents)
-    remarks = [*labelled.distinct(contents)[1], *remarks]
-    table = table.drop(twins.index[twins["sha256"].duplicated()]).reset_index(drop=True)
-    remarks += _replaced(table, out / MANIFEST)
     folder = stage_folder(out, params.shards, engine)
-    with folder:
-        virtual, failure = pd.DataFrame(columns=COLUMNS), None
-        try:  # first, since its pictures belong into the archives of the first window, too
-            virtual = _render_virtual_line(folder, table, images, contract, params, workers)
-        except (ImageError, ParamsError) as error:
-            failure = error
-        perceptual_hashes, bad, made = _copy_images(folder, table, images, params, workers)
-        if problems or bad:
-            raise CaptureError("\n".join([*problems, *bad]))
-        if failure:
-            raise failure
-        corners = read_corners(captures / CORNERS, table.loc[table["role"] == REFERENCE, "file"].to_list())
-        if table.empty and virtual.empty:
-            raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
-        table["split"], more_remarks = _split(table, perceptual_hashes, split_record, params)
-        if corners:
-            write_corners(folder.new_file(CORNERS), corners)
-        counted: Counter[tuple[str, ...]] = Counter()
-        virtual = virtual[~virtual["sha256"].isin(table["sha256"])]
-        for camera, rendered in _windows(folder, table, virtual):
-            copied = camera.rename(columns={"file": "capture"}).assign(file=_image_files(camera), source=CAMERA)
-            manifest = pd.concat([copied, rendered])[list(COLUMNS)].sort_values(["source", "capture"])
-            folder.write_manifest(manifest)
-            counted.update(zip(*(manifest[name] for name in _COUNTED), strict=True))
-    return RawReport(tabulate_counts(counted, _COUNTED), made + len(folder.made), (*remarks, *more_remarks))
+    with closing(new_capture_table()) as table:
+        images = labelled.images_folder(captures)
+        table.create_function("shard_of", 1, lambda sha256: folder.shard(_image_file(sha256, "")), deterministic=True)
+        with locked(captures), FileStates(captures.with_name(f"{captures.name}.states.sqlite")) as states:
+            problems, remarks = _read_labels(table, captures, contract, states)
+            _read_images(table, images, states)
+        contradictions, left_out = _drop_twins(table)
+        problems += contradictions
+        remarks = [*left_out, *remarks, *_replaced(table, out / MANIFEST)]
+        with folder:
+            virtual, failure = pd.DataFrame(columns=COLUMNS), None
+            try:  # first, since its pictures belong into the archives of the first window, too
+                virtual = _render_virtual_line(folder, table, images, contract, params, workers)
+            except (ImageError, ParamsError) as error:
+                failure = error
+            bad, made = _copy_images(folder, table, images, params, workers)
+            if problems or bad:
+                raise CaptureError("\n".join([*problems, *bad]))
+            if failure:
+                raise failure
+            references = table.execute("SELECT file FROM captures WHERE role = ?", (REFERENCE,))
+            corners = read_corners(captures / CORNERS, [file for (file,) in references])
+            if virtual.empty and not _count(table):
+                raise CaptureError(f"{captures}: no captures, and raw.virtual asks for none; run `pinspect add DIR`")
+            remarks += _split(table, split_record, splits.SplitRule.of(params))
+            if corners:
+                write_corners(folder.new_file(CORNERS), corners)
+            counted: Counter[tuple[str, ...]] = Counter()
+            for camera, rendered in _windows(folder, table, virtual):
+                copied = camera.rename(columns={"file": "capture"}).assign(file=_image_files(camera), source=CAMERA)
+                manifest = pd.concat([copied, rendered])[list(COLUMNS)].sort_values(["source", "capture"])
+                folder.write_manifest(manifest)
+                counted.update(zip(*(manifest[name] for name in _COUNTED), strict=True))
+        made += len(folder.made)
+    return RawReport(tabulate_counts(counted, _COUNTED), made, tuple(remarks))
 
 
 def copy_image(payload: tuple[str, str, int]) -> Product:
@@ -168,31 +166,59 @@ def render_virtual_line(payload: tuple[AnswerContract, VirtualParams, dict[str, 
     return Product(files, {"rows": rows})
 
 
-def _read_labels(captures: Path, contract: AnswerContract) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Return the rows of all usable captures, the problems of the others, and remarks."""
-    parts, problems, remarks = [_LABELS.empty_table()], [], []
-    read = labelled.iterate_captures(captures, contract)
-    while batch := list(itertools.islice(read, WINDOW)):  # a Capture takes ten times as much memory as a row
-        problems += [each for each in batch if isinstance(each, str)]
-        usable = [each for each in batch if isinstance(each, Capture)]
-        remarks += labelled.contradicted_names(usable, contract)
-        parts.append(pa.Table.from_pylist([capture.row() for capture in usable], _LABELS))
-    return pa.concat_tables(parts).unify_dictionaries().to_pandas(), problems, remarks
+def _read_labels(
+    table: sqlite3.Connection, captures: Path, contract: AnswerContract, states: FileStates
+) -> tuple[list[str], list[str]]:
+    """Fill the table with the usable captures and known hashes; return the problems of the others, and remarks."""
+    images = labelled.images_folder(captures)
+    problems, remarks = [], []
+
+    def rows() -> Iterator[tuple[str | None, ...]]:
+        for each in labelled.iterate_captures(captures, contract):
+            if isinstance(each, str):
+                problems.append(each)
+            else:
+                remarks.extend(labelled.contradicted_names([each], contract))
+                yield *each.row().values(), states.recorded(images / each.file)
+
+    columns = (*LABELED, "sha256")
+    table.executemany(f"INSERT INTO captures ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", rows())
+    return problems, remarks
 
 
-def _twins(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose content another row has, too."""
-    repeated = TextHashes(map(hash, table["sha256"])).repeated()  # pandas would make an object of each value
-    return table[np.fromiter((hash(sha256) in repeated for sha256 in table["sha256"]), bool, len(table))]
+def _read_images(table: sqlite3.Connection, images: Path, states: FileStates) -> None:
+    """Fill in the hashes of new and changed images, and all shards."""
+
+    def waiting() -> Iterator[tuple[int, str]]:
+        query = "SELECT number, file FROM captures WHERE sha256 IS NULL LIMIT ?"
+        while rows := table.execute(query, (WINDOW,)).fetchall():
+            yield from rows
+
+    if count := _count(table, "sha256 IS NULL"):
+        for number, file in track(waiting(), "captures to read", count, console=Console(stderr=True)):
+            sha256 = states.sha256(images / file) or ""
+            table.execute("UPDATE captures SET sha256 = ? WHERE number = ?", (sha256, number))
+    states.save()
+    table.execute("UPDATE captures SET shard = shard_of(sha256)")
+
+
+def _drop_twins(table: sqlite3.Connection) -> tuple[list[str], list[str]]:
+    """Keep the first of several captures of equal content; return the problems and the remarks about the others."""
+    twins = table.execute(f"""
+        SELECT {", ".join(LABEL_COLUMNS)}, sha256 FROM captures
+        WHERE sha256 IN (SELECT sha256 FROM captures GROUP BY sha256 HAVING count(*) > 1) ORDER BY number""")
+    contents = [(Capture(*label), sha256) for *label, sha256 in twins]
+    table.execute("DELETE FROM captures WHERE number NOT IN (SELECT min(number) FROM captures GROUP BY sha256)")
+    return labelled.conflicting_labels(contents), labelled.distinct(contents)[1]
 
 
 def _copy_images(
-    folder: IncrementalFolder, table: pd.DataFrame, images: Path, params: RawParams, workers: int | None
-) -> tuple[pd.Series, list[str], int]:
-    """Return the images' perceptual hashes, the problems of those that cannot be copied, and the number of new ones."""
-    hashes, made = [pd.Series(dtype=str)], 0
+    folder: IncrementalFolder, table: sqlite3.Connection, images: Path, params: RawParams, workers: int | None
+) -> tuple[list[str], int]:
+    """Copy the images, fill in their perceptual hashes; return the problems, and the number of images copied."""
+    made = 0
     problems: dict[int, str] = {}
-    for (rows,) in _windows(folder, table):
+    for rows, _ in _windows(folder, table, pd.DataFrame(columns=COLUMNS)):
         items = [
             Item(
                 sha256,
@@ -206,36 +232,49 @@ def _copy_images(
         folder.settle({item.shard for item in items})
         made += len(folder.made)
         folder.made.clear()  # of a window only, for the memory
-        hashes.append(pd.Series([record.get("perceptual_hash", "") for record in records], rows.index, dtype=str))
+        hashes = zip((record.get("perceptual_hash", "") for record in records), rows["number"].to_list(), strict=True)
+        table.executemany("UPDATE captures SET perceptual_hash = ? WHERE number = ?", hashes)
         problems |= {
             number: f"{images / file}: {record['error']}"
-            for number, file, record in zip(rows.index, rows["file"], records, strict=True)
+            for number, file, record in zip(rows["number"], rows["file"], records, strict=True)
             if "error" in record
         }
-    return pd.concat(hashes).reindex(table.index), [problems[number] for number in sorted(problems)], made
+    return [problems[number] for number in sorted(problems)], made
 
 
-def _windows(folder: IncrementalFolder, *tables: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
-    """Yield rows of each table in windows of shards; without shards all rows at once, in their order."""
-    shards = [
-        pd.Series([folder.shard(_image_file(sha256, "")) for sha256 in table["sha256"]], table.index, dtype=str)
-        for table in tables
-    ]
-    for window in group_shards(Counter(itertools.chain(*shards))):
-        yield [table[shard.isin(window)] for table, shard in zip(tables, shards, strict=True)]
+def _windows(
+    folder: IncrementalFolder, table: sqlite3.Connection, virtual: pd.DataFrame
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Yield captures and virtual captures in windows of shards; without shards all at once, in their order.
+
+    A virtual capture whose picture is also a capture is left out.
+    """
+    captured = [sha256 for sha256 in virtual["sha256"] if _count(table, "sha256 = ?", sha256)]
+    virtual = virtual[~virtual["sha256"].isin(captured)]
+    shard = virtual["file"].map(folder.shard)
+    sizes = Counter(dict(table.execute("SELECT shard, count(*) FROM captures GROUP BY shard")))
+    sizes.update(shard)
+    query = "SELECT * FROM captures WHERE shard BETWEEN ? AND ? ORDER BY number"
+    for window in group_shards(sizes):
+        yield pd.read_sql_query(query, table, params=(window[0], window[-1])), virtual[shard.isin(window)]
+
+
+def _count(table: sqlite3.Connection, condition: str = "true", *values: str) -> int:
+    """Return the number of captures for which a condition holds."""
+    return table.execute(f"SELECT count(*) FROM captures WHERE {condition}", values).fetchone()[0]
 
 
 def _virtual_setups(
-    captures: pd.DataFrame, images: Path, contract: AnswerContract, params: RawParams
+    table: sqlite3.Connection, images: Path, contract: AnswerContract, params: RawParams
 ) -> dict[str, LineSetup]:
     """Return what the virtual captures of a shape look like, for each shape with references: like its references."""
     virtual = params.virtual
     setups: dict[str, LineSetup] = {}
     if not (virtual.train or virtual.validation or virtual.test):
         return setups
+    query = "SELECT file FROM captures WHERE role = ? AND shape = ? ORDER BY sha256 LIMIT ?"
     for shape in DRAWN_SHAPES:
-        references = captures[(captures["role"] == REFERENCE) & (captures["shape"] == shape)].sort_values("sha256")
-        files = references["file"].head(_SHOWN_REFERENCES)
+        files = [file for (file,) in table.execute(query, (REFERENCE, shape, _SHOWN_REFERENCES))]
         pictures = [np.asarray(read_image(images / file, params.max_pixels)) for file in files]
         if pictures:
             setups[shape] = setup_like(pictures, default_setup(shape, contract.layout), contract.layout)
@@ -244,14 +283,14 @@ def _virtual_setups(
 
 def _render_virtual_line(
     folder: IncrementalFolder,
-    captures: pd.DataFrame,
+    table: sqlite3.Connection,
     images: Path,
     contract: AnswerContract,
     raw: RawParams,
     workers: int | None,
 ) -> pd.DataFrame:
     """Return the rows of the virtual line; the line is seeded, so parameters and looks fully determine the captures."""
-    setups, params = _virtual_setups(captures, images, contract, raw), raw.virtual
+    setups, params = _virtual_setups(table, images, contract, raw), raw.virtual
     wanted = {split: getattr(params, split) for split in SPLITS}
     # The references are rendered with the training captures, also when the user asks for other splits only.
     parts = {
@@ -276,34 +315,29 @@ def _render_virtual_line(
     return pd.DataFrame([row for record in records for row in record["rows"]], columns=COLUMNS)
 
 
-def _replaced(captures: pd.DataFrame, manifest: Path) -> list[str]:
+def _replaced(table: sqlite3.Connection, manifest: Path) -> list[str]:
     """Return a remark for each name under which the raw folder has had another picture so far."""
     if not manifest.exists():
         return []
     replaced: set[str] = set()
     for part in iterate_manifest(manifest, ("capture", "source", "sha256")):
-        known = part[part["source"] == CAMERA].set_index("capture")["sha256"]
-        present = captures.loc[captures["file"].isin(known.index), ["file", "sha256"]]
-        replaced |= set(present.loc[present["sha256"].to_numpy() != known[present["file"]].to_numpy(), "file"])
+        known = part.loc[part["source"] == CAMERA, ["capture", "sha256"]]
+        replaced |= {
+            file
+            for file, sha256 in known.itertuples(index=False)
+            if _count(table, "file = ? AND sha256 != ?", file, sha256)
+        }
     return [
         f"{file}: another picture than so far under this name; it counts as a new capture" for file in sorted(replaced)
     ]
 
 
-def _split(
-    captures: pd.DataFrame, perceptual_hashes: pd.Series, split_record: Path, params: RawParams
-) -> tuple[pd.Series, list[str]]:
-    """Return the split of each capture, after writing the record, and remarks."""
-    rule = splits.SplitRule.of(params)
-    label = captures[list(VERDICT)].astype("str")
-    candidates = captures[["file", "sha256"]].assign(
-        perceptual_hash=perceptual_hashes,
-        is_reference=captures["role"] == REFERENCE,
-        label=label[VERDICT[0]].str.cat(label[[*VERDICT[1:]]], sep=" "),
-    )
-    split, remarks = splits.assign_splits(candidates, rule, splits.read_splits(split_record, rule))
-    splits.write_splits(split_record, split.set_axis(captures["sha256"]), rule)
-    return split, remarks
+def _split(table: sqlite3.Connection, record: Path, rule: splits.SplitRule) -> list[str]:
+    """Fill in the split of each capture, write the record; return remarks."""
+    table.executemany("INSERT OR REPLACE INTO decided VALUES (?, ?)", splits.read_splits(record, rule))
+    remarks = splits.assign_splits(table, rule)
+    splits.write_splits(record, table.execute("SELECT sha256, split FROM captures ORDER BY sha256"), rule)
+    return remarks
 
 
 def _virtual(capture: VirtualCapture) -> dict[str, str]:

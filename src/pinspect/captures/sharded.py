@@ -8,7 +8,7 @@ manifest/<shard>.parquet the shard's rows of the manifest; manifest.csv lists th
 A stage maps and settles a window of shards after the other, so it holds the items of one window only. The files of a
 batch of items first lie in an archive of their own, `<folder>.partial/batches/<hash>.zip`: file systems are slow at
 creating a hundred thousand files. Settling writes the archives whose members have changed to `<folder>.partial`; all
-others are neither read nor written: their size and times in `<folder>.states.json` show that they are whole. A killed
+others are neither read nor written: their size and times in `<folder>.states.sqlite` show that they are whole. A killed
 run is resumed at the first window that it has not settled.
 """
 

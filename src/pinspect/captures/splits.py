@@ -13,18 +13,17 @@ cropped) differ in at most 15.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 from PIL import Image
-from pyarrow.csv import ConvertOptions, read_csv
 from scipy.fft import dctn
 
-from pinspect.captures.lookups import TextHashes, places_of
 from pinspect.core.errors import CaptureError
 from pinspect.core.files import atomic_path
 from pinspect.core.names import shot_of
@@ -38,6 +37,15 @@ _HASH_BYTES = _FREQUENCIES**2 // 8
 _COMPARED_BITS = 64
 _SAMPLE = 4096
 RECORD = ("sha256", "split", "rule")
+_AGES = """
+CREATE TABLE ages (age INTEGER PRIMARY KEY, number, file, sha256, perceptual_hash, is_reference, label, shot, decided);
+INSERT INTO ages
+    SELECT row_number() OVER (ORDER BY decided.split IS NULL, role != 'reference', number) - 1, number, file, sha256,
+        perceptual_hash, role = 'reference', trim(judgement || ' ' || defect_mode || ' ' || defect_position),
+        shot_of(file), decided.split
+    FROM captures LEFT JOIN decided USING (sha256);
+CREATE INDEX views ON ages (shot, age);
+"""
 
 
 @dataclass(frozen=True)
@@ -85,73 +93,75 @@ def perceptual_hash(image: Image.Image) -> str:
     return np.packbits(frequencies[1 : _FREQUENCIES + 1, 1 : _FREQUENCIES + 1] > 0).tobytes().hex()
 
 
-def assign_splits(captures: pd.DataFrame, rule: SplitRule, recorded: pd.Series) -> tuple[pd.Series, list[str]]:
+def assign_splits(captures: sqlite3.Connection, rule: SplitRule) -> list[str]:
     """Assign each capture to a split.
 
     Args:
-        captures: A row per capture in order of age, the oldest first: `file`, `sha256`, `perceptual_hash` (from
-            `perceptual_hash`), `is_reference` and `label` (judgement, mode and position in words). Recorded captures
-            count as older than all others; among the others, references count as older than inspected captures.
-            References are always for training, since other captures are compared with them.
+        captures: From `new_capture_table`, with perceptual hashes (see `perceptual_hash`). Captures whose split is
+            decided count as older than all others, and references as older than inspected captures. References are
+            always for training, since other captures are compared with them.
         rule: How to split new captures.
-        recorded: sha256 -> split, as decided before (see `read_splits`).
 
     Returns:
-        The split of each row, and remarks for the user, one line each.
+        Remarks for the user, one line each. The splits are in the table.
     """
-    before = _decided(captures["sha256"], recorded)
-    by_age = np.lexsort((~captures["is_reference"].to_numpy(bool), before.isna()))
-    files, contents = captures["file"].array, captures["sha256"].array
-    is_reference, is_new = (values.to_numpy(bool)[by_age] for values in (captures["is_reference"], before.isna()))
-    label_of, labels = pd.factorize(captures["label"].iloc[by_age])
-    near_duplicates = NearDuplicates(captures["perceptual_hash"].iloc[by_age], rule.near_duplicate_bits)
-    shots = _Shots(captures["file"].iloc[by_age])
-    splits: list[str] = []  # by age
+    captures.create_function("shot_of", 1, shot_of, deterministic=True)
+    captures.executescript(_AGES)
+    hashes = captures.execute("SELECT perceptual_hash FROM ages ORDER BY age")
+    near_duplicates = NearDuplicates((content for (content,) in hashes), rule.near_duplicate_bits)
+    count = len(near_duplicates)
+    split_of, label_of = np.zeros(count, np.int8), np.zeros(count, np.int32)  # by age
+    labels: dict[str, int] = {}
     remarks = []
     most_alike = 0
 
     def name(age: int) -> str:
-        return files[by_age[age]]
+        return captures.execute("SELECT file FROM ages WHERE age = ?", (int(age),)).fetchone()[0]
 
-    for age in range(len(by_age)):
-        views = shots.of(age)
+    rows = captures.execute("SELECT age, file, sha256, is_reference, label, shot, decided FROM ages ORDER BY age")
+    for age, file, sha256, is_reference, label, shot, decided in rows:
+        label_of[age] = labels.setdefault(label, len(labels))
+        views = _views(captures, shot) if shot else np.array([age])
         near = near_duplicates.older(age, age)
         older = near
-        if is_new[age] and age == views[0] and len(views) > 1:  # the first view decides for all of its shot
+        if not decided and age == views[0] and len(views) > 1:  # the first view decides for all of its shot
             older = np.unique(np.concatenate([near_duplicates.older(view, age) for view in views]))
         unlike = near[label_of[near] != label_of[age]]
         if len(unlike):
             remarks.append(
-                f"{name(age)} ({labels[label_of[age]]}) shows nearly the same as {name(unlike[0])} "
-                f"({labels[label_of[unlike[0]]]}); correct the wrong label, if one is wrong"
+                f"{file} ({label}) shows nearly the same as {name(unlike[0])} "
+                f"({[*labels][label_of[unlike[0]]]}); correct the wrong label, if one is wrong"
             )
         if age != views[0]:
             older = np.concatenate([views[:1], older])  # a name is certain, near-duplicates are only likely
-        if is_reference[age]:
+        if is_reference:
             split = TRAIN
-        elif not is_new[age]:
-            split = before.iloc[by_age[age]]
+        elif decided:
+            split = decided
         else:
-            split = splits[older[0]] if len(older) else rule.by_content(contents[by_age[age]])
-        splits.append(split)
-        divided = [name(other) for other in older if splits[other] != split]
+            split = SPLITS[split_of[older[0]]] if len(older) else rule.by_content(sha256)
+        split_of[age] = SPLITS.index(split)
+        divided = [name(other) for other in older[split_of[older] != split_of[age]]]
         if divided:
             remarks.append(
-                f"{name(age)} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
+                f"{file} ({split}) shows the same as {', '.join(divided)} in another split; remove one of them"
             )
         most_alike = max(most_alike, len(older))
-    if most_alike >= max(10, len(by_age) / 2):  # if most captures count as one picture, they all end in one split
+    if most_alike >= max(10, count / 2):  # if most captures count as one picture, they all end in one split
         remarks.append(
-            f"{most_alike} of {len(by_age)} captures count as near-duplicates of one capture: lower "
+            f"{most_alike} of {count} captures count as near-duplicates of one capture: lower "
             f"raw.near_duplicate_bits in params.yaml (now {rule.near_duplicate_bits} of 256)"
         )
-    return pd.Series(splits, captures.index[by_age], dtype=str).reindex(captures.index), remarks
+    numbers = captures.execute("SELECT number FROM ages ORDER BY age")
+    decisions = ((SPLITS[split], number) for split, (number,) in zip(split_of, numbers, strict=True))
+    captures.executemany("UPDATE captures SET split = ? WHERE number = ?", decisions)
+    return remarks
 
 
-def _decided(contents: pd.Series, recorded: pd.Series) -> pd.Series:
-    """Return the recorded split of each content, NaN for none; `Series.map` would make an object of each hash."""
-    places = places_of(pa.array(contents, pa.large_string()), pa.array(recorded.index.astype(str), pa.large_string()))
-    return pd.Series(recorded.array.take(places, allow_fill=True), contents.index)
+def _views(captures: sqlite3.Connection, shot: str) -> np.ndarray:
+    """Return the ages of all captures of a shot, the oldest first."""
+    ages = captures.execute("SELECT age FROM ages WHERE shot = ? ORDER BY age", (shot,))
+    return np.array([age for (age,) in ages])
 
 
 class NearDuplicates:
@@ -161,14 +171,14 @@ class NearDuplicates:
     than `bits` of these are no near-duplicates; the others are compared in all 256 bits. The result is exact.
     """
 
-    def __init__(self, hashes: pd.Series, bits: int):
+    def __init__(self, hashes: Iterable[str], bits: int):
         """Prepare hashes for comparison.
 
         Args:
             hashes: From `perceptual_hash`.
             bits: Largest number of bits in which near-duplicates differ.
         """
-        content = np.fromiter(map(bytes.fromhex, hashes), f"S{_HASH_BYTES}", len(hashes))
+        content = np.fromiter(map(bytes.fromhex, hashes), f"S{_HASH_BYTES}")
         octets = content.view(np.uint8).reshape(-1, _HASH_BYTES)
         sample = np.unpackbits(octets[:: len(octets) // _SAMPLE + 1], axis=1)
         places = np.argsort(abs(sample.sum(axis=0) - len(sample) / 2), kind="stable")[:_COMPARED_BITS]
@@ -179,6 +189,9 @@ class NearDuplicates:
         self._selected = selected.view(np.uint64).ravel()
         self._words = content.view(np.uint64).reshape(-1, _HASH_BYTES // 8)
         self._bits = bits
+
+    def __len__(self) -> int:
+        return len(self._words)
 
     def older(self, index: int, age: int) -> np.ndarray:
         """Return the near-duplicates of a hash among the first hashes.
@@ -195,60 +208,38 @@ class NearDuplicates:
         return candidates[differing <= self._bits]
 
 
-class _Shots:
-    """The captures of each shot.
-
-    Args:
-        files: Names of the captures, by age.
-    """
-
-    def __init__(self, files: pd.Series):
-        self._shot, shots = pd.factorize(files.map(shot_of))
-        self._has_views = np.asarray(shots != "")[self._shot]
-        self._order = np.argsort(self._shot, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._shot))])
-
-    def of(self, age: int) -> np.ndarray:
-        """Return the ages of all captures of a capture's shot, the oldest first, its own among them."""
-        if not self._has_views[age]:
-            return np.array([age])
-        shot = self._shot[age]
-        return self._order[self._starts[shot] : self._starts[shot + 1]]
-
-
-def read_splits(path: Path, rule: SplitRule) -> pd.Series:
-    """Read the splits that `rule` has decided before.
-
-    Returns:
-        sha256 -> split; empty when there is no record yet.
+def read_splits(path: Path, rule: SplitRule) -> Iterator[tuple[str, str]]:
+    """Yield sha256 and split of each capture whose split `rule` has decided before; none when there is no record yet.
 
     Raises:
         CaptureError: The record is damaged.
     """
-    if not path.exists():
-        return pd.Series(dtype=str)
+    remedy = f"restore it by `git checkout {path}`"
     try:
-        words = dict.fromkeys(RECORD[1:], pa.dictionary(pa.int32(), pa.string()))
-        types = ConvertOptions(column_types=words | {RECORD[0]: pa.string()}, include_columns=RECORD)
-        record = read_csv(path, convert_options=types).to_pandas()
-    except (KeyError, ValueError) as error:
-        raise CaptureError(f"{path}: not a record of splits ({error}); restore it by `git checkout {path}`") from None
-    unknown = sorted(set(record["split"]) - set(SPLITS))
-    if unknown:
-        raise CaptureError(f"{path}: unknown splits {unknown}; restore it by `git checkout {path}`")
-    decided = record[record["rule"] == rule.version].set_index("sha256")["split"].astype("str")
-    has_twins = TextHashes(map(hash, decided.index)).repeated()  # pandas would make an object of each hash
-    return decided[~decided.index.duplicated(keep="last")] if has_twins else decided
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if missing := [name for name in RECORD if name not in (rows.fieldnames or ())]:
+                raise CaptureError(f"{path}: not a record of splits ({', '.join(missing)} missing); {remedy}")
+            for row in rows:
+                if row["split"] not in SPLITS:
+                    raise CaptureError(f"{path}: unknown split {row['split']!r}; {remedy}")
+                if row["rule"] == rule.version:
+                    yield row["sha256"], row["split"]
+    except FileNotFoundError:
+        return
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CaptureError(f"{path}: not a record of splits ({error}); {remedy}") from None
 
 
-def write_splits(path: Path, splits: pd.Series, rule: SplitRule) -> None:
-    """Write the record atomically, ordered by sha256.
+def write_splits(path: Path, splits: Iterable[tuple[str, str]], rule: SplitRule) -> None:
+    """Write the record atomically.
 
     Args:
         path: The record.
-        splits: sha256 -> split.
+        splits: sha256 and split of each capture, ordered by sha256.
         rule: The rule that decided them.
     """
-    record = pd.DataFrame({"sha256": splits.index, "split": splits.to_numpy(), "rule": rule.version}, columns=RECORD)
-    with atomic_path(path) as partial:
-        record.sort_values("sha256").to_csv(partial, index=False, lineterminator="\n")
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(RECORD)
+        rows.writerows((sha256, split, rule.version) for sha256, split in splits)

@@ -13,8 +13,9 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 from pinspect.core.errors import CaptureError
 
@@ -29,28 +30,72 @@ _BOM = "\ufeff"
 _ENCODINGS = {codecs.BOM_UTF16_LE: ("utf-16-le",), codecs.BOM_UTF16_BE: ("utf-16-be",)}
 _NO_TEXT = frozenset("\0\x80\uf8f0\uf8f1\uf8f2\uf8f3")  # the codec cp932 makes the last five of bytes that no text has
 _WORKBOOKS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
+_CHUNK = 65536  # bytes
 _REMEDY = "save it as 'CSV UTF-8'"
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 _HALVES = (re.compile(r"X\s*:\s*\d+", re.IGNORECASE), re.compile(r"Y\s*:\s*[A-Z]", re.IGNORECASE))
 
 
 @dataclass(frozen=True)
-class Table:
-    """The text of a `labels.csv` and how it is written.
+class TableForm:
+    """How a `labels.csv` is written.
 
     Attributes:
         path: The file.
-        text: Its text, with the byte order mark if it has one.
-        encoding: The codec that gives the file's bytes back from `text`.
+        encoding: The codec of its text.
         delimiter: The character between two cells.
         header: Names of the columns, in lower case, in the order of the file.
     """
 
     path: Path
-    text: str
     encoding: str
     delimiter: str
     header: tuple[str, ...]
+
+    def rows_of(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield the line number and the cells of each row, as `read_table` does.
+
+        Args:
+            lines: The lines of the text with their ends, without a byte order mark.
+
+        Raises:
+            CaptureError: A row is not readable as CSV.
+        """
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        begin = 1
+        try:
+            next(reader, None)
+            begin = reader.line_num + 1
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, self._cells(row)
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise CaptureError(f"{self.path}, row {begin}: not readable as CSV ({error}); correct the row") from None
+
+    def _cells(self, row: Sequence[str]) -> dict[str, str]:
+        cells = [cell.strip() for cell in row]
+        width = len(self.header)
+        if self.delimiter == "," and len(cells) == width + 1:
+            cells = _joined_address(cells, self.header.index("defect_position"))
+        missing, extra = self.header[len(cells) :], cells[width:]
+        if any(extra) or not all(name.startswith(GUESS) for name in missing):
+            hint = 'an address contains a comma, so it needs quotes, as in "X:3, Y:U"' if extra else "correct the row"
+            file = dict(zip(self.header, cells, strict=False)).get("file", "?")
+            return {"file": file, "cells": f"expected {width} cells, found {len(cells)}; {hint}"}
+        pairs = zip_longest(self.header, cells[:width], fillvalue="")
+        return {name: cell for name, cell in pairs if not name.startswith(GUESS)}
+
+
+@dataclass(frozen=True)
+class Table(TableForm):
+    """A `labels.csv` with its whole text.
+
+    Attributes:
+        text: The text, with the byte order mark if it has one; `encoding` gives the file's bytes back from it.
+    """
+
+    text: str
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Table:
@@ -63,31 +108,17 @@ class Table:
         Raises:
             CaptureError: The content is not text in a known encoding, or its header is not that of a table of labels.
         """
-        text, encoding = _decoded(path, content)
-        first = next(_lines(text.removeprefix(_BOM)), "")
-        headers = {delimiter: _header(first, delimiter) for delimiter in (",", ";", "\t")}
-        delimiter = max(headers, key=lambda delimiter: sum(name in COLUMNS for name in headers[delimiter]))
-        _check_header(path, headers[delimiter])
-        return cls(path, text, encoding, delimiter, headers[delimiter])
+        form, _ = _recognized(path, io.BytesIO(content))
+        return cls(**vars(form), text=content.decode(form.encoding))
 
     @classmethod
     def new(cls, path: Path, header: Sequence[str]) -> Table:
         """Return a table without rows that Excel reads and writes as UTF-8."""
-        return cls(path, f"{_BOM}{','.join(header)}\r\n", "utf-8", ",", tuple(header))
+        return cls(path, "utf-8", ",", tuple(header), f"{_BOM}{','.join(header)}\r\n")
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield the line number and the cells of each row, as `read_table` does."""
-        reader = csv.reader(_lines(self.text.removeprefix(_BOM)), delimiter=self.delimiter, strict=True)
-        begin = 1
-        try:
-            next(reader, None)
-            begin = reader.line_num + 1
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, self._cells(row)
-                begin = reader.line_num + 1
-        except csv.Error as error:
-            raise CaptureError(f"{self.path}, row {begin}: not readable as CSV ({error}); correct the row") from None
+        return self.rows_of(_lines(self.text.removeprefix(_BOM)))
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield each line of the text with the file that it labels; the header labels none."""
@@ -115,28 +146,23 @@ class Table:
             letter = error.object[error.start]
             raise CaptureError(f"{self.path}: {self.encoding.upper()} text cannot hold {letter!r}; {_REMEDY}") from None
 
-    def _cells(self, row: Sequence[str]) -> dict[str, str]:
-        cells = [cell.strip() for cell in row]
-        width = len(self.header)
-        if self.delimiter == "," and len(cells) == width + 1:
-            cells = _joined_address(cells, self.header.index("defect_position"))
-        missing, extra = self.header[len(cells) :], cells[width:]
-        if any(extra) or not all(name.startswith(GUESS) for name in missing):
-            hint = 'an address contains a comma, so it needs quotes, as in "X:3, Y:U"' if extra else "correct the row"
-            file = dict(zip(self.header, cells, strict=False)).get("file", "?")
-            return {"file": file, "cells": f"expected {width} cells, found {len(cells)}; {hint}"}
-        pairs = zip_longest(self.header, cells[:width], fillvalue="")
-        return {name: cell for name, cell in pairs if not name.startswith(GUESS)}
-
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and cells of each row; a row of a wrong length has `file` and, as `cells`, the problem.
 
+    The file is open until the last row, and never in memory as a whole.
+
     Raises:
         CaptureError: The file is not a table of labels. A missing file has no rows.
     """
-    if path.exists():
-        yield from Table.parse(path, path.read_bytes()).rows()
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            form, lines = _recognized(path, file)
+            yield from form.rows_of(lines)
+    except UnicodeDecodeError:  # all of it could be decoded a moment ago
+        raise CaptureError(f"{path}: changed by another program just now; try again") from None
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -144,19 +170,37 @@ def _lines(text: str) -> Iterator[str]:
     return (match[0] for match in _LINE.finditer(text))
 
 
-def _decoded(path: Path, content: bytes) -> tuple[str, str]:
-    """Return the text and its encoding."""
-    if content.startswith(_WORKBOOKS):
+def _recognized(path: Path, file: BinaryIO) -> tuple[TableForm, Iterator[str]]:
+    """Return the form of a table, and the lines of its text without a byte order mark."""
+    encoding = _encoding(path, file)
+    file.seek(0)
+    lines = io.TextIOWrapper(file, encoding, newline="")
+    first = lines.readline().removeprefix(_BOM)
+    headers = {delimiter: _header(first, delimiter) for delimiter in (",", ";", "\t")}
+    delimiter = max(headers, key=lambda delimiter: sum(name in COLUMNS for name in headers[delimiter]))
+    _check_header(path, headers[delimiter])
+    return TableForm(path, encoding, delimiter, headers[delimiter]), chain([first], lines)
+
+
+def _encoding(path: Path, file: BinaryIO) -> str:
+    if file.read(8).startswith(_WORKBOOKS):
         raise CaptureError(f"{path}: found an Excel workbook, expected text; {_REMEDY}")
+    file.seek(0)
     row = 1
-    for encoding in _ENCODINGS.get(content[:2], ("utf-8", "cp932")):
+    for encoding in _ENCODINGS.get(file.read(2), ("utf-8", "cp932")):
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        is_text, line_ends = True, 0
         try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError as error:
-            row = max(row, content.count(b"\n", 0, error.start) + 1)
+            for chunk in chain(iter(lambda: file.read(_CHUNK), b""), [b""]):
+                line_ends += chunk.count(b"\n")
+                text = decoder.decode(chunk, final=not chunk)  # the final call fails if the last letter is cut off
+                is_text = is_text and not any(letter in text for letter in _NO_TEXT)
+        except UnicodeDecodeError as error:  # its object also has bytes of the chunk before
+            row = max(row, line_ends - error.object.count(b"\n", error.start) + 1)
             continue
-        if _NO_TEXT.isdisjoint(text):
-            return text, encoding
+        if is_text:
+            return encoding
     raise CaptureError(f"{path}, row {row}: not text in UTF-8, UTF-16 or CP932 (Japanese Excel); {_REMEDY}")
 
 

@@ -30,14 +30,19 @@ def batches(chat: Path, size: int) -> Iterator[list[NumberedRow]]:
         yield first
         return
     del first
-    ids = np.fromiter((hash(str(row.get("id"))) for _, _, row in _rows(chat)), np.int64)
-    values, counts = np.unique(ids, return_counts=True)
-    repeated = set(values[counts > 1].tolist())
-    rows = (row for row in _rows(chat) if hash(str(row[2].get("id"))) not in repeated)
+    marks = np.fromiter(map(_mark, _rows(chat)), np.uint32)
+    marks.sort()
+    repeated = set(marks[1:][marks[1:] == marks[:-1]].tolist())  # with few pairs of other ids that share a mark
+    rows = (row for row in _rows(chat) if _mark(row) not in repeated)
     while batch := list(islice(rows, size)):
         yield batch
     if repeated:
-        yield [row for row in _rows(chat) if hash(str(row[2].get("id"))) in repeated]
+        yield [row for row in _rows(chat) if _mark(row) in repeated]
+
+
+def _mark(row: NumberedRow) -> int:
+    """Return 32 bits of a hash of a row's id."""
+    return hash(str(row[2].get("id"))) & 0xFFFFFFFF
 
 
 def _rows(chat: Path) -> Iterator[NumberedRow]:

@@ -11,7 +11,8 @@ and in the error that stops the pipeline. Great Expectations silently drops an e
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pinspect.core.errors import AnswerCheckFailed, AnswerFormatError
 from pinspect.core.layout import NO_ADDRESS
 from pinspect.core.prompts import ONE_SHOT, SHOTS, PromptKind
 from pinspect.core.rows import SPLITS, Row
+from pinspect.core.temporary_database import temporary_database
 
 REQUIRED = (
     *("id", "source", "split", "shape", "view", "kind", "shot", "file", "capture", "sha256", "answer_kind", "answer"),
@@ -77,17 +79,23 @@ def check_chat(
         StageInputError: A file is missing or is not JSON.
         AnswerCheckFailed: Great Expectations did not run every rule.
     """
-    provenance = Provenance.read(data)
-    first_split: dict[object, str] = {}
-    results = [
-        validate(
-            _table(rows, contract, provenance, first_split),
-            [*answer_expectations(contract), *dataset_expectations(contract, minimum_rows)],
-            contract,
-            index_columns=("id", "line", "capture"),
-        )
-        for rows in batches(data / "chat", rows_at_once)
-    ]
+    provenance = Provenance(data)
+    with closing(temporary_database("CREATE TABLE captures (sha256 PRIMARY KEY, split) WITHOUT ROWID")) as captures:
+
+        def first_split(sha256: object, split: str) -> str:
+            """Return the split of the first row of a capture."""
+            captures.execute("INSERT OR IGNORE INTO captures VALUES (?, ?)", (str(sha256), split))
+            return captures.execute("SELECT split FROM captures WHERE sha256 = ?", (str(sha256),)).fetchone()[0]
+
+        results = [
+            validate(
+                _table(rows, contract, provenance, first_split),
+                [*answer_expectations(contract), *dataset_expectations(contract, minimum_rows)],
+                contract,
+                index_columns=("id", "line", "capture"),
+            )
+            for rows in batches(data / "chat", rows_at_once)
+        ]
     return merged(results)
 
 
@@ -217,13 +225,16 @@ def tabulate(
     numbered = (
         (split, number, row) for split, rows in rows_by_split.items() for number, row in enumerate(rows, start=1)
     )
-    return _table(numbered, contract, provenance, {})
+    return _table(numbered, contract, provenance, {}.setdefault)
 
 
 def _table(
-    rows: Iterable[NumberedRow], contract: AnswerContract, provenance: Provenance, first_split: dict[object, str]
+    rows: Iterable[NumberedRow],
+    contract: AnswerContract,
+    provenance: Provenance,
+    first_split: Callable[[object, str], str],
 ) -> pd.DataFrame:
-    """Return `tabulate`'s table of some rows; `first_split` has the split of each capture's first row, and grows."""
+    """Return `tabulate`'s table of some rows; `first_split` returns the split of the first row of a capture."""
     table = [
         {column: row.get(column) for column in REQUIRED}
         | _answer_columns(row, contract)
@@ -233,7 +244,7 @@ def _table(
         | {
             "line": f"{split}.jsonl, line {number}",
             "file_split": split,
-            "first_split": first_split.setdefault(row.get("sha256"), split),
+            "first_split": first_split(row.get("sha256"), split),
         }
         for split, number, row in rows
     ]

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +28,7 @@ from pinspect.core.manifests import MANIFEST, Window, iterate_manifest, manifest
 from pinspect.core.params import ChatParams
 from pinspect.core.prompts import ONE_SHOT, SHOTS, ZERO_SHOT, PromptKind
 from pinspect.core.rows import SPLITS, Row
+from pinspect.core.temporary_database import temporary_database
 
 COMPOSITED_COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 
@@ -60,33 +58,38 @@ class ChatDataset:
 
 
 class Examples:
-    """Worked examples on a ring, ordered by their hashes.
+    """Worked examples on rings, ordered by their hashes.
 
-    A choice takes the next example after its own place on the ring. So it takes the same time with few and with many
+    A choice takes the next example after its own place on a ring. So it takes the same time with few and with many
     captures, and a new example changes the choices of few captures.
     """
 
     def __init__(self) -> None:
-        self._unordered: list[tuple[str, str, Worked]] = []
+        self._database = temporary_database("""
+            CREATE TABLE examples (ring, place, capture, image, answer);
+            CREATE INDEX rings ON examples (ring, place);
+        """)
 
-    def add(self, worked: Worked, capture: str) -> None:
-        """Add an example that shows a capture."""
-        self._unordered.append((_sha256(worked.image, worked.answer), capture, worked))
+    def add(self, ring: str, worked: Worked, capture: str) -> None:
+        """Add an example that shows a capture to a ring."""
+        row = (ring, _sha256(worked.image, worked.answer), capture, worked.image, worked.answer)
+        self._database.execute("INSERT INTO examples VALUES (?, ?, ?, ?, ?)", row)
 
-    @cached_property
-    def _ring(self) -> list[tuple[str, str, Worked]]:
-        return sorted(self._unordered, key=itemgetter(0))
-
-    def choose(self, place: str, capture: RawCapture) -> Worked | None:
+    def choose(self, ring: str, place: str, capture: RawCapture) -> Worked | None:
         """Return the first example from a place on the ring that shows another capture; None if there is none.
 
         Args:
+            ring: The ring.
             place: A hash in hex.
             capture: The capture that the prompt asks about.
         """
-        start = bisect_left(self._ring, place, key=itemgetter(0))
-        around = (self._ring[index - len(self._ring)] for index in range(start, start + len(self._ring)))
-        return next((worked for _, shown, worked in around if shown != capture.file), None)
+        query = (
+            "SELECT image, answer FROM examples WHERE ring = ? AND place >= ? AND capture != ? ORDER BY place LIMIT 1"
+        )
+        for start in (place, ""):
+            if row := self._database.execute(query, (ring, start, capture.file)).fetchone():
+                return Worked(*row)
+        return None
 
 
 class Composites:
@@ -96,9 +99,8 @@ class Composites:
         self._contract = contract
         self._references: dict[tuple[str, str], str] = {}
         self._singles: dict[tuple[str, str], str] = {}
-        self._stars: dict[tuple[Line, str], Examples] = defaultdict(Examples)
         self._stacks: dict[tuple[str, str], dict[str, str]] = {}
-        self._worked_stacks: dict[tuple[Line, str], Examples] = defaultdict(Examples)
+        self._examples = Examples()
 
     def learn(self, composited: pd.DataFrame, captures: Mapping[str, RawCapture]) -> None:
         """Take what the rows of other captures show: the singles of references, and worked examples.
@@ -114,10 +116,10 @@ class Composites:
             elif composite["kind"] == "star" and capture.split == "train":
                 address = self._contract.layout.address(composite["star_position"])
                 answer = self._contract.render(self._contract.star(capture.shape, view, address), AnswerKind.STAR)
-                self._stars[capture.line, view].add(Worked(file, answer), capture.file)
+                self._examples.add(f"star {view} {capture.line}", Worked(file, answer), capture.file)
             elif composite["kind"] == "stacked" and capture.split == "train" and capture.judgement == DEFECTIVE:
                 worked = Worked(file, self._contract.render(capture.answer(view, self._contract)))
-                self._worked_stacks[capture.line, view].add(worked, capture.file)
+                self._examples.add(f"stacked {view} {capture.line}", worked, capture.file)
 
     def show(self, composited: pd.DataFrame, captures: Mapping[str, RawCapture]) -> None:
         """Take the singles and stacks of the captures of one window, in place of those of the window before."""
@@ -139,12 +141,12 @@ class Composites:
 
     def star(self, capture: RawCapture, view: str, place: str) -> Worked:
         """Return a star image of the line of the capture, see `Examples`. Raises StageInputError if there is none."""
-        worked = self._stars[capture.line, view].choose(place, capture)
+        worked = self._examples.choose(f"star {view} {capture.line}", place, capture)
         return _require(worked, f"no {view} star composite of {capture.line}")
 
     def worked_stack(self, capture: RawCapture, view: str, place: str) -> Worked | None:
         """Return a stacked composite of another, defective training capture of the line, see `Examples`."""
-        return self._worked_stacks[capture.line, view].choose(place, capture)
+        return self._examples.choose(f"stacked {view} {capture.line}", place, capture)
 
 
 def _of_captures(

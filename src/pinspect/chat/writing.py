@@ -18,7 +18,7 @@ from pinspect.core.files import atomic_path
 from pinspect.core.product_files import has_product
 from pinspect.core.rows import SPLITS, Row
 
-_REMEMBERED = 1 << 16  # composites that need not be looked for again: those of references, and of one capture
+_REMEMBERED = 1 << 12  # composites that need not be looked for again: those of references, and of one capture
 
 
 @contextmanager

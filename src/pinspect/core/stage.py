@@ -9,14 +9,17 @@ on, and overwrite outputs that a later run has recorded.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
-from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryFile
+from typing import Any, TextIO, cast
 
 import psutil
 import yaml
@@ -28,12 +31,8 @@ from pinspect.core.runs import read_run_facts, write_run_facts
 
 _PIPELINE = "dvc.yaml"
 _NAMES_SHOWN = 3
-_END = b"\0"  # of a name
 _STARTED_BY_DVC = "DVC_STAGE"  # the variable that DVC sets for the commands of stages
 _RANK = "LOCAL_RANK"  # the number of a process of a training in several processes, which belong together
-
-
-Snapshot = tuple[bytes, "array[int]"]
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
@@ -96,13 +95,16 @@ def watch_inputs(name: str, main: Callable[[], None], root: Path) -> None:
         InputChangedError: A dependency or a parameter of the stage has changed meanwhile. If none has, an error of
             `main` is raised as it is.
     """
-    before = _snapshot(root, name)
     failure: Exception | None = None
-    try:
-        main()
-    except Exception as error:
-        failure = error
-    if changed := _changed(before, _snapshot(root, name)):
+    with TemporaryFile("w+", dir=root) as before, TemporaryFile("w+", dir=root) as after:  # /tmp may be in memory
+        _write_inputs(root, name, before)
+        try:
+            main()
+        except Exception as error:
+            failure = error
+        _write_inputs(root, name, after)
+        changed = _changed(before, after)
+    if changed:
         more = f" and {len(changed) - _NAMES_SHOWN} more" if len(changed) > _NAMES_SHOWN else ""
         raise InputChangedError(
             f"{', '.join(changed[:_NAMES_SHOWN])}{more}: changed while the stage {name} ran; try again"
@@ -111,21 +113,21 @@ def watch_inputs(name: str, main: Callable[[], None], root: Path) -> None:
         raise failure
 
 
-def _snapshot(root: Path, name: str) -> Snapshot:
-    """Return the names of a stage's inputs and a hash of each: some 60 bytes for one of many photographs."""
-    names, hashes = bytearray(), array("q")
-    for key, value in _inputs(root, name):
-        names += os.fsencode(key) + _END
-        hashes.append(hash((key, repr(value))))
-    return bytes(names), hashes
+def _write_inputs(root: Path, name: str, file: TextIO) -> None:
+    """Write a line for each input of a stage; in memory, a million photographs would take 100 MB."""
+    file.writelines(f"{json.dumps((key, repr(value)))}\n" for key, value in _inputs(root, name))
+    file.seek(0)
 
 
-def _changed(before: Snapshot, after: Snapshot) -> list[str]:
-    """Return the inputs that differ between two snapshots, or are in one of them only."""
-    if before == after:
-        return []
-    old, new = (dict(zip(names.split(_END), hashes, strict=False)) for names, hashes in (before, after))
-    return sorted(os.fsdecode(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+def _changed(before: TextIO, after: TextIO) -> list[str]:
+    """Return the inputs whose lines differ between two files, or are in one of them only."""
+    surplus: Counter[str] = Counter()  # how much more often a line is in `before`; without zeros, to stay small
+    for lines in zip_longest(before, after, fillvalue=""):
+        for line, count in zip(lines, (1, -1), strict=True):
+            surplus[line] += count
+            if not surplus[line]:
+                del surplus[line]
+    return sorted({json.loads(line)[0] for line in surplus if line})
 
 
 def _inputs(root: Path, name: str) -> Iterator[tuple[str, object]]:
@@ -147,9 +149,11 @@ def _inputs(root: Path, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder; `rglob` would first make an object of each."""
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names)
+    """Yield all files below a folder; `os.walk` would first list all names of a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            yield from _files(path) if entry.is_dir(follow_symlinks=False) else [path]
 
 
 def _is_ignored(path: Path) -> bool:
