@@ -1,12 +1,11 @@
 """Measure how the stages grow with the number of captures: `python benchmarks/scale.py FOLDER`.
 
-For 1,000, 10,000 and 100,000 small captures (`--captures` changes them), a clone of this checkout in FOLDER keeps its
-products in archives (`raw.shards`) and runs the stages raw, dst, composite and chat one by one under DVC. Then `dvc
-status`, `dvc repro chat` without a change, and `dvc repro chat` after ten more captures are timed. A few renderings of
+For 1,000, 10,000, 25,000 and 100,000 small captures (`--captures` changes them), a clone of this checkout in FOLDER keeps
+its products in archives (`raw.shards`) and runs the stages from raw to check one by one under DVC. Then `dvc status`, `dvc repro chat` without a change, and `dvc repro chat` after ten more captures are timed. A few renderings of
 the virtual line are the captures' pattern; each capture has its own shift, light and noise.
 
 FOLDER keeps what is done, so a stopped run is resumed, and a second call only writes the tables again. 100,000 captures
-take about 30 minutes on two cores, and 12 GB.
+take about 25 minutes on two cores, and 12 GB.
 
 Writes benchmarks/results/scale.json and scale.md, with the model of the cost and what it predicts for 1,000,000.
 """
@@ -36,6 +35,7 @@ from rich.progress import track
 
 from pinspect.captures.table import LABEL_COLUMNS
 from pinspect.core import environment
+from pinspect.core.digests import git_commit
 from pinspect.core.manifests import WINDOW
 from pinspect.core.params import VirtualParams, load_params
 from pinspect.core.runs import read_run_facts
@@ -43,7 +43,7 @@ from pinspect.virtual_line import VirtualCapture, render_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-STAGES = ("raw", "dst", "composite", "chat")
+STAGES = ("raw", "dst", "composite", "chat", "check")
 RUNS = {"dvc status": ("dvc", "status"), "dvc repro, no change": ("dvc", "repro", "chat")}
 SHAPE = "CYLN"
 PATTERNS, REFERENCES, ADDED = 64, 10, 10
@@ -56,7 +56,7 @@ _MB = 1 << 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--captures", type=int, nargs="+", default=(1_000, 10_000, 100_000))
+    parser.add_argument("--captures", type=int, nargs="+", default=(1_000, 10_000, 25_000, 100_000))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of scale.json and scale.md")
     arguments = parser.parse_args()
     environment.apply()
@@ -64,7 +64,7 @@ def main() -> None:
     for count in sorted(arguments.captures):
         measured[count] = Project(arguments.folder.resolve() / str(count), count).measure()
     machine = f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}"
-    result = {"captures": measured, "model": model_of(measured), "machine": machine}
+    result = {"captures": measured, "model": model_of(measured), "machine": machine, "commit": git_commit(ROOT)}
     (arguments.out / "scale.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (arguments.out / "scale.md").write_text(as_markdown(result), encoding="utf-8")
     print(as_markdown(result))
@@ -127,11 +127,9 @@ class Project:
             "data_mb": sum(path.stat().st_size for path in files) // _MB,
         }
 
-    def _add(self) -> dict[str, float]:
+    def _add(self) -> float:
         write_captures(self.root / "data/captures", range(self.count, self.count + ADDED))
-        whole = self._run(("dvc", "repro", "chat"))
-        seconds = {stage: float(str(read_run_facts(self.root, stage)["stage_seconds"])) for stage in STAGES}
-        return {"seconds": whole} | seconds
+        return self._run(("dvc", "repro", "chat"))
 
     def _run(self, command: tuple[str, ...], memory: Memory | None = None) -> float:
         """Run a command in the project and return its seconds of wall clock."""
@@ -232,8 +230,8 @@ def vary(picture: np.ndarray, number: int) -> bytes:
 def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Fit a fixed part and a part per capture to each step, by least squares of the relative error.
 
-    Memory is fitted to those numbers of captures that fill a window (`manifests.WINDOW`); below, it grows with the
-    window.
+    Memory is fitted to those numbers of captures that fill two windows (`manifests.WINDOW`); below, it grows with the
+    windows.
 
     Returns:
         Step -> `fixed`, `per_capture`, and what they make of `PREDICTED` captures; seconds, and MB for memory.
@@ -243,7 +241,7 @@ def model_of(measured: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict
         for name in ("seconds", "memory_mb", "data_mb"):
             values = {count: steps[step][name] for count, steps in measured.items() if name in steps.get(step, {})}
             if name == "memory_mb":
-                values = {count: value for count, value in values.items() if count > WINDOW}
+                values = {count: value for count, value in values.items() if count > 2 * WINDOW}
             if len(values) > 1:
                 counts, figures = np.array(list(values), float), np.array(list(values.values()), float)
                 per_capture, fixed = np.polyfit(counts, figures, 1, w=1 / figures.clip(0.1))
@@ -261,7 +259,7 @@ def as_markdown(result: dict) -> str:
     lines = [
         "# Cost of a number of captures",
         "",
-        f"Made by `python benchmarks/scale.py FOLDER` on {result['machine']}.",
+        f"Made by `python benchmarks/scale.py FOLDER` on {result['machine']}; commit {result['commit'][:7]}.",
         f"Captures of {SIZE[0]} x {SIZE[1]} px; archives: {', '.join(str(shards_for(count)) for count in counts)}.",
         "",
         "Seconds (milliseconds per capture):",
@@ -288,7 +286,7 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Highest memory of a stage in MB (its first process); the model is of numbers above {WINDOW:,} (a window):",
+        f"Highest memory of a stage in MB (its first process); the model is of numbers above {2 * WINDOW:,} (two windows):",
         "",
         f"| stage | {' | '.join(f'{count:,}' for count in counts)} | model | {PREDICTED:,} by the model |",
         f"| --- | {'--- | ' * len(counts)}--- | --- |",
