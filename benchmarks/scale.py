@@ -1,7 +1,8 @@
 """Measure how the stages grow with the number of captures: `python benchmarks/scale.py FOLDER`.
 
-For 1,000, 10,000, 25,000 and 100,000 small captures (`--captures` changes them), a clone of this checkout in FOLDER keeps
-its products in archives (`raw.shards`) and runs the stages from raw to check one by one under DVC. Then `dvc status`, `dvc repro chat` without a change, and `dvc repro chat` after ten more captures are timed. A few renderings of
+For 1,000, 10,000, 25,000 and 100,000 small captures (`--captures` changes them), a clone of this checkout in FOLDER
+keeps its products in archives (`raw.shards`) and runs the stages from raw to check one by one under DVC. Then `dvc
+status`, `dvc repro chat` without a change, and `dvc repro chat` after ten more captures are timed. A few renderings of
 the virtual line are the captures' pattern; each capture has its own shift, light and noise.
 
 FOLDER keeps what is done, so a stopped run is resumed, and a second call only writes the tables again. 100,000 captures
@@ -286,7 +287,7 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Highest memory of a stage in MB (its first process); the model is of numbers above {2 * WINDOW:,} (two windows):",
+        f"Highest memory of a stage in MB (its first process); model of numbers above {2 * WINDOW:,} (two windows):",
         "",
         f"| stage | {' | '.join(f'{count:,}' for count in counts)} | model | {PREDICTED:,} by the model |",
         f"| --- | {'--- | ' * len(counts)}--- | --- |",
