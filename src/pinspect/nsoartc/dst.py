@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,12 +37,11 @@ from pinspect.core.images import read_image
 from pinspect.core.layout import Layout
 from pinspect.core.lines import LABEL, Line, LineRule, line_rule, lines_of
 from pinspect.core.manifests import MANIFEST, gather_rows, manifest_windows, read_manifest, tabulate_counts
-from pinspect.core.names import eye_of
 from pinspect.core.params import DstParams
 from pinspect.nsoartc.aligned import AlignedCapture, align_capture, align_to_best
 from pinspect.nsoartc.alignment import Alignment
 from pinspect.nsoartc.dst_view import DST_SUFFIX, double_eye, dst_view, encode_dst
-from pinspect.nsoartc.eye_pairs import EyePairs
+from pinspect.nsoartc.eye_pairs import EyePairs, Pair
 from pinspect.nsoartc.grid import DoubtfulGridError
 from pinspect.nsoartc.pin_scores import measure_pins
 from pinspect.nsoartc.reference_checks import check_spread, mixed_eyes
@@ -162,14 +161,12 @@ def build_dst(
     windows = manifest_windows(raw / MANIFEST)
     rule = line_rule(map(read, windows))
     references = gather_rows(map(read, windows), lambda rows: rows["role"] == REFERENCE)
-    views = gather_rows(map(read, windows), lambda rows: rows["capture"].map(eye_of) != "")
+    eyes = EyePairs(map(read, windows), rule)
     counted: Counter[tuple[str, ...]] = Counter()
     made = 0
     set_aside: dict[str, Record] = {}
     with stage_folder(out, shards, engine) as folder:
         unit_spaces = _build_unit_spaces(folder, raw, references, rule, reading)
-        eyes = EyePairs.of(views, lines_of(views, rule))
-        compared_views = _comparisons(raw, views, rule, unit_spaces)
         for window in windows:
             captures = read(window)
             counted.update(zip(*(captures[name] for name in _COUNTED), strict=True))
@@ -179,12 +176,15 @@ def build_dst(
             set_aside |= {name: record for name, record in by_name if record["error"]}
             made += len(comparisons.keys() & set(folder.made))
             folder.made.clear()
-            _draw_double_eyes(folder, eyes.of_left(comparisons), compared_views, set_aside, reading, workers)
+            pairs = list(eyes.of_left(comparisons, set_aside))
+            views = _comparisons(raw, eyes.views(pairs), rule, unit_spaces)
+            _draw_double_eyes(folder, pairs, views, reading, workers)
             _write_tables(folder, captures, records, reading.layout)
             folder.settle({folder.shard(file) for file in comparisons})
-        files, remarks = eyes.files(set_aside)
         if any(line.eye for line in rule.values()):
-            folder.update_manifest(lambda rows: rows.assign(**{EYES_FILE: rows["file"].map(files).fillna("")}))
+            folder.update_manifest(
+                lambda rows: rows.assign(**{EYES_FILE: [eyes.eyes_file(file, set_aside) for file in rows["file"]]})
+            )
     return DstReport(
         counts=tabulate_counts(counted, _COUNTED),
         made=made,
@@ -194,7 +194,7 @@ def build_dst(
         remarks=(
             *mixed_eyes(unit_spaces),
             *(each for space in unit_spaces.values() for each in space.remarks),
-            *remarks,
+            *eyes.remarks(set_aside),
         ),
     )
 
@@ -400,19 +400,17 @@ def _draw_dst_views(
 
 def _draw_double_eyes(
     folder: IncrementalFolder,
-    pairs: EyePairs,
+    pairs: Sequence[Pair],
     views: Mapping[str, Comparison],
-    set_aside: Mapping[str, Record],
     reading: Reading,
     workers: int | None,
 ) -> None:
-    """Draw the double-eye of each pair of views; views that are set aside make none."""
+    """Draw the double-eye of each pair of views."""
     items: list[Item] = []
-    for eyes_file, pair in pairs.pairs.items():
-        if not pairs.lost(pair, set_aside):
-            left, right = (views[file] for file in pair)
-            inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
-            items.append(Item(eyes_file, inputs, (eyes_file, left, right), folder.shard(eyes_file)))
+    for eyes_file, left_file, right_file in pairs:
+        left, right = views[left_file], views[right_file]
+        inputs = (left.sha256, left.unit_space.sha256, right.sha256, right.unit_space.sha256)
+        items.append(Item(eyes_file, inputs, (eyes_file, left, right), folder.shard(eyes_file)))
     folder.map(
         functools.partial(draw_double_eye, reading), items, params=repr(reading), title="double-eyes", workers=workers
     )

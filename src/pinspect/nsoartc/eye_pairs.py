@@ -5,61 +5,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator
+from itertools import chain, groupby, islice
 from pathlib import PurePosixPath
 
 import pandas as pd
 
-from pinspect.core.lines import Line, pair_eyes
+from pinspect.core.lines import LABEL, LineRule, lines_of, pair_eyes
+from pinspect.core.manifests import WINDOW
+from pinspect.core.names import eye_of, shot_of
+from pinspect.core.temporary_database import temporary_database
+
+COLUMNS = ("file", "sha256", "source", "capture", *LABEL)
+
+Pair = tuple[str, str, str]  # the files of the double-eye, the left and the right view
 
 
-@dataclass(frozen=True)
 class EyePairs:
-    """The pairs of views of one connector.
+    """The pairs of views of one connector, in a temporary database.
 
-    Attributes:
-        pairs: The double-eye's file -> the files of the left and the right view.
-        names: The name of each of these views.
-        remarks: Reasons why views make no pair.
+    Args:
+        parts: The raw manifest, whole or in parts, with `COLUMNS`.
+        rule: The lines of the manifest.
     """
 
-    pairs: dict[str, tuple[str, str]]
-    names: dict[str, str]
-    remarks: list[str]
+    def __init__(self, parts: Iterable[pd.DataFrame], rule: LineRule):
+        self._database = temporary_database(f"""
+            CREATE TABLE views ({", ".join(COLUMNS)}, shot, PRIMARY KEY (file)) WITHOUT ROWID;
+            CREATE INDEX shots ON views (source, shot, capture);
+            CREATE TABLE pairs (eyes_file, left_file PRIMARY KEY, right_file);
+            CREATE INDEX right_files ON pairs (right_file);
+        """)
+        self._remarks: list[str] = []
+        insert = f"INSERT INTO views VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
+        for part in parts:
+            views = part.loc[part["capture"].map(eye_of) != "", list(COLUMNS)]
+            self._database.executemany(insert, views.assign(shot=views["capture"].map(shot_of)).itertuples(index=False))
+        for views in self._whole_shots():
+            pairs, remarks = pair_eyes(views, lines_of(views, rule))
+            rows = ((f"{PurePosixPath(left).with_suffix('')}-EYES.png", left, right) for left, right in pairs)
+            self._database.executemany("INSERT INTO pairs VALUES (?, ?, ?)", rows)
+            self._remarks += remarks
 
-    @classmethod
-    def of(cls, views: pd.DataFrame, lines: dict[str, Line]) -> EyePairs:
-        """Pair the captures whose names have an eye.
-
-        Args:
-            views: Their rows of the raw manifest.
-            lines: The line of each, by its file.
-        """
-        pairs, remarks = pair_eyes(views, lines)
-        names: dict[str, str] = dict(zip(views["file"], views["capture"], strict=True))
-        return cls({f"{PurePosixPath(pair[0]).with_suffix('')}-EYES.png": pair for pair in pairs}, names, remarks)
-
-    def of_left(self, files: Container[str]) -> EyePairs:
-        """Return the pairs whose left view is among some files."""
-        return replace(self, pairs={eyes: pair for eyes, pair in self.pairs.items() if pair[0] in files})
-
-    def lost(self, pair: tuple[str, str], set_aside: Container[str]) -> list[str]:
-        """Return the names of the views of a pair that are among the captures set aside."""
-        return [self.names[file] for file in pair if self.names[file] in set_aside]
-
-    def files(self, set_aside: Container[str]) -> tuple[dict[str, str], list[str]]:
-        """Return the double-eye's file by each view's file, and remarks on captures without a double-eye.
+    def of_left(self, files: Iterable[str], set_aside: Container[str]) -> Iterator[Pair]:
+        """Yield the pairs whose left view is among some files, without those of which a view is set aside.
 
         Args:
+            files: Files of views, and of other captures.
             set_aside: Names of captures.
         """
-        files: dict[str, str] = {}
-        remarks = [*self.remarks]
-        for eyes_file, pair in self.pairs.items():
-            if lost := self.lost(pair, set_aside):
-                both = " and ".join(self.names[file] for file in pair)
+        for file in files:
+            pairs = self._database.execute("SELECT * FROM pairs WHERE left_file = ?", (file,)).fetchall()
+            yield from (pair for pair in pairs if not self._lost(pair, set_aside))
+
+    def views(self, pairs: Iterable[Pair]) -> pd.DataFrame:
+        """Return the rows of the views of some pairs, with `COLUMNS`."""
+        query = f"SELECT {', '.join(COLUMNS)} FROM views WHERE file = ?"
+        rows = [self._database.execute(query, (file,)).fetchone() for _, *files in pairs for file in files]
+        return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str)
+
+    def eyes_file(self, file: str, set_aside: Container[str]) -> str:
+        """Return the double-eye's file of a view; empty if there is none."""
+        query = "SELECT * FROM pairs WHERE left_file = ? OR right_file = ?"
+        pairs = self._database.execute(query, (file, file))
+        return next((pair[0] for pair in pairs if not self._lost(pair, set_aside)), "")
+
+    def remarks(self, set_aside: Container[str]) -> list[str]:
+        """Return reasons why views have no double-eye, one line each."""
+        remarks = [*self._remarks]
+        for pair in self._database.execute("SELECT * FROM pairs"):
+            if lost := self._lost(pair, set_aside):
+                both = " and ".join(self._names(pair))
                 remarks.append(f"{both}: no double-eye: {' and '.join(lost)} set aside")
-            else:
-                files |= dict.fromkeys(pair, eyes_file)
-        return files, remarks
+        return remarks
+
+    def _lost(self, pair: Pair, set_aside: Container[str]) -> list[str]:
+        """Return the names of the views of a pair that are among the captures set aside."""
+        return [name for name in self._names(pair) if name in set_aside]
+
+    def _names(self, pair: Pair) -> list[str]:
+        query = "SELECT capture FROM views WHERE file = ?"
+        return [self._database.execute(query, (file,)).fetchone()[0] for file in pair[1:]]
+
+    def _whole_shots(self) -> Iterator[pd.DataFrame]:
+        """Yield all views, those of a shot together."""
+        query = f"SELECT {', '.join(COLUMNS)}, shot FROM views ORDER BY source, shot, capture"
+        shots = groupby(self._database.execute(query), key=lambda row: (row[2], row[-1]))
+        while rows := list(chain.from_iterable(list(views) for _, views in islice(shots, WINDOW))):
+            yield pd.DataFrame([row[:-1] for row in rows], columns=list(COLUMNS), dtype=str)
