@@ -1,0 +1,126 @@
+"""Compare whole runs of the pipeline with an earlier commit: `python -m benchmarks.pipeline --before COMMIT FOLDER`.
+
+Both commits get a clone in FOLDER. In each, `dvc repro` runs from the captures to a registered version, and once more
+after ten captures were added: copies of captures, darker and with noise. Nothing is installed. FOLDER keeps what is
+done, so a stopped run is resumed. Takes about 40 minutes on two cores, and nothing should run beside it.
+
+Writes benchmarks/results/pipeline.json: seconds of both runs and of their stages, the memory of the training (its first
+process, sampled), and the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.scale import Memory
+from pinspect.captures.labels import INSPECTED, images_folder, read_captures
+from pinspect.captures.table import COLUMNS
+from pinspect.core.params import load_params
+from pinspect.core.runs import read_run_facts
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("raw", "dst", "composite", "chat", "check", "train", "answer", "evaluate", "register")
+ADDED = 10
+DARKER, NOISE = 0.96, 2.0  # factor, and standard deviation in gray levels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--before", required=True, help="the earlier commit")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/pipeline.json")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    record = folder / "measured.json"
+    measured = json.loads(record.read_text()) if record.exists() else {}
+    for side, commit in {"before": arguments.before, "now": "HEAD"}.items():
+        for run in ("clean", "ten more"):
+            if run not in measured.setdefault(side, {}):
+                root = folder / side
+                clone(commit, root) if run == "clean" else add_captures(root)
+                measured[side][run] = repro(root)
+                record.write_text(json.dumps(measured, indent=2))
+        measured[side]["commit"] = git(folder / side, "rev-parse", "--short", "HEAD")
+    ratios = {
+        run: {name: round(value / measured["before"][run][name], 3) for name, value in measured["now"][run].items()}
+        for run in ("clean", "ten more")
+    }
+    machine = f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}"
+    text = json.dumps({"machine": machine, **measured, "ratio": ratios}, indent=2)
+    arguments.out.write_text(f"{text}\n")
+    print(text)
+
+
+def clone(commit: str, root: Path) -> None:
+    """Make a clone of this repository at a commit, without data of earlier runs."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    resolved = git(ROOT, "rev-parse", commit)
+    git(ROOT, "clone", "--quiet", str(ROOT), str(root))
+    git(root, "checkout", "--quiet", "--detach", resolved)
+
+
+def add_captures(root: Path) -> None:
+    """Add captures that look like some that are there."""
+    captures = root / "data/captures"
+    inspected = [
+        each
+        for each in read_captures(captures, load_params(ROOT / "params.yaml").contract()).captures
+        if each.role == INSPECTED
+    ]
+    new = root.with_name(f"{root.name}-new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    with (new / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for number, capture in enumerate(inspected[:: len(inspected) // ADDED][:ADDED]):
+            picture = cv2.imread(str(images_folder(captures) / capture.file))
+            noise = np.random.default_rng(number).normal(0, NOISE, picture.shape)
+            name = f"more_{number}.jpg"
+            cv2.imwrite(str(new / name), (picture * DARKER + noise).clip(0, 255).astype(np.uint8))
+            writer.writerow(capture.row() | {"file": name})
+    run_in(root, "pinspect", "add", str(new))
+
+
+def repro(root: Path) -> dict[str, float]:
+    """Run the pipeline; return seconds of the whole and of each stage, and MB of the training."""
+    memory = Memory("train")
+    seconds = run_in(root, "dvc", "repro", memory=memory)
+    stages = {stage: float(str(read_run_facts(root, stage)["stage_seconds"])) for stage in STAGES}
+    return {"seconds": seconds, "train_mb": memory.stage, **stages}
+
+
+def run_in(root: Path, *command: str, memory: Memory | None = None) -> float:
+    """Run a command with the code of a clone; return its seconds of wall clock."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(root / "src")}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=sys.stderr)
+    if memory:
+        memory.watch(process.pid)
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} failed in {root}; correct it and run this again")
+    return round(time.perf_counter() - start, 1)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what a git command prints."""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
