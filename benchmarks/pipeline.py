@@ -17,14 +17,12 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.scale import Memory
+from benchmarks.scale import Memory, run_command
 from pinspect.captures.labels import INSPECTED, images_folder, read_captures
 from pinspect.captures.table import COLUMNS
 from pinspect.core.params import load_params
@@ -92,28 +90,15 @@ def add_captures(root: Path) -> None:
             name = f"more_{number}.jpg"
             cv2.imwrite(str(new / name), (picture * DARKER + noise).clip(0, 255).astype(np.uint8))
             writer.writerow(capture.row() | {"file": name})
-    run_in(root, "pinspect", "add", str(new))
+    run_command(("pinspect", "add", str(new)), root, variables={"PYTHONPATH": str(root / "src")})
 
 
 def repro(root: Path) -> dict[str, float]:
     """Run the pipeline; return seconds of the whole and of each stage, and MB of the training."""
     memory = Memory("train")
-    seconds = run_in(root, "dvc", "repro", memory=memory)
+    seconds = run_command(("dvc", "repro"), root, memory, {"PYTHONPATH": str(root / "src")})
     stages = {stage: float(str(read_run_facts(root, stage)["stage_seconds"])) for stage in STAGES}
-    return {"seconds": seconds, "train_mb": memory.stage, **stages}
-
-
-def run_in(root: Path, *command: str, memory: Memory | None = None) -> float:
-    """Run a command with the code of a clone; return its seconds of wall clock."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(root / "src")}
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=root, env=environment, stdout=sys.stderr)
-    if memory:
-        memory.watch(process.pid)
-    if process.wait():
-        raise SystemExit(f"{' '.join(command)} failed in {root}; correct it and run this again")
-    return round(time.perf_counter() - start, 1)
+    return {"seconds": round(seconds, 1), "train_mb": memory.stage, **stages}
 
 
 def git(folder: Path, *arguments: str) -> str:
