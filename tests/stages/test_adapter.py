@@ -62,9 +62,10 @@ def line(tmp_path_factory) -> Path:
     return root
 
 
-def params_of(root: Path, **train: object) -> Params:
+def params_of(root: Path, model: dict[str, object] | None = None, **train: object) -> Params:
     params = load_params(root / "params.yaml")
-    return params.model_copy(update={"train": params.train.model_copy(update=train)})
+    changed = {"train": params.train.model_copy(update=train), "model": params.model.model_copy(update=model or {})}
+    return params.model_copy(update=changed)
 
 
 def train(root: Path, out: Path, start: Path | None = None, report=None, **changes: object) -> adapter.TrainedAdapter:
@@ -101,7 +102,7 @@ def plain(line, tracking, tmp_path_factory) -> Path:
                 if step == 4:  # the training waits for the server, which so far has heard of a part of it
                     until(lambda: logged_losses(tracking), "the first point on the tracking server")
 
-            train(line, out, report=report, precision="float32")
+            train(line, out, report=report)
     return out
 
 
@@ -158,7 +159,7 @@ def test_training_learns_and_records_what_it_trained(line, tmp_path):
 
 
 def test_two_trainings_write_the_same_bytes(line, plain, tmp_path):
-    train(line, tmp_path / "another/adapter", precision="float32")
+    train(line, tmp_path / "another/adapter")
     assert files_of(tmp_path / "another/adapter") == files_of(plain)
     assert files_of(plain).keys() == {
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "learning_curve.csv", "training.json"),
@@ -230,18 +231,18 @@ def _shipped(preset: str) -> dict:
 
 
 def test_small_parts_of_a_batch_give_the_same_training(line, plain, tmp_path):
-    train(line, tmp_path / "adapter", precision="float32", part_tokens=400)
+    train(line, tmp_path / "adapter", part_tokens=400)
     assert losses(tmp_path / "adapter") == pytest.approx(losses(plain), abs=1e-4)
 
 
 def test_gradient_checkpointing_saves_memory_and_changes_nothing(line, plain, tmp_path):
-    train(line, tmp_path / "adapter", precision="float32", gradient_checkpointing=True)
+    train(line, tmp_path / "adapter", gradient_checkpointing=True)
     assert losses(tmp_path / "adapter") == pytest.approx(losses(plain), abs=1e-4)
 
 
 def test_bf16_training_follows_float32_training(line, plain, tmp_path):
     """Rounding errors grow with the steps, so the first losses are closer than the last."""
-    train(line, tmp_path / "adapter", precision="bf16")
+    train(line, tmp_path / "adapter", model={"precision": "bf16"})
     bf16, float32 = losses(tmp_path / "adapter"), losses(plain)
     assert bf16[0] == pytest.approx(float32[0], rel=0.01)
     assert max(bf16[-1], float32[-1]) < 0.9 * float32[0]
@@ -250,7 +251,7 @@ def test_bf16_training_follows_float32_training(line, plain, tmp_path):
 
 def test_two_processes_train_the_same_adapter_as_one(line, plain, tmp_path):
     """torchrun starts the processes as `accelerate launch` does for several GPUs; on CPUs accelerate would need MPI."""
-    root = project_at(line, tmp_path / "project", precision="float32")
+    root = project_at(line, tmp_path / "project")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, "-m", "stages.train"],
@@ -267,7 +268,7 @@ def test_two_processes_train_the_same_adapter_as_one(line, plain, tmp_path):
 
 def test_a_killed_and_resumed_training_writes_the_same_bytes_in_another_process(line, plain, tmp_path):
     """The other process has another order of sets, by its hash seed, and a machine with more cores."""
-    root = project_at(line, tmp_path / "project", precision="float32")
+    root = project_at(line, tmp_path / "project")
     stage = [sys.executable, "-m", "stages.train"]
     environment = stage_environment(OMP_NUM_THREADS=str(torch.get_num_threads() + 1), PYTHONHASHSEED="7")
     running = subprocess.Popen(stage, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
@@ -310,7 +311,7 @@ def start_with_fewer_words(plain: Path, folder: Path) -> tuple[Path, int]:
 
 def test_training_starts_from_another_adapter_and_takes_the_words_that_both_have(line, plain, tmp_path):
     start, new_word = start_with_fewer_words(plain, tmp_path / "start")
-    train(line, tmp_path / "adapter", start, precision="float32", maximum_steps=1, learning_rate=1e-12)
+    train(line, tmp_path / "adapter", start, maximum_steps=1, learning_rate=1e-12)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (plain, tmp_path / "adapter"))
     words = next(name for name in before if name.endswith("trainable_tokens_delta"))
     for name in before.keys() - {words}:

@@ -65,7 +65,7 @@ def saved(tmp_path_factory):
     def save(name: str) -> Checkpoint:
         tiny = (TINY_FAMILIES | TINY_TORCHVISION_FAMILIES)[name]
         folder = tiny.save(root / name / "base")
-        return Checkpoint(FAMILIES[tiny.family], str(folder), folder)
+        return Checkpoint(FAMILIES[tiny.family], str(folder), folder, precision="float32")
 
     return save
 
@@ -86,7 +86,7 @@ def small_training(params):
     train = params.train.model_copy(
         update={
             **{"maximum_steps": 3, "epochs": 3.0, "batch_size": 4, "learning_rate": 0.01, "warmup_share": 0.0},
-            **{"mirror": False, "light_jitter": 0.0, "precision": "float32"},
+            **{"mirror": False, "light_jitter": 0.0},
             "counterexamples": CounterexampleParams(RAW=no_shares, DST=no_shares),
         }
     )

@@ -59,7 +59,7 @@ def parameters(training: Training) -> Params:
     none = CounterexampleShares(**dict.fromkeys(CounterexampleShares.model_fields, 0.0))
     short = {
         **{"maximum_steps": 5, "epochs": 5.0, "batch_size": 3, "rank": 4, "warmup_share": 0.0, "learning_rate": 0.01},
-        **{"mirror": False, "light_jitter": 0.0, "simple_questions": 0.0, "precision": "float32"},
+        **{"mirror": False, "light_jitter": 0.0, "simple_questions": 0.0},
         "counterexamples": CounterexampleParams(RAW=none, DST=none),
     }
     return params.model_copy(update={"train": params.train.model_copy(update=short | training.changes)})
@@ -69,7 +69,7 @@ def checkpoint(training: Training, root: Path) -> Checkpoint:
     """Return the base of a training."""
     family = FAMILIES[training.family]
     folder = CHECKOUT / PROJECT_BASE if family.model_id == PROJECT_BASE else root / "bases" / family.name
-    return Checkpoint(family, str(folder), folder)
+    return Checkpoint(family, str(folder), folder, precision="float32")
 
 
 def answers(training: Training, root: Path, adapter: Path | None, base: Checkpoint | None = None) -> dict[str, Any]:

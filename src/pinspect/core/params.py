@@ -30,6 +30,7 @@ class ModelParams(Section):
         checkpoint: A folder or a Hugging Face hub id; empty for the default of the family.
         revision: Commit of a hub checkpoint.
         trust_remote_code: Whether code that comes with a checkpoint may run.
+        precision: What training and answers compute in; `auto` takes bfloat16 if the hardware has instructions for it.
         threads: CPU threads of the stages train and answer. The sums of a matrix product depend on their number, so it
             is fixed: the same weights come out of machines with few and with many cores.
     """
@@ -39,6 +40,7 @@ class ModelParams(Section):
     checkpoint: str
     revision: str
     trust_remote_code: bool
+    precision: Literal["auto", "bf16", "float32"]
     threads: PositiveInt
 
 
@@ -255,7 +257,6 @@ class TrainParams(Section):
     batch_size: PositiveInt
     part_tokens: PositiveInt
     gradient_checkpointing: bool
-    precision: Literal["auto", "bf16", "float32"]
     quantization: Literal["auto", "none", "4bit"]
     patience: NaturalInt
     camera_share: Share

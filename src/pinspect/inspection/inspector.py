@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pinspect.model.loading import Inspector
     from pinspect.model.memory import AnswerMemory
 
-_THREADS = 2  # photographs that are aligned at once
+_THREADS = 2  # photographs that are prepared at once
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,10 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Capture:
-    """A capture to inspect, aligned, and the reference that it is compared with."""
+    """A capture to inspect: aligned, and prepared for the model."""
 
-    name: str
     seen: Seen
-    reference: _Drawing
+    prepared: Prepared
 
 
 class CaptureInspector(PhotographInspector):
@@ -134,7 +133,7 @@ class CaptureInspector(PhotographInspector):
     def inspect(self, tasks: Sequence[Task]) -> list[Record]:
         """See `PhotographInspector`."""
         captures = self._captures(tasks)
-        records = iter(self._records([each for each in captures if isinstance(each, _Capture)]))
+        records = iter(self.answer([each.prepared for each in captures if isinstance(each, _Capture)]))
         return [
             next(records)
             if isinstance(capture, _Capture)
@@ -144,8 +143,7 @@ class CaptureInspector(PhotographInspector):
 
     def prepare(self, task: Task) -> Prepared:
         """See `PhotographInspector`."""
-        capture = self._capture(task)
-        return self._measured(self._drawn(capture), capture.seen)
+        return self._capture(task).prepared
 
     def answer(self, prepared: Sequence[Prepared]) -> list[Record]:
         """See `PhotographInspector`."""
@@ -153,7 +151,7 @@ class CaptureInspector(PhotographInspector):
         return [self._record(capture, answer) for capture, answer in zip(prepared, answers, strict=True)]
 
     def _captures(self, tasks: Sequence[Task]) -> list[_Capture | PinspectError]:
-        """Align photographs, several at once; return the error of each that cannot be aligned."""
+        """Prepare photographs, several at once; return the error of each that cannot be aligned."""
 
         def attempt(task: Task) -> _Capture | PinspectError:
             try:
@@ -171,15 +169,7 @@ class CaptureInspector(PhotographInspector):
         reference = self._references_drawn[seen.aspect]
         if task.reference and self._kind is not PromptKind.ONE_IMAGE:
             reference = self._drawing(self._align(task.reference, [seen.aspect]))
-        return _Capture(task.inspected.name, seen, reference)
-
-    def _records(self, captures: Sequence[_Capture]) -> list[Record]:
-        """Answer captures, and measure beside the model what needs no model."""
-        drawn = [self._drawn(capture) for capture in captures]
-        with ThreadPoolExecutor(1) as thread:
-            measured = thread.map(self._measured, drawn, [capture.seen for capture in captures])
-            answers = self._answers(drawn)
-            return [self._record(prepared, answer) for prepared, answer in zip(measured, answers, strict=True)]
+        return _Capture(seen, self._prepared(task.inspected.name, seen, reference))
 
     def _answers(self, prepared: Sequence[Prepared]) -> list[GeneratedAnswer]:
         from pinspect.model.generation import answer_rows
@@ -213,7 +203,7 @@ class CaptureInspector(PhotographInspector):
     def try_out(self) -> None:
         """See `PhotographInspector`."""
         drawings = self._references_drawn
-        self._records([_Capture(aspect, seen, drawings[aspect]) for aspect, seen in self._references.items()])
+        self.answer([self._prepared(aspect, seen, drawings[aspect]) for aspect, seen in self._references.items()])
 
     def see(self, photograph: Photograph, shape: str | None = None) -> Seen:
         """Align a photograph to the unit space of its shape, and of its eye if the line has two.
@@ -261,7 +251,7 @@ class CaptureInspector(PhotographInspector):
         return np.linalg.solve(matrix[:, :2], (in_unit_space - matrix[:, 2]).T).T.astype(np.float64)
 
     def _inspect_seen(self, captures: Sequence[_Capture]) -> list[Inspection]:
-        records = self._records(captures)
+        records = self.answer([capture.prepared for capture in captures])
         return [self._inspection(record, capture.seen) for record, capture in zip(records, captures, strict=True)]
 
     def _inspection(self, record: Record, seen: Seen) -> Inspection:
@@ -272,10 +262,9 @@ class CaptureInspector(PhotographInspector):
             values["pin_box"] = tuple((float(x), float(y)) for x, y in corners)
         return Inspection(**values, model_version=self.version)
 
-    def _drawn(self, capture: _Capture) -> Prepared:
-        """Draw what the model sees, and measure nothing."""
-        view, reference = self._params.evaluate.view, capture.reference
-        composite = self._composite(capture.seen)
+    def _prepared(self, name: str, seen: Seen, reference: _Drawing) -> Prepared:
+        """Draw what the model sees, and measure what needs no model."""
+        view, composite = self._params.evaluate.view, self._composite(seen)
         if self._kind is PromptKind.STACKED:
             pictures = {"stacked": self._style.encode(stacked(reference.composite, composite))}
         else:
@@ -288,12 +277,8 @@ class CaptureInspector(PhotographInspector):
             PromptKind.STACKED: prompts.stacked,
         }[self._kind](view)
         row = {"images": list(pictures), "messages": messages, "answer_kind": prompts.answer_kind_of(self._kind)}
-        return Prepared(capture.name, row, pictures, facts={}, pin_evidence=())
-
-    def _measured(self, prepared: Prepared, seen: Seen) -> Prepared:
-        """Add to a drawn capture what needs no model."""
         evidence = pin_evidence(seen.capture, self._localizer_threshold)
-        return replace(prepared, facts=line_facts(seen.capture), pin_evidence=tuple(map(float, evidence)))
+        return Prepared(name, row, pictures, facts=line_facts(seen.capture), pin_evidence=tuple(map(float, evidence)))
 
     def _record(self, prepared: Prepared, answer: GeneratedAnswer) -> Record:
         scores = {name: getattr(answer, name) for name in SCORES}

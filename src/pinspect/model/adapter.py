@@ -336,6 +336,7 @@ def _save(
         "base_sha256": base_digest(base),
         "start_sha256": start,
         "four_bits": _four_bits(model),
+        "precision": base.precision,
         "rows": facts.rows,
         "steps": facts.steps,
         "kept_step": facts.kept_step,
@@ -366,7 +367,7 @@ class _TrainingCheckpoint:
     def __init__(
         self, work: Path, params: Params, base: Checkpoint, backend: Backend, chat_dir: Path, start: str
     ) -> None:
-        facts = f"{params.train.model_dump_json()} {params.contract()} {backend.name} {start}"
+        facts = f"{params.train.model_dump_json()} {base.precision} {params.contract()} {backend.name} {start}"
         digest = hashlib.sha256(facts.encode())
         for split in ("train", "validation"):
             digest.update((chat_dir / f"{split}.jsonl").read_bytes())

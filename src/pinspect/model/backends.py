@@ -66,16 +66,16 @@ def unsloth_obstacle() -> str:
     return ""
 
 
-def precision_of(params: TrainParams, device: torch.device) -> torch.dtype:
-    """Return the dtype that a training computes in.
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that training and answers compute in.
 
     Args:
-        params: `precision` is a dtype or `auto`: bfloat16 if the hardware computes it, else float32.
-        device: The device of the training.
+        precision: `bf16`, `float32`, or `auto`: bfloat16 if the hardware computes it, else float32.
+        device: What computes.
     """
-    if params.precision == "auto":
+    if precision == "auto":
         return torch.bfloat16 if computes_bfloat16(device) else torch.float32
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[params.precision]
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -148,7 +148,7 @@ class Backend:
         from pinspect.model.loading import four_bit_config, inspecting_device, load_base
 
         device = inspecting_device()
-        self.dtype, self._caps_logits = precision_of(params, device), base.family.caps_logits
+        self.dtype, self._caps_logits = dtype_of(base.precision, device), base.family.caps_logits
         quantization = four_bit_config(self.dtype) if trains_in_four_bits(params, base.family, self.name) else None
         weights = torch.float32 if self.dtype == torch.float32 and not quantization else None
         loaded, processor = load_base(base, dtype=weights, quantization=quantization, loader=self._loader(params))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pinspect.core.answers import AnswerKind
-from pinspect.model.generated_answer import GeneratedAnswer
+from pinspect.model.generated_answer import EVEN_ODDS, GeneratedAnswer
 from pinspect.model.grammar import AnswerGrammar
 
 
@@ -15,13 +15,20 @@ from pinspect.model.grammar import AnswerGrammar
 class Lead:
     """How an answer begins: what captures of one shape and view have in common.
 
+    Passed captures have their most probable defect mode in common, too.
+
     Attributes:
-        tokens: The tokens before the defect mode, or before the address if the answer has no judgement.
+        tokens: The tokens before the address of a passed capture, and of an answer without judgement; before the mode
+            of a defective one.
         choices: Numbers of those tokens that the grammar did not force.
     """
 
     tokens: tuple[int, ...] = ()
     choices: tuple[int, ...] = ()
+
+    def after(self, answer: Lead | None) -> Lead:
+        """Return what to expect after another answer: this, unless the answer began in another way."""
+        return self if answer is None or self.tokens[: len(answer.tokens)] == answer.tokens else answer
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class Draft:
             self._p_defective = grammar.p_defective(logits)
             token = grammar.judgements[1]
         else:
-            if self.lead is None and (self._p_defective is not None or grammar.at_address(self.tokens)):
+            judged = self._p_defective is not None
+            if (judged and self.lead is None) or (self._passed_so_far and grammar.at_address(self.tokens)):
                 self.lead = Lead(tuple(self.tokens), tuple(self._choices))
             allowed = grammar.allowed(self._matcher, len(logits)).to(logits.device)
             token = int(logits.masked_fill(~allowed, float("-inf")).argmax())
@@ -118,6 +126,10 @@ class Draft:
         return grammar.generated_answer(
             grammar.text(self.tokens), self._kind, self._p_defective, self.address_probabilities
         )
+
+    @property
+    def _passed_so_far(self) -> bool:
+        return self._p_defective is None or self._p_defective < EVEN_ODDS
 
     def _append_forced(self) -> None:
         forced = [] if self.complete else self._matcher.compute_ff_tokens()

@@ -313,6 +313,7 @@ class Checkpoint:
         folder: The folder, None for a hub repository.
         revision: Commit of a hub repository, "" for the newest.
         trust_remote_code: Whether the user trusts the code of the checkpoint.
+        precision: What training and answers compute in: `bf16`, `float32`, or `auto`.
     """
 
     family: Family
@@ -320,6 +321,7 @@ class Checkpoint:
     folder: Path | None
     revision: str = ""
     trust_remote_code: bool = False
+    precision: str = "auto"
 
     def at(self, folder: Path) -> Checkpoint:
         """Return the same model in another folder, such as the base in a registered version's package."""
@@ -371,7 +373,7 @@ def checkpoint_of(model: ModelParams, root: Path = Path()) -> Checkpoint:
             "params.yaml: model.revision: trusted code must be pinned by its commit, 40 hexadecimal digits, found "
             f"{revision!r}"
         )
-    return Checkpoint(family, source, folder, "" if folder else revision, model.trust_remote_code)
+    return Checkpoint(family, source, folder, "" if folder else revision, model.trust_remote_code, model.precision)
 
 
 def composite_cell(params: Params) -> int:

@@ -77,20 +77,21 @@ class FastForward:
 
     def _logits_of_trees(self, row: Row, run: list[int], token: int) -> torch.Tensor:
         self._trees, nodes = True, len(run) + len(self._tree.tokens)
-        reader = self._reader(self.encode([row])[0], self._heads([row]))
+        reader = self._reader(self._inputs([row]), self._heads([row]))
         first = reader.read([run], [self._tree], torch.tensor([len(run) - 1, nodes - 1]))
         reader.keep(torch.arange(nodes)[None] < len(run))
         return torch.cat([first, reader.read([[token]], [None], torch.tensor([0]))], dim=1)
 
-    def encode(self, rows: Sequence[Row]) -> list[Inputs]:
-        """Build the model inputs of a batch, in parts; another thread may do this ahead."""
-        parts = [rows[part] for part in self._parts(rows)]
-        if self._trees and self._encoder.shares_heads:
-            return [self._encoder.tails(part) for part in parts]
-        return [(self._encoder.batch(part, answers=False), {}) for part in parts]
+    def encode(self, rows: Sequence[Row]) -> Inputs | None:
+        """Build the model inputs of a batch; another thread may do this ahead.
+
+        Returns:
+            The inputs; None if the batch has several parts, because each part's thread builds its own.
+        """
+        return self._inputs(rows) if len(self._parts(rows)) == 1 else None
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[Row], inputs: Sequence[Inputs]) -> list[GeneratedAnswer]:
+    def answer(self, rows: Sequence[Row], inputs: Inputs | None) -> list[GeneratedAnswer]:
         """Return the answer of every row.
 
         Args:
@@ -103,24 +104,27 @@ class FastForward:
             leads = self._memory.leads(heads) if heads else [self._memory.lead] * len(rows)
 
             @torch.inference_mode()
-            def write(part: slice, part_inputs: Inputs) -> None:
-                self._write(self._reader(part_inputs, heads[part]), drafts[part], leads[part])
+            def write(part: slice) -> None:
+                reader = self._reader(inputs or self._inputs(rows[part]), heads[part])
+                self._write(reader, drafts[part], leads[part])
 
             parts = self._parts(rows)
-            if len(parts) == 1:
-                write(parts[0], inputs[0])
-            else:
-                with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as threads:
-                    list(threads.map(write, parts, inputs))
+            list((_threads(self._threads).map if len(parts) > 1 else map)(write, parts))
             self._memory.remember(heads, [draft.lead for draft in drafts])
         else:
-            _write_by_token(TokenReader(self._inspector, inputs[0][0]), drafts, self._grammar)
+            batch, _ = inputs or self._inputs(rows)
+            _write_by_token(TokenReader(self._inspector, batch), drafts, self._grammar)
         return [draft.answer() for draft in drafts]
 
     def _parts(self, rows: Sequence[Row]) -> list[slice]:
         """Return the parts of a batch that are answered at the same time."""
         size = -(-len(rows) // self._threads) if self._trees else len(rows)
         return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+    def _inputs(self, rows: Sequence[Row]) -> Inputs:
+        if self._trees and self._encoder.shares_heads:
+            return self._encoder.tails(rows)
+        return self._encoder.batch(rows, answers=False), {}
 
     def _heads(self, rows: Sequence[Row]) -> list[Head]:
         return self._memory.heads(self._inspector, self._encoder, rows) if self._encoder.shares_heads else []
@@ -223,6 +227,12 @@ def address_shares(
         log_probabilities = (after(lead) if lead else logits)[:, choices].float().log_softmax(1)
         log_shares[:, numbers] += log_probabilities[:, places]
     return log_shares.exp()
+
+
+@lru_cache(maxsize=4)
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Return threads that stay: the memory that new ones use has to be cleared by the system first."""
+    return ThreadPoolExecutor(count, "answers", torch.set_num_threads, (1,))
 
 
 @lru_cache(maxsize=4)

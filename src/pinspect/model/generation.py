@@ -65,7 +65,7 @@ def answer_rows(
     by_length = sorted(range(len(rows)), key=lambda index: _order(encoder, rows[index]))
     batches = [by_length[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
-    def encode(number: int) -> list[Inputs]:
+    def encode(number: int) -> Inputs | None:
         return way.encode([rows[index] for index in batches[number]])
 
     encoded = prepared_ahead(encode, len(batches), ahead=1) if len(batches) > 1 else map(encode, range(len(batches)))
@@ -95,11 +95,11 @@ class _Generate:
         self._inspector, self._encoder, self._constrained = inspector, encoder, constrained
         self._grammar = grammar_of(inspector.processor.tokenizer, contract)
 
-    def encode(self, rows: Sequence[Row]) -> list[Inputs]:
-        return [(self._encoder.batch(rows, answers=False), {})]
+    def encode(self, rows: Sequence[Row]) -> Inputs:
+        return self._encoder.batch(rows, answers=False), {}
 
-    def answer(self, rows: Sequence[Row], inputs: Sequence[Inputs]) -> list[GeneratedAnswer]:
-        batch, _ = inputs[0]
+    def answer(self, rows: Sequence[Row], inputs: Inputs | None) -> list[GeneratedAnswer]:
+        batch, _ = inputs or self.encode(rows)
         kinds = [AnswerKind(row["answer_kind"]) for row in rows]
         width = batch["input_ids"].shape[1]
         processors = [GrammarProcessor(self._grammar, kinds, width)] if self._constrained else []

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from pinspect.core.errors import ModelError
+from pinspect.model.backends import dtype_of
 from pinspect.model.checkpoint_files import (
     billion_parameters,
     checkpoint_folder,
@@ -201,12 +202,13 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None, *, whole: bool = False) -> Inspector:
     """Load a base, with an adapter or without, ready to answer.
 
-    With an adapter that was trained on 4-bit weights, the base has the same 4-bit weights.
+    With an adapter that was trained on 4-bit weights, the base has the same 4-bit weights. Others are rounded to the
+    checkpoint's `precision` on a CPU, after the adapter was merged.
 
     Args:
         checkpoint: The base.
         adapter: Folder of an adapter that was trained on this base.
-        whole: Whether to expand 4-bit weights to whole numbers of the same values.
+        whole: Whether to round no weights, and to expand 4-bit weights to whole numbers of the same values.
 
     Raises:
         ModelError: Files are missing or not readable, the adapter belongs to another family or base, or this machine
@@ -232,7 +234,23 @@ def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None, *,
         if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
             module.__class__ = _PatchConvolution
     device = inspecting_device()
-    return Inspector(model.eval().to(device), processor, device)
+    inspector = Inspector(model.eval().to(device), processor, device)
+    if not whole and device.type == "cpu" and dtype_of(checkpoint.precision, device) == torch.bfloat16:
+        _round_weights(inspector)
+    return inspector
+
+
+def _round_weights(inspector: Inspector) -> None:
+    """Let a model compute in bfloat16 on a CPU, all but its logits: rounded, they would make probabilities alike."""
+    base = inspector.base_model
+    if getattr(base, "is_quantized", False):
+        return
+    inspector.model.to(torch.bfloat16)
+
+    def in_float32(head: Any, inputs: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(inputs[0].float(), head.weight.float())
+
+    base.get_output_embeddings().register_forward_hook(in_float32)
 
 
 def inspecting_device() -> torch.device:

@@ -84,8 +84,8 @@ class AnswerMemory:
     def remember(self, heads: Sequence[Head], leads: Sequence[Lead | None]) -> None:
         """Remember how answers began, also those of rows without a head."""
         for head, lead in zip(heads, leads, strict=bool(heads)):
-            head.lead = lead or head.lead
-        self.lead = leads[-1] or self.lead
+            head.lead = head.lead.after(lead)
+        self.lead = self.lead.after(leads[-1])
 
 
 def cache_of(heads: Sequence[Head]) -> DynamicCache:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -229,11 +230,11 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def patchify(images: torch.Tensor, patch: int, merge: int, mean: float = 0.5, std: float = 0.5) -> torch.Tensor:
+def patchify(images: Sequence[np.ndarray], patch: int, merge: int, mean: float = 0.5, std: float = 0.5) -> torch.Tensor:
     """Cut a batch of images into patches, as the image processor does for images that need no resizing.
 
     Args:
-        images: uint8 (n, height, width, 3); the sides are multiples of patch * merge.
+        images: uint8 (height, width, 3) each, of one size; the sides are multiples of patch * merge.
         patch: Side of a patch in px.
         merge: Patches per side of a visual token.
         mean: Mean of the normalization, for images scaled to 0..1.
@@ -242,8 +243,10 @@ def patchify(images: torch.Tensor, patch: int, merge: int, mean: float = 0.5, st
     Returns:
         float32 (n * patches, 3 * patch * patch), equal to `pixel_values` of the processor up to rounding.
     """
-    n, height, width, channels = images.shape
+    height, width, channels = images[0].shape
     rows, columns = height // (patch * merge), width // (patch * merge)
-    blocks = images.view(n, rows, merge, patch, columns, merge, patch, channels)
-    patches = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(n * rows * columns * merge * merge, -1)
-    return patches.float().mul_(1 / (255 * std)).sub_(mean / std)
+    batch = torch.empty(len(images), rows * columns * merge * merge, channels * patch * patch)
+    for image, patches in zip(images, batch, strict=True):  # one by one they stay in the processor's cache
+        blocks = image.reshape(rows, merge, patch, columns, merge, patch, channels).transpose(0, 3, 1, 4, 6, 2, 5)
+        patches.copy_(torch.from_numpy(blocks.reshape(patches.shape))).mul_(1 / (255 * std)).sub_(mean / std)
+    return batch.flatten(0, 1)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from pinspect.model.batching import (
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
 
+_CHATS: WeakKeyDictionary[Any, dict[str, EncodedChat]] = WeakKeyDictionary()  # of each processor
 Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # prompts, and pictures that are read after them
 
 
@@ -49,7 +51,7 @@ class RowEncoder:
     def __init__(self, processor: Any, pictures: str | Path | Mapping[str, bytes]) -> None:
         self.processor = processor
         self.pictures = Path(pictures) if isinstance(pictures, str) else pictures
-        self._chats: dict[str, EncodedChat] = {}
+        self._chats = _CHATS.setdefault(processor, {})
         self._sizes: dict[str, tuple[int, int]] = {}
         self._digests: dict[str, bytes] = {}
 
@@ -195,7 +197,7 @@ class RowEncoder:
         patch, (height, width, _) = image_processor.patch_size, images[0].shape
         return {
             "pixel_values": patchify(
-                torch.from_numpy(np.stack(images)),
+                images,
                 patch,
                 image_processor.merge_size,
                 image_processor.image_mean[0],

@@ -339,10 +339,9 @@ class _Pictures:
         visual token. `marks`: int64 (pictures, columns + rows), see `mark_targets`. `types`: int64 (pictures,), the
         image types.
         """
-        images = torch.from_numpy(np.stack(self._pictures))
-        rows, columns = images.shape[1] // PATCH, images.shape[2] // PATCH
+        rows, columns = (side // PATCH for side in self._pictures[0].shape[:2])
         return {
-            "pixel_values": patchify(images, PATCH, MERGE),
+            "pixel_values": patchify(self._pictures, PATCH, MERGE),
             "image_grid_thw": torch.tensor([[1, rows * height, columns] for height in self._heights]),
             "seen": cell_targets(np.stack(self.cells), layout),
             "marks": mark_targets(self.marks, layout),
