@@ -1,11 +1,12 @@
 """Compare whole runs of the pipeline with an earlier commit: `python -m benchmarks.pipeline --before COMMIT FOLDER`.
 
 Both commits get a clone in FOLDER. In each, `dvc repro` runs from the captures to a registered version, and once more
-after ten captures were added: copies of captures, darker and with noise. Nothing is installed. FOLDER keeps what is
-done, so a stopped run is resumed. Takes about 40 minutes on two cores, and nothing should run beside it.
+after ten captures were added: copies of captures, darker and with noise. The present commit does so a third time, with
+a training that goes on from the version before (docs/operations.md). Nothing is installed. FOLDER keeps what is done,
+so a stopped run is resumed. Takes about 45 minutes on two cores, and nothing should run beside it.
 
-Writes benchmarks/results/pipeline.json: seconds of both runs and of their stages, the memory of the training (its first
-process, sampled), and the ratios.
+Writes benchmarks/results/pipeline.json: seconds of the runs and of their stages, the memory of the training (its first
+process, sampled), the share of right answers to validation and test rows, and the ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
+import yaml
 
 from benchmarks.scale import Memory, run_command
 from pinspect.captures.labels import INSPECTED, images_folder, read_captures
@@ -32,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("raw", "dst", "composite", "chat", "check", "train", "answer", "evaluate", "register")
 ADDED = 10
 DARKER, NOISE = 0.96, 2.0  # factor, and standard deviation in gray levels
+RUNS = {"clean": "clean", "ten more": "ten more", "ten more, continued": "ten more"}  # each, and what it compares with
+CONTINUED = {"start": "challenger", "maximum_steps": 60, "learning_rate": 0.0001}
 
 
 def main() -> None:
@@ -44,16 +49,18 @@ def main() -> None:
     record = folder / "measured.json"
     measured = json.loads(record.read_text()) if record.exists() else {}
     for side, commit in {"before": arguments.before, "now": "HEAD"}.items():
-        for run in ("clean", "ten more"):
-            if run not in measured.setdefault(side, {}):
-                root = folder / side
-                clone(commit, root) if run == "clean" else add_captures(root)
+        root = folder / side
+        for number, (run, same) in enumerate(RUNS.items()):
+            if run not in measured.setdefault(side, {}) and (side == "now" or run == same):
+                add_captures(root, number) if number else clone(commit, root)
+                if run != same:
+                    go_on(root)
                 measured[side][run] = repro(root)
                 record.write_text(json.dumps(measured, indent=2))
-        measured[side]["commit"] = git(folder / side, "rev-parse", "--short", "HEAD")
+        measured[side]["commit"] = git(root, "rev-parse", "--short", "HEAD")
     ratios = {
-        run: {name: round(value / measured["before"][run][name], 3) for name, value in measured["now"][run].items()}
-        for run in ("clean", "ten more")
+        run: {name: round(value / measured["before"][same][name], 3) for name, value in measured["now"][run].items()}
+        for run, same in RUNS.items()
     }
     machine = f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}"
     text = json.dumps({"machine": machine, **measured, "ratio": ratios}, indent=2)
@@ -70,8 +77,8 @@ def clone(commit: str, root: Path) -> None:
     git(root, "checkout", "--quiet", "--detach", resolved)
 
 
-def add_captures(root: Path) -> None:
-    """Add captures that look like some that are there."""
+def add_captures(root: Path, time: int) -> None:
+    """Add captures that look like some that are there, others each time."""
     captures = root / "data/captures"
     inspected = [
         each
@@ -84,21 +91,40 @@ def add_captures(root: Path) -> None:
     with (new / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for number, capture in enumerate(inspected[:: len(inspected) // ADDED][:ADDED]):
+        for number, capture in enumerate(inspected[time :: len(inspected) // ADDED][:ADDED]):
             picture = cv2.imread(str(images_folder(captures) / capture.file))
             noise = np.random.default_rng(number).normal(0, NOISE, picture.shape)
-            name = f"more_{number}.jpg"
+            name = f"more_{time}_{number}.jpg"
             cv2.imwrite(str(new / name), (picture * DARKER + noise).clip(0, 255).astype(np.uint8))
             writer.writerow(capture.row() | {"file": name})
     run_command(("pinspect", "add", str(new)), root, variables={"PYTHONPATH": str(root / "src")})
 
 
+def go_on(root: Path) -> None:
+    """Let the next training start from the version before."""
+    path = root / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["train"] |= CONTINUED
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    run_command(("pinspect", "start"), root, variables={"PYTHONPATH": str(root / "src")})
+
+
 def repro(root: Path) -> dict[str, float]:
-    """Run the pipeline; return seconds of the whole and of each stage, and MB of the training."""
+    """Run the pipeline; return seconds of the whole and of each stage, MB of the training, and right answers."""
     memory = Memory("train")
     seconds = run_command(("dvc", "repro"), root, memory, {"PYTHONPATH": str(root / "src")})
     stages = {stage: float(str(read_run_facts(root, stage)["stage_seconds"])) for stage in STAGES}
-    return {"seconds": round(seconds, 1), "train_mb": memory.stage, **stages}
+    return {"seconds": round(seconds, 1), "train_mb": memory.stage, **stages, **right_answers(root)}
+
+
+def right_answers(root: Path) -> dict[str, float]:
+    """Return the share of the adapter's right answers under the grammar to all rows of a split, 0..1."""
+    shares = {}
+    for split in ("validation", "test"):
+        table = pd.read_csv(root / f"reports/predictions/{split}.csv", keep_default_na=False)
+        table = table[(table["model"] == "adapter") & (table["decoding"] == "constrained")]
+        shares[f"right_{split}"] = round(float((table["answer"] == table["expected"]).mean()), 4)
+    return shares
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -18,9 +18,11 @@
     └── PromotionRefused               the challenger does not meet a promotion rule (exit code 3)
 
 Entry points `run` their work: a `PinspectError` shows its text only, and its `exit_code` becomes that of the process.
-Any other exception is a defect of pinspect and keeps its traceback.
+So does a full disk. Any other exception is a defect of pinspect and keeps its traceback.
 """
 
+import errno
+import sqlite3
 import sys
 from collections.abc import Callable
 
@@ -100,9 +102,26 @@ class PromotionRefused(PinspectError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run `main`; print the text of a `PinspectError` to stderr and exit with its exit code."""
+    """Run `main`; print the text of a `PinspectError` to stderr and exit with its exit code.
+
+    A full disk is shown in one line, too, with the exit code of a `PinspectError`.
+    """
     try:
         main()
     except PinspectError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except (OSError, sqlite3.OperationalError) as error:
+        place = _full_disk(error)
+        if not place:
+            raise
+        print(f"{place}: the disk is full; free some space and run this again", file=sys.stderr)
+        sys.exit(PinspectError.exit_code)
+
+
+def _full_disk(error: OSError | sqlite3.OperationalError) -> str:
+    """Return what could not be written because a disk is full, "" if another error happened."""
+    if isinstance(error, OSError):
+        return str(error.filename or "a file") if error.errno == errno.ENOSPC else ""
+    full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return "the folder of temporary files (SQLITE_TMPDIR)" if full else ""
