@@ -1,12 +1,13 @@
 """Compare whole runs of the pipeline with an earlier commit: `python -m benchmarks.pipeline --before COMMIT FOLDER`.
 
 Both commits get a clone in FOLDER. In each, `dvc repro` runs from the captures to a registered version, and once more
-after ten captures were added: copies of captures, darker and with noise. The present commit does so a third time, with
-a training that goes on from the version before (docs/operations.md). Nothing is installed. FOLDER keeps what is done,
-so a stopped run is resumed. Takes about 45 minutes on two cores, and nothing should run beside it.
+after ten captures were added: copies of captures, darker and with noise. The present commit also trains from the
+captures in 150 steps, and after ten further captures it goes on from the version before (docs/operations.md). Nothing
+is installed. FOLDER keeps what is done, so a stopped run is resumed. Takes about 45 minutes on two cores, and nothing
+should run beside it.
 
 Writes benchmarks/results/pipeline.json: seconds of the runs and of their stages, the memory of the training (its first
-process, sampled), the share of right answers to validation and test rows, and the ratios.
+process, sampled), the shares of right answers to two images without an example, and the ratios.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,8 +39,33 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("raw", "dst", "composite", "chat", "check", "train", "answer", "evaluate", "register")
 ADDED = 10
 DARKER, NOISE = 0.96, 2.0  # factor, and standard deviation in gray levels
-RUNS = {"clean": "clean", "ten more": "ten more", "ten more, continued": "ten more"}  # each, and what it compares with
-CONTINUED = {"start": "challenger", "maximum_steps": 60, "learning_rate": 0.0001}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the pipeline.
+
+    Attributes:
+        clone: Its folder; the first run there is a clean one, and later ones have ten captures more each.
+        like: The run of the earlier commit that it compares with; "" if it is one of them.
+        train: Changed parameters of the section `train`.
+    """
+
+    clone: str
+    like: str = ""
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+RUNS = {
+    "before, clean": Run("before"),
+    "before, ten more": Run("before"),
+    "clean": Run("now", "before, clean"),
+    "ten more": Run("now", "before, ten more"),
+    "ten further, continued": Run(
+        "now", "before, ten more", {"start": "challenger", "maximum_steps": 60, "learning_rate": 0.0001}
+    ),
+    "clean, 150 steps": Run("short", "before, clean", {"maximum_steps": 150}),
+}
 
 
 def main() -> None:
@@ -48,22 +77,26 @@ def main() -> None:
     folder = arguments.folder.resolve()
     record = folder / "measured.json"
     measured = json.loads(record.read_text()) if record.exists() else {}
-    for side, commit in {"before": arguments.before, "now": "HEAD"}.items():
-        root = folder / side
-        for number, (run, same) in enumerate(RUNS.items()):
-            if run not in measured.setdefault(side, {}) and (side == "now" or run == same):
-                add_captures(root, number) if number else clone(commit, root)
-                if run != same:
-                    go_on(root)
-                measured[side][run] = repro(root)
-                record.write_text(json.dumps(measured, indent=2))
-        measured[side]["commit"] = git(root, "rev-parse", "--short", "HEAD")
+    runs_there = Counter[str]()
+    for name, run in RUNS.items():
+        root = folder / run.clone
+        if name not in measured:
+            if runs_there[run.clone]:
+                add_captures(root, runs_there[run.clone])
+            else:
+                clone("HEAD" if run.like else arguments.before, root)
+            change_training(root, run.train)
+            measured[name] = repro(root)
+            record.write_text(json.dumps(measured, indent=2))
+        runs_there[run.clone] += 1
     ratios = {
-        run: {name: round(value / measured["before"][same][name], 3) for name, value in measured["now"][run].items()}
-        for run, same in RUNS.items()
+        name: {key: round(value / measured[run.like][key], 3) for key, value in measured[name].items()}
+        for name, run in RUNS.items()
+        if run.like
     }
     machine = f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}"
-    text = json.dumps({"machine": machine, **measured, "ratio": ratios}, indent=2)
+    commits = {each: git(folder / each, "rev-parse", "--short", "HEAD") for each in ("before", "now")}
+    text = json.dumps({"machine": machine, "commits": commits, **measured, "ratios": ratios}, indent=2)
     arguments.out.write_text(f"{text}\n")
     print(text)
 
@@ -100,13 +133,16 @@ def add_captures(root: Path, time: int) -> None:
     run_command(("pinspect", "add", str(new)), root, variables={"PYTHONPATH": str(root / "src")})
 
 
-def go_on(root: Path) -> None:
-    """Let the next training start from the version before."""
+def change_training(root: Path, changes: dict[str, Any]) -> None:
+    """Change parameters of the next training, and fetch what it starts from."""
+    if not changes:
+        return
     path = root / "params.yaml"
     settings = yaml.safe_load(path.read_text())
-    settings["train"] |= CONTINUED
+    settings["train"] |= changes
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    run_command(("pinspect", "start"), root, variables={"PYTHONPATH": str(root / "src")})
+    if "start" in changes:
+        run_command(("pinspect", "start"), root, variables={"PYTHONPATH": str(root / "src")})
 
 
 def repro(root: Path) -> dict[str, float]:
@@ -118,12 +154,15 @@ def repro(root: Path) -> dict[str, float]:
 
 
 def right_answers(root: Path) -> dict[str, float]:
-    """Return the share of the adapter's right answers under the grammar to all rows of a split, 0..1."""
+    """Return the shares of the adapter's right answers, by view, split and source, 0..1."""
+    asked = {"model": "adapter", "decoding": "constrained", "kind": "two_image", "shot": "zero_shot"}
     shares = {}
     for split in ("validation", "test"):
         table = pd.read_csv(root / f"reports/predictions/{split}.csv", keep_default_na=False)
-        table = table[(table["model"] == "adapter") & (table["decoding"] == "constrained")]
-        shares[f"right_{split}"] = round(float((table["answer"] == table["expected"]).mean()), 4)
+        table = table[(table[list(asked)] == list(asked.values())).all(axis=1)]
+        for view, source in sorted(set(zip(table["view"], table["source"], strict=True))):
+            rows = table[(table["view"] == view) & (table["source"] == source)]
+            shares[f"right, {view}, {split}, {source}"] = round(float((rows["answer"] == rows["expected"]).mean()), 4)
     return shares
 
 

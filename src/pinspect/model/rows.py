@@ -33,7 +33,7 @@ from pinspect.model.batching import (
 from pinspect.model.families import Family
 from pinspect.model.processor import ImageTextProcessor, patchify
 
-_CHATS: WeakKeyDictionary[Any, dict[str, EncodedChat]] = WeakKeyDictionary()  # of each processor
+_IDS: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()  # of prompts and answers, by processor
 Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]  # prompts, and pictures that are read after them
 
 
@@ -51,7 +51,7 @@ class RowEncoder:
     def __init__(self, processor: Any, pictures: str | Path | Mapping[str, bytes]) -> None:
         self.processor = processor
         self.pictures = Path(pictures) if isinstance(pictures, str) else pictures
-        self._chats = _CHATS.setdefault(processor, {})
+        self._ids = _IDS.setdefault(processor, {})
         self._sizes: dict[str, tuple[int, int]] = {}
         self._digests: dict[str, bytes] = {}
 
@@ -64,15 +64,18 @@ class RowEncoder:
         Raises:
             StageInputError: The chat has another number of image placeholders than images.
         """
-        sizes = [self._size(name) for name in row["images"]]
-        key = json.dumps([row["messages"], sizes])
-        if key not in self._chats:
+        messages, sizes = row["messages"], [self._size(name) for name in row["images"]]
+        prompt, answer = json.dumps([without_answer(messages), sizes]), json.dumps(messages[-1])
+        if prompt not in self._ids:
             encode = self._encode if self._counts_tokens else self._encode_by_processor
             try:
-                self._chats[key] = encode(row["messages"], sizes)
+                self._ids[prompt] = encode(without_answer(messages), sizes)
             except ValueError as error:
                 raise StageInputError(f"row {row['id']}: {error}; run `dvc repro chat` for this model.family") from None
-        return self._chats[key]
+        if answer not in self._ids:
+            with TOKENIZING:
+                self._ids[answer] = expected_ids(self.processor.tokenizer, messages)
+        return EncodedChat(self._ids[prompt] + self._ids[answer], len(self._ids[prompt]))
 
     def batch(self, rows: Sequence[Row], *, answers: bool) -> dict[str, torch.Tensor]:
         """Build the model inputs of a batch.
@@ -206,8 +209,8 @@ class RowEncoder:
             "image_grid_thw": torch.tensor([[1, height // patch, width // patch]]).repeat(len(images), 1),
         }
 
-    def _encode(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
-        return encode_chat(self.processor, messages, [self._tokens(size) for size in sizes])
+    def _encode(self, prompt: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> list[int]:
+        return encode_chat(self.processor, prompt, [self._tokens(size) for size in sizes]).prompt
 
     def _tokens(self, size: tuple[int, int]) -> int:
         return int(self._grid(size).prod()) // self.processor.image_processor.merge_size**2
@@ -215,12 +218,11 @@ class RowEncoder:
     def _grid(self, size: tuple[int, int]) -> torch.Tensor:
         return _patches(self.processor.image_processor, size)
 
-    def _encode_by_processor(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> EncodedChat:
+    def _encode_by_processor(self, prompt: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> list[int]:
         images = [Image.new("RGB", size) for size in sizes]
         with TOKENIZING:
-            inputs = self._processed([prompt_text(self.processor, messages, len(images))], [images])
-            prompt = inputs["input_ids"][0].tolist()
-            return EncodedChat(prompt + expected_ids(self.processor.tokenizer, messages), len(prompt))
+            inputs = self._processed([prompt_text(self.processor, prompt, len(images))], [images])
+        return inputs["input_ids"][0].tolist()
 
     def _batch_by_processor(self, rows: Sequence[Row], answers: bool) -> dict[str, torch.Tensor]:
         texts = [prompt_text(self.processor, row["messages"], len(row["images"])) for row in rows]
