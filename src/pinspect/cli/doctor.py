@@ -18,7 +18,7 @@ def print_report(report: dict[str, Any]) -> None:
     """
     console = Console(highlight=False)
     cpu = report["cpu"]
-    bfloat16 = "computes bfloat16" if cpu["bfloat16"] else "no bfloat16: trains in float32"
+    bfloat16 = "computes bfloat16" if cpu["bfloat16"] else "no bfloat16: computes in float32"
     cards = [f"{card['name']}, {card['free']:.1f} of {card['memory']:.1f} GB free" for card in report["cards"]]
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, text in (

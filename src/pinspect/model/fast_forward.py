@@ -2,8 +2,8 @@
 
 Of about forty tokens in an answer the model decides six. One pass reads all tokens up to the next decision, and beyond
 it those of the last answer to a similar prompt: where the model decides likewise, their logits stand. Another pass
-reads the beginnings of all addresses at once. Most answers therefore take two passes. A model for which trees give
-other logits than single tokens (tried once, with the first row) reads token by token.
+reads the beginnings of all addresses at once. The answer to a passed capture therefore takes one pass, others take two.
+A model for which trees give other logits than single tokens (tried once, with the first row) reads token by token.
 
 On a CPU each of torch's threads answers a part of the batch: the products of a small model are too small to be divided
 among threads (docs/LOG.md). A single row has all threads for its products.
