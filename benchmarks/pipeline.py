@@ -45,7 +45,7 @@ class Run:
     """A run of the pipeline.
 
     Attributes:
-        clone: Its folder; the first run there is a clean one, and another one has ten captures more.
+        clone: Name of its clone; a run that continues another one takes that one's clone, with ten captures more.
         train: Changed parameters of the section `train`.
     """
 
@@ -101,6 +101,11 @@ def clone(commit: str, root: Path) -> None:
     git(root, "checkout", "--quiet", "--detach", resolved)
 
 
+def code_of(root: Path) -> dict[str, str]:
+    """Return the environment variables by which a command runs the code of a clone."""
+    return {"PYTHONPATH": str(root / "src")}
+
+
 def add_captures(root: Path) -> None:
     """Add captures that look like some that are there."""
     captures = root / "data/captures"
@@ -121,7 +126,7 @@ def add_captures(root: Path) -> None:
             name = f"more_{number}.jpg"
             cv2.imwrite(str(new / name), (picture * DARKER + noise).clip(0, 255).astype(np.uint8))
             writer.writerow(capture.row() | {"file": name})
-    run_command(("pinspect", "add", str(new)), root, variables={"PYTHONPATH": str(root / "src")})
+    run_command(("pinspect", "add", str(new)), root, variables=code_of(root))
 
 
 def change_training(root: Path, changes: dict[str, Any]) -> None:
@@ -133,13 +138,13 @@ def change_training(root: Path, changes: dict[str, Any]) -> None:
     settings["train"] |= changes
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     if "start" in changes:
-        run_command(("pinspect", "start"), root, variables={"PYTHONPATH": str(root / "src")})
+        run_command(("pinspect", "start"), root, variables=code_of(root))
 
 
 def repro(root: Path) -> dict[str, float]:
     """Run the pipeline; return seconds of the whole and of each stage, MB of the training, and right answers."""
     memory = Memory("train")
-    seconds = run_command(("dvc", "repro"), root, memory, {"PYTHONPATH": str(root / "src")})
+    seconds = run_command(("dvc", "repro"), root, memory, code_of(root))
     stages = {stage: float(str(read_run_facts(root, stage)["stage_seconds"])) for stage in STAGES}
     from_train = round(sum(stages[stage] for stage in STAGES[STAGES.index("train") :]), 1)
     facts = {"seconds": round(seconds, 1), "from_train": from_train, "train_mb": memory.stage}
