@@ -258,6 +258,7 @@ class TrainParams(Section):
     part_tokens: PositiveInt
     gradient_checkpointing: bool
     quantization: Literal["auto", "none", "4bit"]
+    validations: PositiveInt
     patience: NaturalInt
     camera_share: Share
     mirror: bool

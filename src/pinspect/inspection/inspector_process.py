@@ -29,6 +29,10 @@ from pinspect.inspection.photograph_inspector import PhotographInspector
 from pinspect.inspection.records import Inspection, Photograph, Prepared, Record, Task
 
 _SERVER = "pinspect.inspection.inspector_server"
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # the products of an alignment are so small that a second thread only waits
+    "MALLOC_ARENA_MAX": "2",  # heaps of glibc, each of which keeps freed memory: by default one a thread
+}
 
 
 class _Manager(BaseManager):
@@ -67,8 +71,7 @@ class InspectorProcess(PhotographInspector):
         key, address = secrets.token_hex(32), f"{scratch.name}/socket"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _SERVER, str(folder.resolve()), address, version or ""],
-            # The products of an alignment are so small that a second thread only waits for its share.
-            env={"OPENBLAS_NUM_THREADS": "1"}
+            env=_ENVIRONMENT
             | os.environ
             | {"PYTHONPATH": os.pathsep.join([str(folder.resolve() / CODE), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,

@@ -37,7 +37,6 @@ from pinspect.model.rows import RowEncoder
 from pinspect.model.start import start_digest, take_weights
 
 CURVE_COLUMNS = ("step", "loss", "validation_loss", "validation_exact_match", "learning_rate")
-CHECKS = 12  # validations and checkpoints per training
 _VALIDATION_ROWS = 96
 Report = Callable[[int, Mapping[str, float | None]], None]  # takes the number of a step and the values of the curve
 
@@ -178,7 +177,7 @@ def train_adapter(
         loss = learner.step(inputs, progress.step, rate)
         progress.step += 1
         last = progress.step == len(plan)
-        check = last or progress.step % max(1, len(plan) // CHECKS) == 0
+        check = last or progress.step % max(1, len(plan) // train.validations) == 0
         validation_loss = learner.loss(validation) if check else None
         exact_match = None
         if check and train.patience and validation:

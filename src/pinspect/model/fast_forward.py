@@ -109,7 +109,7 @@ class FastForward:
                 self._write(reader, drafts[part], leads[part])
 
             parts = self._parts(rows)
-            list((_threads(self._threads).map if len(parts) > 1 else map)(write, parts))
+            list((_thread_pool(self._threads).map if len(parts) > 1 else map)(write, parts))
             self._memory.remember(heads, [draft.lead for draft in drafts])
         else:
             batch, _ = inputs or self._inputs(rows)
@@ -230,7 +230,7 @@ def address_shares(
 
 
 @lru_cache(maxsize=4)
-def _threads(count: int) -> ThreadPoolExecutor:
+def _thread_pool(count: int) -> ThreadPoolExecutor:
     """Return threads that stay: the memory that new ones use has to be cleared by the system first."""
     return ThreadPoolExecutor(count, "answers", torch.set_num_threads, (1,))
 
