@@ -248,8 +248,7 @@ def _round_weights(inspector: Inspector) -> None:
     inspector.model.to(torch.bfloat16)
 
     def in_float32(head: Any, inputs: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
-        bias = None if head.bias is None else head.bias.float()
-        return torch.nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
+        return torch.nn.functional.linear(inputs[0].float(), head.weight.float())
 
     base.get_output_embeddings().register_forward_hook(in_float32)
 
