@@ -21,16 +21,20 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from multiprocessing.managers import BaseManager, Server
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import cv2
 
 from pinspect.core.environment import keep_freed_memory, tune_garbage_collector
 from pinspect.core.errors import PinspectError
-from pinspect.inspection.inspector import CaptureInspector
-from pinspect.inspection.package import load_package, package_artifacts
 from pinspect.inspection.photograph_inspector import PhotographInspector
 
+if TYPE_CHECKING:
+    from pinspect.inspection.inspector import CaptureInspector
+
+# What pandas, transformers and accelerate import where it is installed, and an inspection does not use: a sixth of the
+# start, and 118 MB.
+_UNUSED = ("boto3", "pyarrow", "scipy", "sklearn")
 _METHODS = sorted(
     name for name in PhotographInspector.__abstractmethods__ if name != "max_pixels"
 )  # what the other process may call
@@ -51,12 +55,10 @@ def main() -> None:
     tune_garbage_collector()
     keep_freed_memory()
     cv2.setNumThreads(1)  # more threads do not help with images this small
+    cast(dict[str, object], sys.modules).update(dict.fromkeys(_UNUSED))  # a module that is None is not installed
     # Before the thread that reads standard input: a fork would copy the lock that the thread holds, and hang.
     preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # transformers and accelerate import these where they are installed, for what an inspection does not use: a sixth of
-    # the start, and 84 MB. To Python a module that is None is not installed.
-    cast(dict[str, object], sys.modules).update(dict.fromkeys(("sklearn", "scipy", "boto3")))
     try:
         report = _load(folder, version) | {"preparing": preparing.address}
         server = _Manager(address, key.encode()).get_server()
@@ -70,6 +72,8 @@ def main() -> None:
 
 
 def _load(folder: Path, version: str | None) -> dict[str, Any]:
+    from pinspect.inspection.package import load_package, package_artifacts
+
     artifacts = package_artifacts(folder)
     inspector = _with_tracebacks(load_package(artifacts, version))
     _Manager.register("inspector", callable=lambda: inspector, exposed=_METHODS)
@@ -82,6 +86,7 @@ def _load(folder: Path, version: str | None) -> dict[str, Any]:
 
 def _start_preparing(folder: Path, address: str, key: str, output: TextIO) -> Server:
     """Start the process that prepares captures; each of the two processes ends when the other one has ended."""
+    from pinspect.inspection.package import load_package, package_artifacts
 
     @lru_cache
     def load() -> PhotographInspector:
