@@ -32,8 +32,8 @@ from pinspect.inspection.photograph_inspector import PhotographInspector
 if TYPE_CHECKING:
     from pinspect.inspection.inspector import CaptureInspector
 
-# What pandas, transformers and accelerate import where it is installed, and an inspection does not use: a sixth of the
-# start, and 118 MB.
+# What pandas, transformers and accelerate import where it is installed, and what no inspection uses: a sixth of the
+# start, and 118 MB. `main` hides these packages, so what would import them is imported after that, by functions.
 _UNUSED = ("boto3", "pyarrow", "scipy", "sklearn")
 _METHODS = sorted(
     name for name in PhotographInspector.__abstractmethods__ if name != "max_pixels"
@@ -55,7 +55,7 @@ def main() -> None:
     tune_garbage_collector()
     keep_freed_memory()
     cv2.setNumThreads(1)  # more threads do not help with images this small
-    cast(dict[str, object], sys.modules).update(dict.fromkeys(_UNUSED))  # a module that is None is not installed
+    cast(dict[str, object], sys.modules).update(dict.fromkeys(_UNUSED))  # as if they were not installed
     # Before the thread that reads standard input: a fork would copy the lock that the thread holds, and hang.
     preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
     threading.Thread(target=_end_with_parent, daemon=True).start()
