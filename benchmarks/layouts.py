@@ -3,7 +3,7 @@
     python benchmarks/layouts.py [--steps N] [ROWSxCOLUMNS ...]
 
 Each line is virtual: 10 references a shape, 500 captures to train on, and 200 test captures. An adapter learns
-production's question, and is asked it. Writes benchmarks/results/layouts.json. About six minutes each.
+production's question, and is asked it. Writes benchmarks/results/layouts.json. About three minutes each.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from tests.support.sample import ROOT, stage_environment
 from tests.support.waiting import until
 
 EXPERIMENT = "line"
-FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4}
+FEW_STEPS = {"batch_size": 4, "maximum_steps": 4, "epochs": 9.0, "rank": 4, "vision": True, "validations": 12}
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def small_training(params):
     train = params.train.model_copy(
         update={
             **{"maximum_steps": 3, "epochs": 3.0, "batch_size": 4, "learning_rate": 0.01, "warmup_share": 0.0},
-            **{"mirror": False, "light_jitter": 0.0},
+            **{"vision": True, "mirror": False, "light_jitter": 0.0},
             "counterexamples": CounterexampleParams(RAW=no_shares, DST=no_shares),
         }
     )

@@ -10,7 +10,7 @@ from pinspect.core.drawings import Draw
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import new_base
 from pinspect.pretraining.lessons import Lessons
-from pinspect.pretraining.train import LESSONS, Curriculum, match_lengths, resume, run_lesson
+from pinspect.pretraining.train import LESSONS, THREADS, Curriculum, match_lengths, resume, run_lesson
 from pinspect.pretraining.trainer import BaseTrainer
 from pinspect.virtual_line import LineSetup, tolerated_pins
 from tests.support.sample import params
@@ -84,7 +84,7 @@ def test_photographs_lie_on_their_unit_space(pool):
 def test_pre_training_improves_the_base(pool, tmp_path):
     trainer, processor = new_trainer()
     lessons = Lessons(pool, processor, LAYOUT, 64)
-    curriculum = Curriculum(see_steps=20, see_images=6, compare_steps=20, chats=4, warmup=2)
+    curriculum = Curriculum(see_steps=20, see_images=6, compare_steps=20, join_steps=20, chats=4, warmup=2)
     for name in LESSONS:
         run_lesson(name, trainer, lessons, curriculum, tmp_path)
         draw = lessons.see if name == "see" else lessons.compare
@@ -95,12 +95,14 @@ def test_pre_training_improves_the_base(pool, tmp_path):
         first, _ = (untrained.see if name == "see" else untrained.compare)(batch)
         assert loss.item() < 0.8 * first.item()
     curve = [json.loads(line)["lesson"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert curve == ["see", "compare"]
+    assert curve == list(LESSONS)
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_an_interrupted_training_makes_the_same_base(pool, tmp_path, lesson, monkeypatch):
-    curriculum = Curriculum(see_steps=4, see_images=4, compare_steps=4, chats=2, warmup=2, checkpoint_steps=2)
+    curriculum = Curriculum(
+        see_steps=4, see_images=4, compare_steps=4, join_steps=4, chats=2, warmup=2, checkpoint_steps=2
+    )
 
     def train(work, stop: str = "") -> dict[str, torch.Tensor]:
         trainer, processor = new_trainer()
@@ -116,15 +118,16 @@ def test_an_interrupted_training_makes_the_same_base(pool, tmp_path, lesson, mon
         return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
     def stop_at_third_step(trainer: BaseTrainer, name: str) -> None:
-        loss_of, steps = getattr(trainer, name), []
+        loss_name = "see" if name == "see" else "compare"
+        loss_of, parts = getattr(trainer, loss_name), []
 
         def interrupted(batch):
-            steps.append(batch)
-            if len(steps) == 4:
+            parts.append(batch)
+            if len(parts) > 2 * THREADS:
                 raise KeyboardInterrupt
             return loss_of(batch)
 
-        monkeypatch.setattr(trainer, name, interrupted)
+        monkeypatch.setattr(trainer, loss_name, interrupted)
 
     straight = train(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):

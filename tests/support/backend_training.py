@@ -59,7 +59,7 @@ def parameters(training: Training) -> Params:
     none = CounterexampleShares(**dict.fromkeys(CounterexampleShares.model_fields, 0.0))
     short = {
         **{"maximum_steps": 5, "epochs": 5.0, "batch_size": 3, "rank": 4, "warmup_share": 0.0, "learning_rate": 0.01},
-        **{"mirror": False, "light_jitter": 0.0, "simple_questions": 0.0},
+        **{"vision": True, "mirror": False, "light_jitter": 0.0, "simple_questions": 0.0},
         "counterexamples": CounterexampleParams(RAW=none, DST=none),
     }
     return params.model_copy(update={"train": params.train.model_copy(update=short | training.changes)})

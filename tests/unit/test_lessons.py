@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pinspect.composites import drawing
 from pinspect.core.answers import VIEWS, AnswerContract
@@ -10,7 +11,7 @@ from pinspect.core.layout import Layout
 from pinspect.model.batching import IGNORED
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import new_base
-from pinspect.pretraining.lessons import CHAT_KINDS, CHAT_SHARES, Lessons, mark_targets
+from pinspect.pretraining.lessons import CHAT_KINDS, CHAT_SHARES, IMAGE_TYPES, Lessons, mark_targets
 from pinspect.pretraining.trainer import BaseTrainer
 
 LAYOUT, CELL = Layout(("U", "C"), 4), 64
@@ -91,14 +92,84 @@ def test_each_mark_of_a_grid_answer_looks_at_its_cell(lessons, monkeypatch):
 def test_mode_column_and_row_look_at_the_changed_pin(lessons, monkeypatch):
     only("one_image", monkeypatch)
     batch = lessons.compare(np.random.default_rng(5), 6)
-    changed = (batch["seen"] == 2).nonzero().tolist()
-    assert changed
-    for chat, cell in changed:
+    leaning = torch.isin(batch["seen"], torch.tensor([1, 2]))  # left or right, by the mirror
+    assert leaning.any()
+    for chat, cell in leaning.nonzero().tolist():
+        change = pretext.CELL_CLASSES[int(batch["seen"][chat, cell])]
         looks = [look for look in batch["looks"].tolist() if look[0] == chat]
         start = int(batch["mm_token_type_ids"][chat].nonzero()[0])
         assert [token - start for _, _, token in looks] == [cell] * 3
         following = [batch["input_ids"][chat, position + 1] for _, position, _ in looks]
-        assert lessons.processor.tokenizer.decode(following) == f"{pretext.CELL_CLASSES[2]}3C"
+        column, row = (cell % WIDTH, LAYOUT.rows[cell // WIDTH - 1])
+        assert lessons.processor.tokenizer.decode(following) == f"{change}{column}{row}"
+
+
+def two_shapes(base) -> Lessons:
+    """Return lessons with a set-up of each shape, whose inspected picture has one changed pin."""
+    cells = np.zeros((1, LAYOUT.pins), np.int8)
+    cells[0, 6] = 2
+    inspected = {view: [picture(80)] for view in VIEWS}
+    pool = [
+        pretext.SetupPool(shape, {view: [picture(shade)] for view in VIEWS}, inspected, cells)
+        for shape, shade in (("CYLN", 40), ("SQUR", 120))
+    ]
+    return Lessons(pool, base[1], LAYOUT, CELL)
+
+
+def counterexamples(lessons: Lessons, monkeypatch, kind: str, name: str) -> dict[str, torch.Tensor]:
+    """Return chats of one kind that are all counterexamples of this name."""
+    only(kind, monkeypatch)
+    for each in ("OTHER_SHAPE", "OTHER_MARKS"):
+        monkeypatch.setattr(f"pinspect.pretraining.lessons.{each}", float(each == name))
+    monkeypatch.setattr("pinspect.pretraining.lessons.CHANGED_REFERENCES", 0.0)
+    return lessons.compare(np.random.default_rng(7), 4, counterexamples=True)
+
+
+def changed_pins(seen: torch.Tensor) -> list[str]:
+    """Return the addresses of the changed pins among the cells of a picture."""
+    changed = seen.view(len(LAYOUT.rows) + 1, WIDTH)[1:, 1:].nonzero().tolist()
+    return [f"X:{column + 1}, Y:{LAYOUT.rows[row]}" for row, column in changed]
+
+
+def test_a_reference_of_another_shape_leaves_the_answer_to_the_inspected_picture(base, monkeypatch):
+    lessons = two_shapes(base)
+    batch = counterexamples(lessons, monkeypatch, "two_image", "OTHER_SHAPE")
+    pairs = batch["types"].view(4, 2).tolist(), batch["seen"].view(4, 2, -1)
+    for chat, ((reference, inspected), (before, after)) in enumerate(zip(*pairs, strict=True)):
+        assert IMAGE_TYPES[reference][:4] != IMAGE_TYPES[inspected][:4]
+        assert changed_pins(before) == [] and len(changed_pins(after)) == 1
+        answer = answer_of(lessons, batch["input_ids"][chat], batch["labels"][chat])
+        assert IMAGE_TYPES[inspected] in answer and answer.endswith(changed_pins(after)[0])
+
+
+def test_other_marks_are_those_of_all_pictures_of_a_chat_and_leave_its_address(base, monkeypatch):
+    lessons = two_shapes(base)
+    batch = counterexamples(lessons, monkeypatch, "two_image", "OTHER_MARKS")
+    marks = batch["marks"].view(4, 2, -1)
+    assert (marks[:, 0] == marks[:, 1]).all() and len(marks[:, 0].unique(dim=0)) == 4
+    for chat, (_, after) in enumerate(batch["seen"].view(4, 2, -1)):
+        answer = answer_of(lessons, batch["input_ids"][chat], batch["labels"][chat])
+        assert answer.endswith(changed_pins(after)[0])
+
+
+def test_a_mirrored_set_up_shows_its_changed_pin_at_the_mirrored_place_with_the_mirrored_direction(base, monkeypatch):
+    """The only changed pin is bright and leans right, in row C, column 3."""
+    only("one_image", monkeypatch)
+    field = np.full((len(LAYOUT.rows) * CELL, LAYOUT.columns * CELL, 3), 40, np.uint8)
+    field[CELL : 2 * CELL, 2 * CELL : 3 * CELL] = 250
+    shown = cv2.imencode(".png", drawing.single(field, LAYOUT, CELL)[:, :, ::-1])[1].tobytes()
+    cells = np.zeros((1, LAYOUT.pins), np.int8)
+    cells[0, 6] = pretext.CELL_CLASSES.index("leaning-right")
+    pictures = {view: [shown] for view in VIEWS}
+    lessons = Lessons([pretext.SetupPool("CYLN", pictures, pictures, cells)], base[1], LAYOUT, CELL)
+    batch = lessons.compare(np.random.default_rng(8), 40)
+    brightness = batch["pixel_values"].view(40, len(LAYOUT.rows) + 1, WIDTH, -1).mean(-1)[:, 1:, 1:].flatten(1)
+    answers = [answer_of(lessons, *pair) for pair in zip(batch["input_ids"], batch["labels"], strict=True)]
+    shown = {(str(LAYOUT.addresses[int(each.argmax())]), text) for each, text in zip(brightness, answers, strict=True)}
+    assert len(shown) >= 4
+    for address, text in shown:
+        assert text.endswith(address)
+        assert f"leaning-{'right' if 'X:3' in address else 'left'}" in text
 
 
 @pytest.mark.parametrize("kind", CHAT_KINDS)

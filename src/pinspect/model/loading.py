@@ -177,7 +177,15 @@ def load_base(
         raise ModelError(
             f"{folder}: the base model lacks {len(missing)} tensors, the first is {missing[0]}; {remedy(checkpoint)}"
         )
+    patches_as_products(model)
     return model, processor
+
+
+def patches_as_products(model: torch.nn.Module) -> None:
+    """Let a vision tower read its patches by a matrix product."""
+    for module in model.modules():
+        if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
+            module.__class__ = _PatchConvolution
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -230,9 +238,6 @@ def load_inspector(checkpoint: Checkpoint, adapter: str | Path | None = None, *,
             raise ModelError(
                 f"{adapter}: the adapter does not fit {checkpoint}: {one_line(error)}; train it again on this base"
             ) from None
-    for module in model.modules():
-        if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
-            module.__class__ = _PatchConvolution
     device = inspecting_device()
     inspector = Inspector(model.eval().to(device), processor, device)
     if not whole and device.type == "cpu" and dtype_of(checkpoint.precision, device) == torch.bfloat16:

@@ -1,12 +1,14 @@
-"""Batches of pre-text for the two lessons of the base, drawn from the rendered pool.
+"""Batches of pre-text for the lessons of the base, drawn from the rendered pool.
 
 1. see: pictures, and the class of every cell;
-2. compare: chats of every prompt kind, with the class of every cell of their pictures.
+2. compare: chats of every prompt kind, with the class of every cell of their pictures;
+3. join: the same, with counterexamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ CHAT_KINDS = ("star", "grid", "two_image", "one_shot", "one_image", "stacked")
 CHAT_SHARES = (0.07, 0.06, 0.43, 0.15, 0.11, 0.18)
 SHUFFLED_MARKS = 0.25  # share of the see lesson's inspected pictures whose grid marks change places
 CHANGED_REFERENCES = 0.25  # share of the compare lesson's references with changed pins: the answer ignores these pins
+# Shares of the join lesson's counterexamples: references of another set-up and shape, and chats with other marks.
+OTHER_SHAPE, OTHER_MARKS = 0.15, 0.15
 
 
 class Lessons:
@@ -72,47 +76,82 @@ class Lessons:
         """
         pictures = _Pictures()
         while len(pictures.cells) < images:
-            group, view = self._group(rng), str(rng.choice(self.views))
+            setup, view = self._setup(rng), str(rng.choice(self.views))
             draw = rng.random()
             if draw < 0.1:
-                self._star(rng, group, view, pictures)
+                self._star(rng, setup, view, pictures)
             elif draw < 0.2:
-                self._stack(rng, group, view, int(rng.integers(len(group.cells))), pictures)
+                self._stack(rng, setup, view, int(rng.integers(len(setup.cells))), pictures)
             else:
-                self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+                self._inspected(setup, view, int(rng.integers(len(setup.cells))), pictures)
                 if rng.random() < SHUFFLED_MARKS:
                     self._shuffle_marks(rng, pictures)
         return pictures.batch(self.layout)
 
-    def compare(self, rng: np.random.Generator, chats: int) -> dict[str, torch.Tensor]:
+    def compare(
+        self, rng: np.random.Generator, chats: int, *, counterexamples: bool = False
+    ) -> dict[str, torch.Tensor]:
         """Draw chats of every prompt kind.
 
         Args:
             rng: Source of the random choices.
             chats: Number of chats.
+            counterexamples: Whether some references of two-image chats have another shape, and the grids of some chats
+                have other marks; neither changes an answer.
 
         Returns:
             The padded chats with `labels`; the pictures, see `_Pictures.batch`; `last`: int64 (chats,), the index of
             each chat's inspected picture; `looks`: see `_looks`.
         """
-        pictures, encoded, last, looked_at = _Pictures(), [], [], []
-        for _ in range(chats):
-            group, view = self._group(rng), str(rng.choice(self.views))
-            kind = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES))
-            draw = {
-                "star": self._star_chat,
-                "grid": self._grid_chat,
-                "one_image": self._one_image_chat,
-                "stacked": self._stacked_chat,
-            }
-            encoded.append(draw.get(kind, self._two_image_chat)(rng, group, view, kind, pictures))
-            last.append(len(pictures.cells) - 1)
-            pin = _only_changed_pin(pictures.cells[-1])
-            looked_at.append(self._marked_cells if kind == "grid" else [] if pin is None else [self._cell(pin)])
+        return self.compare_in_parts(rng, chats, 1, counterexamples=counterexamples)[0]
+
+    def compare_in_parts(
+        self, rng: np.random.Generator, chats: int, parts: int, *, counterexamples: bool = False
+    ) -> list[dict[str, torch.Tensor]]:
+        """Draw chats as `compare` does, in parts of similar length, the longest first; this saves padding."""
+        drawn = [self._chat(rng, counterexamples) for _ in range(chats)]
+        drawn.sort(key=lambda chat: -len(chat.encoded.input_ids))
+        size = -(-chats // parts)
+        return [self._batch(drawn[start : start + size]) for start in range(0, chats, size)]
+
+    def _chat(self, rng: np.random.Generator, counterexamples: bool) -> _Chat:
+        setup, view = self._setup(rng), str(rng.choice(self.views))
+        kind, pictures = str(rng.choice(CHAT_KINDS, p=CHAT_SHARES)), _Pictures()
+        draw = {
+            "star": self._star_chat,
+            "grid": self._grid_chat,
+            "one_image": self._one_image_chat,
+            "stacked": self._stacked_chat,
+        }
+        encoded = draw.get(kind, self._two_image_chat)(rng, setup, view, kind, pictures)
+        if counterexamples:
+            self._counterexample(rng, setup, view, kind, pictures)
+        pin = _only_changed_pin(pictures.cells[-1])
+        looked_at = self._marked_cells if kind == "grid" else [] if pin is None else [self._cell(pin)]
+        return _Chat(encoded, pictures, looked_at)
+
+    def _batch(self, chats: Sequence[_Chat]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        batch = collate(encoded, tokenizer.pad_token_id, self.processor.image_token_id, answers=True)
-        looks = self._looks(batch, looked_at)
-        return batch | pictures.batch(self.layout) | {"last": torch.tensor(last), "looks": looks}
+        batch = collate(
+            [chat.encoded for chat in chats], tokenizer.pad_token_id, self.processor.image_token_id, answers=True
+        )
+        last = np.cumsum([len(chat.pictures.cells) for chat in chats]) - 1
+        looks = self._looks(batch, [chat.looked_at for chat in chats])
+        pictures = _Pictures.joined([chat.pictures for chat in chats]).batch(self.layout)
+        return batch | pictures | {"last": torch.from_numpy(last), "looks": looks}
+
+    def _counterexample(
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+    ) -> None:
+        """Make some of the chats counterexamples."""
+        draw = rng.random()
+        if draw < OTHER_SHAPE and kind in ("two_image", "one_shot"):
+            other = self._setup(rng, other_than=setup.shape)
+            pictures.replace(-2, other.reference(rng, view), self._unchanged, f"{other.shape}_{view}")
+        elif 1 - draw < OTHER_MARKS and kind != "grid":
+            marks = self._draw_marks(rng)
+            for number in range(len(pictures.cells)):
+                pictures.move_marks(number, marks, self.cell)
 
     def _looks(self, batch: dict[str, torch.Tensor], looked_at: list[list[int]]) -> torch.Tensor:
         """Return which image token each part of an answer should attend to: int64 (looks, 3) of chat, position, token.
@@ -152,107 +191,112 @@ class Lessons:
         width = self.layout.columns + 1
         return [*range(1, width), *(width * (row + 1) for row in range(len(self.layout.rows)))]
 
-    def _group(self, rng: np.random.Generator) -> SetupPool:
-        return self.pool[rng.integers(len(self.pool))]
+    def _setup(self, rng: np.random.Generator, other_than: str = "") -> _Setup:
+        """Draw a set-up, whose shape is not `other_than`, in one of four mirror images."""
+        pool = [each for each in self.pool if each.shape != other_than] if other_than else self.pool
+        return _Setup(pool[rng.integers(len(pool))], self.layout, self.cell, *(rng.random(2) < 0.5))
 
-    def _star(self, rng: np.random.Generator, group: SetupPool, view: str, pictures: _Pictures) -> Address:
+    def _star(self, rng: np.random.Generator, setup: _Setup, view: str, pictures: _Pictures) -> Address:
         """Add a star image; return the star's address."""
-        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
+        picture = setup.reference(rng, view)
         pin = int(rng.integers(self.layout.pins))
         address = self.layout.addresses[pin]
         cells = self._unchanged.copy()
         cells[pin] = STAR_CLASS
-        pictures.add(composite.draw_star(picture, address, self.layout, self.cell), cells, f"{group.shape}_{view}")
+        pictures.add(composite.draw_star(picture, address, self.layout, self.cell), cells, f"{setup.shape}_{view}")
         return address
 
     def _reference(
-        self, rng: np.random.Generator, group: SetupPool, view: str, pictures: _Pictures, changed_share: float = 0.0
+        self, rng: np.random.Generator, setup: _Setup, view: str, pictures: _Pictures, changed_share: float = 0.0
     ) -> None:
         """Add a reference; `changed_share` of the references have changed pins, which no answer mentions."""
         if changed_share and rng.random() < changed_share:
-            self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+            self._inspected(setup, view, int(rng.integers(len(setup.cells))), pictures)
             return
-        picture = pretext.decode(group.references[view][rng.integers(len(group.references[view]))])
-        pictures.add(picture, self._unchanged, f"{group.shape}_{view}")
+        picture = setup.reference(rng, view)
+        pictures.add(picture, self._unchanged, f"{setup.shape}_{view}")
 
-    def _inspected(self, group: SetupPool, view: str, index: int, pictures: _Pictures) -> None:
-        pictures.add(pretext.decode(group.inspected[view][index]), group.cells[index], f"{group.shape}_{view}")
+    def _inspected(self, setup: _Setup, view: str, index: int, pictures: _Pictures) -> None:
+        pictures.add(setup.inspected(view, index), setup.cells[index], f"{setup.shape}_{view}")
 
     def _stack(
         self,
         rng: np.random.Generator,
-        group: SetupPool,
+        setup: _Setup,
         view: str,
         index: int,
         pictures: _Pictures,
         changed_share: float = 0.0,
     ) -> None:
-        self._reference(rng, group, view, pictures, changed_share)
-        self._inspected(group, view, index, pictures)
+        self._reference(rng, setup, view, pictures, changed_share)
+        self._inspected(setup, view, index, pictures)
         pictures.stack()
+
+    def _draw_marks(self, rng: np.random.Generator) -> Marks:
+        columns, rows = rng.permutation(self.layout.columns), rng.permutation(len(self.layout.rows))
+        return columns.tolist(), rows.tolist()
 
     def _shuffle_marks(self, rng: np.random.Generator, pictures: _Pictures) -> Marks:
         """Let the grid marks of the last picture change places; return the mark of each column and each row."""
-        columns, rows = rng.permutation(self.layout.columns), rng.permutation(len(self.layout.rows))
-        move_marks(pictures.last, self.cell, columns.tolist(), rows.tolist())
-        pictures.marks[-1] = (columns.tolist(), rows.tolist())
-        return pictures.marks[-1]
+        marks = self._draw_marks(rng)
+        pictures.move_marks(-1, marks, self.cell)
+        return marks
 
     def _star_chat(
-        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
-        address = self._star(rng, group, view, pictures)
-        answer = pretext.neutral_star(self.layout, group.shape, view, address)
+        address = self._star(rng, setup, view, pictures)
+        answer = pretext.neutral_star(self.layout, setup.shape, view, address)
         return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
 
     def _grid_chat(
-        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
-        self._inspected(group, view, int(rng.integers(len(group.cells))), pictures)
+        self._inspected(setup, view, int(rng.integers(len(setup.cells))), pictures)
         contract = AnswerContract(self.layout, pretext.SHAPES, pretext.CHANGES)
         answer = contract.render_grid(contract.grid(*self._shuffle_marks(rng, pictures)))
         return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
 
     def _two_image_chat(
-        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         star = None
         if kind == "one_shot":
-            address = self._star(rng, group, view, pictures)
-            star = pretext.neutral_star(self.layout, group.shape, view, address)
-        index = int(rng.integers(len(group.cells)))
-        self._reference(rng, group, view, pictures, CHANGED_REFERENCES)
-        self._inspected(group, view, index, pictures)
-        answer = self._answer(group, view, index, AnswerKind.COMPARISON)
+            address = self._star(rng, setup, view, pictures)
+            star = pretext.neutral_star(self.layout, setup.shape, view, address)
+        index = int(rng.integers(len(setup.cells)))
+        self._reference(rng, setup, view, pictures, CHANGED_REFERENCES)
+        self._inspected(setup, view, index, pictures)
+        answer = self._answer(setup, view, index, AnswerKind.COMPARISON)
         heights = [1] * (2 if star is None else 3)
         return self._encode((kind, view, star, answer), lambda: prompts.two_image(view, answer, star), heights)
 
     def _one_image_chat(
-        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
-        index = int(rng.integers(len(group.cells)))
-        self._inspected(group, view, index, pictures)
-        answer = self._answer(group, view, index, AnswerKind.DISCRIMINATION)
+        index = int(rng.integers(len(setup.cells)))
+        self._inspected(setup, view, index, pictures)
+        answer = self._answer(setup, view, index, AnswerKind.DISCRIMINATION)
         return self._encode((kind, view, answer), lambda: prompts.one_image(view, answer), [1])
 
     def _stacked_chat(
-        self, rng: np.random.Generator, group: SetupPool, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         worked = None
-        single = np.flatnonzero((group.cells > 0).sum(1) == 1)
+        single = np.flatnonzero((setup.cells > 0).sum(1) == 1)
         if len(single) and rng.random() < 1 / 3:
             index = int(rng.choice(single))
-            self._stack(rng, group, view, index, pictures)
-            worked = self._answer(group, view, index, AnswerKind.COMPARISON)
-        index = int(rng.integers(len(group.cells)))
-        self._stack(rng, group, view, index, pictures, CHANGED_REFERENCES)
-        answer = self._answer(group, view, index, AnswerKind.COMPARISON)
+            self._stack(rng, setup, view, index, pictures)
+            worked = self._answer(setup, view, index, AnswerKind.COMPARISON)
+        index = int(rng.integers(len(setup.cells)))
+        self._stack(rng, setup, view, index, pictures, CHANGED_REFERENCES)
+        answer = self._answer(setup, view, index, AnswerKind.COMPARISON)
         heights = [2] if worked is None else [2, 2]
         return self._encode((kind, view, worked, answer), lambda: prompts.stacked(view, answer, worked), heights)
 
-    def _answer(self, group: SetupPool, view: str, index: int, kind: AnswerKind) -> str | None:
+    def _answer(self, setup: _Setup, view: str, index: int, kind: AnswerKind) -> str | None:
         # If several pins changed, no single answer is right, and only the throw-away heads learn from the picture.
-        return pretext.neutral_answer(self.layout, group.shape, view, group.cells[index], kind)
+        return pretext.neutral_answer(self.layout, setup.shape, view, setup.cells[index], kind)
 
     def _encode(
         self, key: tuple[object, ...], messages: Callable[[], list[prompts.Message]], heights: list[int]
@@ -315,10 +359,14 @@ class _Pictures:
         self._types: list[int] = []
         self._heights: list[int] = []  # of each image, in pictures
 
-    @property
-    def last(self) -> np.ndarray:
-        """The picture that was added last."""
-        return self._pictures[-1]
+    @classmethod
+    def joined(cls, parts: Sequence[_Pictures]) -> _Pictures:
+        """Return the pictures of several batches as one."""
+        whole = cls()
+        for part in parts:
+            for name, values in vars(part).items():
+                getattr(whole, name).extend(values)
+        return whole
 
     def add(self, picture: np.ndarray, cells: np.ndarray, image_type: str) -> None:
         """Add a picture, uint8 (H, W, 3), with the class of each pin and its image type."""
@@ -327,6 +375,16 @@ class _Pictures:
         self.cells.append(cells)
         self.marks.append(None)
         self._heights.append(1)
+
+    def replace(self, number: int, picture: np.ndarray, cells: np.ndarray, image_type: str) -> None:
+        """Show another picture in place of the one with this number; see `add`."""
+        self._pictures[number], self.cells[number] = picture, cells
+        self._types[number] = IMAGE_TYPES.index(image_type)
+
+    def move_marks(self, number: int, marks: Marks, cell: int) -> None:
+        """Let the grid marks of a picture, whose cells are `cell` px wide, change places."""
+        move_marks(self._pictures[number], cell, *marks)
+        self.marks[number] = marks
 
     def stack(self) -> None:
         """Stack the last two pictures to one image, the earlier picture above."""
@@ -347,3 +405,51 @@ class _Pictures:
             "marks": mark_targets(self.marks, layout),
             "types": torch.tensor(self._types),
         }
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A chat of the compare lesson, its pictures, and the cells of the last one that its answer looks at."""
+
+    encoded: EncodedChat
+    pictures: _Pictures
+    looked_at: list[int]
+
+
+class _Setup:
+    """A rendered set-up in one of four mirror images; so the lessons see four times as many.
+
+    Attributes:
+        shape: Pin shape.
+        cells: int8 (inspected, pins), an index into CELL_CLASSES for each pin.
+    """
+
+    def __init__(self, pool: SetupPool, layout: Layout, cell: int, columns: bool, rows: bool) -> None:
+        self._pool, self._cell = pool, cell
+        self._mirror = slice(None, None, -1 if rows else 1), slice(None, None, -1 if columns else 1)
+        self.shape = pool.shape
+        directions = {"left": "right", "right": "left"} if columns else {}
+        directions |= {"up": "down", "down": "up"} if rows else {}
+        renamed = [CELL_CLASSES.index(_turned(name, directions)) for name in CELL_CLASSES]
+        pins = pool.cells.reshape(-1, len(layout.rows), layout.columns)[:, *self._mirror]
+        self.cells = np.array(renamed, np.int8)[pins].reshape(pool.cells.shape)
+
+    def reference(self, rng: np.random.Generator, view: str) -> np.ndarray:
+        """Return one of the references: uint8 (H, W, 3)."""
+        return self._picture(self._pool.references[view][rng.integers(len(self._pool.references[view]))])
+
+    def inspected(self, view: str, index: int) -> np.ndarray:
+        """Return an inspected picture: uint8 (H, W, 3)."""
+        return self._picture(self._pool.inspected[view][index])
+
+    def _picture(self, jpeg: bytes) -> np.ndarray:
+        picture = pretext.decode(jpeg)
+        field = picture[self._cell :, self._cell :]
+        field[:] = field[self._mirror].copy()
+        return picture
+
+
+def _turned(change: str, directions: Mapping[str, str]) -> str:
+    """Return what a change becomes in the mirror."""
+    name, _, direction = change.rpartition("-")
+    return f"{name}-{directions[direction]}" if direction in directions else change

@@ -1,4 +1,4 @@
-"""Train the small default base on pre-text, in two lessons, and save it.
+"""Train the small default base on pre-text, in three lessons, and save it.
 
     python -m pinspect.pretraining.train --out models/base --work build/base
 
@@ -9,7 +9,9 @@ Each lesson has throw-away heads that give every visual token a target:
 2. compare: the language model, with a frozen vision tower; the tokens of the inspected picture predict what changed
    against the reference and where, the model answers in the contract's five lines with neutral words, and two attention
    heads of the last layer are trained to look at the changed pin while the answer names its mode and address.
-   docs/LOG.md lists what failed without these targets.
+   docs/LOG.md lists what failed without these targets;
+3. join: both together, with the targets of the second lesson; some references have another shape, and some grids have
+   other marks, so that an adapter need not learn to look past them.
 
 After a kill, just run the same command again: it goes on from the last checkpoint, and makes the same base. The work
 folder has one folder for each pre-text and one for each curriculum, so changed settings never continue an old run.
@@ -21,6 +23,8 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +42,12 @@ from pinspect.pretraining.base import new_base, save_base
 from pinspect.pretraining.lessons import Lessons
 from pinspect.pretraining.trainer import BaseTrainer, Figures, visual_tokens
 
-LESSONS = ("see", "compare")
-THREADS = 2  # the sums of a matrix product depend on the number of threads
+LESSONS = ("see", "compare", "join")
+THREADS = 2  # parts of a step that are computed at the same time; the sums of a matrix product depend on it, too
 LOG_STEPS = 20
 VALIDATION_SETUPS, VALIDATION_BATCHES, CARD_BATCHES = 16, 4, 20
 VISUAL_LENGTH = 2.0  # mean norm of the visual tokens at the start of the second lesson
+Loss = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, Figures]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ class Curriculum:
         muon_rate: Learning rate of Muon in the first lesson.
         compare_steps: Steps of the second lesson.
         compare_rate: Learning rate of the second lesson.
-        chats: Chats per step of the second lesson.
+        join_steps: Steps of the third lesson.
+        join_rate: Learning rate of the third lesson.
+        chats: Chats per step of the second and the third lesson.
         warmup: Steps of the linear warm-up in each lesson.
         checkpoint_steps: Steps between checkpoints.
         seed: Seed of weights and batches.
@@ -68,6 +75,8 @@ class Curriculum:
     muon_rate: float = 0.02
     compare_steps: int = 700
     compare_rate: float = 2e-3
+    join_steps: int = 1200
+    join_rate: float = 1e-3
     chats: int = 20
     warmup: int = 40
     checkpoint_steps: int = 100
@@ -99,35 +108,32 @@ def run_lesson(
         validation: Source of the validation figures, which are measured at each checkpoint.
     """
     steps, size, start = getattr(curriculum, f"{name}_steps"), curriculum.size_of(name), 0
-    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
     optimizers = lesson_optimizers(name, trainer, curriculum)
+    trainable = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     full_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     checkpoint = load_checkpoint(work)
     if checkpoint and checkpoint["lesson"] == name:
         start = checkpoint["step"]
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    number = LESSONS.index(name)
-    batches = prepared_ahead(
-        lambda index: draw(np.random.default_rng([curriculum.seed, number, start + index]), size), steps - start
-    )
+    threads = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
     sums: dict[str, list[float]] = {}
     start_time = time.monotonic()
     trainer.model.train()
-    for step, batch in enumerate(batches, start=start):
+    for step, batches in enumerate(
+        prepared_ahead(lambda index: _draw(name, lessons, curriculum, start + index), steps - start), start=start
+    ):
         share = rate_share(step, steps, curriculum.warmup)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, full_rates, strict=True):
             group["lr"] = rate * share
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, figures = loss_of(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*trainer.model.parameters(), *trainer.heads.parameters()], 1.0)
+        for figures in _add_gradients(batches, _loss_of(name, trainer), trainable, threads):
+            for key, value in figures.items():
+                sums.setdefault(key, []).append(value)
+        nn.utils.clip_grad_norm_(trainable, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        for key, value in (figures | {"loss": loss.item()}).items():
-            sums.setdefault(key, []).append(value)
         if (step + 1) % LOG_STEPS == 0:
             line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - start_time, 1)}
             _log(work, line | _means(sums))
@@ -137,6 +143,43 @@ def run_lesson(
                 line = {"lesson": name, "step": step + 1, "split": "validation"}
                 _log(work, line | score_lesson(name, trainer, validation, VALIDATION_BATCHES, size))
             _save_checkpoint(work, name, step + 1, trainer, optimizers)
+
+
+def _loss_of(lesson: str, trainer: BaseTrainer) -> Loss:
+    return trainer.see if lesson == "see" else trainer.compare
+
+
+def _draw(name: str, lessons: Lessons, curriculum: Curriculum, step: int) -> list[dict[str, torch.Tensor]]:
+    """Return the parts of a step of a lesson."""
+    rng, size = np.random.default_rng([curriculum.seed, LESSONS.index(name), step]), curriculum.size_of(name)
+    if name == "see":
+        return [lessons.see(rng, size // THREADS) for _ in range(THREADS)]
+    return lessons.compare_in_parts(rng, size, 2 * THREADS, counterexamples=name == "join")
+
+
+def _add_gradients(
+    batches: Sequence[dict[str, torch.Tensor]],
+    loss_of: Loss,
+    trainable: Sequence[nn.Parameter],
+    threads: ThreadPoolExecutor,
+) -> list[Figures]:
+    """Add the gradients of the mean loss over the parts of a step to the parameters; return the figures of each part.
+
+    Each thread computes parts of its own: the matrices are too small to divide every product among threads.
+    """
+
+    def gradients(batch: dict[str, torch.Tensor]) -> tuple[Figures, Sequence[torch.Tensor | None]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, figures = loss_of(batch)
+        return figures | {"loss": loss.item()}, torch.autograd.grad(loss / len(batches), trainable, allow_unused=True)
+
+    all_figures = []
+    for figures, part in threads.map(gradients, batches):
+        all_figures.append(figures)
+        for parameter, gradient in zip(trainable, part, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return all_figures
 
 
 def load_checkpoint(work: Path) -> dict[str, Any] | None:
@@ -169,7 +212,7 @@ def lesson_optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum)
 
     see: the vision tower, with Muon for its hidden matrices and AdamW for its other parameters. compare: the language
     model, with AdamW alone. Muon's constant step size let the residual stream grow until attention could no longer read
-    the addresses in it (docs/LOG.md).
+    the addresses in it (docs/LOG.md). join: both, with AdamW.
 
     Args:
         lesson: One of LESSONS.
@@ -178,8 +221,8 @@ def lesson_optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum)
     """
     model, heads = trainer.model, list(trainer.heads.parameters())
     vision: Any = model.model.visual
-    model.requires_grad_(lesson == "compare")
-    vision.requires_grad_(lesson == "see")
+    model.requires_grad_(lesson != "see")
+    vision.requires_grad_(lesson != "compare")
     if lesson == "see":
         named = [(name, p) for name, p in vision.named_parameters() if "deepstack" not in name]
         matrices = [p for name, p in named if p.ndim == 2 and "pos_embed" not in name]
@@ -189,7 +232,8 @@ def lesson_optimizers(lesson: str, trainer: BaseTrainer, curriculum: Curriculum)
             torch.optim.AdamW(others + heads, lr=curriculum.see_rate, betas=(0.9, 0.98), weight_decay=0.01),
         ]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [torch.optim.AdamW(trainable + heads, lr=curriculum.compare_rate, betas=(0.9, 0.98), weight_decay=0.05)]
+    rate = curriculum.compare_rate if lesson == "compare" else curriculum.join_rate
+    return [torch.optim.AdamW(trainable + heads, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)]
 
 
 @torch.no_grad()
@@ -234,7 +278,7 @@ def score_lesson(name: str, trainer: BaseTrainer, lessons: Lessons, batches: int
         Mean figures. `exact`: share of answers in which every token is right after the right tokens before it.
         `see/...` and `cmp/...`: recalls of the throw-away heads, by what happened to the pin.
     """
-    draw, loss_of = (lessons.see, trainer.see) if name == "see" else (lessons.compare, trainer.compare)
+    draw, loss_of = lessons.see if name == "see" else lessons.compare, _loss_of(name, trainer)
     trainer.model.eval()
     sums: dict[str, list[float]] = {}
     for index in range(batches):

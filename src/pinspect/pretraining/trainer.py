@@ -1,7 +1,8 @@
-"""The losses of the two lessons, with throw-away heads that give every visual token a target."""
+"""The losses of the lessons, with throw-away heads that give every visual token a target."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from pinspect.core.layout import Layout
 from pinspect.model.batching import IGNORED
+from pinspect.model.loading import patches_as_products
 from pinspect.pretraining.lessons import IMAGE_TYPES, MARGIN_CLASS
 from pinspect.pretraining.pretext import CELL_CLASSES
 
@@ -63,8 +65,14 @@ class BaseTrainer:
         self.weights[MARGIN_CLASS] = 0.05
         self.columns = torch.arange(layout.columns + 1).repeat(len(layout.rows) + 1)
         self.rows = torch.arange(len(layout.rows) + 1).repeat_interleave(layout.columns + 1)
-        # Only eager attention returns its weights, which the look loss needs.
-        model.model.language_model.set_attn_implementation("eager")
+        patches_as_products(model)
+        # Eager attention returns its weights, which the look loss needs, and its backward pass is faster in bfloat16.
+        model.set_attn_implementation("eager")
+        self._captured = threading.local()  # several threads may compute losses at the same time
+        layers: Any = model.model.language_model.layers
+        model.model.visual.register_forward_hook(self._keep("seen", lambda out: _joined(out.pooler_output)))
+        layers[-2].register_forward_hook(self._keep("compared", lambda out: out))
+        layers[-1].self_attn.register_forward_hook(self._keep("attention", lambda out: out[1]))
 
     def see(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Figures]:
         """Return the loss of the first lesson and its figures.
@@ -80,18 +88,10 @@ class BaseTrainer:
         Args:
             batch: See `Lessons.compare`.
         """
-        captured: dict[str, Any] = {}
-        layers: Any = self.model.model.language_model.layers
-        hooks = [
-            self.model.model.visual.register_forward_hook(_keep(captured, "seen", lambda out: out.pooler_output)),
-            layers[-1].register_forward_pre_hook(lambda _module, inputs: captured.__setitem__("compared", inputs[0])),
-            layers[-1].self_attn.register_forward_hook(_keep(captured, "attention", lambda out: out[1])),
-        ]
         names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
         hidden = self.model.model(**{name: batch[name] for name in names}, use_cache=False).last_hidden_state
-        for hook in hooks:
-            hook.remove()
-        seen, figures = self._seen_loss(_joined(captured["seen"]), batch)
+        captured = vars(self._captured)
+        seen, figures = self._seen_loss(captured["seen"], batch)
         at_images = captured["compared"][batch["mm_token_type_ids"].bool()].view(*batch["seen"].shape, -1)
         tokens, targets = at_images[batch["last"]].flatten(0, 1), batch["seen"][batch["last"]]
         address = self._address_loss(self.heads.compared_address, tokens, targets)
@@ -108,6 +108,10 @@ class BaseTrainer:
         }
         total = answer + compared + 0.3 * look + 0.5 * seen + 0.5 * address
         return total, figures | _recall(logits, targets, "cmp")
+
+    def _keep(self, name: str, part: Callable[[Any], Any]) -> Callable[..., None]:
+        """Return a forward hook that stores a part of a module's output for the thread that computes it."""
+        return lambda _module, _inputs, output: setattr(self._captured, name, part(output))
 
     def _seen_loss(self, tokens: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Figures]:
         targets, types = batch["seen"], batch["types"]
@@ -160,11 +164,6 @@ def visual_tokens(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch
     """
     output = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"], return_dict=True)
     return _joined(output.pooler_output)
-
-
-def _keep(captured: dict[str, Any], name: str, part: Callable[[Any], Any]) -> Callable[..., None]:
-    """Return a forward hook that stores a part of a module's output."""
-    return lambda _module, _inputs, output: captured.__setitem__(name, part(output))
 
 
 def _look_loss(attention: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
