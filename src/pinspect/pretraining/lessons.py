@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pinspect.model.batching import IGNORED, EncodedChat, collate, encode_chat
 from pinspect.model.processor import ImageTextProcessor, patchify
 from pinspect.pretraining import pretext
 from pinspect.pretraining.base import MERGE, PATCH
+from pinspect.pretraining.mirrors import MirroredSetup
 from pinspect.pretraining.pretext import CELL_CLASSES, SetupPool
 
 MARGIN_CLASS = len(CELL_CLASSES)
@@ -141,7 +142,7 @@ class Lessons:
         return batch | pictures | {"last": torch.from_numpy(last), "looks": looks}
 
     def _counterexample(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> None:
         """Make some of the chats counterexamples."""
         draw = rng.random()
@@ -191,12 +192,12 @@ class Lessons:
         width = self.layout.columns + 1
         return [*range(1, width), *(width * (row + 1) for row in range(len(self.layout.rows)))]
 
-    def _setup(self, rng: np.random.Generator, other_than: str = "") -> _Setup:
+    def _setup(self, rng: np.random.Generator, other_than: str = "") -> MirroredSetup:
         """Draw a set-up, whose shape is not `other_than`, in one of four mirror images."""
         pool = [each for each in self.pool if each.shape != other_than] if other_than else self.pool
-        return _Setup(pool[rng.integers(len(pool))], self.layout, self.cell, *(rng.random(2) < 0.5))
+        return MirroredSetup(pool[rng.integers(len(pool))], self.layout, self.cell, *(rng.random(2) < 0.5))
 
-    def _star(self, rng: np.random.Generator, setup: _Setup, view: str, pictures: _Pictures) -> Address:
+    def _star(self, rng: np.random.Generator, setup: MirroredSetup, view: str, pictures: _Pictures) -> Address:
         """Add a star image; return the star's address."""
         picture = setup.reference(rng, view)
         pin = int(rng.integers(self.layout.pins))
@@ -207,7 +208,7 @@ class Lessons:
         return address
 
     def _reference(
-        self, rng: np.random.Generator, setup: _Setup, view: str, pictures: _Pictures, changed_share: float = 0.0
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, pictures: _Pictures, changed_share: float = 0.0
     ) -> None:
         """Add a reference; `changed_share` of the references have changed pins, which no answer mentions."""
         if changed_share and rng.random() < changed_share:
@@ -216,13 +217,13 @@ class Lessons:
         picture = setup.reference(rng, view)
         pictures.add(picture, self._unchanged, f"{setup.shape}_{view}")
 
-    def _inspected(self, setup: _Setup, view: str, index: int, pictures: _Pictures) -> None:
+    def _inspected(self, setup: MirroredSetup, view: str, index: int, pictures: _Pictures) -> None:
         pictures.add(setup.inspected(view, index), setup.cells[index], f"{setup.shape}_{view}")
 
     def _stack(
         self,
         rng: np.random.Generator,
-        setup: _Setup,
+        setup: MirroredSetup,
         view: str,
         index: int,
         pictures: _Pictures,
@@ -243,14 +244,14 @@ class Lessons:
         return marks
 
     def _star_chat(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         address = self._star(rng, setup, view, pictures)
         answer = pretext.neutral_star(self.layout, setup.shape, view, address)
         return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
 
     def _grid_chat(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         self._inspected(setup, view, int(rng.integers(len(setup.cells))), pictures)
         contract = AnswerContract(self.layout, pretext.SHAPES, pretext.CHANGES)
@@ -258,7 +259,7 @@ class Lessons:
         return self._encode((kind, answer), lambda: prompts.simple(kind, answer), [1])
 
     def _two_image_chat(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         star = None
         if kind == "one_shot":
@@ -272,7 +273,7 @@ class Lessons:
         return self._encode((kind, view, star, answer), lambda: prompts.two_image(view, answer, star), heights)
 
     def _one_image_chat(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         index = int(rng.integers(len(setup.cells)))
         self._inspected(setup, view, index, pictures)
@@ -280,7 +281,7 @@ class Lessons:
         return self._encode((kind, view, answer), lambda: prompts.one_image(view, answer), [1])
 
     def _stacked_chat(
-        self, rng: np.random.Generator, setup: _Setup, view: str, kind: str, pictures: _Pictures
+        self, rng: np.random.Generator, setup: MirroredSetup, view: str, kind: str, pictures: _Pictures
     ) -> EncodedChat:
         worked = None
         single = np.flatnonzero((setup.cells > 0).sum(1) == 1)
@@ -294,7 +295,7 @@ class Lessons:
         heights = [2] if worked is None else [2, 2]
         return self._encode((kind, view, worked, answer), lambda: prompts.stacked(view, answer, worked), heights)
 
-    def _answer(self, setup: _Setup, view: str, index: int, kind: AnswerKind) -> str | None:
+    def _answer(self, setup: MirroredSetup, view: str, index: int, kind: AnswerKind) -> str | None:
         # If several pins changed, no single answer is right, and only the throw-away heads learn from the picture.
         return pretext.neutral_answer(self.layout, setup.shape, view, setup.cells[index], kind)
 
@@ -414,42 +415,3 @@ class _Chat:
     encoded: EncodedChat
     pictures: _Pictures
     looked_at: list[int]
-
-
-class _Setup:
-    """A rendered set-up in one of four mirror images; so the lessons see four times as many.
-
-    Attributes:
-        shape: Pin shape.
-        cells: int8 (inspected, pins), an index into CELL_CLASSES for each pin.
-    """
-
-    def __init__(self, pool: SetupPool, layout: Layout, cell: int, columns: bool, rows: bool) -> None:
-        self._pool, self._cell = pool, cell
-        self._mirror = slice(None, None, -1 if rows else 1), slice(None, None, -1 if columns else 1)
-        self.shape = pool.shape
-        directions = {"left": "right", "right": "left"} if columns else {}
-        directions |= {"up": "down", "down": "up"} if rows else {}
-        renamed = [CELL_CLASSES.index(_turned(name, directions)) for name in CELL_CLASSES]
-        pins = pool.cells.reshape(-1, len(layout.rows), layout.columns)[:, *self._mirror]
-        self.cells = np.array(renamed, np.int8)[pins].reshape(pool.cells.shape)
-
-    def reference(self, rng: np.random.Generator, view: str) -> np.ndarray:
-        """Return one of the references: uint8 (H, W, 3)."""
-        return self._picture(self._pool.references[view][rng.integers(len(self._pool.references[view]))])
-
-    def inspected(self, view: str, index: int) -> np.ndarray:
-        """Return an inspected picture: uint8 (H, W, 3)."""
-        return self._picture(self._pool.inspected[view][index])
-
-    def _picture(self, jpeg: bytes) -> np.ndarray:
-        picture = pretext.decode(jpeg)
-        field = picture[self._cell :, self._cell :]
-        field[:] = field[self._mirror].copy()
-        return picture
-
-
-def _turned(change: str, directions: Mapping[str, str]) -> str:
-    """Return what a change becomes in the mirror."""
-    name, _, direction = change.rpartition("-")
-    return f"{name}-{directions[direction]}" if direction in directions else change
