@@ -58,7 +58,7 @@ def parameters(training: Training) -> Params:
     params = load_params(CHECKOUT / "params.yaml")
     none = CounterexampleShares(**dict.fromkeys(CounterexampleShares.model_fields, 0.0))
     short = {
-        **{"maximum_steps": 5, "epochs": 5.0, "batch_size": 3, "rank": 4, "warmup_share": 0.0, "learning_rate": 0.01},
+        **{"maximum_steps": 5, "epochs": 5.0, "batch_size": 3, "rank": 4, "warmup_share": 0.0, "learning_rate": 0.003},
         **{"vision": True, "mirror": False, "light_jitter": 0.0, "simple_questions": 0.0},
         "counterexamples": CounterexampleParams(RAW=none, DST=none),
     }
