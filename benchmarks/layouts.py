@@ -43,7 +43,7 @@ SCORES = ("exact_match", "balanced_accuracy", "address_on_defective", "escape_ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps")
     parser.add_argument("layouts", nargs="*", metavar="ROWSxCOLUMNS", default=LAYOUTS)
     arguments = parser.parse_args()
     for layout in arguments.layouts:

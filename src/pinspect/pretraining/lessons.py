@@ -109,7 +109,17 @@ class Lessons:
     def compare_in_parts(
         self, rng: np.random.Generator, chats: int, parts: int, *, counterexamples: bool = False
     ) -> list[dict[str, torch.Tensor]]:
-        """Draw chats as `compare` does, in parts of similar length, the longest first; this saves padding."""
+        """Draw chats as `compare` does, in parts of similar length, which saves padding.
+
+        Args:
+            rng: Source of the random choices.
+            chats: Number of chats.
+            parts: Number of parts.
+            counterexamples: See `compare`.
+
+        Returns:
+            The parts, the one with the longest chats first; each as `compare` returns it.
+        """
         drawn = [self._chat(rng, counterexamples) for _ in range(chats)]
         drawn.sort(key=lambda chat: -len(chat.encoded.input_ids))
         size = -(-chats // parts)
