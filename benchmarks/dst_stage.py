@@ -79,7 +79,7 @@ def sample_line(folder: Path, params: Params) -> tuple[pd.DataFrame, Path]:
     if (ROOT / "data/splits.csv").exists():
         shutil.copy(ROOT / "data/splits.csv", data)
     virtual = params.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
-    raw_params = params.raw.model_copy(update={"virtual": virtual})
+    raw_params = params.raw.model_copy(update={"virtual": virtual, "shards": 0})  # earlier commits read files
     build_raw(ROOT / "data/captures", data / "raw", data / "splits.csv", params.contract(), raw_params)
     build_dst(data / "raw", data / "dst", reading_of(params), workers=1)
     return read_manifest(data / "raw/manifest.csv", COLUMNS), data / "raw"

@@ -26,6 +26,7 @@ from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.manifests import read_manifest
 from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import Params, load_params
+from pinspect.core.product_files import read_product
 from pinspect.core.prompts import answer_kind_of
 from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
@@ -118,7 +119,7 @@ def latency(root: Path, params: Params, inspector: Inspector, count: int) -> dic
 def inspect_file(production: CaptureInspector, path: Path, contract: AnswerContract, kind: AnswerKind) -> float:
     """Return the seconds of one inspection."""
     start = time.perf_counter()
-    (record,) = production.inspect([Task(Photograph(path.name, path.read_bytes()))])
+    (record,) = production.inspect([Task(Photograph(path.name, read_product(path)))])
     contract.parse(record["answer"], kind)
     return time.perf_counter() - start
 

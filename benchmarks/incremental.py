@@ -94,11 +94,14 @@ def run_stages(captures: Path, data: Path, params: Params) -> dict[str, float]:
     raw_params = params.raw.model_copy(update={"virtual": virtual})
     contract, reading = params.contract(), Reading(params.layout.layout(), params.dst, params.raw.max_pixels)
     style, stacks = Style.of(params, composite_cell(params)), params.chat.kinds.get("stacked", 0)
+    shards = raw_params.shards
     raw, dst, composited = data / "raw", data / "dst", data / "composited"
     stages = {
         "raw": lambda: build_raw(captures, raw, data / "splits.csv", contract, raw_params, workers=1),
-        "dst": lambda: build_dst(raw, dst, reading, workers=1),
-        "composite": lambda: build_composited(raw, dst, composited, style, stacks_per_capture=stacks, workers=1),
+        "dst": lambda: build_dst(raw, dst, reading, shards=shards, workers=1),
+        "composite": lambda: build_composited(
+            raw, dst, composited, style, stacks_per_capture=stacks, shards=shards, workers=1
+        ),
         "chat": lambda: write_chat(build_chat(raw, dst, composited, contract, params.chat), data / "chat"),
     }
     seconds: dict[str, float] = {}

@@ -34,7 +34,7 @@ from pinspect.model.batching import prepared_ahead
 from pinspect.model.families import checkpoint_of
 from pinspect.model.learner import Learner, training_processes
 from pinspect.model.loading import checkpoint_folder, inspecting_device, load_processor
-from pinspect.model.rows import RowEncoder
+from pinspect.model.rows import RowEncoder, read_composite
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +57,7 @@ class _PlainCollator:
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         texts = [self.processor.apply_chat_template(row["messages"], tokenize=False) for row in rows]
-        images = [Image.open(self.images_dir / name).convert("RGB") for row in rows for name in row["images"]]
+        images = [Image.fromarray(read_composite(self.images_dir / name)) for row in rows for name in row["images"]]
         batch = dict(self.processor(text=texts, images=images, padding=True, return_tensors="pt"))
         self.tokens.append(int(batch["attention_mask"].sum()))
         return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}

@@ -29,10 +29,9 @@ def prepare(root, captures):
     """Add `captures` to `root` and update its raw and dst folders."""
     drop(root / "captures", captures)
     settings = params()
-    no_virtual = settings.raw.model_copy(
-        update={"virtual": settings.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})}
-    )
-    build_raw(root / "captures", root / "raw", root / "splits.csv", settings.contract(), no_virtual, workers=1)
+    no_virtual = settings.raw.virtual.model_copy(update={"train": 0, "validation": 0, "test": 0})
+    raw = settings.raw.model_copy(update={"virtual": no_virtual, "shards": 0})
+    build_raw(root / "captures", root / "raw", root / "splits.csv", settings.contract(), raw, workers=1)
     reading = Reading(LAYOUT, settings.dst.model_copy(update={"minimum_references": 3}), 1_000_000)
     build_dst(root / "raw", root / "dst", reading, workers=1)
 

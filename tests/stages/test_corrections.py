@@ -4,11 +4,11 @@ import csv
 import json
 from datetime import UTC, datetime
 
-import pandas as pd
 import pytest
 
 from pinspect.captures.labels import read_captures
 from pinspect.core.errors import CaptureError
+from pinspect.core.manifests import read_manifest
 from pinspect.core.params import load_params
 from pinspect.station.corrections import CorrectionError, UnknownInspectionError, correct, waiting
 from pinspect.station.picture_store import PictureStore
@@ -110,8 +110,8 @@ def test_a_correction_counts_as_waiting_until_the_raw_stage_runs(station, new):
 
     run_stage("raw", station.root)
 
-    manifest = pd.read_csv(station.root / "data/raw/manifest.csv", keep_default_na=False).set_index("sha256")
-    assert manifest.loc[sha256, ["judgement", "defect_mode", "defect_position"]].tolist() == list(BEND.values())
+    manifest = read_manifest(station.root / "data/raw/manifest.csv", ("sha256", *BEND)).set_index("sha256")
+    assert manifest.loc[sha256].tolist() == list(BEND.values())
     assert waiting(station.root) == 0
     station.correct("one", **RETRACT)
     assert waiting(station.root) == 1, "a changed label counts as new for the next run"

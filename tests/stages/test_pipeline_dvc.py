@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from pinspect.captures.incremental import source_files
 from pinspect.core.manifests import read_manifest
 from pinspect.core.yaml_file import SETTINGS_FILE
+from pinspect.model.rows import read_composite
 from tests.support.sample import ROOT, contents, drop, line, read_labels, write_labels
 
 IMAGING_STAGES = ("raw", "dst", "composite")
@@ -28,7 +28,7 @@ def paths(outs: list) -> dict[str, dict]:
 
 
 class Project:
-    """A git and DVC repository with the code, small captures and the first three stages."""
+    """A git and DVC repository with the code, small captures and the first three stages; each picture is a file."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -41,6 +41,7 @@ class Project:
         (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0}
+        params["raw"]["shards"] = 0
         params["dst"] |= {"minimum_references": 3}
         params["composite"] |= {"cell": 32}
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -291,7 +292,8 @@ def test_experiments_of_a_sweep_use_their_own_params_and_rerun_only_changed_stag
         assert result.returncode == 0, result.stderr
         ran = [line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")]
         assert ran == ["composite"]
-        widths[cell] = {Image.open(path).width for path in (project.root / "data/composited/images").rglob("*.jpg")}
+        files = read_manifest(project.root / "data/composited/manifest.csv", ("file",))["file"]
+        widths[cell] = {read_composite(project.root / "data/composited" / file).shape[1] for file in files}
     assert widths == {128: {1280}, 192: {1920}}
     listed = project.run("dvc", "exp", "list", "--name-only").stdout.split()
     assert sorted(listed) == ["cell-128", "cell-192"]

@@ -19,8 +19,9 @@ from tests.support.sample import ROOT, contents, drop, line, read_labels, row, s
 
 
 def write_params(folder, **virtual) -> Params:
-    """Write the shipped parameters with a virtual line of size `virtual` (default: no virtual captures)."""
+    """Write the shipped parameters, without archives, with a virtual line of size `virtual` (default: none)."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["raw"]["shards"] = 0
     settings["raw"]["virtual"] |= {"train": 0, "validation": 0, "test": 0, "references": 2} | virtual
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return load_params(folder / "params.yaml")

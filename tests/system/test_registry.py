@@ -247,7 +247,7 @@ def test_the_registered_model_inspects_photographs_without_the_project(registere
 
 def test_the_challenger_inspects_files_and_names_those_it_cannot(registered, tmp_path):
     project, _ = registered
-    good = sorted((project / "data/raw/images").rglob("*.jpg"))[:2]
+    good = sorted((project / "data/captures/images").glob("*.jpg"))[:2]
     (tmp_path / "text.jpg").write_text("no picture")
     files = [good[0], tmp_path / "gone.jpg", tmp_path / "text.jpg", good[1]]
     records = list(inspect_files(load_inspector("challenger", project), files))

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 
-import pandas as pd
 import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pinspect.core.manifests import read_manifest
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import load_register_settings
 from pinspect.station.results import ResultsTable
@@ -202,7 +202,8 @@ def test_a_correction_by_keyboard_alone_becomes_a_capture_that_the_next_run_uses
 
     run_stage("raw", running_station.root)
 
-    manifest = pd.read_csv(running_station.root / "data/raw/manifest.csv", keep_default_na=False).set_index("sha256")
+    columns = ("sha256", "judgement", "defect_mode", "defect_position")
+    manifest = read_manifest(running_station.root / "data/raw/manifest.csv", columns).set_index("sha256")
     assert verdict(manifest.loc[result["sha256"]]) == label
     with visit() as page:
         expect(page.locator(".bar .waiting")).to_have_text("Waiting for retraining: 0")

@@ -103,9 +103,13 @@ def reliability_figure(bins: pd.DataFrame) -> str:
     xs, ys = bins["mean_probability"].tolist(), bins["defective_share"].tolist()
     chart.line(xs, ys, BLUE, width=0.8, opacity=0.5)
     chart.dots(xs, ys, BLUE, radii=[(6 + 60 * n / bins["n"].max()) ** 0.5 for n in bins["n"]], opacity=0.75)
+    step, before = 0, (-1.0, -1.0)
     for x, y, n in zip(xs, ys, bins["n"], strict=True):
         anchor, shift = ("start", 12) if x < 0.5 else ("end", -12)
-        chart.text(x, y, f"n = {n}", anchor=anchor, shift=shift)
+        # Below or above the label of a dot that is near.
+        step = step + 1 if x - before[0] < 0.2 and abs(y - before[1]) < 0.1 else 0
+        chart.text(x, y + (0.07 if y < 0.5 else -0.07) * step, f"n = {n}", anchor=anchor, shift=shift)
+        before = x, y
     return chart.svg()
 
 

@@ -84,7 +84,7 @@ def make_controls(
     Args:
         rows: Rows that `control_rows` selected.
         images: Folder of their images.
-        folder: Folder for the changed images, which are written as PNG.
+        folder: Folder for the images, which are written without compression.
         layout: Layout of the pins.
         relit: Draws the inspected capture of a row under another light. None if the photographs are not at hand: the
             light control then changes composites of photographs, and is not made for distance images.
@@ -157,10 +157,14 @@ class Prompts:
         """Return a row like `original` that shows `singles` instead and has `facts` added."""
         shown = [np.vstack(singles)] if original["kind"] == PromptKind.STACKED else singles
         identity = "-".join(filter(None, (str(original["id"]), self.name, variant)))
-        paths = [self.folder / f"{identity}-{number}.png" for number in range(len(shown))]
-        for picture, path in zip(shown, paths, strict=True):
-            Image.fromarray(picture).save(path, compress_level=1)
-        return {**original, "id": identity, "images": [str(path) for path in paths], **facts}
+        return {**original, "id": identity, "images": [str(self._written(picture)) for picture in shown], **facts}
+
+    def _written(self, picture: np.ndarray) -> Path:
+        """Return the file of a picture. Many rows share one: most controls change one picture of two."""
+        path = self.folder / f"{hashlib.sha256(picture.tobytes()).hexdigest()}.bmp"  # PNG takes ten times as long
+        if not path.exists():
+            Image.fromarray(picture).save(path)
+        return path
 
     def each(self, change: Callable[[Row, list[np.ndarray]], Row]) -> Control:
         """Return the control that `change` makes of every row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Photographs:
     raw: Path
     dst: Path
     params: Params
+    _unit_spaces: dict[Line, UnitSpace] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def relit(self, row: Row, light: Light) -> np.ndarray | None:
         """Draw the inspected capture of a row in the row's view, under another light.
@@ -50,7 +51,10 @@ class Photographs:
         image = np.asarray(read_image(self.raw / str(row["file"]), self.params.raw.max_pixels))
         changed = light(image.astype(np.float32) / 255)
         image = (changed * 255 + 0.5).clip(0, 255).astype(np.uint8)
-        space = UnitSpace.load(self.dst / self._lines[str(row["file"])].unit_space)
+        line = self._lines[str(row["file"])]
+        if line not in self._unit_spaces:
+            self._unit_spaces[line] = UnitSpace.load(self.dst / line.unit_space)
+        space = self._unit_spaces[line]
         try:
             capture = align_capture(image, space, self.params.dst.maximum_shift)
         except AlignmentError:

@@ -182,7 +182,11 @@ def load_base(
 
 
 def patches_as_products(model: torch.nn.Module) -> None:
-    """Let a vision tower read its patches by a matrix product."""
+    """Let a vision tower read its patches by a matrix product.
+
+    Args:
+        model: Any model; convolutions whose windows do not overlap are changed in place.
+    """
     for module in model.modules():
         if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride:
             module.__class__ = _PatchConvolution

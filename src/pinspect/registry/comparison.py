@@ -10,12 +10,25 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pinspect.core import digests, predictions, prompts
 from pinspect.core.answers import AnswerContract, AnswerKind
-from pinspect.core.errors import RegistryError, StageInputError
+from pinspect.core.errors import ImageError, RegistryError, StageInputError
 from pinspect.core.params import Params
+from pinspect.core.product_files import has_product, read_product
 from pinspect.core.question import camera_else_virtual
 from pinspect.core.rows import read_chat
+from pinspect.inspection.records import Photograph
 from pinspect.registry.evidence import Evidence, LabeledPhotograph, new_evidence, opened, question_of, table_of
 from pinspect.registry.versions import EVALUATION_TAG, PREDICTIONS, number_of, stored_report
+
+
+class _TestPhotograph(LabeledPhotograph):
+    """A photograph of the test split, which stage raw has checked; it may lie in an archive."""
+
+    def read(self, max_pixels: int) -> Photograph:
+        """Return the photograph. Raises ImageError if it cannot be read."""
+        try:
+            return Photograph(self.name, read_product(self.path))
+        except OSError as error:
+            raise ImageError(f"{self.name}: cannot be read: {error.strerror}") from None
 
 
 def on_one_test_set(root: Path, params: Params, versions: Sequence[ModelVersion]) -> list[Evidence]:
@@ -70,14 +83,14 @@ def _stored(version: ModelVersion, folder: Path) -> Evidence | None:
     return Evidence(number_of(version), answered, digests.digest_of_test_set(answered))
 
 
-def _test_photographs(root: Path, contract: AnswerContract) -> list[LabeledPhotograph]:
+def _test_photographs(root: Path, contract: AnswerContract) -> Sequence[LabeledPhotograph]:
     """Return the captures of the test split: the camera's, else the virtual line's."""
     chat = root / "data/chat/test.jsonl"
     rows = camera_else_virtual([row for row in read_chat(chat) if row["shot"] == prompts.ZERO_SHOT])
     if not rows:
         raise StageInputError(f"{chat}: no capture to compare versions on; add captures")
     photographs = [
-        LabeledPhotograph(
+        _TestPhotograph(
             row["file"],
             root / "data/raw" / row["file"],
             row["capture"],  # on a line with two cameras the name holds the eye
@@ -88,6 +101,6 @@ def _test_photographs(root: Path, contract: AnswerContract) -> list[LabeledPhoto
         for row in {row["file"]: row for row in rows}.values()
     ]
     for photograph in photographs:
-        if not photograph.path.is_file():
+        if not has_product(photograph.path):
             raise StageInputError(f"{photograph.path}: not found; run dvc checkout, or dvc repro")
     return photographs

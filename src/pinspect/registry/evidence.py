@@ -51,6 +51,10 @@ class LabeledPhotograph:
     source: str = CAMERA
     shape: str | None = None
 
+    def read(self, max_pixels: int) -> Photograph:
+        """Read the image file. Raises ImageError if it cannot be read, or is larger than `max_pixels` allow."""
+        return read_photograph(self.path, max_pixels, self.name)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -159,8 +163,7 @@ def new_evidence(
         tasks: dict[str, Task] = {}
         for each in batch:
             try:
-                content = read_photograph(each.path, inspector.max_pixels, each.name)
-                tasks[each.file] = Task(Photograph(each.name, content.content), shape=each.shape)
+                tasks[each.file] = Task(each.read(inspector.max_pixels), shape=each.shape)
             except ImageError as error:
                 records[each.file] = empty_record(each.name) | {"error": str(error)}
         records |= zip(tasks, inspector.inspect(list(tasks.values())), strict=True)
