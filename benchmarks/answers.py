@@ -3,8 +3,8 @@
     git worktree add --detach /tmp/before COMMIT
     python benchmarks/answers.py --before /tmp/before
 
-Reads models, data/chat, data/composited, data/raw and data/dst as `dvc repro` leaves them, with `raw.shards: 0` if the
-earlier commit knows no archives. Processes with the earlier
+Reads models, data/chat, data/composited, data/raw and data/dst as `dvc repro` leaves them with `raw.shards: 0`: the
+same code of this file runs at both commits, and earlier ones know no archives. Processes with the earlier
 and with the present code take turns, on the same rows and photographs. Writes benchmarks/results/answers.json: answers
 per second by rows in a batch and seconds from an image file to its answer, by the clock of the wall and by that of the
 process (the second is less moved by other programs), and how far the answers differ. Takes about four minutes.
@@ -27,7 +27,6 @@ from pinspect.core import environment
 from pinspect.core.manifests import read_manifest
 from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import Params, load_params
-from pinspect.core.product_files import read_product
 from pinspect.core.question import Question
 from pinspect.core.rows import read_chat
 from pinspect.inspection.inspector import CaptureInspector
@@ -127,7 +126,7 @@ def latency(root: Path, params: Params, inspector: Inspector) -> list[list[float
         production = CaptureInspector(inspector, Path(folder), params, point.threshold)
         for file in files[: FILES + WARM_UP]:
             start = now()
-            production.inspect([Task(Photograph(file, read_product(root / "data/raw" / file)))])
+            production.inspect([Task(Photograph(file, (root / "data/raw" / file).read_bytes()))])
             seconds.append((now() - start).tolist())
     return seconds[WARM_UP:]
 
