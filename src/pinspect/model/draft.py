@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -15,20 +16,22 @@ from pinspect.model.grammar import AnswerGrammar
 class Lead:
     """How an answer begins: what captures of one shape and view have in common.
 
-    Passed captures have their most probable defect mode in common, too.
-
     Attributes:
-        tokens: The tokens before the address of a passed capture, and of an answer without judgement; before the mode
-            of a defective one.
-        choices: Numbers of those tokens that the grammar did not force.
+        tokens: The tokens before the mode; before the address of an answer without judgement.
+        mode: The tokens from the mode to the address: passed captures have their most probable mode in common, too.
+            Empty if no capture has been passed.
+        choices: Numbers of all these tokens that the grammar did not force.
     """
 
     tokens: tuple[int, ...] = ()
+    mode: tuple[int, ...] = ()
     choices: tuple[int, ...] = ()
 
     def after(self, answer: Lead | None) -> Lead:
         """Return what to expect after another answer: this, unless the answer began in another way."""
-        return self if answer is None or self.tokens[: len(answer.tokens)] == answer.tokens else answer
+        if answer is None or (answer.tokens == self.tokens and not answer.mode):
+            return self
+        return answer
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,12 @@ class Expected:
     Attributes:
         run: Tokens: the unread ones, and a guess after them.
         choices: Numbers of the tokens of `run` after which the grammar leaves a choice.
-        before_address: Whether the address comes after `run`.
+        before: What comes after `run` and is worth reading with it.
     """
 
     run: list[int]
     choices: list[int]
-    before_address: bool
+    before: Literal["address", "mode", ""]
 
 
 class Draft:
@@ -65,7 +68,7 @@ class Draft:
         self.unread: list[int] = []
         self.lead: Lead | None = None
         self.address_probabilities: tuple[float, ...] | None = None
-        self._grammar, self._kind, self._matcher = grammar, kind, grammar.matcher(kind)
+        self._grammar, self._kind = grammar, kind
         self._p_defective: float | None = None
         self._choices: list[int] = []
         self._append_forced()
@@ -73,7 +76,7 @@ class Draft:
     @property
     def complete(self) -> bool:
         """Whether the answer ends here."""
-        return self._matcher.is_stopped()
+        return self._allowed is None
 
     @property
     def at_choice(self) -> bool:
@@ -83,38 +86,47 @@ class Draft:
     @property
     def at_address(self) -> bool:
         """Whether the next choice is the first of the address, whose probabilities are not known yet."""
-        return self.at_choice and self.address_probabilities is None and self._grammar.at_address(self.tokens)
+        return self.at_choice and self.address_probabilities is None and self._before == "address"
 
     def take(self, count: int, filler: int = 0) -> list[int]:
         """Return the next `count` unread tokens, padded with `filler`, and mark them as read."""
         run, self.unread = self.unread[:count], self.unread[count:]
         return run + [filler] * (count - len(run))
 
-    def expected(self, lead: Lead) -> Expected:
-        """Return what the model should read next, if this answer begins like `lead`."""
+    def expected(self, lead: Lead, *, every_mode: bool) -> Expected:
+        """Return what the model should read next.
+
+        Args:
+            lead: How this answer probably begins.
+            every_mode: Whether to read the address after every mode, in place of the most probable one.
+        """
         known, read = len(self.tokens), len(self.tokens) - len(self.unread)
-        begins_alike = tuple(self.tokens) == lead.tokens[:known]
-        ahead = list(lead.tokens[known:]) if begins_alike else []
-        choices = {known, *(lead.choices if begins_alike else ()), known + len(ahead)}
+        tokens = lead.tokens if every_mode and known <= len(lead.tokens) else lead.tokens + lead.mode
+        ahead = list(tokens[known:]) if tuple(self.tokens) == tokens[:known] else []
+        end = known + len(ahead)
+        choices = {known, *(choice for choice in lead.choices if known < choice < end), end}
+        before = self._grammar.before((*self.tokens, *ahead)) if self.address_probabilities is None else ""
         return Expected(
             self.unread + ahead,
-            sorted(choice - read - 1 for choice in choices if choice >= known),
-            self.address_probabilities is None and self._grammar.at_address([*self.tokens, *ahead]),
+            sorted(choice - read - 1 for choice in choices),
+            before if before == "address" or (before == "mode" and every_mode) else "",
         )
 
     def choose(self, logits: torch.Tensor) -> None:
         """Append the most probable allowed token by `logits` (vocabulary,), and the tokens that the grammar forces."""
-        grammar = self._grammar
-        if self._p_defective is None and self._kind is not AnswerKind.STAR and grammar.at_judgement(self.tokens):
-            self._p_defective = grammar.p_defective(logits)
-            token = grammar.judgements[1]
+        if self._before == "judgement" and self._p_defective is None and self._kind is not AnswerKind.STAR:
+            self._p_defective = self._grammar.p_defective(logits)
+            token = self._grammar.judgements[1]
         else:
-            judged = self._p_defective is not None
-            if (judged and self.lead is None) or (self._passed_so_far and grammar.at_address(self.tokens)):
-                self.lead = Lead(tuple(self.tokens), tuple(self._choices))
-            allowed = grammar.allowed(self._matcher, len(logits)).to(logits.device)
-            token = int(logits.masked_fill(~allowed, float("-inf")).argmax())
-        self._matcher.consume_token(token)
+            judged, at_address = self._p_defective is not None, self._before == "address"
+            tokens, choices = tuple(self.tokens), tuple(self._choices)
+            if self.lead is None and (judged or at_address):
+                self.lead = Lead(tokens, choices=choices)
+            elif self.lead and self._passed_so_far and at_address:
+                self.lead = replace(self.lead, mode=tokens[len(self.lead.tokens) :], choices=choices)
+            assert self._allowed is not None  # else the answer ends here
+            allowed = self._allowed[self._allowed < len(logits)].to(logits.device)
+            token = int(allowed[logits[allowed].argmax()])
         self._choices.append(len(self.tokens))
         self.tokens.append(token)
         self.unread.append(token)
@@ -128,11 +140,14 @@ class Draft:
         )
 
     @property
+    def _before(self) -> str:
+        return self._grammar.before(tuple(self.tokens))
+
+    @property
     def _passed_so_far(self) -> bool:
         return self._p_defective is None or self._p_defective < EVEN_ODDS
 
     def _append_forced(self) -> None:
-        forced = [] if self.complete else self._matcher.compute_ff_tokens()
-        self._matcher.consume_tokens(forced)
+        forced, self._allowed = self._grammar.after(self._kind, tuple(self.tokens))
         self.tokens += forced
         self.unread += forced

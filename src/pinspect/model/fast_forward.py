@@ -1,8 +1,10 @@
 """Constrained decoding in few forward passes: what all prompts of a batch share is read once, and answers as trees.
 
 Of about forty tokens in an answer the model decides six. One pass reads all tokens up to the next decision, and beyond
-it those of the last answer to a similar prompt: where the model decides likewise, their logits stand. Another pass
+it those of the last answer to a similar prompt: where the model decides likewise, their logits stand. After them it
 reads the beginnings of all addresses at once. The answer to a passed capture therefore takes one pass, others take two.
+If a line has few defect modes and pins, a single row takes one pass in any case: it reads the addresses after every
+mode, since a second pass takes longer than some hundred tokens more in the first.
 A model for which trees give other logits than single tokens (tried once, with the first row) reads token by token.
 
 On a CPU each of torch's threads answers a part of the batch: the products of a small model are too small to be divided
@@ -25,9 +27,10 @@ from pinspect.model.generated_answer import GeneratedAnswer
 from pinspect.model.grammar import AnswerGrammar, grammar_of
 from pinspect.model.loading import Inspector
 from pinspect.model.memory import AnswerMemory, Head, cache_of
-from pinspect.model.readers import TokenReader, TokenTree, TreeReader, skip_unwanted
+from pinspect.model.readers import NO_TREE, TokenReader, TokenTree, TreeReader, skip_unwanted
 from pinspect.model.rows import Inputs, RowEncoder
 
+_EXTRA_TOKENS = 150  # at most, that a single row reads to be spared a second pass
 _SAME_LOGITS = 0.05  # difference over standard deviation: rounding stays far below, a wrong position far above
 READS_TREES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
@@ -47,7 +50,11 @@ class FastForward:
     ) -> None:
         self._inspector, self._encoder, self._memory = inspector, encoder, memory
         self._grammar = grammar_of(inspector.processor.tokenizer, contract)
-        self._tree = _tree_of(tuple(map(tuple, self._grammar.addresses)))
+        addresses = tuple(map(tuple, self._grammar.addresses))
+        self._tree = _tree_of(addresses)
+        modes = tuple(map(tuple, self._grammar.modes))
+        few = sum(map(len, modes)) + len(modes) * len(self._tree.tokens) <= _EXTRA_TOKENS
+        self._tree_of_modes = _tree_of(addresses, modes) if few else NO_TREE
         self._trees = False
         # Of this thread, which answers: torch counts anew in the thread that encodes.
         self._threads = torch.get_num_threads() if inspector.device.type == "cpu" else 1
@@ -80,7 +87,7 @@ class FastForward:
         reader = self._reader(self._inputs([row]), self._heads([row]))
         first = reader.read([run], [self._tree], torch.tensor([len(run) - 1, nodes - 1]))
         reader.keep(torch.arange(nodes)[None] < len(run))
-        return torch.cat([first, reader.read([[token]], [None], torch.tensor([0]))], dim=1)
+        return torch.cat([first, reader.read([[token]], [NO_TREE], torch.tensor([0]))], dim=1)
 
     def encode(self, rows: Sequence[Row]) -> Inputs | None:
         """Build the model inputs of a batch; another thread may do this ahead.
@@ -136,9 +143,11 @@ class FastForward:
 
     def _write(self, reader: TreeReader, drafts: Sequence[Draft], leads: Sequence[Lead]) -> None:
         unfinished = list(zip(drafts, leads, strict=True))
+        trees = {"address": self._tree, "mode": self._tree_of_modes, "": NO_TREE}
+        every_mode = len(drafts) == 1 and bool(self._tree_of_modes.tokens)
         while unfinished:
-            plans = [draft.expected(lead) for draft, lead in unfinished]
-            step = _Step(reader, plans, self._tree, self._grammar.addresses)
+            plans = [draft.expected(lead, every_mode=every_mode) for draft, lead in unfinished]
+            step = _Step(reader, plans, [trees[plan.before] for plan in plans], self._grammar.addresses)
             accepted = torch.zeros(step.shape, dtype=torch.bool)
             for row, (draft, _) in enumerate(unfinished):
                 accepted[row, step.follow(row, draft)] = True
@@ -155,28 +164,24 @@ class _Step:
         self,
         reader: TreeReader,
         plans: Sequence[Expected],
-        tree: TokenTree,
+        trees: Sequence[TokenTree],
         addresses: Sequence[Sequence[int]],
     ) -> None:
-        self._tree, self._plans = tree, plans
-        starts = {row: len(plan.run) for row, plan in enumerate(self._plans) if plan.before_address}
-        places = {place for plan in self._plans for place in plan.choices}
-        places |= {start + node for start in set(starts.values()) for node in tree.branches}
+        self._plans, self._trees = plans, trees
+        places = {place for plan in plans for place in plan.choices}
+        places |= {len(plan.run) + node for plan, tree in zip(plans, trees, strict=True) for node in tree.branches}
         self._index = {place: index for index, place in enumerate(sorted(places))}
-        self._logits = reader.read(
-            [plan.run for plan in self._plans],
-            [tree if plan.before_address else None for plan in self._plans],
-            torch.tensor(list(self._index)),
-        )
-        self.shape = len(plans), max(len(plan.run) + len(tree.tokens) * plan.before_address for plan in self._plans)
+        self._logits = reader.read([plan.run for plan in plans], trees, torch.tensor(list(self._index)))
+        self.shape = len(plans), max(len(plan.run) + len(tree.tokens) for plan, tree in zip(plans, trees, strict=True))
+        leads = [(row, lead) for row, tree in enumerate(trees) for lead in tree.leads]
 
         def after(path: tuple[int, ...]) -> torch.Tensor:
-            """Return the logits after a path of the tree, or after the run; for each row that has the tree."""
-            ahead = tree.numbers[path] if path else -1
-            return self._logits[list(starts), [self._index[start + ahead] for start in starts.values()]]
+            """Return the logits after the same tokens of an address, for each of `leads`."""
+            numbers = (self._number(row, lead + path) for row, lead in leads)
+            return self._logits[[row for row, _ in leads], [self._index[number] for number in numbers]]
 
-        shares = address_shares(after, addresses).tolist() if starts else []
-        self._shares = dict(zip(starts, shares, strict=True))
+        shares = address_shares(after, addresses).tolist() if leads else []
+        self._shares = dict(zip(leads, shares, strict=True))
 
     def follow(self, row: int, draft: Draft) -> list[int]:
         """Write an answer on as far as this pass reaches; return the numbers of the tokens that belong to it."""
@@ -184,26 +189,36 @@ class _Step:
         while draft.unread and (number := self._next(row, numbers[-1] if numbers else -1, draft.unread[0])) is not None:
             draft.take(1)
             if draft.at_choice:
-                if number not in self._index or (draft.at_address and row not in self._shares):
+                shares = self._shares.get((row, self._path(row, number))) if draft.at_address else None
+                if number not in self._index or (draft.at_address and shares is None):
                     draft.unread = draft.tokens[-1:]  # read it again, for the logits after it
                     break
-                if draft.at_address:
-                    draft.address_probabilities = tuple(self._shares[row])
+                if shares:
+                    draft.address_probabilities = tuple(shares)
                 draft.choose(self._logits[row, self._index[number]])
             numbers.append(number)
         return numbers
 
     def _next(self, row: int, number: int, token: int) -> int | None:
         """Return the number of `token` where it comes after the token with `number` in this pass, None if nowhere."""
-        plan = self._plans[row]
-        start = len(plan.run)
-        if number + 1 < start:
-            return number + 1 if plan.run[number + 1] == token else None
-        if not plan.before_address:
-            return None
-        path = self._tree.paths[number - start] if number >= start else ()
-        node = self._tree.numbers.get((*path, token))
-        return None if node is None else start + node
+        run = self._plans[row].run
+        if number + 1 < len(run):
+            return number + 1 if run[number + 1] == token else None
+        path = (*self._path(row, number), token)
+        return self._number(row, path) if path in self._trees[row].numbers else None
+
+    def _path(self, row: int, number: int) -> tuple[int, ...]:
+        """Return the path in a row's tree of the token with `number`; empty in the run."""
+        node = number - len(self._plans[row].run)
+        return self._trees[row].paths[node] if node >= 0 else ()
+
+    def _number(self, row: int, path: tuple[int, ...]) -> int:
+        """Return the number of the last token of a path in a row's tree.
+
+        Raises:
+            KeyError: The tree has no such path.
+        """
+        return len(self._plans[row].run) + (self._trees[row].numbers[path] if path else -1)
 
 
 def address_shares(
@@ -236,8 +251,8 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
 
 
 @lru_cache(maxsize=4)
-def _tree_of(addresses: tuple[tuple[int, ...], ...]) -> TokenTree:
-    return TokenTree.of(addresses)
+def _tree_of(addresses: tuple[tuple[int, ...], ...], leads: tuple[tuple[int, ...], ...] = ((),)) -> TokenTree:
+    return TokenTree.of(addresses, leads)
 
 
 @lru_cache(maxsize=4)

@@ -111,7 +111,8 @@ class _Generate:
         )
         answers = []
         for index, tokens in enumerate(output.sequences[:, width:].tolist()):
-            step = next((step for step in range(1, len(tokens)) if self._grammar.at_judgement(tokens[:step])), None)
+            beginnings = (tuple(tokens[:step]) for step in range(1, len(tokens)))
+            step = next((len(each) for each in beginnings if self._grammar.before(each) == "judgement"), None)
             p_defective = None if step is None else self._grammar.p_defective(output.logits[step][index])
             text = self._grammar.text(tokens)
             answers.append(

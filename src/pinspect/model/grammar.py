@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import llguidance
 import llguidance.hf
@@ -16,6 +16,8 @@ from transformers import LogitsProcessor
 from pinspect.core.answers import DEFECTIVE, PASSED, AnswerContract, AnswerKind
 from pinspect.model.batching import TOKENIZING
 from pinspect.model.generated_answer import GeneratedAnswer, entropy_bits
+
+_BEGINNINGS = 4096  # of answers, at most, that a grammar keeps
 
 
 class AnswerGrammar:
@@ -28,10 +30,19 @@ class AnswerGrammar:
         address_lead: Text that all addresses start with.
         judgements: The tokens that `passed` and `defective` start with, in this order.
         addresses: For each pin the tokens of its address after `address_lead`.
+        mode_lead: Text directly before the defect mode.
+        modes: For each defect mode its tokens, and those from there to the end of `address_lead`.
+        before: `before(tokens)` returns what comes next after `tokens`, if that is the judgement, one of several modes
+            or the first part of the address that differs between pins; else it is empty.
+        after: `after(kind, tokens)` returns the tokens that the grammar forces after those of an answer, and those of
+            which one comes then, int64 (n,), or None if the answer ends. Answers of a line have few beginnings, and
+            each is computed once.
     """
 
     def __init__(self, tokenizer: Any, contract: AnswerContract) -> None:
         self.tokenizer, self.contract = tokenizer, contract
+        self.before = lru_cache(_BEGINNINGS)(self._before)
+        self.after = lru_cache(_BEGINNINGS)(self._after)
         self._matchers: dict[AnswerKind, llguidance.LLMatcher] = {}
         shape, address = contract.shapes[0], contract.layout.addresses[0]
         answers = (
@@ -44,6 +55,10 @@ class AnswerGrammar:
         self.judgements = [self._tokens_after(self.judgement_lead, word)[0] for word in (PASSED, DEFECTIVE)]
         arrow = f"->{self.address_lead}"
         self.addresses = [self._tokens_after(arrow, text.removeprefix(self.address_lead)) for text in addresses]
+        before, after = contract.render(answers[1]).split(f"->{contract.defect_modes[0]}\n")
+        self.mode_lead = before.split("\n")[-1] + "->"
+        after = after.removesuffix(str(address)) + self.address_lead
+        self.modes = [self._tokens_after(self.mode_lead, f"{mode}\n{after}") for mode in contract.defect_modes]
 
     def matcher(self, kind: AnswerKind) -> llguidance.LLMatcher:
         """Return a new matcher for answers of `kind`."""
@@ -67,13 +82,22 @@ class AnswerGrammar:
         allowed[: len(flags)] = torch.from_numpy(flags)
         return allowed
 
-    def at_judgement(self, tokens: Sequence[int]) -> bool:
-        """Return whether the judgement comes next after `tokens`."""
-        return self.text(tokens).endswith(self.judgement_lead)
+    def _before(self, tokens: tuple[int, ...]) -> Literal["judgement", "mode", "address", ""]:
+        text = self.text(tokens)
+        if text.endswith(self.judgement_lead):
+            return "judgement"
+        if len(self.modes) > 1 and text.endswith(self.mode_lead):
+            return "mode"
+        return "address" if text.endswith(f"->{self.address_lead}") else ""
 
-    def at_address(self, tokens: Sequence[int]) -> bool:
-        """Return whether the first part of the address that differs between pins comes next after `tokens`."""
-        return self.text(tokens).endswith(f"->{self.address_lead}")
+    def _after(self, kind: AnswerKind, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], torch.Tensor | None]:
+        matcher = self.matcher(kind)
+        matcher.consume_tokens(list(tokens))
+        forced = [] if matcher.is_stopped() else matcher.compute_ff_tokens()
+        matcher.consume_tokens(forced)
+        if matcher.is_stopped():
+            return tuple(forced), None
+        return tuple(forced), torch.from_numpy(np.frombuffer(matcher.compute_logit_bias(), np.uint8).nonzero()[0])
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, without special tokens."""
@@ -143,7 +167,7 @@ class GrammarProcessor(LogitsProcessor):
             # A matcher stops when the answer is complete, before the end token, so the end token is forced here.
             if matcher.is_stopped():
                 masked[index, self.grammar.tokenizer.eos_token_id] = 0
-            elif self.grammar.at_judgement(tokens):
+            elif self.grammar.before(tuple(tokens)) == "judgement":
                 masked[index, self.grammar.judgements[1]] = 0
             else:
                 allowed = self.grammar.allowed(matcher, scores.shape[1]).to(scores.device)

@@ -21,9 +21,10 @@ class TokenTree:
         paths: The tokens from the root to each node; a path comes after the path that it extends.
         tokens: The last token of each path.
         numbers: Number of each path.
-        branches: Numbers of the paths that several continuations extend by different tokens.
+        branches: Numbers of the paths that several continuations extend by different tokens, and those of `leads`.
         depths: int64 (nodes,), 0 for the first token of a continuation.
         sees: bool (nodes, nodes): whether a node (row) continues another one (column), or is the same.
+        leads: The paths after which an address begins.
     """
 
     paths: tuple[tuple[int, ...], ...]
@@ -32,10 +33,12 @@ class TokenTree:
     branches: list[int]
     depths: torch.Tensor
     sees: torch.Tensor
+    leads: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, continuations: Sequence[Sequence[int]]) -> TokenTree:
-        """Return the tree of all beginnings of the continuations, without their last tokens."""
+    def of(cls, addresses: Sequence[Sequence[int]], leads: tuple[tuple[int, ...], ...] = ((),)) -> TokenTree:
+        """Return the tree of all beginnings of the addresses, each after every lead, without their last tokens."""
+        continuations = [(*lead, *address) for lead in leads for address in addresses]
         beginnings = (tuple(tokens[:count]) for tokens in continuations for count in range(1, len(tokens)))
         paths = tuple(sorted(dict.fromkeys(beginnings), key=len))
         sees = [[node[: len(other)] == other for other in paths] for node in paths]
@@ -46,10 +49,14 @@ class TokenTree:
             paths,
             [path[-1] for path in paths],
             {path: number for number, path in enumerate(paths)},
-            [number for number, tokens in enumerate(following) if len(tokens) > 1],
+            [number for number, path in enumerate(paths) if len(following[number]) > 1 or path in leads],
             torch.tensor([len(path) - 1 for path in paths], dtype=torch.int64),
             torch.tensor(sees, dtype=torch.bool).reshape(len(paths), len(paths)),
+            leads,
         )
+
+
+NO_TREE = TokenTree.of((), ())
 
 
 class TreeReader:
@@ -90,20 +97,18 @@ class TreeReader:
         self._ids_ahead, self._positions_ahead = ids[:, known:], positions[..., known:]
         self._next = positions[..., -1] + 1
 
-    def read(
-        self, runs: Sequence[Sequence[int]], trees: Sequence[TokenTree | None], kept: torch.Tensor
-    ) -> torch.Tensor:
+    def read(self, runs: Sequence[Sequence[int]], trees: Sequence[TokenTree], kept: torch.Tensor) -> torch.Tensor:
         """Read a run of tokens and a tree after it in every row, and what is left of the prompts before them.
 
         Args:
             runs: The tokens of each row.
-            trees: The tree after the run of each row; None for no tree.
+            trees: The tree after the run of each row.
             kept: int64 (n,), the tokens after which logits are wanted, counted from the start of the run.
 
         Returns:
             float32 (rows, n, vocabulary) on the CPU.
         """
-        nodes = [len(run) + (len(tree.tokens) if tree else 0) for run, tree in zip(runs, trees, strict=True)]
+        nodes = [len(run) + len(tree.tokens) for run, tree in zip(runs, trees, strict=True)]
         shape = len(runs), max(nodes)
         ids, depths = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
         real = torch.arange(shape[1]) < torch.tensor(nodes)[:, None]
@@ -113,9 +118,8 @@ class TreeReader:
         for row, (run, tree) in enumerate(zip(runs, trees, strict=True)):
             start, end = len(run), nodes[row]
             ids[row, :start], depths[row, :start] = torch.tensor(run), torch.arange(start)
-            if tree:
-                ids[row, start:end], depths[row, start:end] = torch.tensor(tree.tokens), start + tree.depths
-                sees[row, lead + start : lead + end, lead + start : lead + end] = tree.sees
+            ids[row, start:end], depths[row, start:end] = torch.tensor(tree.tokens), start + tree.depths
+            sees[row, lead + start : lead + end, lead + start : lead + end] = tree.sees
         device = self._past.device
         new = torch.cat([self._ahead, real.to(device)], dim=1)
         past = self._past[:, None].expand(-1, width, -1)
