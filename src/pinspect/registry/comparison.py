@@ -24,11 +24,11 @@ class _TestPhotograph(LabeledPhotograph):
     """A photograph of the test split, which stage raw has checked; it may lie in an archive."""
 
     def read(self, max_pixels: int) -> Photograph:
-        """Return the photograph. Raises ImageError if it cannot be read."""
+        """Return the photograph, of any size: stage raw has checked it. Raises ImageError if it cannot be read."""
         try:
             return Photograph(self.name, read_product(self.path))
         except OSError as error:
-            raise ImageError(f"{self.name}: cannot be read: {error.strerror}") from None
+            raise ImageError(f"{self.name}: {self.path} cannot be read: {error.strerror}; run dvc repro") from None
 
 
 def on_one_test_set(root: Path, params: Params, versions: Sequence[ModelVersion]) -> list[Evidence]:
