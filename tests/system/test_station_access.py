@@ -104,13 +104,22 @@ def test_a_station_on_loopback_refuses_foreign_host_names(registered):
     assert proxied.get("/results", headers={"Host": "station.example"}).status_code == 200
 
 
-def test_too_many_requests_get_429_with_retry_after(registered):
+def test_too_many_requests_get_429_with_retry_after(registered, monkeypatch):
     client = client_of(registered, requests_a_minute=5)
-    answers = [client.get("/results") for _ in range(7)]
-    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
-    assert "more than 5 requests per minute" in refusal(answers[-1])[1]
+    last_second = time.time() // 60 * 60 + 59
+
+    def statuses(seconds: float, requests: int) -> list[int]:
+        monkeypatch.setattr(time, "time", lambda: last_second + seconds)
+        return [client.get("/results").status_code for _ in range(requests)]
+
+    assert statuses(0, 5) == [200] * 5
+    assert statuses(2, 2) == [429] * 2  # the next minute of the clock has begun
+    answer = client.get("/results")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "58")
+    assert "more than 5 requests per minute" in refusal(answer)[1]
     assert client.get("/health").status_code == 503  # a monitor is not counted
+    assert statuses(59, 1) == [429]
+    assert statuses(61, 6) == [200] * 5 + [429]
 
 
 def test_a_large_body_that_is_no_upload_gets_413(registered):

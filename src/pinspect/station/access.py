@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage  # the other one starts a thread a request
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -148,7 +148,7 @@ class Access:
         self._token = token
         self._limit = RateLimitItemPerMinute(requests_a_minute)
         self._wrong_tokens = RateLimitItemPerMinute(WRONG_TOKENS_A_MINUTE, namespace="wrong tokens")
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())  # counters let one more through when a minute begins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; other events pass through."""
