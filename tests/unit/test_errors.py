@@ -29,7 +29,7 @@ def refuse() -> None:
         (fill_device, "a file: the disk is full; free some space and run this again\n"),
         (
             fill_temporary_database,
-            "the folder of temporary files (SQLITE_TMPDIR): the disk is full; free some space and run this again\n",
+            "a database or the folder SQLITE_TMPDIR: the disk is full; free some space and run this again\n",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from pinspect.core.answers import AnswerContract, AnswerKind
 from pinspect.core.layout import Address, Layout
-from pinspect.model.grammar import AnswerGrammar
+from pinspect.model.grammar import AnswerGrammar, next_tokens
 from tests.support.sample import ROOT
 
 MODES = ("X-plus", "X-minus", "Y-plus", "Y-minus", "pullout")
@@ -21,7 +21,7 @@ def is_allowed(grammar, text: str) -> bool:
     """Return whether the grammar accepts every token of a text and is complete at its end."""
     matcher = grammar.matcher(AnswerKind.COMPARISON)
     for token in grammar.tokenizer(text, add_special_tokens=False).input_ids:
-        if not grammar.allowed(matcher, len(grammar.tokenizer))[token]:
+        if token not in next_tokens(matcher):
             return False
         matcher.consume_token(token)
     return matcher.is_stopped()

@@ -37,7 +37,7 @@ from pinspect.nsoartc.unit_space import UnitSpace
 
 COLUMNS = ("file", "raw_file", "kind", "view", "star_position", "reference_file")
 STARS_PER_REFERENCE = 3
-_KEPT = 32  # single composites that a process keeps, of half a megabyte each with 27 pins
+_CACHED_SINGLES = 32  # of a process, half a megabyte each with 27 pins
 _ALIGNED = ("file", "dst_file", *MATRIX, "alignment_score", "error")
 
 Row = dict[str, str]
@@ -272,11 +272,14 @@ def _item(title: str, sheets: tuple[Sheet, ...], folder: IncrementalFolder) -> I
     return Item(name, tuple(sheet.version for sheet in sheets), sheets, folder.shard(sheets[0].file))
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=_CACHED_SINGLES)
 def _single(style: Style, sheet: Sheet, view: str) -> np.ndarray:
     """Draw the single composite of a view; a reference is drawn once for the captures that it is stacked with."""
     path, matrix = (sheet.raw, sheet.matrix) if view == "RAW" else (sheet.dst, sheet.dst_matrix)
-    return style.composite(np.asarray(read_image(path)), np.reshape(matrix, (2, 3)), np.reshape(sheet.grid, (3, 3)))
+    photograph = np.asarray(read_image(path))
+    composite = style.composite(photograph, np.reshape(matrix, (2, 3)), np.reshape(sheet.grid, (3, 3)))
+    composite.flags.writeable = False  # others get the same array
+    return composite
 
 
 def _row(name: str, **facts: str) -> Row:

@@ -120,8 +120,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _full_disk(error: OSError | sqlite3.OperationalError) -> str:
-    """Return what could not be written because a disk is full, "" if another error happened."""
+    """Return what could not be written because a disk is full, "" if another error happened.
+
+    SQLite does not report which of its files it is.
+    """
     if isinstance(error, OSError):
         return str(error.filename or "a file") if error.errno == errno.ENOSPC else ""
     full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    return "the folder of temporary files (SQLITE_TMPDIR)" if full else ""
+    return "a database or the folder SQLITE_TMPDIR" if full else ""

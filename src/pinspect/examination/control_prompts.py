@@ -68,7 +68,7 @@ def control_rows(rows: Sequence[Row], contract: AnswerContract, question: Questi
         At most `CONTROL_CAPTURES` rows that ask the question, of the camera or, where it has none, of the virtual line.
         Passed and defective captures in equal parts as far as possible, chosen by content hash.
     """
-    ordered = sorted(camera_else_virtual(question.rows(rows)), key=lambda row: content_hash(row, "control"))
+    ordered = sorted(camera_else_virtual(question.rows(rows)), key=lambda row: draw_key(row, "control"))
     passed, defective = (
         [row for row in ordered if label_of(row, contract).judgement == judgement] for judgement in (PASSED, DEFECTIVE)
     )
@@ -223,7 +223,7 @@ def _shuffled_letters(prompts: Prompts) -> Control:
         return prompts.none("the layout has one pin only")
 
     def change(row: Row, singles: list[np.ndarray]) -> Row:
-        random = np.random.default_rng(int(content_hash(row, "letters")[:16], 16))
+        random = np.random.default_rng(int(draw_key(row, "letters")[:16], 16))
         columns, letters = (_derangement(random, n) for n in (prompts.layout.columns, len(prompts.layout.rows)))
         moved = Augmentation(prompts.layout, gains=(1.0,), marks=(columns, letters))
         return prompts.row(row, [moved.image(single, 0) for single in singles], columns=columns, letters=letters)
@@ -284,6 +284,6 @@ def _derangement(random: np.random.Generator, n: int) -> tuple[int, ...]:
             return permutation
 
 
-def content_hash(row: Row, salt: str) -> str:
+def draw_key(row: Row, salt: str) -> str:
     """Return a hash by which captures have a random order that never changes."""
     return hashlib.sha256(f"{row['sha256']}/{salt}".encode()).hexdigest()

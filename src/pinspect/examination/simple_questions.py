@@ -22,7 +22,7 @@ from pinspect.core.rows import Row
 from pinspect.examination.control_prompts import (
     Control,
     Prompts,
-    content_hash,
+    draw_key,
     label_of,
     no_grid_reason,
     pictures_of,
@@ -57,7 +57,7 @@ def ask_simple_questions(
         for row in camera_else_virtual(question.rows(rows))
         if contract.parse(str(row["answer"]), AnswerKind(row["answer_kind"])).judgement == PASSED
     ]
-    chosen = sorted(passed, key=lambda row: content_hash(row, "simple"))[:CAPTURES]
+    chosen = sorted(passed, key=lambda row: draw_key(row, "simple"))[:CAPTURES]
     with tempfile.TemporaryDirectory(prefix="pinspect-simple-") as folder:
         controls = [_make(kind, chosen, images, Path(folder), contract) for kind in SimpleKind]
         changed = [row for control in controls for row in control.rows]
@@ -75,7 +75,7 @@ def _make(kind: SimpleKind, rows: Sequence[Row], images: Path, folder: Path, con
     made = []
     for row in rows:
         picture = prompts.singles(row)[-1]
-        random = np.random.default_rng(int(content_hash(row, kind)[:16], 16))
+        random = np.random.default_rng(int(draw_key(row, kind)[:16], 16))
         if kind is SimpleKind.STAR:
             address = contract.layout.addresses[random.integers(contract.layout.pins)]
             picture = draw_star(picture, address, contract.layout, prompts.cell(picture))

@@ -55,10 +55,10 @@ class AnswerGrammar:
         self.judgements = [self._tokens_after(self.judgement_lead, word)[0] for word in (PASSED, DEFECTIVE)]
         arrow = f"->{self.address_lead}"
         self.addresses = [self._tokens_after(arrow, text.removeprefix(self.address_lead)) for text in addresses]
-        before, after = contract.render(answers[1]).split(f"->{contract.defect_modes[0]}\n")
-        self.mode_lead = before.split("\n")[-1] + "->"
-        after = after.removesuffix(str(address)) + self.address_lead
-        self.modes = [self._tokens_after(self.mode_lead, f"{mode}\n{after}") for mode in contract.defect_modes]
+        to_mode, from_mode = contract.render(answers[1]).split(f"{contract.defect_modes[0]}\n")
+        self.mode_lead = to_mode.split("\n")[-1]
+        to_address = from_mode.removesuffix(str(address)) + self.address_lead
+        self.modes = [self._tokens_after(self.mode_lead, f"{mode}\n{to_address}") for mode in contract.defect_modes]
 
     def matcher(self, kind: AnswerKind) -> llguidance.LLMatcher:
         """Return a new matcher for answers of `kind`."""
@@ -66,21 +66,6 @@ class AnswerGrammar:
             grammar = llguidance.LLMatcher.grammar_from_regex(self.contract.pattern(kind, anchored=False))
             self._matchers[kind] = llguidance.LLMatcher(_llguidance_tokenizer(self.tokenizer), grammar)
         return self._matchers[kind].deep_copy()
-
-    def allowed(self, matcher: llguidance.LLMatcher, vocabulary: int) -> torch.Tensor:
-        """Return which tokens may come next.
-
-        Args:
-            matcher: The matcher after all tokens of the answer so far.
-            vocabulary: Number of logits of the model, which may differ from the number of tokens.
-
-        Returns:
-            bool (vocabulary,).
-        """
-        flags = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[:vocabulary] != 0
-        allowed = torch.zeros(vocabulary, dtype=torch.bool)
-        allowed[: len(flags)] = torch.from_numpy(flags)
-        return allowed
 
     def _before(self, tokens: tuple[int, ...]) -> Literal["judgement", "mode", "address", ""]:
         text = self.text(tokens)
@@ -97,7 +82,7 @@ class AnswerGrammar:
         matcher.consume_tokens(forced)
         if matcher.is_stopped():
             return tuple(forced), None
-        return tuple(forced), torch.from_numpy(np.frombuffer(matcher.compute_logit_bias(), np.uint8).nonzero()[0])
+        return tuple(forced), next_tokens(matcher)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, without special tokens."""
@@ -170,10 +155,15 @@ class GrammarProcessor(LogitsProcessor):
             elif self.grammar.before(tuple(tokens)) == "judgement":
                 masked[index, self.grammar.judgements[1]] = 0
             else:
-                allowed = self.grammar.allowed(matcher, scores.shape[1]).to(scores.device)
+                allowed = next_tokens(matcher).to(scores.device)
                 masked[index, allowed] = scores[index, allowed]
         self.read = input_ids.shape[1]
         return masked
+
+
+def next_tokens(matcher: llguidance.LLMatcher) -> torch.Tensor:
+    """Return the tokens of which one may come next, int64 (n,)."""
+    return torch.from_numpy(np.frombuffer(matcher.compute_logit_bias(), np.uint8).nonzero()[0])
 
 
 @lru_cache(maxsize=4)

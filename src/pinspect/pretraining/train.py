@@ -116,33 +116,33 @@ def run_lesson(
         start = checkpoint["step"]
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    threads = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
     sums: dict[str, list[float]] = {}
     start_time = time.monotonic()
     trainer.model.train()
-    for step, batches in enumerate(
-        prepared_ahead(lambda index: _draw(name, lessons, curriculum, start + index), steps - start), start=start
-    ):
-        share = rate_share(step, steps, curriculum.warmup)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        for group, rate in zip(groups, full_rates, strict=True):
-            group["lr"] = rate * share
-        for figures in _add_gradients(batches, _loss_of(name, trainer), trainable, threads):
-            for key, value in figures.items():
-                sums.setdefault(key, []).append(value)
-        nn.utils.clip_grad_norm_(trainable, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % LOG_STEPS == 0:
-            line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - start_time, 1)}
-            _log(work, line | _means(sums))
-            sums = {}
-        if (step + 1) % curriculum.checkpoint_steps == 0 or step + 1 == steps:
-            if validation:
-                line = {"lesson": name, "step": step + 1, "split": "validation"}
-                _log(work, line | score_lesson(name, trainer, validation, VALIDATION_BATCHES, size))
-            _save_checkpoint(work, name, step + 1, trainer, optimizers)
+    with ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        for step, batches in enumerate(
+            prepared_ahead(lambda index: _draw(name, lessons, curriculum, start + index), steps - start), start=start
+        ):
+            share = rate_share(step, steps, curriculum.warmup)
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            for group, rate in zip(groups, full_rates, strict=True):
+                group["lr"] = rate * share
+            for figures in _add_gradients(batches, _loss_of(name, trainer), trainable, threads):
+                for key, value in figures.items():
+                    sums.setdefault(key, []).append(value)
+            nn.utils.clip_grad_norm_(trainable, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % LOG_STEPS == 0:
+                line = {"lesson": name, "step": step + 1, "seconds": round(time.monotonic() - start_time, 1)}
+                _log(work, line | _means(sums))
+                sums = {}
+            if (step + 1) % curriculum.checkpoint_steps == 0 or step + 1 == steps:
+                if validation:
+                    line = {"lesson": name, "step": step + 1, "split": "validation"}
+                    _log(work, line | score_lesson(name, trainer, validation, VALIDATION_BATCHES, size))
+                _save_checkpoint(work, name, step + 1, trainer, optimizers)
 
 
 def _loss_of(lesson: str, trainer: BaseTrainer) -> Loss:
