@@ -92,9 +92,12 @@ def test_the_process_ends_with_its_parent(registered):
     """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     process = psutil.Process(int(parent.stdout.readline()))
+    sockets = Path(process.cmdline()[-2]).parent
+    assert sockets.is_dir()
     os.kill(parent.pid, signal.SIGKILL)
     parent.communicate()
     until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "the end of the process")
+    assert not sockets.exists()
 
 
 def test_a_killed_process_is_reported_and_its_champion_loaded_again_and_it_ends_with_its_inspector(

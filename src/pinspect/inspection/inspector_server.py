@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import multiprocessing.process
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -58,7 +59,7 @@ def main() -> None:
     cast(dict[str, object], sys.modules).update(dict.fromkeys(_UNUSED))  # as if they were not installed
     # Before the thread that reads standard input: a fork would copy the lock that the thread holds, and hang.
     preparing = _start_preparing(folder, f"{address}-preparing", key, output)  # while it lives, its socket has a file
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(Path(address).parent,), daemon=True).start()
     try:
         report = _load(folder, version) | {"preparing": preparing.address}
         server = _Manager(address, key.encode()).get_server()
@@ -136,8 +137,9 @@ def _with_traceback(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(scratch: Path) -> None:
     sys.stdin.read()
+    shutil.rmtree(scratch, ignore_errors=True)  # the other process was killed, or did not wait for its finalizers
     os._exit(0)
 
 
