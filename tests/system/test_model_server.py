@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import sys
+import tempfile
 
 import pytest
 import requests
@@ -16,6 +17,7 @@ from pinspect.registry.connection import open_registry
 from pinspect.registry.leaderboard import leaderboard
 from pinspect.registry.promotion import promote
 from pinspect.registry.settings import load_registry_settings
+from pinspect.registry.start import fetch_start
 from pinspect.registry.versions import load_registered
 from tests.support.evaluated_project import run_stage
 from tests.support.mlflow_server import free_port, running
@@ -32,8 +34,10 @@ def registered(project, mlflow_server):
         yield project, mlflow_server
 
 
-def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
+def test_a_team_registers_promotes_and_inspects_by_a_server(registered, tmp_path_factory, monkeypatch):
     project, uri = registered
+    temporary = tmp_path_factory.mktemp("t")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     params, settings = load_params(project / "params.yaml"), load_registry_settings(project)
     assert read_run_facts(project, "register")["registry"] == uri
     (line,) = leaderboard(project, settings.register)
@@ -45,6 +49,11 @@ def test_a_team_registers_promotes_and_inspects_by_a_server(registered):
         assert json.loads(client.get_model_version(NAME, "1").tags["promotion"]) == decision.to_dict()
     inspector = load_registered(project, settings.register)
     assert inspector(next((project / "data/captures/images").iterdir())).model_version == "1"
+    assert fetch_start(project, settings.register, "1") == f"{NAME}/1"
+    (copy,) = temporary.iterdir()
+    assert (copy / "MLmodel").is_file()
+    inspector.close()
+    assert list(temporary.iterdir()) == []
 
 
 def test_mlflow_serves_the_packed_model_offline(registered, tmp_path):

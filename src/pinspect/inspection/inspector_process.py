@@ -55,19 +55,25 @@ class InspectorProcess(PhotographInspector):
 
     profile: Mapping[str, Any] | None
 
-    def __init__(self, folder: Path, version: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        version: str | None = None,
+        scratch: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
         """Start the process and wait until its model is loaded.
 
         Args:
             folder: The folder of the packed model, with its code (`package.CODE`).
             version: Number of the registered version.
+            scratch: A temporary folder to take over, such as one with `folder` in it; it is removed with the process.
 
         Raises:
             PinspectError: The model cannot be loaded, with the reason.
             ModuleNotFoundError: A package that the model needs is not installed.
         """
         self.version = version
-        scratch = tempfile.TemporaryDirectory(prefix="pinspect-")
+        scratch = scratch or tempfile.TemporaryDirectory(prefix="pinspect-")
         key, address = secrets.token_hex(32), f"{scratch.name}/socket"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _SERVER, str(folder.resolve()), address, version or ""],

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
-
-from mlflow.artifacts import download_artifacts
 
 from pinspect.core.errors import RegistryError
 from pinspect.core.files import write_file
@@ -14,7 +13,7 @@ from pinspect.core.start import FILES, ORIGIN, START
 from pinspect.inspection.package import package_artifacts
 from pinspect.registry.connection import open_registry
 from pinspect.registry.settings import RegisterSettings
-from pinspect.registry.versions import number_of, require_version
+from pinspect.registry.versions import number_of, require_version, version_folder
 
 
 def fetch_start(root: Path, settings: RegisterSettings, reference: str) -> str:
@@ -31,6 +30,7 @@ def fetch_start(root: Path, settings: RegisterSettings, reference: str) -> str:
 
     Raises:
         RegistryError: There is no such version, or its package has no adapter.
+        ModelError: Its files are missing.
     """
     folder = root / START
     if not reference:
@@ -38,10 +38,10 @@ def fetch_start(root: Path, settings: RegisterSettings, reference: str) -> str:
             (folder / name).unlink(missing_ok=True)
         return ""
     model, _, version_reference = reference.rpartition("/")
-    with open_registry(root, settings) as client:
+    with open_registry(root, settings) as client, tempfile.TemporaryDirectory(prefix="pinspect-") as scratch:
         version = require_version(client, model or settings.model_name, version_reference)
         name = f"{version.name}/{number_of(version)}"
-        adapter = package_artifacts(Path(download_artifacts(f"models:/{name}"))).get("adapter")
+        adapter = package_artifacts(version_folder(version, Path(scratch))).get("adapter")
         if adapter is None or not all((adapter / file).is_file() for file in FILES):
             raise RegistryError(f"{name}: its package has no adapter to start from; choose another version")
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -64,31 +66,30 @@ def load_version(version: ModelVersion) -> InspectorProcess:
     Raises:
         ModelError: Its files are not those that were registered, or they cannot be loaded.
     """
-    number = number_of(version)
-    folder = version_folder(version)
-    sha256 = package_sha256(package_artifacts(folder), folder / CODE)
-    if sha256 != version.tags.get(PACKAGE_TAG):
-        raise ModelError(
-            f"{folder}: version {number} of {version.name} was changed or is incomplete: the hash of its files is "
-            f"{sha256[:12]}, registered was {version.tags.get(PACKAGE_TAG, 'none')[:12]}; restore the folder, or roll "
-            "back to another version (pinspect rollback)"
-        )
-    return InspectorProcess(folder, number)
+    scratch = tempfile.TemporaryDirectory(prefix="pinspect-")
+    try:
+        return InspectorProcess(_intact_folder(version, Path(scratch.name)), number_of(version), scratch)
+    except BaseException:
+        scratch.cleanup()
+        raise
 
 
-def version_folder(version: ModelVersion, copy_to: Path | None = None) -> Path:
+def version_folder(version: ModelVersion, copy_to: Path) -> Path:
     """Return the folder with the package of a version of the registry that is open.
 
     Args:
         version: The version.
-        copy_to: A folder for a copy; None to read where the registry keeps it, if that is on this machine.
+        copy_to: A folder for a copy, if the registry keeps its files on another machine. MLflow would choose a
+            temporary folder that nobody removes.
 
     Raises:
         ModelError: The files are missing.
     """
     number = number_of(version)
+    place = urlsplit(MlflowClient().get_model_version_download_uri(version.name, number))
+    copy = None if place.scheme in ("", "file") else str(copy_to)
     try:
-        return Path(download_artifacts(f"models:/{version.name}/{number}", dst_path=copy_to and str(copy_to)))
+        return Path(download_artifacts(f"models:/{version.name}/{number}", dst_path=copy))
     except (OSError, MlflowException) as error:
         if isinstance(error, MlflowException) and _NO_FILES not in str(error):
             raise
@@ -96,6 +97,19 @@ def version_folder(version: ModelVersion, copy_to: Path | None = None) -> Path:
             f"version {number} of {version.name}: its files are missing; if the registry was moved, move the folder "
             "artifacts/ with mlflow.db, else restore the folder"
         ) from None
+
+
+def _intact_folder(version: ModelVersion, copy_to: Path) -> Path:
+    """Return `version_folder` if its files are those that were registered."""
+    folder = version_folder(version, copy_to)
+    sha256 = package_sha256(package_artifacts(folder), folder / CODE)
+    if sha256 != version.tags.get(PACKAGE_TAG):
+        raise ModelError(
+            f"{folder}: version {number_of(version)} of {version.name} was changed or is incomplete: the hash of its "
+            f"files is {sha256[:12]}, registered was {version.tags.get(PACKAGE_TAG, 'none')[:12]}; restore the folder, "
+            "or roll back to another version (pinspect rollback)"
+        )
+    return folder
 
 
 def find_version(client: MlflowClient, name: str, package_sha256: str) -> ModelVersion | None:
