@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -81,6 +82,15 @@ def test_a_version_whose_files_were_changed_is_not_loaded(registered, tmp_path, 
             load_registered(registered, settings, "1")
     finally:
         stored.write_bytes(content)
+
+
+def test_a_temporary_folder_with_a_long_path_is_refused(registered, tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(pinspect.ModelError, match="set TMPDIR to a folder with a shorter path"):
+        load_registered(registered, load_register_settings(registered), "1")
+    assert list(folder.iterdir()) == []
 
 
 def test_the_process_ends_with_its_parent(registered):

@@ -29,6 +29,7 @@ from pinspect.inspection.photograph_inspector import PhotographInspector
 from pinspect.inspection.records import Inspection, Photograph, Prepared, Record, Task
 
 _SERVER = "pinspect.inspection.inspector_server"
+_LONGEST_ADDRESS = 103  # bytes of a Unix socket's path on macOS; Linux has 107
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # the products of an alignment are so small that a second thread only waits
     "MALLOC_ARENA_MAX": "2",  # heaps of glibc, each of which keeps freed memory: by default one a thread
@@ -75,6 +76,11 @@ class InspectorProcess(PhotographInspector):
         self.version = version
         scratch = scratch or tempfile.TemporaryDirectory(prefix="pinspect-")
         key, address = secrets.token_hex(32), f"{scratch.name}/socket"
+        if len(os.fsencode(f"{address}-preparing")) > _LONGEST_ADDRESS:  # the longer one of two
+            scratch.cleanup()
+            raise ModelError(
+                f"{scratch.name}: too long for the path of a socket; set TMPDIR to a folder with a shorter path"
+            )
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _SERVER, str(folder.resolve()), address, version or ""],
             env=_ENVIRONMENT
