@@ -1,10 +1,11 @@
-"""Measure what each choice of the default adds: train the default again, each time without one of its choices.
+"""Measure what each choice of the default adds: train the default again, each time with another choice changed.
 
     python benchmarks/ablations.py [--steps N] [NAME ...]
 
-Needs the data of a finished `dvc repro`. Every variant trains the same number of steps on the same base and answers the
-same camera test rows (two-image, both views, both shots) and controls; no choice is made by these results. They go to
-benchmarks/results/ablations.csv. A variant with a result for this number of steps is not run again.
+Needs the data of a finished `dvc repro`. Every variant trains the same number of steps (`train.maximum_steps`) on the
+same base and answers the same camera test rows (two-image, both views, both shots) and controls; no choice is made by
+these results. They go to benchmarks/results/ablations.csv. A variant with a result for this number of steps is not run
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from pinspect.model.loading import load_inspector
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/ablations.csv"
 WORK = ROOT / "build/ablations"
-STEPS = 60
 VIEWS = ("RAW", "DST")
 
 Row = dict
@@ -45,7 +45,7 @@ Row = dict
 
 @dataclass(frozen=True)
 class Variant:
-    """The default without one choice.
+    """The default with one choice changed.
 
     Attributes:
         name: Its name in the table.
@@ -76,7 +76,7 @@ VARIANTS = (
     Variant("RAW only", "no row of distance images", keeps=lambda row: row["view"] == "RAW"),
     Variant("DST only", "no row of photographs", keeps=lambda row: row["view"] == "DST"),
     Variant("zero-shot only", "no one-shot row", keeps=lambda row: row["shot"] == ZERO_SHOT),
-    Variant("no LoRA on vision", "the vision tower stays as the base has it", {"train": {"vision": False}}),
+    Variant("LoRA on vision", "the vision tower is adapted, too", {"train": {"vision": True}}),
     Variant("no virtual line", "camera captures alone", keeps=lambda row: row["source"] == CAMERA),
     Variant("no mirror images", "rows as they are, light jitter kept", {"train": {"mirror": False}}),
     Variant("no counterexamples", "no swapped, blank, ... rows", {"train": {"counterexamples": NO_COUNTEREXAMPLES}}),
@@ -85,7 +85,7 @@ VARIANTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=load_params(ROOT / "params.yaml").train.maximum_steps)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(variant.name for variant in VARIANTS))
     arguments = parser.parse_args()
     unknown = set(arguments.names) - {variant.name for variant in VARIANTS}
