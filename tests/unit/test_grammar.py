@@ -41,3 +41,11 @@ def test_modes_with_capitals_and_hyphens_are_decoded(grammar, mode):
 
 def test_a_passed_answer_is_decoded(grammar):
     assert is_allowed(grammar, CONTRACT.render(CONTRACT.passed("CYLN", "RAW")))
+
+
+def test_modes_may_be_words_of_other_lines():
+    contract = AnswerContract(CONTRACT.layout, ("CYLN", "SQUR"), ("e", "CYLN"))
+    grammar = AnswerGrammar(AutoTokenizer.from_pretrained(ROOT / "models/base"), contract)
+    answer = contract.render(contract.defective("SQUR", "DST", "e", Address(9, "C")))
+    assert is_allowed(grammar, answer)
+    assert answer[: answer.rindex("e\n")].endswith(grammar.mode_lead)

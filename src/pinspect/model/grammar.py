@@ -55,7 +55,7 @@ class AnswerGrammar:
         self.judgements = [self._tokens_after(self.judgement_lead, word)[0] for word in (PASSED, DEFECTIVE)]
         arrow = f"->{self.address_lead}"
         self.addresses = [self._tokens_after(arrow, text.removeprefix(self.address_lead)) for text in addresses]
-        to_mode, from_mode = contract.render(answers[1]).split(f"{contract.defect_modes[0]}\n")
+        to_mode, from_mode = contract.render(answers[1]).rsplit(f"{contract.defect_modes[0]}\n", 1)
         self.mode_lead = to_mode.split("\n")[-1]
         to_address = from_mode.removesuffix(str(address)) + self.address_lead
         self.modes = [self._tokens_after(self.mode_lead, f"{mode}\n{to_address}") for mode in contract.defect_modes]
