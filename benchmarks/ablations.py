@@ -14,10 +14,13 @@ import argparse
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
 import yaml

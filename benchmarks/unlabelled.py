@@ -22,6 +22,7 @@ from pinspect.core.lines import Line
 from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.operating_point import read_operating_point
 from pinspect.core.params import Params, load_params
+from pinspect.core.product_files import read_product
 from pinspect.examination.baseline import Baseline, fit_baseline
 from pinspect.examination.localizer import fit_localizer
 from pinspect.inspection.inspector import CaptureInspector
@@ -61,7 +62,7 @@ class Bench:
         for shape in self.contract.shapes:  # as `registry.package.pack_line` does it for the camera's line
             virtual = Line("virtual", shape)
             shutil.copyfile(data / "dst" / virtual.unit_space, line / f"{shape}.npz")
-            shutil.copyfile(data / "raw" / ranked[virtual][0].file, line / f"{shape}-reference.jpg")
+            (line / f"{shape}-reference.jpg").write_bytes(read_product(data / "raw" / ranked[virtual][0].file))
         self.baseline: Baseline = fit_baseline(data / "dst", data / "raw", self.contract)
         self.threshold = fit_localizer(data / "dst", data / "raw", self.contract).thresholds["virtual"]
         point = read_operating_point(project / "models/operating_point.json", project / "models/adapter")

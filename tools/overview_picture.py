@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pinspect.core import predictions
+from pinspect.core.images import read_image
 from pinspect.core.prompts import ZERO_SHOT
 from pinspect.core.question import Question, camera_else_virtual
 from pinspect.core.rows import read_chat
@@ -33,7 +34,7 @@ def draw(rows: dict[str, dict], answer: str) -> Image.Image:
     """Draw the pictures in two rows of two, with the answer below."""
     small, mono = ImageFont.load_default(20), ImageFont.load_default(22)
     tiles = [
-        (f"{name}, {view}", Image.open(ROOT / "data/composited" / image))
+        (f"{name}, {view}", read_image(ROOT / "data/composited" / image))
         for view in ("RAW", "DST")
         for name, image in zip(("passed reference", "inspected capture"), rows[view]["images"], strict=True)
     ]

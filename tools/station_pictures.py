@@ -22,7 +22,9 @@ from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, ViewportSize, expect, sync_playwright
 
 from pinspect.core import predictions
+from pinspect.core.manifests import MANIFEST, read_manifest
 from pinspect.core.params import load_params
+from pinspect.core.product_files import read_product
 from pinspect.core.question import Question, camera_else_virtual
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +44,8 @@ def read_answers() -> pd.DataFrame:
 
 def photograph(answer: Any) -> FilePayload:
     """Return the capture of an answer as a file to upload, with its original name."""
-    raw = pd.read_csv(ROOT / "data/raw/manifest.csv", keep_default_na=False).set_index("file")
-    name, content = str(raw.loc[answer["file"], "capture"]), (ROOT / "data/raw" / answer["file"]).read_bytes()
+    raw = read_manifest(ROOT / "data/raw" / MANIFEST, ("file", "capture")).set_index("file")
+    name, content = str(raw.loc[answer["file"], "capture"]), read_product(ROOT / "data/raw" / answer["file"])
     return {"name": name, "mimeType": "image/png" if name.endswith(".png") else "image/jpeg", "buffer": content}
 
 
