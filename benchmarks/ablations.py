@@ -195,7 +195,8 @@ def _keep(row: dict) -> None:
     rows = pd.read_csv(OUT, dtype={"controls held": str}).to_dict("records") if OUT.is_file() else []
     by_name = {other["name"]: other for other in rows} | {row["name"]: row}
     ordered = [by_name[variant.name] for variant in VARIANTS if variant.name in by_name]
-    pd.DataFrame(ordered).to_csv(OUT, index=False)
+    columns = pd.DataFrame(ordered).dropna(axis="columns", how="all")  # earlier rows may have scores of another view
+    columns.to_csv(OUT, index=False)
 
 
 if __name__ == "__main__":
