@@ -57,7 +57,7 @@ def bring_home(database: Path, *, shared: bool = False) -> None:
 def _move(connection: sqlite3.Connection, database: Path, shared: bool) -> None:
     store = database.parent
     for (old,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
-        path = _path(old)
+        path = local_path(old)
         if path is None or path.parent == store:
             continue
         home = store / path.name
@@ -77,7 +77,7 @@ def _left(path: Path, home: Path, database: Path) -> bool:
     return home.is_dir() and (not path.exists() or (path.parent / database.name).is_file())
 
 
-def _path(location: str) -> Path | None:
+def local_path(location: str) -> Path | None:
     """Return the path of a local address; None for an address of a server."""
     parts = urlsplit(location)
     return Path(url2pathname(parts.path)) if parts.scheme in ("", "file") else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -14,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from pinspect.core.errors import ModelError, RegistryError
 from pinspect.inspection.inspector_process import InspectorProcess
 from pinspect.inspection.package import CODE, package_artifacts, package_sha256
+from pinspect.registry.addresses import local_path
 from pinspect.registry.connection import open_registry, without_password
 from pinspect.registry.settings import RegisterSettings
 
@@ -86,10 +86,9 @@ def version_folder(version: ModelVersion, copy_to: Path) -> Path:
         ModelError: The files are missing.
     """
     number = number_of(version)
-    place = urlsplit(MlflowClient().get_model_version_download_uri(version.name, number))
-    copy = None if place.scheme in ("", "file") else str(copy_to)
+    here = local_path(MlflowClient().get_model_version_download_uri(version.name, number))
     try:
-        return Path(download_artifacts(f"models:/{version.name}/{number}", dst_path=copy))
+        return Path(download_artifacts(f"models:/{version.name}/{number}", dst_path=None if here else str(copy_to)))
     except (OSError, MlflowException) as error:
         if isinstance(error, MlflowException) and _NO_FILES not in str(error):
             raise
